@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Version, instruction-set tag and the inline namespace that keeps differently compiled copies of lpo apart.
+#pragma once
+
+#define LPO_VERSION_MAJOR 0
+#define LPO_VERSION_MINOR 1
+#define LPO_VERSION_PATCH 0
+
+#define LPO_VERSION_STRING "0.1.0"
+
+// Inline code here depends on the vector width. Two translation units with different -march would otherwise share one
+// mangled name and the linker would keep either body, so the width is part of every symbol.
+#if defined(__AVX512F__)
+#  define LPO_ISA avx512
+#  define LPO_SIMD_BYTES 64
+#elif defined(__AVX2__)
+#  define LPO_ISA avx2
+#  define LPO_SIMD_BYTES 32
+#else
+#  define LPO_ISA generic
+#  define LPO_SIMD_BYTES 16
+#endif
+
+#define LPO_CONCAT_(a, b) a##b
+#define LPO_CONCAT(a, b) LPO_CONCAT_(a, b)
+
+/// Every lpo header opens `namespace lpo::inline LPO_ABI { … }`.
+#define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+
+// The only place that asks whether nvcc compiles this translation unit.
+#if defined(__CUDACC__)
+#  define LPO_HOST_DEVICE __host__ __device__
+#else
+#  define LPO_HOST_DEVICE
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#  define LPO_COLD __attribute__((cold, noinline))
+#  define LPO_ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#  define LPO_COLD
+#  define LPO_ALWAYS_INLINE inline
+#endif
