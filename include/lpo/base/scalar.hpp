@@ -59,7 +59,7 @@ LPO_HOST_DEVICE constexpr float half_value(std::uint16_t bits) {
 
 /// Brain float: 8 exponent bits, 8 significant bits. Rounds to nearest even.
 struct bfloat16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits;
 
   bfloat16() = default;
   LPO_HOST_DEVICE constexpr explicit bfloat16(float value) : bits(detail::bfloat16_bits(value)) {}
@@ -70,7 +70,7 @@ struct bfloat16 {
 
 /// IEEE binary16. Rounds to nearest even; overflow becomes infinity.
 struct half {
-  std::uint16_t bits = 0;
+  std::uint16_t bits;
 
   half() = default;
   LPO_HOST_DEVICE constexpr explicit half(float value) : bits(detail::half_bits(value)) {}

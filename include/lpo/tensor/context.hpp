@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+// Context<Device>: what computation on a device needs — memory and, on hosts, the executor — owned in one place.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+
+#include <lpo/base/device.hpp>
+#include <lpo/base/executor.hpp>
+#include <lpo/tensor/memory.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Owns a device's arenas, pools and executor. One context per thread of control: it is not for concurrent use.
+template <class Device>
+class Context {
+  static_assert(is_host_device<Device>,
+                "lpo Context: this device has no backend here; include <lpo/cuda.cuh> and compile this file as CUDA (.cu)");
+
+ public:
+  /// `threads` = 0 takes every hardware thread.
+  explicit Context(int threads = 0) : executor_(threads) {}
+
+  Executor& executor() { return executor_; }
+  /// Activations: rewound by backward and by inference scopes.
+  Arena& activations() { return activations_; }
+  /// Short-lived kernel workspace: rewound at the end of each kernel.
+  Arena& scratch() { return scratch_; }
+  /// Gradients of activations.
+  Pool& gradients() { return gradients_; }
+
+  /// Host memory is directly addressable, so these are plain copies; device contexts transfer.
+  void copy_to_host(void* host, const void* device, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(host, device, bytes);
+  }
+  void copy_from_host(void* device, const void* host, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(device, host, bytes);
+  }
+  void fill_zero(void* device, std::size_t bytes) {
+    if (bytes != 0) std::memset(device, 0, bytes);
+  }
+
+  /// Bytes this context holds mapped, all arenas and pools together.
+  std::size_t reserved_bytes() const {
+    return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes();
+  }
+
+ private:
+  Executor executor_;
+  Arena activations_;
+  Arena scratch_;
+  Pool gradients_;
+};
+
+/// Kernel workspace that is given back at the end of the C++ scope.
+template <class Device>
+class Scratch {
+ public:
+  explicit Scratch(Context<Device>& context) : arena_(context.scratch()), mark_(arena_.mark()) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { arena_.rewind(mark_); }
+
+  template <class T>
+  T* allocate(index_t count) {
+    return reinterpret_cast<T*>(arena_.allocate(static_cast<std::size_t>(count) * sizeof(T)));
+  }
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace lpo::inline LPO_ABI
