@@ -33,33 +33,39 @@ class Amalgamation:
         self.pasted, self.outside, self.lines = [], set(), []
 
     def paste(self, name):
+        """Appends header `name` after the lpo headers that it includes."""
         if name in self.pasted:
             return
         self.pasted.append(name)
-        depth = 0
-        text = (self.include_root / name).read_text()
-        body = []
-        for number, line in enumerate(text.splitlines(keepends=True), 1):
-            directive = line.lstrip()
-            if re.match(r"#\s*if", directive):
-                depth += 1
-            elif re.match(r"#\s*endif", directive):
-                depth -= 1
-            if line == SPDX or re.match(r"#\s*pragma\s+once", directive):
-                continue
+        lines = (self.include_root / name).read_text().splitlines(keepends=True)
+        own = []
+        for line, depth in with_depth(lines):
             include = INCLUDE.match(line)
             if include and include.group(1).startswith("lpo/"):
                 if depth:
-                    raise SystemExit(f"amalgamate: {name}:{number}: <{include.group(1)}> is included inside an #if")
+                    raise SystemExit(f"amalgamate: {name}: <{include.group(1)}> is included inside an #if")
                 self.paste(include.group(1))
-                continue
-            if include and not depth:
-                if include.group(1) in self.outside:
-                    continue
-                self.outside.add(include.group(1))
-            body.append(line)
+            elif line != SPDX and not re.match(r"\s*#\s*pragma\s+once", line):
+                own.append((line, include.group(1) if include and not depth else None))
+        body = []
+        for line, outside in own:
+            if outside not in self.outside:
+                body.append(line)
+            if outside:
+                self.outside.add(outside)
         squeezed = re.sub(r"\n{3,}", "\n\n", "".join(body)).strip("\n")
         self.lines.append(f"\n// <{name}>\n{squeezed}\n")
+
+
+def with_depth(lines):
+    """Yields each line with the number of #if blocks around it."""
+    depth = 0
+    for line in lines:
+        if re.match(r"\s*#\s*if", line):
+            depth += 1
+        elif re.match(r"\s*#\s*endif", line):
+            depth -= 1
+        yield line, depth
 
 
 def amalgamate(include_root):

@@ -2,6 +2,10 @@
 // Version, instruction-set tag and the inline namespace that keeps differently compiled copies of lpo apart.
 #pragma once
 
+#if defined(LPO_SINGLE_INCLUDE)
+#  error "lpo: single_include/lpo/lpo.hpp is already included; use it or the headers of the modular tree, not both"
+#endif
+
 #define LPO_VERSION_MAJOR 0
 #define LPO_VERSION_MINOR 1
 #define LPO_VERSION_PATCH 0
