@@ -46,6 +46,13 @@ choose_jobs() {
   echo "$jobs"
 }
 
+require_cmake() {
+  local version
+  version=$(cmake --version | awk 'NR == 1 {print $3}')
+  [[ $(printf '%s\n' 3.25 "$version" | sort -V | head -n 1) == 3.25 ]] ||
+    die "CMake 3.25 or newer is needed, this is $version (Debian 12 and Ubuntu 23.04 have it; elsewhere: pip install cmake)"
+}
+
 choose_generator() {
   if [[ -z ${CMAKE_GENERATOR:-} ]] && command -v ninja >/dev/null; then
     export CMAKE_GENERATOR=Ninja
