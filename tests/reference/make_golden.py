@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Writes the golden files of tests/golden: `python tests/reference/make_golden.py [stem ...]`, all files by default."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from goldens import clip_text, layers, lpo, lrm, schedulers, unets, vae
+
+MAKERS = {
+    "layers": layers.make_layers,
+    "clip_text": clip_text.make_clip_text,
+    "unet_sd15": lambda directory: unets.make_unet(directory, "sd15"),
+    "unet_sd21": lambda directory: unets.make_unet(directory, "sd21"),
+    "unet_sdxl": lambda directory: unets.make_unet(directory, "sdxl"),
+    "unet_sd15_lora": unets.make_lora,
+    "vae": vae.make_vae,
+    "schedulers": schedulers.make_schedulers,
+    "lrm_sd15": lambda directory: lrm.make_lrm(directory, "sd15"),
+    "lrm_sdxl": lambda directory: lrm.make_lrm(directory, "sdxl"),
+    "lpo_loss": lpo.make_lpo_loss,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stems", nargs="*", choices=[[], *MAKERS], help="files to make")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "golden")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for stem in arguments.stems or MAKERS:
+        MAKERS[stem](arguments.out)
+
+
+if __name__ == "__main__":
+    main()
