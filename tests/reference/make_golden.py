@@ -25,9 +25,12 @@ MAKERS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stems", nargs="*", choices=[[], *MAKERS], help="files to make")
+    parser.add_argument("stems", nargs="*", metavar="stem", help=", ".join(MAKERS))
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "golden")
     arguments = parser.parse_args()
+    unknown = set(arguments.stems) - set(MAKERS)
+    if unknown:
+        parser.error(f"unknown stem {sorted(unknown)[0]!r}; there are {', '.join(MAKERS)}")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     arguments.out.mkdir(parents=True, exist_ok=True)

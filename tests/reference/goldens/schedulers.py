@@ -126,4 +126,5 @@ def make_schedulers(directory):
         tensors[f"{name}/timesteps"] = timesteps.to(torch.int64)
     save(directory / "schedulers.safetensors", tensors, fp32_error=worst,
          notes="latents[i] is the sample after step i; means[i] the DDIM mean of that step, clean[i] its x0 "
-               "prediction, logp[i] the mean over elements of the log-density of latents[i]; ddpm: variance_type fixed_small")
+               "prediction, logp[i] the mean over elements of the log-density of latents[i]; ddpm: variance_type "
+               "fixed_small")
