@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+// Tests of file mappings and of writes that happen entirely or not at all.
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <lpo/io/file.hpp>
+#include <stdexcept>
+
+#include "temporary_directory.hpp"
+
+namespace {
+
+std::size_t entries_in(const std::string& path) {
+  std::size_t count = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(path)) ++count;
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("a mapping shows the bytes of the file") {
+  const TemporaryDirectory directory;
+  const lpo::MappedFile file(directory.write("a.txt", "some bytes"));
+  CHECK(file.text() == "some bytes");
+  CHECK(lpo::MappedFile(directory.write("empty", "")).size() == 0);
+  lpo::MappedFile moved;
+  lpo::MappedFile source(directory.file("a.txt"));
+  moved = std::move(source);
+  CHECK(moved.text() == "some bytes");
+}
+
+TEST_CASE("a file that cannot be mapped is named, with the reason") {
+  const TemporaryDirectory directory;
+  const std::string missing = directory.file("missing.bin");
+  const std::string text = message_of<lpo::FileError>([&] { lpo::MappedFile file(missing); });
+  CHECK(has_part(text, missing));
+  CHECK(has_part(text, "No such file"));
+  CHECK(has_part(message_of<lpo::FileError>([&] { lpo::MappedFile file(directory.path()); }), "Is a directory"));
+  CHECK(has_part(message_of<lpo::FileError>([&] { lpo::MappedFile file("/dev/null"); }), "not a regular file"));
+  directory.write("long", "12345");
+  CHECK(has_part(message_of<lpo::FileError>([&] { lpo::read_text_file(directory.file("long"), 4); }),
+                 "has 5 bytes, expected at most 4"));
+}
+
+TEST_CASE("an atomic write replaces the file") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("out.txt");
+  const std::string big(200000, 'x');
+  lpo::write_text_file(path, "first");
+  lpo::write_file_atomically(path, [&](lpo::FileSink& sink) {
+    sink.write("second ");
+    sink.write(big);
+    sink.write(" end");
+  });
+  CHECK(directory.read("out.txt") == "second " + big + " end");
+  CHECK(entries_in(directory.path()) == 1);
+}
+
+TEST_CASE("an exception in the writer leaves the older file and nothing else") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.write("out.txt", "older");
+  CHECK_THROWS_AS(lpo::write_file_atomically(path,
+                                             [](lpo::FileSink& sink) {
+                                               sink.write("half of it");
+                                               throw std::runtime_error("disk");
+                                             }),
+                  std::runtime_error);
+  CHECK(directory.read("out.txt") == "older");
+  CHECK(entries_in(directory.path()) == 1);
+  CHECK_THROWS_AS(lpo::write_text_file(directory.file("no/such/directory"), "x"), lpo::FileError);
+}
