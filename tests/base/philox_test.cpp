@@ -21,8 +21,7 @@ TEST_CASE("philox4x32_10 gives the known-answer vectors of Random123") {
   CHECK(ones.v[1] == 0x41c83b0eu);
   CHECK(ones.v[2] == 0xa20bc7c6u);
   CHECK(ones.v[3] == 0x6d5451fdu);
-  const auto pi =
-      lpo::philox4x32_10(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0xa4093822u, 0x299f31d0u);
+  const auto pi = lpo::philox4x32_10(0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u, 0xa4093822u, 0x299f31d0u);
   CHECK(pi.v[0] == 0xd16cfe09u);
   CHECK(pi.v[1] == 0x94fdccebu);
   CHECK(pi.v[2] == 0x5001e420u);
@@ -99,8 +98,8 @@ TEST_CASE("normals have the moments of N(0, 1) and pass Kolmogorov-Smirnov") {
   double distance = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const double cdf = 0.5 * std::erfc(-static_cast<double>(z[i]) / std::sqrt(2.0));
-    distance = std::max({distance, std::fabs(cdf - static_cast<double>(i) / n),
-                         std::fabs(cdf - static_cast<double>(i + 1) / n)});
+    distance = std::max(
+        {distance, std::fabs(cdf - static_cast<double>(i) / n), std::fabs(cdf - static_cast<double>(i + 1) / n)});
   }
   CHECK(distance * std::sqrt(n) < 1.95);  // the 0.1 % critical value
 }

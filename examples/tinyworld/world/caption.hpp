@@ -83,9 +83,8 @@ inline std::uint32_t object_code(const ObjectSpec& object) {
 /// The same meaning in one fixed form: "b right of a" becomes "a left of b", an unrelated pair is sorted.
 inline CaptionSpec canonical(CaptionSpec spec) {
   if (spec.object_count != 2) return spec;
-  const bool swap = spec.relation
-                        ? (*spec.relation == Relation::right_of || *spec.relation == Relation::below)
-                        : detail::object_code(spec.objects[0]) > detail::object_code(spec.objects[1]);
+  const bool swap = spec.relation ? (*spec.relation == Relation::right_of || *spec.relation == Relation::below)
+                                  : detail::object_code(spec.objects[0]) > detail::object_code(spec.objects[1]);
   if (swap) {
     std::swap(spec.objects[0], spec.objects[1]);
     if (spec.relation) spec.relation = detail::opposite(*spec.relation);
@@ -229,8 +228,8 @@ inline std::string pair_phrase(lpo::RandomStream& random, const CaptionSpec& spe
 inline std::string write_caption(lpo::RandomStream& random, const CaptionSpec& spec) {
   static constexpr std::array<std::string_view, 4> kOpenings = {"a picture of ", "a drawing of ", "an image of ",
                                                                 "there is "};
-  const std::string what = spec.object_count == 2 ? detail::pair_phrase(random, spec)
-                                                  : detail::object_phrase(random, spec.objects[0]);
+  const std::string what =
+      spec.object_count == 2 ? detail::pair_phrase(random, spec) : detail::object_phrase(random, spec.objects[0]);
   const std::string where = spec.position ? detail::position_phrase(random, *spec.position) : std::string();
   const std::string back = spec.background ? detail::background_phrase(random, *spec.background) : std::string();
   const std::uint32_t style = random.uniform_int(10);
@@ -245,11 +244,10 @@ inline std::string write_caption(lpo::RandomStream& random, const CaptionSpec& s
 
 /// Every word that write_caption() can use, each once, in a fixed order; "," is the only punctuation.
 inline std::vector<std::string> caption_words() {
-  std::vector<std::string> words = {"a",  "an",  "and",  "at",      "against", "in",   "it",   "its",
-                                    "is", "near", "of",  "on",      "the",     "there", "to",  "with",
-                                    "above", "below", "over", "under", "left", "right", "top", "bottom",
-                                    "center", "middle", "corner", "edge", "background", "picture", "drawing", "image",
-                                    "shape"};
+  std::vector<std::string> words = {
+      "a",   "an",     "and",    "at",     "against", "in",    "it",         "its",     "is",      "near",  "of",
+      "on",  "the",    "there",  "to",     "with",    "above", "below",      "over",    "under",   "left",  "right",
+      "top", "bottom", "center", "middle", "corner",  "edge",  "background", "picture", "drawing", "image", "shape"};
   const auto append = [&words](const auto& more) { words.insert(words.end(), more.begin(), more.end()); };
   append(kShapeWords);
   append(kColourWords);

@@ -18,7 +18,7 @@ struct MeasuredObject {
   std::array<float, kColourCount> colour{};
   std::array<float, kSizeCount> size{};
   std::array<float, kPositionCount> position{};
-  float x = 0;         ///< centre of the best-fitting shape
+  float x = 0;  ///< centre of the best-fitting shape
   float y = 0;
   float radius = 0;
   float mass = 0;      ///< covered area
@@ -26,8 +26,8 @@ struct MeasuredObject {
   float fit = 0;       ///< soft intersection over union with the best-fitting shape
   Rgb paint{};         ///< colour of its body
   float saturation = 0;
-  float blur = 0;      ///< amount of half-covered area per length of outline
-  float roughness = 0; ///< root mean square deviation from `paint` in its body
+  float blur = 0;       ///< amount of half-covered area per length of outline
+  float roughness = 0;  ///< root mean square deviation from `paint` in its body
 };
 
 /// A picture as the scorer sees it, independent of any caption.
@@ -256,7 +256,8 @@ inline Analysis analyse(const Image& raw, const SegmentOptions& options = {}) {
   Analysis result;
   std::array<float, kBackgroundCount> logits;
   for (std::size_t k = 0; k < kBackgroundCount; ++k) {
-    logits[k] = -detail::squared_norm(detail::difference(parts.plane.base, kBackgroundPalette[k])) / (2 * 0.09f * 0.09f);
+    logits[k] =
+        -detail::squared_norm(detail::difference(parts.plane.base, kBackgroundPalette[k])) / (2 * 0.09f * 0.09f);
   }
   result.background = detail::softmax(logits);
 
@@ -267,7 +268,7 @@ inline Analysis analyse(const Image& raw, const SegmentOptions& options = {}) {
     const detail::CoverageWindow window = detail::cover(image, parts, static_cast<int>(id), object.paint);
     object.mass = window.mass;
     if (window.mass < 4) continue;
-    object.presence = detail::logistic((contrast - 0.19f) / 0.02f);
+    object.presence = detail::logistic((contrast - 0.22f) / 0.02f);
     detail::measure_shape(window, object);
     detail::measure_colour(object);
     detail::measure_place(object);
@@ -281,7 +282,8 @@ inline Analysis analyse(const Image& raw, const SegmentOptions& options = {}) {
   for (int i = 0; i < kPixelCount; ++i) {
     const int owner = parts.owner[static_cast<std::size_t>(i)];
     bool near_object = owner >= 0;
-    detail::for_neighbours(i, [&](int j) { near_object = near_object || parts.owner[static_cast<std::size_t>(j)] >= 0; });
+    detail::for_neighbours(i,
+                           [&](int j) { near_object = near_object || parts.owner[static_cast<std::size_t>(j)] >= 0; });
     if (owner == -2 || owner >= 4) specks += 1;
     if (near_object) continue;
     square += parts.contrast[static_cast<std::size_t>(i)] * parts.contrast[static_cast<std::size_t>(i)];

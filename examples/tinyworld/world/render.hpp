@@ -41,8 +41,8 @@ inline float object_coverage(const SceneObject& object, float x, float y, float 
   const float dy = y - object.y;
   const float c = std::cos(object.angle);
   const float s = std::sin(object.angle);
-  const float distance =
-      object.radius * shape_distance(object.shape, (c * dx + s * dy) / object.radius, (c * dy - s * dx) / object.radius);
+  const float distance = object.radius * shape_distance(object.shape, (c * dx + s * dy) / object.radius,
+                                                        (c * dy - s * dx) / object.radius);
   return std::clamp(0.5f - distance / softness, 0.0f, 1.0f);
 }
 

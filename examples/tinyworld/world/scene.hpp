@@ -36,9 +36,12 @@ inline constexpr std::array<Rgb, kColourCount> kPalette = {{{0.88f, 0.13f, 0.13f
                                                             {0.15f, 0.82f, 0.88f},
                                                             {0.14f, 0.30f, 0.90f},
                                                             {0.60f, 0.20f, 0.80f},
-                                                            {1.00f, 0.50f, 0.74f}}};
-inline constexpr std::array<Rgb, kBackgroundCount> kBackgroundPalette = {
-    {{0.95f, 0.95f, 0.95f}, {0.52f, 0.52f, 0.52f}, {0.06f, 0.06f, 0.07f}, {0.86f, 0.77f, 0.60f}, {0.36f, 0.23f, 0.13f}}};
+                                                            {1.00f, 0.44f, 0.72f}}};
+inline constexpr std::array<Rgb, kBackgroundCount> kBackgroundPalette = {{{0.95f, 0.95f, 0.95f},
+                                                                          {0.52f, 0.52f, 0.52f},
+                                                                          {0.06f, 0.06f, 0.07f},
+                                                                          {0.76f, 0.68f, 0.52f},
+                                                                          {0.36f, 0.23f, 0.13f}}};
 
 /// Radius in pixels of a drawn object of each size, before scale jitter.
 inline constexpr std::array<float, kSizeCount> kRadius = {5.0f, 8.0f};
@@ -57,12 +60,12 @@ struct SceneObject {
 
 /// What no caption mentions: light, and how carefully the picture was made.
 struct Nuisance {
-  float light_angle = 0;      ///< direction of the brightness gradient, radians
-  float light_strength = 0;   ///< relative brightness change from the centre to the border
-  float saturation = 1;       ///< 1 = palette colours, 0 = grey objects
-  float softness = 0.7f;      ///< width of an edge in pixels
-  float mottle = 0;           ///< amplitude of the low-frequency background texture
-  float grain = 0;            ///< standard deviation of the per-pixel noise
+  float light_angle = 0;     ///< direction of the brightness gradient, radians
+  float light_strength = 0;  ///< relative brightness change from the centre to the border
+  float saturation = 1;      ///< 1 = palette colours, 0 = grey objects
+  float softness = 0.7f;     ///< width of an edge in pixels
+  float mottle = 0;          ///< amplitude of the low-frequency background texture
+  float grain = 0;           ///< standard deviation of the per-pixel noise
   std::uint64_t texture_seed = 0;
 };
 
@@ -84,9 +87,9 @@ struct SceneOptions {
   float angle_jitter = 0.10f;  ///< radians
   float tint_jitter = 0.03f;
   float max_light = 0.14f;
-  float min_saturation = 0.62f;
+  float min_saturation = 0.68f;
   float max_softness = 2.0f;
-  float max_mottle = 0.035f;
+  float max_mottle = 0.022f;
   float max_grain = 0.02f;
 };
 

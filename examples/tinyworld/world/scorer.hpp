@@ -32,9 +32,9 @@ struct Measurement {
 
 /// Weights of the overall score; they add up to one.
 struct ScoreWeights {
-  float question = 0.35f;
-  float global = 0.35f;
-  float aesthetic = 0.30f;
+  float question = 0.325f;
+  float global = 0.325f;
+  float aesthetic = 0.35f;
 };
 
 /// Quality of the drawing in [0, 10]: pure colours, clean outlines, even surfaces, a calm background, no specks.
@@ -52,9 +52,10 @@ inline float aesthetic_score(const Analysis& picture) {
     even += object.mass * std::exp(-object.roughness / 0.15f);
   }
   const float tidy = std::exp(-picture.clutter / 0.02f);
-  if (weight <= 0) return 10 * 0.15f * calm * tidy;
-  return 10 * (0.30f * pure / weight + 0.30f * clean / weight + 0.20f * even / weight + 0.20f * calm) *
-         (0.6f + 0.4f * tidy);
+  if (weight <= 0) return calm * tidy;
+  const float quality = (0.30f * pure + 0.30f * clean + 0.20f * even) / weight + 0.20f * calm;
+  // No picture with an object in it has less than about 0.3 on this scale, so that is where it starts.
+  return 10 * std::clamp((quality - 0.3f) / 0.65f, 0.0f, 1.0f) * (0.6f + 0.4f * tidy);
 }
 
 namespace detail {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Counter-based random numbers (Philox4x32-10): the same bits on CPU and GPU, for any number of threads, at any position.
+// Counter-based random numbers (Philox4x32-10): the same bits on CPU and GPU, for any number of threads, at any
+// position.
 #pragma once
 
 #include <cmath>
@@ -27,8 +28,8 @@ struct RandomKey {
 
 /// Philox4x32 with ten rounds of counter (c0..c3) under key (k0, k1).
 /// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-LPO_HOST_DEVICE inline PhiloxBlock philox4x32_10(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2,
-                                                 std::uint32_t c3, std::uint32_t k0, std::uint32_t k1) {
+LPO_HOST_DEVICE inline PhiloxBlock philox4x32_10(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3,
+                                                 std::uint32_t k0, std::uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * c0;
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * c2;
@@ -138,7 +139,8 @@ inline void philox_fill_normal(RandomKey key, float* out, std::size_t count) {
 }
 
 /// Sequential host-side generator over one Philox field, for shuffles, sampling and the like.
-/// Its whole state is (key, position): save `position()`, construct with the same key, `seek()`, and it goes on exactly.
+/// Its whole state is (key, position): save `position()`, construct with the same key, `seek()`, and it goes on
+/// exactly.
 class RandomStream {
  public:
   RandomStream() = default;
