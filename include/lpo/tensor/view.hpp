@@ -13,6 +13,7 @@ namespace lpo::inline LPO_ABI {
 /// Non-owning, possibly strided window on memory of `Device`. Strides count elements.
 template <class T, int Rank, class Device>
 struct View {
+  using lpo_operand = void;
   using value_type = std::remove_const_t<T>;
   using device = Device;
   static constexpr int rank = Rank;

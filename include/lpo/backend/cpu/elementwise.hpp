@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// Fused element-wise statements on the CPU: SIMD packs for float and 16-bit storage, scalars for double, all threads.
+#pragma once
+
+#include <lpo/tensor/evaluate.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+template <>
+struct Evaluator<Cpu> {
+  template <class Tree, class T>
+  static void forward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, T* out,
+                      const void* const* leaves) {
+    Executor* executor = context == nullptr ? nullptr : &context->executor();
+    if constexpr (std::is_same_v<compute_t<T>, double>)
+      detail::host_forward<double, double>(executor, space, tree, out, leaves);
+    else
+      detail::host_forward<Pack, float>(executor, space, tree, out, leaves);
+  }
+
+  template <class Tree, class T>
+  static void backward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
+                       const void* const* leaves, void* const* gradients, const bool* accumulate) {
+    Executor* executor = context == nullptr ? nullptr : &context->executor();
+    if constexpr (std::is_same_v<compute_t<T>, double>)
+      detail::host_backward<double, double, double>(executor, space, tree, out_gradient, leaves, gradients, accumulate);
+    else
+      detail::host_backward<Pack, float, float>(executor, space, tree, out_gradient, leaves, gradients, accumulate);
+  }
+};
+
+}  // namespace lpo::inline LPO_ABI
