@@ -18,11 +18,11 @@ struct AdamWParams {
 
 template <class Device>
 struct AdamW {
+  LPO_MISSING_KERNEL(Device, "adamw");
+
   template <class T>
   static void step(Context<Device>&, const AdamWParams&, index_t count, T* parameter, const T* gradient, compute_t<T>* m,
-                   compute_t<T>* v) {
-    LPO_MISSING_KERNEL(Device, "adamw");
-  }
+                   compute_t<T>* v);
 };
 
 }  // namespace kernel

@@ -20,19 +20,17 @@ struct AttentionShape {
 
 template <class Device>
 struct Attention {
+  LPO_MISSING_KERNEL(Device, "attention");
+
   /// `log_sum_exp` [batch, heads, queries] keeps what backward needs; may be null for inference.
   template <class T>
   static void forward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, T* out,
-                      compute_t<T>* log_sum_exp) {
-    LPO_MISSING_KERNEL(Device, "attention");
-  }
+                      compute_t<T>* log_sum_exp);
   /// dout has out's layout; dq, dk, dv have the layout of q, k, v. Any may be null; the flags say add instead of overwrite.
   template <class T>
   static void backward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, const T* out,
                        const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk, bool accumulate_k,
-                       T* dv, bool accumulate_v) {
-    LPO_MISSING_KERNEL(Device, "attention");
-  }
+                       T* dv, bool accumulate_v);
 };
 
 }  // namespace kernel

@@ -23,22 +23,18 @@ struct Conv2dShape {
 
 template <class Device>
 struct Conv2d {
+  LPO_MISSING_KERNEL(Device, "conv2d");
+
   /// y = conv(x, weight) + bias; bias may be null.
   template <class T>
-  static void forward(Context<Device>&, const Conv2dShape&, const T* x, const T* weight, const T* bias, T* y) {
-    LPO_MISSING_KERNEL(Device, "conv2d");
-  }
+  static void forward(Context<Device>&, const Conv2dShape&, const T* x, const T* weight, const T* bias, T* y);
   /// dx (+)= gradient of x for the output gradient dy; adds when `accumulate`, otherwise overwrites.
   template <class T>
-  static void backward_data(Context<Device>&, const Conv2dShape&, const T* dy, const T* weight, T* dx, bool accumulate) {
-    LPO_MISSING_KERNEL(Device, "conv2d");
-  }
-  /// dweight (+)= and, when not null, dbias (+)= their gradients.
+  static void backward_data(Context<Device>&, const Conv2dShape&, const T* dy, const T* weight, T* dx, bool accumulate);
+  /// dweight (+)= and dbias (+)= their gradients; either may be null.
   template <class T>
   static void backward_weights(Context<Device>&, const Conv2dShape&, const T* x, const T* dy, T* dweight,
-                               bool accumulate_weight, T* dbias, bool accumulate_bias) {
-    LPO_MISSING_KERNEL(Device, "conv2d");
-  }
+                               bool accumulate_weight, T* dbias, bool accumulate_bias);
 };
 
 }  // namespace kernel

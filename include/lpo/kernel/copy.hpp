@@ -10,12 +10,12 @@ namespace kernel {
 
 template <class Device>
 struct CopyRows {
+  LPO_MISSING_KERNEL(Device, "copy_rows");
+
   /// target[r * target_row + i] (+)= source[r * source_row + i] for r < rows, i < width.
   template <class T>
   static void run(Context<Device>&, index_t rows, index_t width, const T* source, index_t source_row, T* target,
-                  index_t target_row, bool accumulate) {
-    LPO_MISSING_KERNEL(Device, "copy_rows");
-  }
+                  index_t target_row, bool accumulate);
 };
 
 }  // namespace kernel

@@ -32,10 +32,10 @@ struct GemmParams {
 
 template <class Device>
 struct Gemm {
+  LPO_MISSING_KERNEL(Device, "gemm");
+
   template <class T>
-  static void run(Context<Device>&, const GemmParams<T>&) {
-    LPO_MISSING_KERNEL(Device, "gemm");
-  }
+  static void run(Context<Device>&, const GemmParams<T>&);
 };
 
 }  // namespace kernel

@@ -5,7 +5,7 @@
 #include <lpo/base/device.hpp>
 #include <lpo/tensor/context.hpp>
 
-/// Body of every primary kernel template: one readable error instead of an undefined symbol.
+/// First member of every primary kernel template: one readable error instead of an undefined symbol.
 #define LPO_MISSING_KERNEL(Device, name)                                                                 \
   static_assert(::lpo::detail::always_false<Device>,                                                     \
                 "lpo kernel: no " name " for this device; include <lpo/lpo.hpp> for Cpu, or "            \

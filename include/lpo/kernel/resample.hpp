@@ -15,27 +15,23 @@ struct UpsampleShape {
 
 template <class Device>
 struct UpsampleNearest {
+  LPO_MISSING_KERNEL(Device, "upsample_nearest");
+
   template <class T>
-  static void forward(Context<Device>&, const UpsampleShape&, const T* x, T* y) {
-    LPO_MISSING_KERNEL(Device, "upsample_nearest");
-  }
+  static void forward(Context<Device>&, const UpsampleShape&, const T* x, T* y);
   template <class T>
-  static void backward(Context<Device>&, const UpsampleShape&, const T* dy, T* dx, bool accumulate) {
-    LPO_MISSING_KERNEL(Device, "upsample_nearest");
-  }
+  static void backward(Context<Device>&, const UpsampleShape&, const T* dy, T* dx, bool accumulate);
 };
 
 /// y[n, c] = mean over `spatial` of x[n, spatial, c]; sums in float or better.
 template <class Device>
 struct SpatialMean {
+  LPO_MISSING_KERNEL(Device, "spatial_mean");
+
   template <class T>
-  static void forward(Context<Device>&, index_t n, index_t spatial, index_t c, const T* x, T* y) {
-    LPO_MISSING_KERNEL(Device, "spatial_mean");
-  }
+  static void forward(Context<Device>&, index_t n, index_t spatial, index_t c, const T* x, T* y);
   template <class T>
-  static void backward(Context<Device>&, index_t n, index_t spatial, index_t c, const T* dy, T* dx, bool accumulate) {
-    LPO_MISSING_KERNEL(Device, "spatial_mean");
-  }
+  static void backward(Context<Device>&, index_t n, index_t spatial, index_t c, const T* dy, T* dx, bool accumulate);
 };
 
 }  // namespace kernel

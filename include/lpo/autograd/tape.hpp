@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// Tape: the linear record of a forward pass; backward walks it once in reverse and rewinds memory as it goes.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include <lpo/tensor/tensor.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Memory behind one or more Vars, and the gradient with respect to it.
+struct Slot {
+  std::byte* data = nullptr;
+  std::byte* gradient = nullptr;
+  std::size_t bytes = 0;
+  bool requires_gradient = false;
+  bool written = false;     ///< the gradient holds something: later writers add
+  bool persistent = false;  ///< a parameter: its gradient belongs to a flat buffer, not to the pool
+};
+
+/// Records operations while they run. Operations with no input that requires a gradient leave no node, so nothing below the
+/// first trainable value costs backward time.
+///
+/// One step: run the forward, call `backward(loss)`, read parameter gradients, call `clear()`. Activations live in the
+/// context's arena until backward or `clear()` rewinds it: read what you need before. Constants that are plain tensors or
+/// views must outlive backward.
+template <class Device>
+class Tape {
+ public:
+  explicit Tape(Context<Device>& context) : context_(context), start_(context.activations().mark()) {}
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+  ~Tape() { clear(); }
+
+  Context<Device>& context() { return context_; }
+
+  /// False inside inference scopes: no nodes, no gradients.
+  bool recording() const { return recording_; }
+  /// Whether LoRA adapters contribute. Off, the same weights are the reference model.
+  bool adapters() const { return adapters_; }
+
+  /// Restores both modes when it goes out of scope.
+  class ModeGuard {
+   public:
+    ModeGuard(Tape& tape, bool recording, bool adapters)
+        : tape_(tape), recording_(tape.recording_), adapters_(tape.adapters_) {
+      tape.recording_ = recording;
+      tape.adapters_ = adapters;
+    }
+    ModeGuard(const ModeGuard&) = delete;
+    ModeGuard& operator=(const ModeGuard&) = delete;
+    ~ModeGuard() {
+      tape_.recording_ = recording_;
+      tape_.adapters_ = adapters_;
+    }
+
+   private:
+    Tape& tape_;
+    bool recording_, adapters_;
+  };
+  [[nodiscard]] ModeGuard inference() { return ModeGuard(*this, false, adapters_); }
+  [[nodiscard]] ModeGuard without_adapters() { return ModeGuard(*this, recording_, false); }
+
+  Arena::Mark mark() { return context_.activations().mark(); }
+
+  Slot* make_slot(std::size_t bytes, bool requires_gradient) {
+    auto* slot = new (meta_.allocate(sizeof(Slot))) Slot;
+    slot->bytes = bytes;
+    slot->data = context_.activations().allocate(bytes);
+    slot->requires_gradient = requires_gradient && recording_;
+    if (slot->requires_gradient) track(slot);
+    return slot;
+  }
+
+  /// A slot over memory that somebody else owns.
+  Slot* make_external_slot(const void* data, std::size_t bytes, bool requires_gradient) {
+    auto* slot = new (meta_.allocate(sizeof(Slot))) Slot;
+    slot->bytes = bytes;
+    slot->data = static_cast<std::byte*>(const_cast<void*>(data));
+    slot->requires_gradient = requires_gradient;
+    if (requires_gradient) track(slot);
+    return slot;
+  }
+
+  /// Memory that lives as long as the activations allocated now.
+  template <class T>
+  T* allocate(index_t count) {
+    return reinterpret_cast<T*>(context_.activations().allocate(static_cast<std::size_t>(count) * sizeof(T)));
+  }
+
+  /// Appends a node. `run(tape)` propagates the gradient of `out` to the inputs; it is skipped when nothing downstream
+  /// needed `out`. `mark` is where the arena stood before the operation allocated anything.
+  template <class Run>
+  void push(Arena::Mark mark, Slot* out, Run run) {
+    static_assert(std::is_trivially_destructible_v<Run>, "lpo Tape: nodes capture Vars, pointers and numbers only");
+    struct Typed : Node {
+      explicit Typed(Run r) : run(r) {}
+      Run run;
+    };
+    auto* node = new (meta_.allocate(sizeof(Typed))) Typed(run);
+    node->call = [](Node* self, Tape& tape) { static_cast<Typed*>(self)->run(tape); };
+    node->previous = last_;
+    node->out = out;
+    node->mark = mark;
+    last_ = node;
+  }
+
+  /// The gradient buffer of a slot, allocated on first use.
+  std::byte* gradient(Slot* slot) {
+    if (slot->gradient == nullptr) slot->gradient = context_.gradients().allocate(slot->bytes);
+    return slot->gradient;
+  }
+
+  /// Position on the tape; `run_back_to` undoes everything after it.
+  struct Node;
+  Node* position() const { return last_; }
+  void run_back_to(Node* stop) {
+    while (last_ != stop) {
+      Node* node = last_;
+      last_ = node->previous;
+      if (node->out->written) node->call(node, *this);
+      release(node->out);
+      context_.activations().rewind(node->mark);
+    }
+  }
+
+  /// Forgets all nodes and gives back activations and gradients (parameters keep theirs).
+  void clear() {
+    for (Tracked* t = tracked_; t != nullptr; t = t->previous) release(t->slot);
+    tracked_ = nullptr;
+    last_ = nullptr;
+    meta_.rewind({});
+    context_.activations().rewind(start_);
+  }
+
+  /// Where inference scopes rewind to; used by `scoped`.
+  void rewind(Arena::Mark mark) { context_.activations().rewind(mark); }
+
+  struct Node {
+    void (*call)(Node*, Tape&) = nullptr;
+    Node* previous = nullptr;
+    Slot* out = nullptr;
+    Arena::Mark mark;
+  };
+
+ private:
+  struct Tracked {
+    Slot* slot;
+    Tracked* previous;
+  };
+
+  void track(Slot* slot) { tracked_ = new (meta_.allocate(sizeof(Tracked))) Tracked{slot, tracked_}; }
+
+  void release(Slot* slot) {
+    if (slot->persistent || slot->gradient == nullptr) return;
+    context_.gradients().release(slot->gradient, slot->bytes);
+    slot->gradient = nullptr;
+    slot->written = false;
+  }
+
+  Context<Device>& context_;
+  Arena::Mark start_;
+  Arena meta_{std::size_t{1} << 16};
+  Node* last_ = nullptr;
+  Tracked* tracked_ = nullptr;
+  bool recording_ = true;
+  bool adapters_ = true;
+};
+
+}  // namespace lpo::inline LPO_ABI

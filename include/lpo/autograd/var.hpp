@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT
+// Var: a value on a tape. Arithmetic on Vars is fused per statement, and each statement is one node with one fused backward.
+#pragma once
+
+#include <lpo/autograd/tape.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Handle to a value computed under a tape; trivially copyable, copies share the value and its gradient. `Channels` is the
+/// innermost extent when it is known at compile time. A default-constructed Var is absent (no bias, for example).
+template <class T, int Rank, class Device, int Channels = dynamic>
+class Var {
+ public:
+  using lpo_operand = void;
+  using value_type = T;
+  using device = Device;
+  static constexpr int rank = Rank;
+  static constexpr int channels = Channels;
+
+  Var() = default;
+  Var(Tape<Device>* tape, Slot* slot, const View<T, Rank, Device>& view) : tape_(tape), slot_(slot), view_(view) {}
+
+  /// Evaluates the statement and records it.
+  template <Operand X>
+    requires(expression_of<X>::tracked && !std::is_same_v<std::remove_cvref_t<X>, Var>)
+  Var(X&& source) : Var(record(to_expression(std::forward<X>(source)))) {}
+
+  /// Forgets the static width.
+  operator Var<T, Rank, Device, dynamic>() const
+    requires(Channels != dynamic)
+  {
+    return {tape_, slot_, view_};
+  }
+
+  bool present() const { return slot_ != nullptr; }
+  Tape<Device>& tape() const { return *tape_; }
+  Slot* slot() const { return slot_; }
+  const View<T, Rank, Device>& view() const { return view_; }
+  const Extents<Rank>& extents() const { return view_.extents; }
+  index_t extent(int axis) const { return view_.extents[axis]; }
+  index_t size() const { return view_.size(); }
+  T* data() const { return view_.data; }
+  bool requires_gradient() const { return slot_ != nullptr && slot_->requires_gradient; }
+
+  /// The same memory under other extents; gradients flow through.
+  template <int NewRank>
+  Var<T, NewRank, Device, dynamic> reshape(const Extents<NewRank>& extents) const {
+    return {tape_, slot_, view_.reshape(extents)};
+  }
+  /// Elements [begin, end) of one axis, without a copy; gradients flow through.
+  Var<T, Rank, Device, dynamic> slice(int axis, index_t begin, index_t end) const {
+    return {tape_, slot_, view_.slice(axis, begin, end)};
+  }
+  /// States the innermost width; throws when the extents disagree.
+  template <int NewChannels>
+  Var<T, Rank, Device, NewChannels> with_channels() const {
+    static_assert(Channels == dynamic || Channels == NewChannels, "lpo Var: static channel widths differ; check the layer's input width");
+    if (view_.extents[Rank - 1] != NewChannels)
+      throw ShapeError(message("[with_channels] innermost axis of ", to_string(view_.extents), " must have size ", NewChannels));
+    return {tape_, slot_, view_};
+  }
+
+ private:
+  template <class E>
+  static Var record(E e);
+
+  Tape<Device>* tape_ = nullptr;
+  Slot* slot_ = nullptr;
+  View<T, Rank, Device> view_;
+};
+
+template <class T, int Rank, class Device, int Channels>
+auto to_expression(const Var<T, Rank, Device, Channels>& var) {
+  Expression<tree::Argument<T, false>, T, Rank, Device, Channels, true> e{
+      {}, {detail::make_leaf(var.view())}, var.extents(), &var.tape()};
+  e.leaves[0].slot = var.slot();
+  return e;
+}
+
+template <Operand X>
+Var(X&&) -> Var<typename expression_of<X>::value_type, expression_of<X>::rank, typename expression_of<X>::device,
+                expression_of<X>::channels>;
+
+/// Where an operation writes the gradient of one input: null when the input needs none.
+template <class T>
+struct GradientTarget {
+  T* data = nullptr;
+  bool accumulate = false;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+namespace detail {
+
+/// First writer stores, later writers add: returns the buffer and which of the two applies, and marks it written. A part of
+/// a slot (a slice) clears the whole first, then adds.
+template <class T, class Device>
+GradientTarget<T> gradient_target(Tape<Device>& tape, Slot* slot, const void* data, index_t elements, bool dense) {
+  if (slot == nullptr || !slot->requires_gradient) return {};
+  std::byte* base = tape.gradient(slot);
+  const bool whole = dense && static_cast<std::size_t>(elements) * sizeof(T) == slot->bytes;
+  bool accumulate = true;
+  if (!slot->written) {
+    if (whole)
+      accumulate = false;
+    else
+      tape.context().fill_zero(base, slot->bytes);
+    slot->written = true;
+  }
+  return {reinterpret_cast<T*>(base + (static_cast<const std::byte*>(data) - slot->data)), accumulate};
+}
+
+}  // namespace detail
+
+template <class T, int Rank, class Device, int Channels>
+GradientTarget<T> gradient_target(const Var<T, Rank, Device, Channels>& var) {
+  if (!var.present()) return {};
+  return detail::gradient_target<T>(var.tape(), var.slot(), var.data(), var.size(), var.view().dense());
+}
+
+/// The gradient of an operation's output, as backward sees it (dense, same extents).
+template <class T, int Rank, class Device, int Channels>
+const T* output_gradient(const Var<T, Rank, Device, Channels>& out) {
+  return reinterpret_cast<const T*>(out.slot()->gradient);
+}
+
+/// A new value of an operation, uninitialised.
+template <class T, int Channels = dynamic, int Rank, class Device>
+Var<T, Rank, Device, Channels> make_output(Tape<Device>& tape, const Extents<Rank>& extents, bool requires_gradient) {
+  Slot* slot = tape.make_slot(static_cast<std::size_t>(extents.size()) * sizeof(T), requires_gradient);
+  return {&tape, slot, View<T, Rank, Device>(reinterpret_cast<T*>(slot->data), extents)};
+}
+
+/// A constant on the tape that refers to memory the caller keeps alive until backward is over.
+template <class T, int Rank, class Device>
+Var<std::remove_const_t<T>, Rank, Device> constant(Tape<Device>& tape, const View<T, Rank, Device>& view) {
+  using Value = std::remove_const_t<T>;
+  Slot* slot = tape.make_external_slot(view.data, static_cast<std::size_t>(view.size()) * sizeof(T), false);
+  return {&tape, slot, View<Value, Rank, Device>(const_cast<Value*>(view.data), view.extents, view.strides)};
+}
+template <class T, int Rank, class Device>
+Var<T, Rank, Device> constant(Tape<Device>& tape, const Tensor<T, Rank, Device>& tensor) {
+  return constant(tape, tensor.view());
+}
+
+/// An input whose gradient is wanted; read it with `read_gradient` after backward and before `clear()`.
+template <class T, int Rank, class Device>
+Var<T, Rank, Device> variable(Tape<Device>& tape, Tensor<T, Rank, Device>& tensor) {
+  Slot* slot = tape.make_external_slot(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T), true);
+  return {&tape, slot, tensor.view()};
+}
+
+/// The accumulated gradient of a dense Var, copied out; zeros when nothing reached it.
+template <class T, int Rank, class Device, int Channels>
+Tensor<T, Rank, Device> read_gradient(const Var<T, Rank, Device, Channels>& var) {
+  auto tensor = Tensor<T, Rank, Device>::zeros(var.extents());
+  if (var.slot()->written && var.slot()->gradient != nullptr) {
+    const auto* base = var.slot()->gradient + (reinterpret_cast<const std::byte*>(var.data()) - var.slot()->data);
+    var.tape().context().copy_to_host(tensor.data(), base, static_cast<std::size_t>(var.size()) * sizeof(T));
+  }
+  return tensor;
+}
+
+/// Propagates `cotangent` (dense, the extents of `out`) from `out` to every value that requires a gradient.
+template <class T, int Rank, class Device, int Channels>
+void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Rank, Device>& cotangent) {
+  detail::expect_same("backward", "output", out.extents(), "cotangent", cotangent.extents);
+  if (!out.requires_gradient())
+    throw ValueError("[backward] the output depends on no value that requires a gradient; check the trainable parameters and "
+                     "that the tape was recording");
+  if (!cotangent.dense()) throw ShapeError("[backward] the cotangent must be dense; copy it into a tensor first");
+  auto target = gradient_target(out);
+  auto& context = out.tape().context();
+  View<T, Rank, Device> into(target.data, out.extents());
+  if (target.accumulate)
+    evaluate(&context, into, into + cotangent);
+  else
+    evaluate(&context, into, cotangent);
+  out.tape().run_back_to(nullptr);
+}
+
+/// Propagates 1 from a scalar loss [1].
+template <class T, class Device, int Channels>
+void backward(const Var<T, 1, Device, Channels>& loss) {
+  if (loss.size() != 1) throw ShapeError(message("[backward] the loss must hold one element, has ", to_string(loss.extents())));
+  const auto one = Tensor<T, 1, Device>::full(Extents<1>{1}, 1.0);
+  backward(loss, one.view());
+}
+
+/// Value of a one-element Var.
+template <class T, class Device, int Channels>
+double item(const Var<T, 1, Device, Channels>& var) {
+  if (var.size() != 1) throw ShapeError(message("[item] needs one element, has ", to_string(var.extents())));
+  T value;
+  var.tape().context().copy_to_host(&value, var.data(), sizeof(T));
+  return static_cast<double>(static_cast<compute_t<T>>(value));
+}
+
+namespace detail {
+
+/// What a statement's node keeps of a leaf.
+struct SavedLeaf {
+  const void* data;
+  Slot* slot;
+  index_t extents[max_rank], strides[max_rank];
+  int rank;
+  bool dense;
+  index_t size;
+};
+
+inline SavedLeaf save_leaf(const Leaf& leaf) {
+  SavedLeaf saved{leaf.data, static_cast<Slot*>(leaf.slot), {}, {}, leaf.rank, true, 1};
+  index_t step = 1;
+  for (int axis = leaf.rank - 1; axis >= 0; --axis) {
+    saved.extents[axis] = leaf.extents[axis];
+    saved.strides[axis] = leaf.strides[axis];
+    if (leaf.extents[axis] != 1 && leaf.strides[axis] != step) saved.dense = false;
+    step *= leaf.extents[axis];
+  }
+  saved.size = step;
+  return saved;
+}
+
+}  // namespace detail
+
+template <class T, int Rank, class Device, int Channels>
+template <class E>
+Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record(E e) {
+  static_assert(std::is_same_v<typename E::device, Device>, "lpo Var: the expression is on another device; copy it first");
+  static_assert(E::rank == Rank, "lpo Var: the expression has another rank; reshape its result");
+  static_assert(E::channels == Channels || Channels == dynamic || E::channels == dynamic,
+                "lpo Var: the expression has another static channel width; project it first");
+  using Tree = typename E::tree_type;
+  constexpr int leaves = Tree::leaves;
+  auto& tape = *static_cast<Tape<Device>*>(e.tape);
+  const auto mark = tape.mark();
+  bool requires_gradient = false;
+  for (const auto& leaf : e.leaves)
+    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
+  const auto out = make_output<T, Channels>(tape, e.extents, requires_gradient);
+  if (Channels != dynamic && e.extents[Rank - 1] != Channels)
+    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", Channels));
+  evaluate(&tape.context(), out.view(), e);
+  if (!out.requires_gradient()) return out;
+
+  struct Saved {
+    Tree tree;
+    detail::SavedLeaf leaf[leaves];
+  } saved{e.tree, {}};
+  detail::for_each_leaf<Tree>([&]<class L, bool Splat>(int i) {
+    if (e.leaves[i].owner != nullptr) {  // a temporary tensor: keep its values as long as the node
+      const auto plain = detail::save_leaf(e.leaves[i]);
+      auto* copy = tape.template allocate<L>(plain.size);
+      tape.context().copy_from_host(copy, plain.data, static_cast<std::size_t>(plain.size) * sizeof(L));
+      e.leaves[i].data = copy;
+    }
+    saved.leaf[i] = detail::save_leaf(e.leaves[i]);
+  });
+  tape.push(mark, out.slot(), [saved, out](Tape<Device>& t) {
+    constexpr int leaf_count = Tree::leaves;
+    const void* data[leaf_count];
+    void* gradients[leaf_count] = {};
+    bool accumulate[leaf_count] = {}, splat[leaf_count] = {};
+    detail::Leaf layout[leaf_count];
+    detail::for_each_leaf<Tree>([&]<class L, bool Splat>(int i) {
+      const auto& leaf = saved.leaf[i];
+      data[i] = leaf.data;
+      splat[i] = Splat;
+      layout[i].rank = leaf.rank;
+      for (int axis = 0; axis < leaf.rank; ++axis) {
+        layout[i].extents[axis] = leaf.extents[axis];
+        layout[i].strides[axis] = leaf.strides[axis];
+      }
+      const auto target = detail::gradient_target<L>(t, leaf.slot, leaf.data, leaf.size, leaf.dense);
+      gradients[i] = target.data;
+      accumulate[i] = target.accumulate;
+    });
+    const auto space = detail::make_iteration_space(Rank, out.view().extents.values, out.view().strides.values, layout, splat,
+                                                    leaf_count);
+    Evaluator<Device>::backward(&t.context(), space, saved.tree, output_gradient(out), data, gradients, accumulate);
+  });
+  return out;
+}
+
+}  // namespace lpo::inline LPO_ABI
