@@ -2,6 +2,7 @@
 // Reference attention and its gradient: plain loops over one row of probabilities at a time, sums in double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -18,7 +19,8 @@ struct Attention<Reference> {
   template <class T>
   static void forward(Context<Reference>&, const AttentionShape& shape, const T* q, const T* k, const T* v, T* out,
                       compute_t<T>* log_sum_exp) {
-    std::vector<double> probability(static_cast<std::size_t>(shape.keys));
+    std::vector<double> row(static_cast<std::size_t>(shape.keys));
+    double* const probability = row.data();
     for (index_t b = 0; b < shape.batch; ++b)
       for (index_t head = 0; head < shape.heads; ++head) {
         const T* const q_head = q + b * shape.queries * shape.q_row + head * shape.width;
@@ -51,17 +53,19 @@ struct Attention<Reference> {
                        const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
                        bool accumulate_k, T* dv, bool accumulate_v) {
     const index_t width = shape.width;
-    std::vector<double> probability(static_cast<std::size_t>(shape.keys)), slope(probability.size());
-    std::vector<double> q_row(static_cast<std::size_t>(width));
-    std::vector<double> k_sum(static_cast<std::size_t>(shape.keys * width)), v_sum(k_sum.size());
+    std::vector<double> space(static_cast<std::size_t>((2 * shape.keys + 1) * (width + 1)));
+    double* const probability = space.data();
+    double* const slope = probability + shape.keys;
+    double* const q_sum = slope + shape.keys;
+    double* const k_sum = q_sum + width;
+    double* const v_sum = k_sum + shape.keys * width;
     for (index_t b = 0; b < shape.batch; ++b)
       for (index_t head = 0; head < shape.heads; ++head) {
         const index_t q_at = b * shape.queries * shape.q_row + head * width;
         const index_t k_at = b * shape.keys * shape.k_row + head * width;
         const index_t v_at = b * shape.keys * shape.v_row + head * width;
         const index_t out_at = b * shape.queries * shape.out_row + head * width;
-        k_sum.assign(k_sum.size(), 0.0);
-        v_sum.assign(v_sum.size(), 0.0);
+        std::fill(k_sum, v_sum + shape.keys * width, 0.0);
         for (index_t i = 0; i < shape.queries; ++i) {
           const index_t seen = visible(shape, i);
           const T* const query = q + q_at + i * shape.q_row;
@@ -73,20 +77,20 @@ struct Attention<Reference> {
             slope[j] = dot(gradient, v + v_at + j * shape.v_row, width);
             delta += probability[j] * slope[j];
           }
-          q_row.assign(q_row.size(), 0.0);
+          std::fill(q_sum, q_sum + width, 0.0);
           for (index_t j = 0; j < seen; ++j) {
             const double change = shape.scale * probability[j] * (slope[j] - delta);
             for (index_t d = 0; d < width; ++d) {
-              q_row[d] += change * detail::load_lanes<double>(k + k_at + j * shape.k_row + d);
+              q_sum[d] += change * detail::load_lanes<double>(k + k_at + j * shape.k_row + d);
               k_sum[j * width + d] += change * detail::load_lanes<double>(query + d);
               v_sum[j * width + d] += probability[j] * detail::load_lanes<double>(gradient + d);
             }
           }
-          if (dq) put(q_row.data(), dq + q_at + i * shape.q_row, width, accumulate_q);
+          if (dq) put(q_sum, dq + q_at + i * shape.q_row, width, accumulate_q);
         }
         for (index_t j = 0; j < shape.keys; ++j) {
-          if (dk) put(k_sum.data() + j * width, dk + k_at + j * shape.k_row, width, accumulate_k);
-          if (dv) put(v_sum.data() + j * width, dv + v_at + j * shape.v_row, width, accumulate_v);
+          if (dk) put(k_sum + j * width, dk + k_at + j * shape.k_row, width, accumulate_k);
+          if (dv) put(v_sum + j * width, dv + v_at + j * shape.v_row, width, accumulate_v);
         }
       }
   }

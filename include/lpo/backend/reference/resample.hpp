@@ -20,7 +20,8 @@ struct UpsampleNearest<Reference> {
   template <class T>
   static void backward(Context<Reference>&, const UpsampleShape& shape, const T* dy, T* dx, bool accumulate) {
     std::vector<double> sum(static_cast<std::size_t>(shape.n * shape.h * shape.w * shape.c), 0.0);
-    each(shape, [&](index_t source, index_t target) { sum[source] += detail::load_lanes<double>(dy + target); });
+    double* const total = sum.data();
+    each(shape, [&](index_t source, index_t target) { total[source] += detail::load_lanes<double>(dy + target); });
     for (std::size_t i = 0; i < sum.size(); ++i)
       detail::store_lanes(dx + i, sum[i] + (accumulate ? detail::load_lanes<double>(dx + i) : 0.0));
   }

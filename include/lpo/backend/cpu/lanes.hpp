@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+// Lane helpers of the CPU kernels: rows whose length is no multiple of the pack, transposed tiles, unrolled loops.
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include <lpo/base/extents.hpp>
+#include <lpo/tensor/pack.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// What a kernel on storage T computes with: a pack of floats, or one double.
+template <class T>
+struct LanesOf {
+  using type = Pack;
+};
+template <>
+struct LanesOf<double> {
+  using type = double;
+};
+template <class T>
+using lanes_t = typename LanesOf<T>::type;
+
+/// Calls `body(integral_constant<int, 0>)` … `body(integral_constant<int, Count - 1>)`: arrays of packs indexed by it
+/// stay in registers at every optimisation level.
+template <int Count, class Body>
+LPO_ALWAYS_INLINE void unroll(Body&& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>{}), ...);
+  }
+  (std::make_integer_sequence<int, Count>{});
+}
+
+/// load_lanes, without the intrinsic about whose header g++ 12 warns (an uninitialised value that is masked out).
+template <class V, class T>
+LPO_ALWAYS_INLINE V load_all(const T* p) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, half> && std::is_same_v<V, Pack>)
+    return std::bit_cast<Pack>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#endif
+  return load_lanes<V>(p);
+}
+
+/// Loads the first `count` lanes (1 <= count < width) from p; the others are `fill`. Nothing beyond them is read.
+template <class T>
+LPO_ALWAYS_INLINE Pack load_first(const T* p, index_t count, float fill) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return std::bit_cast<Pack>(
+        _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1u), p));
+#endif
+  T values[pack_width];
+  std::memset(static_cast<void*>(values), 0, sizeof(values));
+  std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
+  Pack loaded = load_all<Pack>(values);
+  for (index_t lane = count; lane < pack_width; ++lane) loaded[lane] = fill;
+  return loaded;
+}
+
+template <class T>
+LPO_ALWAYS_INLINE void store_first(T* p, index_t count, Pack value) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), std::bit_cast<__m512>(value));
+    return;
+  }
+#endif
+  T values[pack_width];
+  store_pack(values, value);
+  std::memcpy(static_cast<void*>(p), values, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+/// A whole pack (or one double) at a time.
+template <class V>
+struct AllLanes {
+  template <class T>
+  LPO_ALWAYS_INLINE V load(const T* p, typename LaneTraits<V>::scalar = 0) const {
+    return load_all<V>(p);
+  }
+  template <class T>
+  LPO_ALWAYS_INLINE void store(T* p, V value) const {
+    store_lanes(p, value);
+  }
+};
+
+/// The last, shorter piece of a row.
+struct SomeLanes {
+  index_t count;
+
+  template <class T>
+  LPO_ALWAYS_INLINE Pack load(const T* p, float fill = 0.0f) const {
+    return load_first(p, count, fill);
+  }
+  template <class T>
+  LPO_ALWAYS_INLINE void store(T* p, Pack value) const {
+    store_first(p, count, value);
+  }
+};
+
+/// Walks [begin, end) in packs: `body(at, lanes)`, where `lanes.load(p + at)` and `lanes.store(p + at, v)` keep within
+/// it.
+template <class V, class Body>
+LPO_ALWAYS_INLINE void for_lanes(index_t begin, index_t end, Body&& body) {
+  constexpr index_t width = LaneTraits<V>::width;
+  index_t at = begin;
+  for (; at + width <= end; at += width) body(at, AllLanes<V>{});
+  if constexpr (width > 1) {
+    if (at < end) body(at, SomeLanes{end - at});
+  }
+}
+
+/// Rounded up to whole packs.
+template <class V>
+constexpr index_t padded(index_t count) {
+  constexpr index_t width = LaneTraits<V>::width;
+  return (count + width - 1) / width * width;
+}
+
+LPO_ALWAYS_INLINE double max_lanes(double value) { return value; }
+LPO_ALWAYS_INLINE Pack larger(Pack a, Pack b) { return select(a < b, b, a); }
+LPO_ALWAYS_INLINE double larger(double a, double b) { return a < b ? b : a; }
+
+/// Sum over lanes in double, for sums of many terms.
+LPO_ALWAYS_INLINE double precise_sum(Pack value) {
+  double sum = 0.0;
+  for (int lane = 0; lane < pack_width; ++lane) sum += static_cast<double>(value[lane]);
+  return sum;
+}
+LPO_ALWAYS_INLINE double precise_sum(double value) { return value; }
+
+// One step of a transposition by halves: swaps bit `Step` of the row number with the same bit of the lane number.
+template <int Step, int... Lane>
+LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
+  const Pack a = low, b = high;
+  low = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...);
+  high = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...);
+}
+
+template <int Step>
+LPO_ALWAYS_INLINE void transpose_step(Pack (&rows)[pack_width]) {
+  unroll<pack_width>([&](auto row) __attribute__((always_inline)) {
+    if constexpr ((row & Step) == 0)
+      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, pack_width>{});
+  });
+  if constexpr (Step * 2 < pack_width) transpose_step<Step * 2>(rows);
+}
+
+/// rows[i][lane] becomes rows[lane][i].
+LPO_ALWAYS_INLINE void transpose_lanes(Pack (&rows)[pack_width]) { transpose_step<1>(rows); }
+LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
