@@ -59,6 +59,19 @@ inline bool file_exists(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
+/// Makes a directory and those above it; one that exists already is fine.
+inline void make_directories(const std::string& path) {
+  for (std::size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
+    const std::string part = path.substr(0, slash);
+    if (!part.empty() && ::mkdir(part.c_str(), 0777) != 0 && errno != EEXIST)
+      detail::file_failure("mkdir", part, errno);
+    if (slash == std::string::npos) break;
+  }
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) detail::file_failure("mkdir", path, errno);
+  if (!S_ISDIR(status.st_mode)) detail::file_failure("mkdir", path, ENOTDIR);
+}
+
 /// A regular file mapped read-only into memory; pages are read when touched. Another process that shortens the file
 /// while it is mapped makes reads fault, as for every mapping; files replaced by rename (as lpo writes them) are safe.
 class MappedFile {
