@@ -6,9 +6,19 @@
 
 namespace lpo::inline LPO_ABI {
 
+template <class T, int Rank, class Device, int Channels = dynamic>
+class Var;
+
+namespace detail {
+template <class X>
+inline constexpr bool is_var = false;
+template <class T, int Rank, class Device, int Channels>
+inline constexpr bool is_var<Var<T, Rank, Device, Channels>> = true;
+}  // namespace detail
+
 /// Handle to a value computed under a tape; trivially copyable, copies share the value and its gradient. `Channels` is the
 /// innermost extent when it is known at compile time. A default-constructed Var is absent (no bias, for example).
-template <class T, int Rank, class Device, int Channels = dynamic>
+template <class T, int Rank, class Device, int Channels>
 class Var {
  public:
   using lpo_operand = void;
@@ -22,15 +32,13 @@ class Var {
 
   /// Evaluates the statement and records it.
   template <Operand X>
-    requires(expression_of<X>::tracked && !std::is_same_v<std::remove_cvref_t<X>, Var>)
+    requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
   Var(X&& source) : Var(record(to_expression(std::forward<X>(source)))) {}
 
-  /// Forgets the static width.
-  operator Var<T, Rank, Device, dynamic>() const
-    requires(Channels != dynamic)
-  {
-    return {tape_, slot_, view_};
-  }
+  /// The same value with its static width forgotten.
+  template <int Other>
+    requires(Channels == dynamic && Other != dynamic)
+  Var(const Var<T, Rank, Device, Other>& other) : tape_(&other.tape()), slot_(other.slot()), view_(other.view()) {}
 
   bool present() const { return slot_ != nullptr; }
   Tape<Device>& tape() const { return *tape_; }
