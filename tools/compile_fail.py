@@ -15,6 +15,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ERROR = re.compile(r"\b(?:fatal )?error: ")
 
 
+def shorten(text, width=300, lines=40):
+    """Compilers print whole expression trees; the first part of each line is enough to see what happened."""
+    return "\n".join(line[:width] for line in text.splitlines()[:lines])
+
+
 def judge(compiler, source, isystem):
     """Returns what is wrong with the way `compiler` rejects `source`, or an empty string."""
     first_line = source.read_text().splitlines()[0]
@@ -27,9 +32,9 @@ def judge(compiler, source, isystem):
     if result.returncode == 0:
         return f"{source.name}: {compiler} accepts it, expected: {sentence}"
     if not any(sentence in line for line in errors):
-        return f"{source.name}: {compiler} does not say: {sentence}\n{result.stderr}"
+        return f"{source.name}: {compiler} does not say: {sentence}\n{shorten(result.stderr)}"
     if len(errors) != 1:
-        return f"{source.name}: {compiler} reports {len(errors)} errors, expected exactly 1\n{result.stderr}"
+        return f"{source.name}: {compiler} reports {len(errors)} errors, expected exactly 1\n{shorten(result.stderr)}"
     return ""
 
 

@@ -404,6 +404,9 @@ void host_backward(Executor* executor, const IterationSpace& space, const Tree& 
 /// Loop nest of an expression assigned to `target`.
 template <class E, class T, int Rank, class Device>
 IterationSpace iteration_space(const View<T, Rank, Device>& target, const E& expression) {
+  // Checked here, once per statement: a check in Expression would repeat itself for every larger part of the statement.
+  static_assert(E::tree_type::operations <= max_operations,
+                "lpo expression: one statement holds at most 40 operations; assign a part of it to a tensor or Var first");
   static_assert(E::tree_type::leaves <= max_leaves, "lpo expression: one statement reads at most 24 tensors; split it");
   bool splat[std::max(1, E::tree_type::leaves)] = {};
   for_each_leaf<typename E::tree_type>([&]<class L, bool Splat>(int i) { splat[i] = Splat; });
@@ -421,7 +424,8 @@ void evaluate(Context<Device>* context, const View<T, Rank, Device>& target, X&&
   static_assert(std::is_same_v<typename E::device, Device>,
                 "lpo assignment: target and expression are on different devices; copy one with to_device() first");
   static_assert(E::rank == Rank, "lpo assignment: target and expression have different ranks; reshape one of them");
-  detail::expect_same("assignment", "target", target.extents, "expression", expression.extents);
+  if constexpr (E::rank == Rank)
+    detail::expect_same("assignment", "target", target.extents, "expression", expression.extents);
   const void* data[std::max(1, E::tree_type::leaves)] = {};
   for (int i = 0; i < E::tree_type::leaves; ++i) data[i] = expression.leaves[i].data;
   Evaluator<Device>::forward(context, detail::iteration_space(target, expression), expression.tree, target.data, data);

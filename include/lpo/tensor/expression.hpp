@@ -76,8 +76,6 @@ inline constexpr int max_operations = 40;
 /// static innermost width (or `dynamic`), `Tracked` tells whether a tape records the statement.
 template <class Tree, class T, int Rank, class Device, int Channels, bool Tracked>
 struct Expression {
-  static_assert(Tree::operations <= detail::max_operations,
-                "lpo expression: one statement holds at most 40 operations; assign a part of it to a tensor or Var first");
   using lpo_operand = void;
   using tree_type = Tree;
   using value_type = T;
