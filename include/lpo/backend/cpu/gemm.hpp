@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+// The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
+#pragma once
+
+#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
+#define EIGEN_NO_CUDA
+#endif
+#include <Eigen/Core>
+
+#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/kernel/gemm.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// One operand as stored: `rows` lines of `width` elements.
+template <class S>
+struct StoredMatrix {
+  const S* data;
+  index_t step, batch_step;
+};
+
+/// The stored matrices of a batch in the arithmetic type; a shared operand (batch step 0) is converted once.
+template <class S, class T>
+StoredMatrix<S> stored_matrix(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* data, index_t rows, index_t width,
+                              index_t step, index_t batch, index_t batch_step) {
+  if constexpr (std::is_same_v<S, T>) {
+    return {data, step, batch_step};
+  } else {
+    const index_t items = batch_step == 0 ? 1 : batch;
+    S* copy = scratch.allocate<S>(items * rows * width);
+    for (index_t item = 0; item < items; ++item)
+      convert_block(context, rows, width, data + item * batch_step, step, copy + item * rows * width);
+    return {copy, width, batch_step == 0 ? 0 : rows * width};
+  }
+}
+
+template <class T>
+void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
+  using S = compute_t<T>;
+  Scratch<Cpu> scratch(context);
+  const auto a = stored_matrix<S>(context, scratch, g.a, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.lda,
+                                  g.batch, g.batch_stride_a);
+  const auto b = stored_matrix<S>(context, scratch, g.b, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.ldb,
+                                  g.batch, g.batch_stride_b);
+  TileProduct<S> p;
+  TileOutput<T> out;
+  p.k = g.k;
+  p.batch = g.batch;
+  out.c = g.c;
+  out.alpha = g.alpha;
+  out.beta = g.beta;
+  out.bias = g.bias;
+  out.batch_c = g.batch_stride_c;
+
+  // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
+  // product: then A is packed and C^T = B A^T. The limits were measured.
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
+  const auto& left = swap ? b : a;
+  const auto& right = swap ? a : b;
+  p.m = swap ? g.n : g.m;
+  p.n = swap ? g.m : g.n;
+  p.a = left.data;
+  p.batch_a = left.batch_step;
+  if (g.transpose_a && left.step >= 192 && g.n >= 128) {
+    // Else each tile reads a few elements of every line of A in place, which is as fast while these lines stay in L1.
+    const index_t items = left.batch_step == 0 ? 1 : g.batch,
+                  size = (g.m + packed_rows - 1) / packed_rows * packed_rows * g.k;
+    S* blocks = scratch.allocate<S>(items * size);
+    for (index_t item = 0; item < items; ++item)
+      pack_transposed(context, g.m, g.k, left.data + item * left.batch_step, left.step, blocks + item * size);
+    p.a = blocks;
+    p.batch_a = left.batch_step == 0 ? 0 : size;
+    p.rows = packed_row_map(g.m, g.k);
+    p.step = even_steps(scratch, g.k, packed_rows);
+  } else {
+    p.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
+    p.step = even_steps(scratch, g.k, g.transpose_a ? left.step : 1);
+  }
+  out.rows = even_rows(p.m, swap ? 1 : g.ldc);
+  out.column_step = swap ? g.ldc : 1;
+  out.bias_by_row = swap;
+
+  // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
+  if (!g.transpose_b && g.n % tile_lanes<S> == 0 && (right.step <= tile_columns<S> || g.m <= 48)) {
+    p.packed = false;
+    p.b = right.data;
+    p.b_step = right.step;
+    p.batch_b = right.batch_step;
+  } else {
+    const index_t items = right.batch_step == 0 ? 1 : g.batch;
+    S* panels = scratch.allocate<S>(items * packed_size<S>(p.k, p.n));
+    const index_t* lines = g.transpose_b ? nullptr : even_steps(scratch, g.k, right.step);
+    pack_panels(context, items, p.k, p.n, panels,
+                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
+                  const S* from = right.data + item * right.batch_step;
+                  if (g.transpose_b)
+                    pack_columns(from + column * right.step, right.step, first, last, to, width, valid);
+                  else
+                    pack_rows(from + column, lines, first, last, to, width, valid);
+                });
+    p.b = panels;
+    p.batch_b = right.batch_step == 0 ? 0 : packed_size<S>(p.k, p.n);
+  }
+  run_product(context, p, out);
+}
+
+/// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
+/// it, and one orientation (transposed operands are copied) keeps it to one instantiation. A template, so that only
+/// programs that use it compile it.
+template <class Number>
+void eigen_gemm(Context<Cpu>& context, const kernel::GemmParams<Number>& g) {
+  constexpr int block = 32;
+  using Tall = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Short = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor, block, Eigen::Dynamic>;
+  using Stride = Eigen::OuterStride<>;
+  Scratch<Cpu> scratch(context);
+  auto untransposed = [&](const Number* data, index_t rows, index_t width, index_t step, index_t batch_step) {
+    const index_t items = batch_step == 0 ? 1 : g.batch;
+    Number* copy = scratch.allocate<Number>(items * rows * width);
+    for (index_t item = 0; item < items; ++item)
+      for (index_t r = 0; r < rows; ++r)
+        for (index_t i = 0; i < width; ++i)
+          copy[(item * rows + r) * width + i] = data[item * batch_step + i * step + r];
+    return StoredMatrix<Number>{copy, width, batch_step == 0 ? 0 : rows * width};
+  };
+  const auto a = g.transpose_a ? untransposed(g.a, g.m, g.k, g.lda, g.batch_stride_a)
+                               : StoredMatrix<Number>{g.a, g.lda, g.batch_stride_a};
+  const auto b = g.transpose_b ? untransposed(g.b, g.k, g.n, g.ldb, g.batch_stride_b)
+                               : StoredMatrix<Number>{g.b, g.ldb, g.batch_stride_b};
+  const index_t blocks = (g.m + block - 1) / block;
+  context.executor().parallel_for(g.batch * blocks, 1, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t item = at / blocks, row = at % blocks * block, rows = std::min<index_t>(block, g.m - row);
+      Number* c = g.c + item * g.batch_stride_c + row * g.ldc;
+      for (index_t r = 0; r < rows; ++r)
+        for (index_t j = 0; j < g.n; ++j) {
+          const Number kept = g.beta == 0.0f ? Number{} : static_cast<Number>(g.beta) * c[r * g.ldc + j];
+          c[r * g.ldc + j] = kept + (g.bias == nullptr ? Number{} : g.bias[j]);
+        }
+      if (g.k == 0) continue;
+      const Eigen::Map<const Short, 0, Stride> left(a.data + item * a.batch_step + row * a.step, rows, g.k,
+                                                    Stride(a.step));
+      const Eigen::Map<const Tall, 0, Stride> right(b.data + item * b.batch_step, g.k, g.n, Stride(b.step));
+      Eigen::Map<Short, 0, Stride>(c, rows, g.n, Stride(g.ldc)).noalias() +=
+          static_cast<Number>(g.alpha) * left * right;
+    }
+  });
+}
+
+}  // namespace detail
+
+namespace kernel {
+
+template <>
+struct Gemm<Cpu> {
+  template <class T>
+  static void run(Context<Cpu>& context, const GemmParams<T>& p) {
+    if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+    if constexpr (std::is_same_v<T, double>)
+      detail::eigen_gemm(context, p);
+    else
+      detail::tile_gemm(context, p);
+  }
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
