@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+// Reading a model's weights from safetensors and writing them: names, layouts and types are matched, all or nothing.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/io/safetensors_directory.hpp>
+#include <lpo/io/safetensors_writer.hpp>
+#include <lpo/nn/linear.hpp>
+#include <lpo/nn/parameter_store.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Which weights of a store are meant: LoRA weights live in files of their own.
+enum class ParameterPart { base, lora, all };
+
+/// How the names in a store relate to those in a file.
+struct ParameterNames {
+  /// Only weights under this prefix are read or written: "unet" for `store.add("unet", unet)`; "" for all.
+  std::string model_prefix = {};
+  /// What stands for it in the file: "" in a component's own file, "model.diffusion_model" and so on in joint ones.
+  std::string file_prefix = {};
+  ParameterPart part = ParameterPart::base;
+  /// Another name that older files use for a weight (both without prefix), or "".
+  std::function<std::string(const std::string&)> legacy = {};
+};
+
+/// What a file had besides the weights that were read.
+struct LoadReport {
+  std::size_t loaded = 0;           ///< number of weights read
+  std::vector<std::string> unused;  ///< keys under `file_prefix` that no weight asked for, sorted
+};
+
+namespace detail {
+
+/// "" stays "", "unet" becomes "unet."
+inline std::string dotted(const std::string& prefix) {
+  return prefix.empty() || prefix.back() == '.' ? prefix : prefix + ".";
+}
+
+template <class T, class Device>
+struct NamedParameter {
+  std::string name;  ///< without prefix
+  AnyParameter<T, Device>* parameter;
+};
+
+template <class T, class Device>
+std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T, Device>& store,
+                                                         const ParameterNames& names) {
+  static_assert(is_host_device<Device>,
+                "lpo io: weights are read into host memory; load into a Cpu store and copy it to the device");
+  std::vector<NamedParameter<T, Device>> selected;
+  const std::string prefix = dotted(names.model_prefix);
+  for (const auto& entry : store.entries()) {
+    if (!entry.name.starts_with(prefix)) continue;
+    if (names.part != ParameterPart::all && is_lora_name(entry.name) != (names.part == ParameterPart::lora)) continue;
+    if (entry.parameter->data() == nullptr)
+      throw ValueError(message("[parameters] \"", entry.name, "\" has no memory yet; call the store's allocate() first"));
+    selected.push_back({entry.name.substr(prefix.size()), entry.parameter});
+  }
+  if (selected.empty())
+    throw ValueError(message("[parameters] the store has no ", names.part == ParameterPart::lora ? "LoRA " : "",
+                             "weights under \"", names.model_prefix, "\""));
+  return selected;
+}
+
+/// The shape that a file gives a weight: convolutions are OIHW there.
+template <class T, class Device>
+std::vector<index_t> file_shape(const AnyParameter<T, Device>& p) {
+  if (p.layout == WeightLayout::convolution) return {p.extents[0], p.extents[3], p.extents[1], p.extents[2]};
+  return std::vector<index_t>(p.extents, p.extents + p.rank);
+}
+
+/// A 1x1 convolution and a matrix are the same weight: [o, i, 1, 1] counts as [o, i].
+inline std::vector<index_t> without_unit_kernel(std::vector<index_t> shape) {
+  if (shape.size() == 4 && shape[2] == 1 && shape[3] == 1) shape.resize(2);
+  return shape;
+}
+
+/// OIHW -> OHWI, or back when `to_file`.
+template <class T>
+void permute_convolution(const T* from, T* to, const index_t* ohwi, bool to_file) {
+  const index_t o = ohwi[0], area = ohwi[1] * ohwi[2], c = ohwi[3];
+  for (index_t filter = 0; filter < o; ++filter)
+    for (index_t channel = 0; channel < c; ++channel)
+      for (index_t at = 0; at < area; ++at) {
+        const index_t oihw = (filter * c + channel) * area + at, inner = (filter * area + at) * c + channel;
+        if (to_file)
+          to[oihw] = from[inner];
+        else
+          to[inner] = from[oihw];
+      }
+}
+
+template <class T, class Device>
+bool needs_permutation(const AnyParameter<T, Device>& p) {
+  return p.layout == WeightLayout::convolution && p.extents[1] * p.extents[2] != 1 && p.extents[3] != 1;
+}
+
+/// "a, b, c and 7 more": lists stay readable however wrong the file is.
+inline std::string listed(const std::vector<std::string>& items, std::size_t limit = 50) {
+  std::string text;
+  for (std::size_t i = 0; i < items.size() && i < limit; ++i) text += (i == 0 ? "" : ", ") + items[i];
+  if (items.size() > limit) text += message(" and ", items.size() - limit, " more");
+  return text;
+}
+
+}  // namespace detail
+
+/// Reads every selected weight of `store` from `source` (SafetensorsFile or SafetensorsDirectory), converting type and
+/// layout. One FileError lists all missing keys and all wrong shapes; then nothing was changed. Keys of the file that
+/// no weight wants are no error: they come back in the report.
+template <class T, class Device, class Source>
+LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source, const ParameterNames& names = {}) {
+  const auto selected = detail::select_parameters(store, names);
+  const std::string prefix = detail::dotted(names.file_prefix);
+  std::vector<std::string> keys, missing, mismatched;
+  for (const auto& [name, parameter] : selected) {
+    std::string key = prefix + name;
+    if (!source.contains(key) && names.legacy) {
+      const std::string other = names.legacy(name);
+      if (!other.empty() && source.contains(prefix + other)) key = prefix + other;
+    }
+    keys.push_back(key);
+    if (!source.contains(key)) {
+      missing.push_back("\"" + key + "\"");
+      continue;
+    }
+    const auto expected = detail::file_shape(*parameter);
+    const TensorInfo& found = source.info(key);
+    if (detail::without_unit_kernel(found.shape) != detail::without_unit_kernel(expected))
+      mismatched.push_back(message("\"", key, "\" is ", shape_text(found.shape), ", expected ", shape_text(expected)));
+    else if (!is_floating(found.dtype))
+      mismatched.push_back(message("\"", key, "\" holds ", dtype_name(found.dtype), ", expected numbers with a fraction"));
+  }
+  if (!missing.empty() || !mismatched.empty()) {
+    std::string text = message("[load_parameters] ", source.path(), " does not fit the model:");
+    if (!missing.empty()) {
+      const std::string first = missing.front().substr(1, missing.front().size() - 2);
+      text += message(" ", missing.size(), missing.size() == 1 ? " weight is" : " weights are", " missing: ",
+                      detail::listed(missing), detail::near_keys(first, source.keys()));
+    }
+    if (!mismatched.empty())
+      text += message(missing.empty() ? " " : "; ", mismatched.size(), mismatched.size() == 1 ? " has" : " have",
+                      " another shape or type: ", detail::listed(mismatched));
+    throw FileError(text);
+  }
+
+  LoadReport report;
+  std::vector<T> oihw;
+  for (std::size_t i = 0; i < selected.size(); ++i) {
+    AnyParameter<T, Device>& p = *selected[i].parameter;
+    if (detail::needs_permutation(p)) {
+      oihw.resize(static_cast<std::size_t>(p.size()));
+      source.read(keys[i], oihw.data(), p.size());
+      detail::permute_convolution(oihw.data(), p.data(), p.extents, false);
+    } else {
+      source.read(keys[i], p.data(), p.size());
+    }
+    ++report.loaded;
+  }
+  const std::set<std::string> read(keys.begin(), keys.end());
+  for (const std::string& key : source.keys())
+    if (key.starts_with(prefix) && !read.contains(key)) report.unused.push_back(key);
+  return report;
+}
+
+/// Adds the selected weights to a writer as `dtype` (F32, F16, BF16 …), convolutions as OIHW. The store must live until the
+/// writer has written.
+template <class T, class Device>
+void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& store, DType dtype,
+                    const ParameterNames& names = {}) {
+  if (!is_floating(dtype))
+    throw ValueError(message("[parameters] weights cannot be stored as ", dtype_name(dtype), "; use F32, F16 or BF16"));
+  const std::string prefix = detail::dotted(names.file_prefix);
+  for (const auto& [name, parameter] : detail::select_parameters(store, names)) {
+    if (detail::needs_permutation(*parameter)) {
+      std::vector<T> oihw(static_cast<std::size_t>(parameter->size()));
+      detail::permute_convolution(static_cast<const T*>(parameter->data()), oihw.data(), parameter->extents, true);
+      writer.add_owned(prefix + name, dtype, detail::file_shape(*parameter), std::move(oihw));
+    } else {
+      writer.add_converted(prefix + name, dtype, detail::file_shape(*parameter), static_cast<const T*>(parameter->data()));
+    }
+  }
+}
+
+/// Writes the selected weights to one safetensors file, entirely or not at all.
+template <class T, class Device>
+void save_parameters(const std::string& path, const ParameterStore<T, Device>& store, DType dtype = DType::F32,
+                     const ParameterNames& names = {}, const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
+  SafetensorsWriter writer;
+  for (const auto& [key, value] : metadata) writer.set_metadata(key, value);
+  add_parameters(writer, store, dtype, names);
+  writer.write(path);
+}
+
+}  // namespace lpo::inline LPO_ABI
