@@ -70,6 +70,13 @@ constexpr int combined_channels(int a, int b) { return a == dynamic ? b : a; }
 
 inline constexpr int max_operations = 40;
 
+/// Operands are recorded on one tape at most; a null tape is that of a plain tensor.
+inline void* common_tape(const char* operation, void* a, void* b) {
+  if (a != nullptr && b != nullptr && a != b)
+    throw ValueError(message("[", operation, "] the operands are recorded on different tapes; use one tape per forward"));
+  return a != nullptr ? a : b;
+}
+
 }  // namespace detail
 
 /// Lazily evaluated element-wise arithmetic. `Tree` is the structure, `T` the storage type of the result, `Channels` its
@@ -136,7 +143,7 @@ BinaryResult<Op, EA, EB> combine(const char* operation, EA a, EB b) {
   static_assert(EA::channels == EB::channels || EA::channels == dynamic || EB::channels == dynamic,
                 "lpo operator: static channel widths differ; project one operand to the other's width");
   using Result = BinaryResult<Op, EA, EB>;
-  Result result{{std::move(a.tree), std::move(b.tree)}, {}, {}, a.tape != nullptr ? a.tape : b.tape};
+  Result result{{std::move(a.tree), std::move(b.tree)}, {}, {}, common_tape(operation, a.tape, b.tape)};
   result.extents = broadcast_extents<Result::rank>(operation, a.extents, EA::tree_type::splat, b.extents, EB::tree_type::splat);
   for (int i = 0; i < EA::tree_type::leaves; ++i) result.leaves[i] = std::move(a.leaves[i]);
   for (int i = 0; i < EB::tree_type::leaves; ++i) result.leaves[EA::tree_type::leaves + i] = std::move(b.leaves[i]);

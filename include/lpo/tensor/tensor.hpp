@@ -32,7 +32,7 @@ class Tensor {
     requires(!std::is_same_v<std::remove_cvref_t<X>, Tensor>)
   Tensor(X&& source) : Tensor(evaluated(to_expression(std::forward<X>(source)))) {}
 
-  Tensor(Tensor&&) = default;
+  Tensor(Tensor&& other) noexcept : block_(std::move(other.block_)), view_(std::exchange(other.view_, {})) {}
   Tensor& operator=(Tensor&& other) noexcept {
     std::swap(block_, other.block_);
     std::swap(view_, other.view_);
@@ -43,7 +43,7 @@ class Tensor {
     requires(!std::is_same_v<std::remove_cvref_t<X>, Tensor>)
   Tensor& operator=(X&& source) {
     auto expression = to_expression(std::forward<X>(source));
-    if (view_.data != nullptr && expression.extents == view_.extents) {
+    if (view_.data != nullptr && expression.extents == view_.extents && !shifted_alias(expression)) {
       evaluate<T, Rank, Device>(nullptr, view_, std::move(expression));
       return *this;
     }
@@ -109,6 +109,23 @@ class Tensor {
     for (index_t size : extents)
       if (size < 0) throw ShapeError(message("[Tensor] negative size in ", to_string(extents)));
     return static_cast<std::size_t>(extents.size()) * sizeof(T);
+  }
+
+  /// True when the expression reads this tensor's memory at other positions than it writes (`x = x.view().permute(…)`).
+  template <class E>
+  bool shifted_alias(const E& expression) const {
+    const auto* begin = reinterpret_cast<const std::byte*>(view_.data);
+    const auto* end = begin + size() * static_cast<index_t>(sizeof(T));
+    for (const auto& leaf : expression.leaves) {
+      const auto* data = static_cast<const std::byte*>(leaf.data);
+      if (data < begin || data >= end) continue;
+      bool same = data == begin && leaf.rank == Rank;
+      for (int axis = 0; same && axis < Rank; ++axis)
+        same = leaf.extents[axis] == view_.extents[axis] &&
+               (leaf.extents[axis] == 1 || leaf.strides[axis] == view_.strides[axis]);
+      if (!same) return true;
+    }
+    return false;
   }
 
   template <class E>
