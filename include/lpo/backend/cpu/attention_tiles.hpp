@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+// Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores, softmax exp.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <type_traits>
+
+#include <lpo/backend/cpu/lanes.hpp>
+#include <lpo/tensor/math.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Rows of a register tile of `Packs` packs: as many accumulators as leave room for the operands.
+template <int Packs>
+inline constexpr int attention_tile_rows = LPO_SIMD_BYTES == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+
+/// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane], `Rows` rows of `Packs`
+/// packs.
+template <class V, int Rows, int Packs, bool Add, class S>
+LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
+                                     index_t depth, S* c, index_t c_row) {
+  constexpr int width = LaneTraits<V>::width;
+  V sum[Rows * Packs] = {};
+  for (index_t t = 0; t < depth; ++t) {
+    V column[Packs];
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) { column[i] = load_lanes<V>(b + i * width); });
+    unroll<Rows>([&](auto r) __attribute__((always_inline)) {
+      const V factor = broadcast_lanes<V>(a[r * a_row]);
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) { sum[r * Packs + i] += factor * column[i]; });
+    });
+    a += a_step;
+    b += b_step;
+  }
+  unroll<Rows>([&](auto r) __attribute__((always_inline)) {
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+      S* const target = c + r * c_row + i * width;
+      if constexpr (Add)
+        store_lanes(target, load_lanes<V>(target) + sum[r * Packs + i]);
+      else
+        store_lanes(target, sum[r * Packs + i]);
+    });
+  });
+}
+
+/// The same for any number of rows.
+template <class V, int Packs, bool Add, class S>
+void multiply_rows(index_t rows, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step, index_t depth,
+                   S* c, index_t c_row) {
+  constexpr int tile = attention_tile_rows<Packs>;
+  const auto step = [&](auto count) __attribute__((always_inline)) {
+    multiply_tile<V, decltype(count)::value, Packs, Add>(a, a_row, a_step, b, b_step, depth, c, c_row);
+    a += count * a_row;
+    c += count * c_row;
+    rows -= count;
+  };
+  while (rows >= tile) step(std::integral_constant<int, tile>{});
+  if constexpr (tile > 4) {
+    if (rows >= 4) step(std::integral_constant<int, 4>{});
+  }
+  if constexpr (tile > 2) {
+    if (rows >= 2) step(std::integral_constant<int, 2>{});
+  }
+  if (rows >= 1) step(std::integral_constant<int, 1>{});
+}
+
+/// The same for a result of `columns` lanes, a multiple of the pack.
+template <class V, bool Add, class S>
+void multiply_any(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
+                  index_t depth, S* c, index_t c_row) {
+  constexpr index_t width = LaneTraits<V>::width;
+  index_t at = 0;
+  for (; at + 4 * width <= columns; at += 4 * width)
+    multiply_rows<V, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  for (; at + 2 * width <= columns; at += 2 * width)
+    multiply_rows<V, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  for (; at < columns; at += width)
+    multiply_rows<V, 1, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+}
+
+/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are
+/// zero.
+template <class V, class T, class S>
+void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
+                  index_t lanes) {
+  constexpr int side = LaneTraits<V>::width;
+  for (index_t lane = 0; lane < lanes; lane += side)
+    for_lanes<V>(
+        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+          V square[side];
+          unroll<side>([&](auto i) __attribute__((always_inline)) {
+            square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+          });
+          transpose_lanes(square);
+          const index_t depth = std::min<index_t>(side, width - d);
+          unroll<side>([&](auto i) __attribute__((always_inline)) {
+            if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
+          });
+        });
+}
+
+/// rows[lane][d] (+)= factor[lane] * columns[d][lane]
+template <class V, class T, class S>
+void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
+                   index_t row_stride, bool accumulate) {
+  constexpr int side = LaneTraits<V>::width;
+  for (index_t lane = 0; lane < count; lane += side)
+    for_lanes<V>(
+        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+          V square[side];
+          const V scale = load_lanes<V>(factor + lane);
+          const index_t depth = std::min<index_t>(side, width - d);
+          unroll<side>([&](auto i) __attribute__((always_inline)) {
+            square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+          });
+          transpose_lanes(square);
+          unroll<side>([&](auto i) __attribute__((always_inline)) {
+            if (lane + i < count) {
+              T* const target = rows + (lane + i) * row_stride + d;
+              if (accumulate) square[i] += part.load(target);
+              part.store(target, square[i]);
+            }
+          });
+        });
+}
+
+/// Rows in the type that products read: float and double where they are, 16-bit numbers converted into `space`.
+template <class S>
+struct AttentionRows {
+  const S* data;
+  index_t stride;
+};
+template <class V, class S, class T>
+AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count, index_t width, S* space) {
+  if constexpr (std::is_same_v<T, S>) {
+    return {rows, row_stride};
+  } else {
+    for (index_t row = 0; row < count; ++row)
+      for_lanes<V>(
+          0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+            lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
+          });
+    return {space, width};
+  }
+}
+
+/// exp for arguments that are not large; exactly zero below -86, so that no product is subnormal. One range check, and
+/// the power of two goes straight into the exponent: two thirds of the instructions of the general exp.
+template <class V>
+LPO_ALWAYS_INLINE V exp_or_zero(V x) {
+  if constexpr (std::is_same_v<V, double>) {
+    return x < -86.0 ? 0.0 : std::exp(x);
+  } else {
+    const V shifted = x * 1.44269504088896341f + 12582912.0f;
+    const V n = shifted - 12582912.0f;
+    V r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    V p = broadcast_lanes<V>(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const V y = p * (r * r) + r + 1.0f;
+    const PackBits32 scaled = std::bit_cast<PackBits32>(y) + (std::bit_cast<PackBits32>(shifted) << 23);
+    return select(x < broadcast_lanes<V>(-86.0f), V{}, std::bit_cast<V>(scaled));
+  }
+}
+
+/// The lanes' numbers 0, 1, 2, …
+template <class V>
+LPO_ALWAYS_INLINE V lane_numbers() {
+  V numbers{};
+  if constexpr (LaneTraits<V>::width > 1)
+    for (int lane = 0; lane < LaneTraits<V>::width; ++lane) numbers[lane] = static_cast<float>(lane);
+  return numbers;
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
