@@ -60,7 +60,7 @@ inline void read_merge_lines(std::string_view text, const std::string& file, Byt
 
 inline void place_token(std::vector<std::string>& tokens, const std::string& token, const SortedJson& id,
                         const std::string& file) {
-  constexpr std::uint64_t id_limit = 1 << 24;
+  constexpr std::uint64_t id_limit = 1 << 20;  // a hostile id would otherwise size the table
   if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= id_limit)
     throw FileError(message("[tokenizer] ", file, ": token \"", token, "\" has id ", json_preview(id),
                             ", expected an integer from 0 to ", id_limit - 1));
@@ -79,9 +79,9 @@ inline void place_tokens(std::vector<std::string>& tokens, const SortedJson& voc
   for (const auto& [token, id] : vocabulary.items()) place_token(tokens, token, id, file);
 }
 
-/// tokenizer.json of the tokenizers library, model type BPE.
-inline void read_tokenizer_json(const std::string& path, ClipVocabulary& vocabulary) {
-  const auto json = parse_json<SortedJson>(read_text_file(path), "tokenizer", path);
+/// tokenizer.json of the tokenizers library, model type BPE; `path` is for messages.
+inline void read_tokenizer_json(std::string_view text, const std::string& path, ClipVocabulary& vocabulary) {
+  const auto json = parse_json<SortedJson>(text, "tokenizer", path);
   const auto fail = [&](const auto&... parts) { throw FileError(message("[tokenizer] ", path, ": ", parts...)); };
   if (!json.is_object() || !json.contains("model") || !json["model"].is_object()) fail("has no object \"model\"");
   const SortedJson& model = json["model"];
@@ -92,10 +92,10 @@ inline void read_tokenizer_json(const std::string& path, ClipVocabulary& vocabul
     std::string left;
     std::string right;
     if (merge.is_string()) {
-      const auto& text = merge.get_ref<const std::string&>();
-      const std::size_t space = text.find(' ');
-      left = text.substr(0, space);
-      right = space == std::string::npos ? "" : text.substr(space + 1);
+      const auto& pair = merge.get_ref<const std::string&>();
+      const std::size_t space = pair.find(' ');
+      left = pair.substr(0, space);
+      right = space == std::string::npos ? "" : pair.substr(space + 1);
     } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
       left = merge[0].get<std::string>();
       right = merge[1].get<std::string>();
@@ -189,7 +189,7 @@ inline ClipVocabulary read_clip_vocabulary(const std::string& directory) {
     const std::string merges = directory + "/merges.txt";
     detail::read_merge_lines(read_text_file(merges), merges, vocabulary.merges);
   } else if (const std::string whole = directory + "/tokenizer.json"; file_exists(whole)) {
-    detail::read_tokenizer_json(whole, vocabulary);
+    detail::read_tokenizer_json(read_text_file(whole), whole, vocabulary);
   } else {
     throw FileError(message("[tokenizer] ", directory, ": has neither vocab.json nor tokenizer.json"));
   }

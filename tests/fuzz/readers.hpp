@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// What fuzzing demands of each reader: any bytes give a good result or a FileError, and a good result keeps its
+// promises.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <lpo/io/clip_tokenizer.hpp>
+#include <lpo/io/gzip.hpp>
+#include <lpo/io/json_config.hpp>
+#include <lpo/io/npy.hpp>
+#include <lpo/io/png.hpp>
+#include <lpo/io/safetensors.hpp>
+
+namespace fuzz {
+
+/// Not a FileError, so that both libFuzzer and the mutation test stop at it.
+inline void demand(bool holds, const char* promise) {
+  if (!holds) throw std::logic_error(promise);
+}
+
+/// Every reader below returns true if the bytes were accepted.
+inline bool read_safetensors(std::string_view bytes) {
+  try {
+    const auto file = lpo::SafetensorsFile::from_memory(bytes.data(), bytes.size(), "fuzz.safetensors");
+    lpo::SafetensorsWriter writer;
+    for (const auto& [key, value] : file.metadata()) writer.set_metadata(key, value);
+    std::size_t sum = 0;
+    for (const std::string& key : file.keys()) {
+      const lpo::TensorInfo& info = file.info(key);
+      demand(file.read_vector<double>(key).size() == static_cast<std::size_t>(info.count()), "all elements are read");
+      demand(info.count() * static_cast<lpo::index_t>(lpo::dtype_size(info.dtype)) ==
+                 static_cast<lpo::index_t>(info.bytes),
+             "bytes are whole elements");
+      writer.add(key, info.dtype, info.shape, info.data);
+      sum += info.bytes;
+    }
+    demand(sum < bytes.size(), "tensors lie in the file");
+    const std::string again = writer.bytes();
+    const auto copy = lpo::SafetensorsFile::from_memory(again.data(), again.size(), "copy.safetensors");
+    demand(copy.keys() == file.keys() && copy.metadata() == file.metadata(), "a copy has the same tensors");
+    for (const std::string& key : file.keys()) {
+      const lpo::TensorInfo& a = file.info(key);
+      const lpo::TensorInfo& b = copy.info(key);
+      demand(a.dtype == b.dtype && a.shape == b.shape &&
+                 std::string_view(reinterpret_cast<const char*>(a.data), a.bytes) ==
+                     std::string_view(reinterpret_cast<const char*>(b.data), b.bytes),
+             "a copy has the same bytes");
+    }
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+/// Asks for a value and ignores that it has another type.
+template <class T>
+void try_get(const lpo::JsonConfig& config, const std::string& key) {
+  try {
+    (void)config.get<T>(key);
+    (void)config.get_per_level_or<T>(key, 4, T{});
+  } catch (const lpo::FileError&) {
+  }
+}
+
+inline bool read_json_config(std::string_view bytes) {
+  try {
+    const auto config = lpo::JsonConfig::from_text(bytes, "fuzz.json");
+    demand(lpo::JsonConfig::from_text(config.text(), "again").original() == config.original(), "a copy is equal");
+    for (const std::string& key : config.all_keys()) {
+      try_get<int>(config, key);
+      try_get<unsigned char>(config, key);
+      try_get<double>(config, key);
+      try_get<bool>(config, key);
+      try_get<std::string>(config, key);
+      try_get<std::optional<std::vector<lpo::index_t>>>(config, key);
+      try_get<std::vector<std::vector<std::string>>>(config, key);
+    }
+    demand(config.unread_keys().empty(), "every key was asked for");
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+inline void check_tokens(const lpo::ClipTokenizer& tokenizer, std::string_view text) {
+  const auto ids = tokenizer.encode(text);
+  demand(static_cast<lpo::index_t>(ids.size()) == tokenizer.model_max_length(), "ids fill the length");
+  demand(ids[0] == tokenizer.begin_id(), "ids begin with the begin token");
+  bool ends = false;
+  for (const std::int32_t id : ids) {
+    demand(id >= 0 && id < tokenizer.vocabulary_size(), "ids are in the vocabulary");
+    ends = ends || id == tokenizer.end_id();
+  }
+  demand(ends, "ids have an end token");
+  (void)tokenizer.decode(tokenizer.tokenize(text));
+}
+
+/// Any text under a small vocabulary: clean-up and merging.
+inline bool read_prompt(std::string_view bytes) {
+  static const auto words = lpo::ClipTokenizer::for_words({"a red circle on the left isn't very small"});
+  static const lpo::ClipTokenizer fast(words.vocabulary(), lpo::ClipCleanup::fast);
+  check_tokens(words, bytes);
+  check_tokens(fast, bytes);
+  // Clean text stays as it is; characters that the clean-up takes apart or away are not clean.
+  const std::u32string cleaned = lpo::detail::clean_clip_text(bytes, lpo::ClipCleanup::fast);
+  demand(lpo::detail::encode_utf8(lpo::detail::decode_utf8(lpo::detail::encode_utf8(cleaned))) ==
+             lpo::detail::encode_utf8(cleaned),
+         "cleaned text is UTF-8");
+  const std::u32string composed = lpo::detail::normalize_nfc(lpo::detail::decode_utf8(bytes));
+  demand(lpo::detail::normalize_nfc(composed) == composed, "composing twice changes nothing");
+  return true;
+}
+
+/// Vocabulary files: a merges text (gzip or not), or a tokenizer.json.
+inline bool read_vocabulary(std::string_view bytes) {
+  try {
+    lpo::ClipVocabulary vocabulary;
+    if (bytes.starts_with('{')) {
+      lpo::detail::read_tokenizer_json(bytes, "fuzz.json", vocabulary);
+    } else if (bytes.starts_with("\x1f\x8b")) {
+      vocabulary = lpo::clip_vocabulary_of_merges(lpo::gunzip(bytes, "fuzz.gz", 1 << 20), "fuzz.gz");
+    } else {
+      vocabulary = lpo::clip_vocabulary_of_merges(bytes, "fuzz.txt");
+    }
+    const lpo::ClipTokenizer tokenizer(vocabulary);
+    check_tokens(tokenizer, "a red circle! <|endoftext|> 12");
+    check_tokens(tokenizer, bytes.substr(0, 200));
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+inline bool read_png(std::string_view bytes) {
+  try {
+    const auto content = lpo::decode_png(bytes, "fuzz.png", 1 << 16);
+    demand(content.image.pixels.size() == static_cast<std::size_t>(content.image.width * content.image.height) * 3,
+           "all pixels are there");
+    const auto again = lpo::decode_png(lpo::encode_png(content.image), "again.png");
+    demand(again.image == content.image, "a copy has the same pixels");
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+inline bool read_npy(std::string_view bytes) {
+  try {
+    const auto array = lpo::parse_npy<double>(bytes, "fuzz.npy");
+    const auto again = lpo::parse_npy<double>(lpo::npy_bytes(array.values.data(), array.shape), "again.npy");
+    demand(again.shape == array.shape, "a copy has the same shape");
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace fuzz

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Small valid files of every kind: what mutation starts from.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <lpo/io/json_config.hpp>
+#include <lpo/io/npy.hpp>
+#include <lpo/io/png.hpp>
+#include <lpo/io/safetensors.hpp>
+
+#include "readers.hpp"
+
+namespace fuzz {
+
+/// A reader, its valid inputs, and its name, which is also that of its fuzz program and its folder of seeds.
+struct Target {
+  const char* name;
+  bool (*read)(std::string_view bytes);
+  std::vector<std::string> seeds;
+};
+
+inline std::vector<std::string> safetensors_seeds() {
+  lpo::SafetensorsWriter writer;
+  writer.add_owned("conv.weight", lpo::DType::F16, {2, 1, 3}, std::vector<float>{1, 2, 3, 4, 5, 6});
+  writer.add_owned("conv.bias", lpo::DType::F32, {2}, std::vector<float>{-1, 1});
+  writer.add_owned("scale", lpo::DType::BF16, {}, std::vector<float>{0.5f});
+  writer.add_owned("empty", lpo::DType::F8_E4M3, {0, 7}, std::vector<float>{});
+  writer.add_owned("ids", lpo::DType::I64, {1}, std::vector<int>{77});
+  writer.set_metadata("format", "pt");
+  return {writer.bytes(), lpo::SafetensorsWriter().bytes()};
+}
+
+inline std::vector<std::string> npy_seeds() {
+  const float values[6] = {1, 2, 3, 4, 5, 6};
+  const int ids[3] = {1, 2, 3};
+  return {lpo::npy_bytes(values, {2, 3}), lpo::npy_bytes(ids, {3}), lpo::npy_bytes(values, {})};
+}
+
+inline std::vector<std::string> png_seeds() {
+  lpo::RgbImage image(9, 5);
+  for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = static_cast<std::uint8_t>(i * 37);
+  return {lpo::encode_png(image, {{"parameters", "a red circle"}, {"Comment", "caf\xc3\xa9"}}),
+          lpo::encode_png(lpo::RgbImage(1, 1))};
+}
+
+inline std::vector<Target> targets() {
+  return {
+      {"safetensors", read_safetensors, safetensors_seeds()},
+      {"json_config",
+       read_json_config,
+       {R"({"_class_name": "UNet2DConditionModel", "sample_size": 64, "block_out_channels": [320, 640], "eps": 1e-05,)"
+        R"( "class_embed_type": null, "flip": true, "nested": {"a": [["x"]]}})"}},
+      {"prompt",
+       read_prompt,
+       {"A red circle isn't 12 caf\xc3\xa9 e\xcc\x81 \xed\x95\x9c\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab "
+        "\xf0\x9f\x98\x80!!",
+        "\xce\xa3\xce\x91\xce\xa3 \xc4\xb0 <|endoftext|> 'LL \xe6\x97\xa5\xe6\x9c\xac"}},
+      {"vocabulary",
+       read_vocabulary,
+       {"#version: 0.2\nr e\nre d</w>\nc i\n",
+        R"({"model": {"vocab": {"red</w>": 0, "r": 1, "<|startoftext|>": 2}, "merges": ["r e", ["re", "d</w>"]]},)"
+        R"( "added_tokens": [{"id": 3, "content": "<|endoftext|>"}]})",
+        // gzip of "hello\n"
+        std::string(
+            "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcb\x48\xcd\xc9\xc9\xe7\x02\x00\x20\x30\x3a\x36\x06\x00\x00"
+            "\x00",
+            26)}},
+      {"png", read_png, png_seeds()},
+      {"npy", read_npy, npy_seeds()},
+  };
+}
+
+}  // namespace fuzz
