@@ -28,18 +28,19 @@ struct ResnetBlock2D {
   template <int C>
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, C>& x, const Var<T, 2, Device>& time, float epsilon) {
     static_assert(C == In || C == dynamic, "lpo ResnetBlock2D: input channels differ from the block's In");
+    const Var<T, 4, Device> input = x;  // of dynamic width, so that the sentence above is the only one
     return scoped(x.tape(), [&] {
-      auto h = conv1(norm1(x, epsilon));  // [n, h, w, Out]
+      auto h = conv1(norm1(input, epsilon));  // [n, h, w, Out]
       if constexpr (TimeWidth > 0) {
-        const auto shift = time_emb_proj(time).reshape(Extents<4>{x.extent(0), 1, 1, Out});
+        const auto shift = time_emb_proj(time).reshape(Extents<4>{input.extent(0), 1, 1, Out});
         const Var<T, 4, Device, Out> shifted = h + shift;
         h = shifted;
       }
       h = conv2(norm2(h, epsilon));
       if constexpr (In != Out)
-        return Var<T, 4, Device, Out>(conv_shortcut(x) + h);
+        return Var<T, 4, Device, Out>(conv_shortcut(input) + h);
       else
-        return Var<T, 4, Device, Out>(x + h);
+        return Var<T, 4, Device, Out>(input + h);
     });
   }
 
