@@ -39,9 +39,9 @@ struct LoadReport {
 
 namespace detail {
 
-/// "" stays "", "unet" becomes "unet."
+/// "" stays "", "unet" becomes "unet."; a prefix that ends in a dot or a slash is whole already.
 inline std::string dotted(const std::string& prefix) {
-  return prefix.empty() || prefix.back() == '.' ? prefix : prefix + ".";
+  return prefix.empty() || prefix.back() == '.' || prefix.back() == '/' ? prefix : prefix + ".";
 }
 
 template <class T, class Device>
@@ -104,7 +104,7 @@ bool needs_permutation(const AnyParameter<T, Device>& p) {
 }
 
 /// "a, b, c and 7 more": lists stay readable however wrong the file is.
-inline std::string listed(const std::vector<std::string>& items, std::size_t limit = 50) {
+inline std::string listed(const std::vector<std::string>& items, std::size_t limit = 20) {
   std::string text;
   for (std::size_t i = 0; i < items.size() && i < limit; ++i) text += (i == 0 ? "" : ", ") + items[i];
   if (items.size() > limit) text += message(" and ", items.size() - limit, " more");
