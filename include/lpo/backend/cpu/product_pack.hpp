@@ -2,6 +2,7 @@
 // Bringing operands into the form that the register tile reads: panels of B, tables of steps, 16-bit storage as float.
 #pragma once
 
+#include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/product_tile.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -116,17 +117,22 @@ inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t s
   return table;
 }
 
-/// `count` elements converted to the type that arithmetic uses; threaded.
+/// `count` elements in the arithmetic type.
+template <class S, class T>
+void convert_line(const T* from, index_t count, S* to) {
+  if constexpr (std::is_same_v<S, T>) {
+    std::copy_n(from, count, to);
+  } else {
+    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+  }
+}
+
+/// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>
 void convert_block(Context<Cpu>& context, index_t rows, index_t width, const T* from, index_t step, S* to) {
   const index_t grain = std::max<index_t>(1, 65536 / std::max<index_t>(1, width));
   context.executor().parallel_for(rows, grain, [&](index_t begin, index_t end) {
-    for (index_t r = begin; r < end; ++r) {
-      index_t i = 0;
-      if constexpr (std::is_same_v<S, float>)
-        for (; i + pack_width <= width; i += pack_width) store_pack(to + r * width + i, load_pack(from + r * step + i));
-      for (; i < width; ++i) to[r * width + i] = load_lanes<S>(from + r * step + i);
-    }
+    for (index_t r = begin; r < end; ++r) convert_line(from + r * step, width, to + r * width);
   });
 }
 
@@ -137,9 +143,8 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
     return from;
   } else {
     S* copy = scratch.allocate<S>(count);
-    const index_t width = 4096;
-    convert_block(context, count / width, width, from, width, copy);
-    convert_block(context, 1, count % width, from + count / width * width, 0, copy + count / width * width);
+    context.executor().parallel_for(
+        count, 65536, [&](index_t begin, index_t end) { convert_line(from + begin, end - begin, copy + begin); });
     return copy;
   }
 }

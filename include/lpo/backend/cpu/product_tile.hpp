@@ -13,10 +13,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
+#include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/base/device.hpp>
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/pack.hpp>
@@ -300,7 +297,8 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       S* sums = parts + (item * slices * p.m + row) * p.n;
       for (index_t slice = 1; slice < slices; ++slice) {
         const S* more = sums + slice * p.m * p.n;
-        for (index_t j = 0; j < p.n; ++j) sums[j] += more[j];
+        for_lanes<lanes_t<S>>(
+            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
       }
       const index_t offset = RowCursor(out.rows, row).offset();
       store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+// The 2-D convolution of the CPU and its gradients: register tiles that walk the zero-padded images, without im2col.
+//
+// With x padded once to xp [n, lines, columns, c], an output pixel is a row whose elements lie at xp + pixel + tap, so
+//   forward           y[pixel, o]  = sum_(u, v, c) xp[pixel + (u, v, c)] w[o, (u, v, c)]
+//   weight gradient   dw[o, (u, v, c)] = sum_pixel xp[(u, v, c) + pixel] dy[pixel, o]
+// are register-tile products with tables of steps. The data gradient of stride s is s * s such products, one for each
+// residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
+#pragma once
+
+#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/reduce.hpp>
+#include <lpo/kernel/conv2d.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Images [n, lines, columns, c] in the arithmetic type.
+template <class S>
+struct PaddedImages {
+  const S* data;
+  index_t lines, columns, c;
+
+  index_t line() const { return columns * c; }
+  index_t image() const { return lines * columns * c; }
+};
+
+/// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
+/// where that changes nothing.
+template <class S, class T>
+PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
+                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
+  if constexpr (std::is_same_v<S, T>) {
+    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
+  }
+  S* data = scratch.allocate<S>(n * lines * columns * c);
+  const index_t width = columns * c, before = std::min(left, columns) * c;
+  const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
+  context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      S* to = data + at * width;
+      const index_t line = at % lines - top;
+      if (line < 0 || line >= h) {
+        std::fill_n(to, width, S{});
+        continue;
+      }
+      std::fill_n(to, before, S{});
+      convert_line(x + ((at / lines) * h + line) * w * c, kept, to + before);
+      std::fill_n(to + before + kept, width - before - kept, S{});
+    }
+  });
+  return {data, lines, columns, c};
+}
+
+/// Steps of the taps of a kernel: [(u, v, channel)].
+template <class S>
+const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_t kernel_h, index_t kernel_w) {
+  index_t* steps = scratch.allocate<index_t>(kernel_h * kernel_w * x.c);
+  index_t at = 0;
+  for (index_t u = 0; u < kernel_h; ++u)
+    for (index_t i = 0; i < kernel_w * x.c; ++i) steps[at++] = u * x.line() + i;
+  return steps;
+}
+
+template <class T>
+void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
+                    T* y) {
+  using S = compute_t<T>;
+  Scratch<Cpu> scratch(context);
+  const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
+  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
+  S* panels = scratch.allocate<S>(packed_size<S>(taps, s.o));
+  pack_panels(context, 1, taps, s.o, panels,
+              [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
+                pack_columns(weights + column * taps, taps, first, last, to, width, valid);
+              });
+  TileProduct<S> p;
+  p.m = s.n * out_h * out_w;
+  p.n = s.o;
+  p.k = taps;
+  p.a = images.data;
+  p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
+  p.step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
+  p.b = panels;
+  TileOutput<T> out;
+  out.c = y;
+  out.rows = even_rows(p.m, s.o);
+  out.bias = bias;
+  run_product(context, p, out);
+}
+
+template <class T>
+void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight, T* dx,
+                          bool accumulate) {
+  using S = compute_t<T>;
+  Scratch<Cpu> scratch(context);
+  const index_t stride = s.stride, taps = s.kernel_h * s.kernel_w * s.c;
+  // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
+  // and dy is read at base + q - t with base = (phase + pad - first) / stride.
+  const index_t pad_h = (s.kernel_h + stride - 1) / stride - 1, pad_w = (s.kernel_w + stride - 1) / stride - 1;
+  const auto images = pad_images<S>(context, scratch, dy, s.n, s.out_h(), s.out_w(), s.o, pad_h, pad_w,
+                                    pad_h + (stride - 1 + s.pad_top) / stride + (s.h + stride - 1) / stride,
+                                    pad_w + (stride - 1 + s.pad_left) / stride + (s.w + stride - 1) / stride);
+  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
+  for (index_t phase = 0; phase < stride * stride; ++phase) {
+    const index_t phase_h = phase / stride, phase_w = phase % stride;
+    const index_t first_u = (phase_h + s.pad_top) % stride, first_v = (phase_w + s.pad_left) % stride;
+    const index_t taps_h = first_u < s.kernel_h ? (s.kernel_h - first_u + stride - 1) / stride : 0;
+    const index_t taps_w = first_v < s.kernel_w ? (s.kernel_w - first_v + stride - 1) / stride : 0;
+    const index_t lines = (s.h - phase_h + stride - 1) / stride, columns = (s.w - phase_w + stride - 1) / stride;
+    if (lines <= 0 || columns <= 0) continue;
+    Scratch<Cpu> inner(context);
+    TileProduct<S> p;
+    p.m = s.n * lines * columns;
+    p.n = s.c;
+    p.k = taps_h * taps_w * s.o;
+    // The taps in the order in which dy is read: t from last to first.
+    index_t* from = inner.allocate<index_t>(p.k);
+    index_t at = 0;
+    for (index_t t = taps_h - 1; t >= 0; --t)
+      for (index_t r = taps_w - 1; r >= 0; --r)
+        for (index_t o = 0; o < s.o; ++o)
+          from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
+    S* panels = inner.allocate<S>(packed_size<S>(p.k, s.c));
+    pack_panels(context, 1, p.k, s.c, panels,
+                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
+                  pack_rows(weights + column, from, first, last, to, width, valid);
+                });
+    const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
+    p.a = images.data;
+    if (p.k > 0) p.a += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
+    p.rows = {columns, lines, s.o, images.line(), images.image()};
+    p.step = tap_steps(inner, images, taps_h, taps_w);
+    p.b = panels;
+    TileOutput<T> out;
+    out.c = dx + (phase_h * s.w + phase_w) * s.c;
+    out.rows = {columns, lines, stride * s.c, stride * s.w * s.c, s.h * s.w * s.c};
+    out.beta = accumulate ? 1.0f : 0.0f;
+    run_product(context, p, out);
+  }
+}
+
+template <class T>
+void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
+                             bool accumulate) {
+  using S = compute_t<T>;
+  Scratch<Cpu> scratch(context);
+  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w;
+  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
+  TileProduct<S> p;
+  p.m = s.kernel_h * s.kernel_w * s.c;
+  p.n = s.o;
+  p.k = pixels;
+  p.a = images.data;
+  p.rows = {s.kernel_w * s.c, s.kernel_h, 1, images.line(), 0};
+  const RowMap pixel_map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
+  index_t* steps = scratch.allocate<index_t>(pixels);
+  RowCursor pixel(pixel_map, 0);
+  for (index_t i = 0; i < pixels; ++i, pixel.next()) steps[i] = pixel.offset();
+  p.step = steps;
+  if (s.o % tile_lanes<S> == 0 && s.o <= tile_columns<S>) {
+    p.packed = false;
+    p.b = gradients;
+    p.b_step = s.o;
+  } else {
+    const index_t* lines = even_steps(scratch, pixels, s.o);
+    S* panels = scratch.allocate<S>(packed_size<S>(pixels, s.o));
+    pack_panels(context, 1, pixels, s.o, panels,
+                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
+                  pack_rows(gradients + column, lines, first, last, to, width, valid);
+                });
+    p.b = panels;
+  }
+  TileOutput<T> out;
+  out.c = dweight;
+  out.rows = even_rows(p.m, 1);
+  out.column_step = p.m;
+  out.beta = accumulate ? 1.0f : 0.0f;
+  run_product(context, p, out);
+}
+
+}  // namespace detail
+
+namespace kernel {
+
+template <>
+struct Conv2d<Cpu> {
+  template <class T>
+  static void forward(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* weight, const T* bias, T* y) {
+    detail::conv2d_forward(context, s, x, weight, bias, y);
+  }
+
+  template <class T>
+  static void backward_data(Context<Cpu>& context, const Conv2dShape& s, const T* dy, const T* weight, T* dx,
+                            bool accumulate) {
+    detail::conv2d_backward_data(context, s, dy, weight, dx, accumulate);
+  }
+
+  template <class T>
+  static void backward_weights(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* dy, T* dweight,
+                               bool accumulate_weight, T* dbias, bool accumulate_bias) {
+    detail::conv2d_backward_weights(context, s, x, dy, dweight, accumulate_weight);
+    if (dbias != nullptr)
+      Reduce<Cpu>::column_sums(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
+  }
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
