@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+// Rollout: denoise a batch of prompts, draw and score K candidates per step, keep clear pairs, go on from a random one.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include <lpo/diffusion/sample.hpp>
+#include <lpo/preference/concepts.hpp>
+#include <lpo/preference/pair_selection.hpp>
+#include <lpo/preference/pair_store.hpp>
+#include <lpo/preference/rollout_statistics.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// The timestep that the scorer is told for candidates drawn at t and lying at the noise level of the arrival. `departure`
+/// is what the published results used; `arrival` matches how the reward model was trained, with 1 for an arrival at 0.
+enum class LrmTimestep { departure, arrival };
+
+struct RolloutOptions {
+  int candidates = 4;
+  int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
+  int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
+  LrmTimestep lrm_timestep = LrmTimestep::departure;
+  std::uint64_t seed = 42;
+};
+
+/// Step-level preference sampling (arXiv 2502.01051). At step i the candidates of prompt b are
+/// x^k = a x_t + c prediction + sigma z^k, one Gaussian for all k. Best and worst by score become a pair if their softmax gap
+/// exceeds the step's threshold; the chain goes on from a uniformly random candidate, whatever the scores.
+///
+/// Noise comes from Philox fields (seed, operation, iteration * S + i), so a run repeats exactly, for any number of threads.
+/// All memory is taken by the constructor.
+template <class T, class Device>
+class Rollout {
+ public:
+  /// `steps` and `thresholds` of the same length; `latents` [b, h, w, c] for the largest prompt batch. Steps with sigma 0 have
+  /// no density: they move on without recording.
+  Rollout(Context<Device>& context, std::vector<GaussianStep> steps, std::vector<double> thresholds,
+          const Extents<4>& latents, const RolloutOptions& options = {})
+      : context_(context),
+        steps_(std::move(steps)),
+        thresholds_(std::move(thresholds)),
+        options_(options),
+        extents_(latents),
+        latents_(latents),
+        prediction_(latents),
+        candidates_(Extents<4>{options.candidates * latents[0], latents[1], latents[2], latents[3]}),
+        scores_(static_cast<std::size_t>(std::max<index_t>(0, options.candidates * latents[0]))),
+        pairs_(static_cast<index_t>(steps_.size()) * latents[0], Extents<3>{latents[1], latents[2], latents[3]}) {
+    if (thresholds_.size() != steps_.size())
+      throw ValueError(message("[Rollout] ", static_cast<index_t>(thresholds_.size()), " thresholds for ",
+                               static_cast<index_t>(steps_.size()), " steps; give one per step"));
+    if (options.candidates < 1 || latents[0] < 1)
+      throw ValueError(message("[Rollout] ", options.candidates, " candidates for ", latents[0], " prompts; expected at least 1 each"));
+    statistics_.reserve(steps_.size());
+  }
+
+  /// One roll-out of the first `prompts` rows (0: all), starting from fresh noise. `iteration` numbers the roll-outs of a run.
+  /// Kept pairs replace those of the previous call. CancelledError when `progress` returns false.
+  template <NoisePredictor<T, Device> Predictor, StepScorer<T, Device> Scorer>
+  void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts = 0,
+           const StepCallback& progress = {}) {
+    if (prompts < 0 || prompts > extents_[0])
+      throw ValueError(message("[Rollout] ", prompts, " prompts, but there is room for ", extents_[0]));
+    prompts_ = prompts == 0 ? extents_[0] : prompts;
+    pairs_.clear();
+    statistics_.clear();
+    const View<T, 4, Device> x = rows(latents_, prompts_), prediction = rows(prediction_, prompts_);
+    fill_normal(context_, x, {options_.seed, random_operation::initial_latents, iteration});
+    const int total = step_limit();
+    for (int i = 0; i < total; ++i) {
+      const GaussianStep& step = steps_[static_cast<std::size_t>(i)];
+      predictor.predict(x, step.timestep, prediction);
+      const auto counter = static_cast<std::uint32_t>(iteration * steps_.size() + static_cast<std::size_t>(i));
+      if (!(step.sigma > 0))
+        evaluate(&context_, x, step.mean(x, prediction));
+      else if (i < options_.divert_start_step)
+        advance(step, counter);
+      else
+        branch(step, i, counter, scorer);
+      if (progress && !progress(i + 1, total)) throw CancelledError(message("[Rollout] cancelled after step ", i + 1, " of ", total));
+    }
+  }
+
+  /// Pairs kept by the last run.
+  const PairStore<T, Device>& pairs() const { return pairs_; }
+  /// One entry per step that drew pairs in the last run.
+  std::span<const StepStatistics> statistics() const { return statistics_; }
+  /// Where the chains ended, [b, h, w, c].
+  View<const T, 4, Device> latents() const { return {latents_.data(), batch_extents(prompts_)}; }
+
+  const std::vector<GaussianStep>& steps() const { return steps_; }
+  const std::vector<double>& thresholds() const { return thresholds_; }
+  const RolloutOptions& options() const { return options_; }
+
+ private:
+  Extents<4> batch_extents(index_t count) const { return {count, extents_[1], extents_[2], extents_[3]}; }
+  View<T, 4, Device> rows(Tensor<T, 4, Device>& tensor, index_t count) const { return {tensor.data(), batch_extents(count)}; }
+
+  int step_limit() const {
+    const int all = static_cast<int>(steps_.size());
+    return options_.divert_end_step > 0 ? std::min(all, options_.divert_end_step) : all;
+  }
+
+  void advance(const GaussianStep& step, std::uint32_t counter) {
+    const View<T, 4, Device> x = rows(latents_, prompts_), noise = rows(candidates_, prompts_);
+    fill_normal(context_, noise, {options_.seed, random_operation::candidate_noise, counter});
+    evaluate(&context_, x, step.next(x, rows(prediction_, prompts_), noise));
+  }
+
+  template <class Scorer>
+  void branch(const GaussianStep& step, int i, std::uint32_t counter, Scorer& scorer) {
+    const index_t k_count = options_.candidates, width = extents_.size() / extents_[0];
+    const View<T, 4, Device> x = rows(latents_, prompts_), all = rows(candidates_, k_count * prompts_);
+    const View<T, 5, Device> by_candidate =
+        all.reshape(Extents<5>{k_count, prompts_, extents_[1], extents_[2], extents_[3]});  // [k, b, h, w, c]
+    fill_normal(context_, all, {options_.seed, random_operation::candidate_noise, counter});
+    evaluate(&context_, by_candidate, step.next(x, rows(prediction_, prompts_), by_candidate));
+
+    const std::span<float> scores(scores_.data(), static_cast<std::size_t>(k_count * prompts_));
+    const int told = options_.lrm_timestep == LrmTimestep::departure ? step.timestep : std::max(1, step.arrival);
+    scorer.score(View<const T, 4, Device>(all), told, scores);
+
+    StepStatistics statistics;
+    statistics.timestep = step.timestep;
+    statistics.threshold = thresholds_[static_cast<std::size_t>(i)];
+    for (const float score : scores) statistics.scores.add(static_cast<double>(score));
+    const auto candidate = [&](int k, index_t b) { return all.data + (k * prompts_ + b) * width; };
+    for (index_t b = 0; b < prompts_; ++b) {
+      const CandidatePair pair = select_pair(scores, b, prompts_, options_.candidates);
+      statistics.gaps.add(pair.gap);
+      if (!pair.kept(statistics.threshold)) continue;
+      pairs_.append(context_, {i, step.timestep, static_cast<int>(b), static_cast<float>(pair.gap)}, x.data + b * width,
+                    candidate(pair.win, b), candidate(pair.lose, b));
+      ++statistics.kept;
+    }
+    statistics_.push_back(statistics);
+
+    RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
+    for (index_t b = 0; b < prompts_; ++b) {
+      const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
+      kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width, x.data + b * width,
+                                    width, false);
+    }
+  }
+
+  Context<Device>& context_;
+  std::vector<GaussianStep> steps_;
+  std::vector<double> thresholds_;
+  RolloutOptions options_;
+  Extents<4> extents_;
+  index_t prompts_ = 0;
+  Tensor<T, 4, Device> latents_, prediction_, candidates_;
+  std::vector<float> scores_;
+  PairStore<T, Device> pairs_;
+  std::vector<StepStatistics> statistics_;
+};
+
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Dynamic thresholds: how large the score gap of a pair must be at each timestep of a run.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include <lpo/diffusion/ddim.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// What the threshold grows with: the step's sigma, its variance, the timestep, or nothing.
+enum class ThresholdMode { sigma, variance, linear, constant };
+/// `closed_form` works for any schedule and step count; `official20` uses the rounded tables of the original run: 20 steps,
+/// timesteps 1, 51, ..., 951 only.
+enum class ThresholdTable { closed_form, official20 };
+
+/// Defaults are those of SD1.5 and SD2.1; SDXL uses 0.45 to 0.60.
+struct ThresholdOptions {
+  ThresholdMode mode = ThresholdMode::sigma;
+  ThresholdTable table = ThresholdTable::closed_form;
+  double minimum = 0.35;   ///< at the step with the smallest sigma
+  double maximum = 0.50;   ///< at the step with the largest
+  double constant = 0.50;  ///< mode constant
+};
+
+namespace detail {
+
+/// sigma of t = 1, 51, ..., 951, rounded to four decimals.
+inline constexpr std::array<double, 20> official_sigmas = {
+    0.0206, 0.0406, 0.1673, 0.2144, 0.2509, 0.2836, 0.3144, 0.3442, 0.3732, 0.4016,
+    0.4293, 0.4565, 0.4829, 0.5087, 0.5336, 0.5576, 0.5807, 0.6029, 0.6241, 0.6444};
+
+inline double official_measure(ThresholdMode mode, int timestep) {
+  if (timestep < 1 || timestep > 951 || timestep % 50 != 1)
+    throw ValueError(message("[thresholds] the official table has no timestep ", timestep,
+                             "; it is for 20 leading steps, use ThresholdTable::closed_form"));
+  const double sigma = official_sigmas[static_cast<std::size_t>(timestep / 50)];
+  // The squares of the rounded sigmas, rounded again.
+  return mode == ThresholdMode::variance ? std::nearbyint(sigma * sigma * 1e4) / 1e4 : sigma;
+}
+
+}  // namespace detail
+
+/// One threshold per step: th = minimum + (maximum - minimum) (m - m_min) / (m_max - m_min), with m the sigma (variance,
+/// timestep) of the DDIM step with eta 1 and m_min, m_max over this run. With a single step, `minimum`.
+/// Source: arXiv 2502.01051.
+inline std::vector<double> pair_thresholds(const NoiseSchedule& schedule, int steps, const ThresholdOptions& options = {}) {
+  if (!(options.minimum >= 0 && options.maximum >= options.minimum && options.maximum < 1 && options.constant >= 0 &&
+        options.constant < 1))
+    throw ValueError(message("[thresholds] minimum ", options.minimum, ", maximum ", options.maximum, ", constant ",
+                             options.constant, "; expected 0 <= minimum <= maximum < 1 and 0 <= constant < 1"));
+  const auto chain = ddim_steps(schedule, steps, 1.0);
+  if (options.mode == ThresholdMode::constant) return std::vector<double>(chain.size(), options.constant);
+  std::vector<double> measure;
+  for (const auto& step : chain) {
+    if (options.mode == ThresholdMode::linear)
+      measure.push_back(step.timestep);
+    else if (options.table == ThresholdTable::official20)
+      measure.push_back(detail::official_measure(options.mode, step.timestep));
+    else
+      measure.push_back(options.mode == ThresholdMode::variance ? step.sigma * step.sigma : step.sigma);
+  }
+  const auto [low, high] = std::minmax_element(measure.begin(), measure.end());
+  const double least = *low, range = *high - *low;
+  std::vector<double> thresholds;
+  for (const double m : measure)
+    thresholds.push_back(options.minimum +
+                         (range > 0 ? (options.maximum - options.minimum) * (m - least) / range : 0.0));
+  return thresholds;
+}
+
+}  // namespace lpo::inline LPO_ABI
