@@ -11,15 +11,16 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// Moves a value down to `mark`, where the block's temporaries began, and frees everything above it.
-template <class T, int Rank, class Device, int Channels>
-Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, Arena::Mark mark, const Var<T, Rank, Device, Channels>& value) {
+/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it.
+template <class Device, class T, int Rank, int Channels>
+Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, const typename Tape<Device>::Snapshot& start,
+                                      const Var<T, Rank, Device, Channels>& value) {
   const auto dense = Extents<Rank>(value.extents());
   const std::size_t bytes = static_cast<std::size_t>(value.size()) * sizeof(T);
   Scratch<Device> scratch(tape.context());
   auto* kept = scratch.template allocate<std::byte>(static_cast<index_t>(bytes));
   tape.context().copy_from_host(kept, value.data(), bytes);
-  tape.rewind(mark);
+  tape.rewind(start);
   const auto out = make_output<T, Channels>(tape, dense, false);
   tape.context().copy_from_host(out.data(), kept, bytes);
   return out;
@@ -31,28 +32,28 @@ Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, Arena::Mark mark, cons
 template <class Device, class Block>
 auto scoped(Tape<Device>& tape, Block&& block) -> std::invoke_result_t<Block> {
   if (tape.recording()) return block();
-  const auto mark = tape.mark();
+  const auto start = tape.snapshot();
   const auto value = block();
   if (!value.view().dense()) return value;
-  return detail::settle(tape, mark, value);
+  return detail::settle(tape, start, value);
 }
 
 /// Runs `block(inputs...)` without keeping its activations; backward runs it again. The block must be deterministic, use
-/// its inputs and parameters only, and return a dense Var. Checkpoints nest. `block` is copied onto the tape.
+/// its inputs and parameters only, and return a dense Var. Checkpoints nest. `block` is copied onto the tape. A block in
+/// which nothing depends on a value that requires a gradient leaves no node.
 template <class Device, class Block, class... Inputs>
 auto checkpoint(Tape<Device>& tape, const Block& block, const Inputs&... inputs) -> std::invoke_result_t<Block, Inputs...> {
   if (!tape.recording()) return scoped(tape, [&] { return block(inputs...); });
-  const auto mark = tape.mark();
+  const auto start = tape.snapshot();
   const bool adapters = tape.adapters();
-  auto out = [&] {
-    auto guard = tape.inference();
-    const auto value = block(inputs...);
-    return detail::settle(tape, mark, value);
-  }();
-  // Whether anything inside is trainable is known only after the recomputation, so a checkpoint always counts.
-  Slot* slot = out.slot();
-  slot->requires_gradient = true;
-  tape.push(mark, slot, [=](Tape<Device>& t) {
+  bool trainable = false;
+  const auto value = tape.without_recording([&] { return block(inputs...); }, trainable);
+  if (!value.view().dense()) throw ShapeError("[checkpoint] the block must return a dense value; return contiguous(x)");
+  trainable = trainable || value.requires_gradient();
+  const auto out = detail::settle(tape, start, value);
+  if (!trainable) return out;
+  tape.require_gradient(out.slot());
+  tape.push(start.activations, out.slot(), [=](Tape<Device>& t) {
     typename Tape<Device>::ModeGuard guard(t, true, adapters);
     auto* position = t.position();
     const auto again = block(inputs...);
@@ -60,12 +61,8 @@ auto checkpoint(Tape<Device>& tape, const Block& block, const Inputs&... inputs)
       t.run_back_to(position);
       return;
     }
-    auto target = gradient_target(again);
-    View<std::remove_pointer_t<decltype(target.data)>, std::remove_cvref_t<decltype(again)>::rank, Device> into(
-        target.data, again.extents());
-    View<const std::remove_pointer_t<decltype(target.data)>, std::remove_cvref_t<decltype(again)>::rank, Device> from(
-        output_gradient(out), again.extents());
-    evaluate(&t.context(), into, from);
+    using Again = std::remove_cvref_t<decltype(again)>;
+    detail::add_gradient(again, View<const typename Again::value_type, Again::rank, Device>(output_gradient(out), again.extents()));
     t.run_back_to(position);
   });
   return out;

@@ -80,22 +80,11 @@ Var<T, Rank, Device> concat_batch(const Var<T, Rank, Device>& a, const Var<T, Ra
   return y;
 }
 
-/// A dense copy of a Var whose rows are strided (a channel slice); returns the Var itself when it is dense.
+/// A dense copy of a strided Var (a slice); returns the Var itself when it is dense.
 template <class T, int Rank, class Device>
 Var<T, Rank, Device> contiguous(const Var<T, Rank, Device>& x) {
   if (x.view().dense()) return x;
-  const index_t width = x.extent(Rank - 1), rows = width == 0 ? 0 : x.size() / width;
-  const index_t stride = detail::row_stride("contiguous", x);
-  auto& tape = x.tape();
-  const auto mark = tape.mark();
-  const auto y = make_output<T>(tape, x.extents(), x.requires_gradient());
-  kernel::CopyRows<Device>::run(tape.context(), rows, width, static_cast<const T*>(x.data()), stride, y.data(), width, false);
-  if (!y.requires_gradient()) return y;
-  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
-    if (const auto dx = gradient_target(x))
-      kernel::CopyRows<Device>::run(t.context(), rows, width, output_gradient(y), width, dx.data, stride, dx.accumulate);
-  });
-  return y;
+  return Var<T, Rank, Device>(to_expression(x));
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -24,7 +24,12 @@ Var<T, 4, Device> conv2d(const Var<T, 4, Device>& x, const Var<T, 4, Device>& we
   if (x.extent(3) != weight.extent(3))
     throw ShapeError(message("[conv2d] input has ", x.extent(3), " channels, weight expects ", weight.extent(3), ": input ",
                              to_string(x.extents()), ", weight ", to_string(weight.extents())));
+  if (bias.present() && bias.extent(0) != weight.extent(0))
+    throw ShapeError(message("[conv2d] bias has ", bias.extent(0), " elements, weight makes ", weight.extent(0), " channels"));
   if (!x.view().dense()) throw ShapeError("[conv2d] the input must be dense; copy the slice first");
+  if (!weight.view().dense()) throw ShapeError("[conv2d] the weight must be dense; copy the slice first");
+  if (options.stride < 1 || options.pad_top < 0 || options.pad_bottom < 0 || options.pad_left < 0 || options.pad_right < 0)
+    throw ValueError(message("[conv2d] stride ", options.stride, " must be positive and padding must not be negative"));
   const kernel::Conv2dShape shape{x.extent(0),        x.extent(1),      x.extent(2),       x.extent(3),
                                   weight.extent(0),   weight.extent(1), weight.extent(2),  options.stride,
                                   options.pad_top,    options.pad_bottom, options.pad_left, options.pad_right};

@@ -18,6 +18,7 @@ Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& we
   if (bias.present() && bias.extent(0) != out_width)
     throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", out_width));
   if (x.view().strides[1] != 1 && in > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
+  if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
   auto& tape = x.tape();
   const auto mark = tape.mark();
   const index_t lda = x.view().strides[0];

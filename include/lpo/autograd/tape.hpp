@@ -30,6 +30,22 @@ struct Slot {
 template <class Device>
 class Tape {
  public:
+  struct Node {
+    void (*call)(Node*, Tape&) = nullptr;
+    Node* previous = nullptr;
+    Slot* out = nullptr;
+    Arena::Mark mark;
+  };
+  struct Tracked {
+    Slot* slot;
+    Tracked* previous;
+  };
+  struct Snapshot {
+    Arena::Mark activations, meta;
+    Node* last;
+    Tracked* tracked;
+  };
+
   explicit Tape(Context<Device>& context) : context_(context), start_(context.activations().mark()) {}
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
@@ -70,9 +86,27 @@ class Tape {
     auto* slot = new (meta_.allocate(sizeof(Slot))) Slot;
     slot->bytes = bytes;
     slot->data = context_.activations().allocate(bytes);
-    slot->requires_gradient = requires_gradient && recording_;
-    if (slot->requires_gradient) track(slot);
+    met_trainable_ = met_trainable_ || requires_gradient;
+    if (requires_gradient && recording_) require_gradient(slot);
     return slot;
+  }
+
+  /// From now on `slot` takes part in backward.
+  void require_gradient(Slot* slot) {
+    slot->requires_gradient = true;
+    track(slot);
+  }
+
+  /// Runs `block()` without recording. `met_trainable` tells whether an operation in it had an input that requires a
+  /// gradient, so whether recording would have left nodes.
+  template <class Block>
+  auto without_recording(Block&& block, bool& met_trainable) {
+    const auto guard = inference();
+    const bool before = std::exchange(met_trainable_, false);
+    auto result = block();
+    met_trainable = met_trainable_;
+    met_trainable_ = met_trainable_ || before;
+    return result;
   }
 
   /// A slot over memory that somebody else owns.
@@ -80,8 +114,7 @@ class Tape {
     auto* slot = new (meta_.allocate(sizeof(Slot))) Slot;
     slot->bytes = bytes;
     slot->data = static_cast<std::byte*>(const_cast<void*>(data));
-    slot->requires_gradient = requires_gradient;
-    if (requires_gradient) track(slot);
+    if (requires_gradient) require_gradient(slot);
     return slot;
   }
 
@@ -114,8 +147,8 @@ class Tape {
     return slot->gradient;
   }
 
-  /// Position on the tape; `run_back_to` undoes everything after it.
-  struct Node;
+  /// Position on the tape; `run_back_to` undoes everything after it. The values that it undoes are gone: they no longer
+  /// require gradients, so that a second backward through them is an error and not a silent zero.
   Node* position() const { return last_; }
   void run_back_to(Node* stop) {
     while (last_ != stop) {
@@ -123,6 +156,7 @@ class Tape {
       last_ = node->previous;
       if (node->out->written) node->call(node, *this);
       release(node->out);
+      node->out->requires_gradient = false;
       context_.activations().rewind(node->mark);
     }
   }
@@ -136,21 +170,15 @@ class Tape {
     context_.activations().rewind(start_);
   }
 
-  /// Where inference scopes rewind to; used by `scoped`.
-  void rewind(Arena::Mark mark) { context_.activations().rewind(mark); }
-
-  struct Node {
-    void (*call)(Node*, Tape&) = nullptr;
-    Node* previous = nullptr;
-    Slot* out = nullptr;
-    Arena::Mark mark;
-  };
+  /// Activations and bookkeeping as they are now; `rewind` frees what came later, which must not have been recorded.
+  Snapshot snapshot() const { return {context_.activations().mark(), meta_.mark(), last_, tracked_}; }
+  void rewind(const Snapshot& to) {
+    context_.activations().rewind(to.activations);
+    if (last_ != to.last || tracked_ != to.tracked) return;
+    meta_.rewind(to.meta);
+  }
 
  private:
-  struct Tracked {
-    Slot* slot;
-    Tracked* previous;
-  };
 
   void track(Slot* slot) { tracked_ = new (meta_.allocate(sizeof(Tracked))) Tracked{slot, tracked_}; }
 
@@ -168,6 +196,7 @@ class Tape {
   Tracked* tracked_ = nullptr;
   bool recording_ = true;
   bool adapters_ = true;
+  bool met_trainable_ = false;
 };
 
 }  // namespace lpo::inline LPO_ABI

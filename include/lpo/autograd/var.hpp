@@ -35,10 +35,10 @@ class Var {
     requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
   Var(X&& source) : Var(record(to_expression(std::forward<X>(source)))) {}
 
-  /// The same value with its static width forgotten.
+  /// The same value under another static width: forgotten, or stated and checked as `with_channels` does.
   template <int Other>
-    requires(Channels == dynamic && Other != dynamic)
-  Var(const Var<T, Rank, Device, Other>& other) : tape_(&other.tape()), slot_(other.slot()), view_(other.view()) {}
+    requires(Other != Channels)
+  Var(const Var<T, Rank, Device, Other>& other) : Var(other.template with_channels<Channels>()) {}
 
   bool present() const { return slot_ != nullptr; }
   Tape<Device>& tape() const { return *tape_; }
@@ -59,11 +59,12 @@ class Var {
   Var<T, Rank, Device, dynamic> slice(int axis, index_t begin, index_t end) const {
     return {tape_, slot_, view_.slice(axis, begin, end)};
   }
-  /// States the innermost width; throws when the extents disagree.
+  /// States the innermost width, or forgets it (`dynamic`); throws when the extents disagree.
   template <int NewChannels>
   Var<T, Rank, Device, NewChannels> with_channels() const {
-    static_assert(Channels == dynamic || Channels == NewChannels, "lpo Var: static channel widths differ; check the layer's input width");
-    if (view_.extents[Rank - 1] != NewChannels)
+    static_assert(Channels == dynamic || NewChannels == dynamic || Channels == NewChannels,
+                  "lpo Var: static channel widths differ; check the layer's input width");
+    if (NewChannels != dynamic && present() && view_.extents[Rank - 1] != NewChannels)
       throw ShapeError(message("[with_channels] innermost axis of ", to_string(view_.extents), " must have size ", NewChannels));
     return {tape_, slot_, view_};
   }
@@ -79,6 +80,7 @@ class Var {
 
 template <class T, int Rank, class Device, int Channels>
 auto to_expression(const Var<T, Rank, Device, Channels>& var) {
+  if (!var.present()) throw ValueError("[expression] an absent Var was used in arithmetic; test present() first");
   Expression<tree::Argument<T, false>, T, Rank, Device, Channels, true> e{
       {}, {detail::make_leaf(var.view())}, var.extents(), &var.tape()};
   e.leaves[0].slot = var.slot();
@@ -157,9 +159,13 @@ Var<T, Rank, Device> variable(Tape<Device>& tape, Tensor<T, Rank, Device>& tenso
   return {&tape, slot, tensor.view()};
 }
 
-/// The accumulated gradient of a dense Var, copied out; zeros when nothing reached it.
+/// The accumulated gradient of a dense Var, copied out; zeros when nothing reached it. Only variables and parameters keep
+/// theirs until `clear()`; those of intermediate values are given back while backward runs.
 template <class T, int Rank, class Device, int Channels>
 Tensor<T, Rank, Device> read_gradient(const Var<T, Rank, Device, Channels>& var) {
+  if (!var.requires_gradient())
+    throw ValueError("[read_gradient] this value keeps no gradient; make it with variable() before the forward");
+  if (!var.view().dense()) throw ShapeError("[read_gradient] the value is strided; read the gradient of the whole");
   auto tensor = Tensor<T, Rank, Device>::zeros(var.extents());
   if (var.slot()->written && var.slot()->gradient != nullptr) {
     const auto* base = var.slot()->gradient + (reinterpret_cast<const std::byte*>(var.data()) - var.slot()->data);
@@ -168,21 +174,29 @@ Tensor<T, Rank, Device> read_gradient(const Var<T, Rank, Device, Channels>& var)
   return tensor;
 }
 
-/// Propagates `cotangent` (dense, the extents of `out`) from `out` to every value that requires a gradient.
+namespace detail {
+
+/// Adds `cotangent` to the gradient of `out`, as its consumers' backward would.
+template <class T, int Rank, class Device, int Channels>
+void add_gradient(const Var<T, Rank, Device, Channels>& out, const View<const T, Rank, Device>& cotangent) {
+  const auto target = gradient_target(out);
+  const View<T, Rank, Device> into(target.data, out.extents(), out.view().strides);
+  if (target.accumulate)
+    evaluate(&out.tape().context(), into, into + cotangent);
+  else
+    evaluate(&out.tape().context(), into, cotangent);
+}
+
+}  // namespace detail
+
+/// Propagates `cotangent` (the extents of `out`) from `out` to every value that requires a gradient.
 template <class T, int Rank, class Device, int Channels>
 void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Rank, Device>& cotangent) {
   detail::expect_same("backward", "output", out.extents(), "cotangent", cotangent.extents);
   if (!out.requires_gradient())
-    throw ValueError("[backward] the output depends on no value that requires a gradient; check the trainable parameters and "
-                     "that the tape was recording");
-  if (!cotangent.dense()) throw ShapeError("[backward] the cotangent must be dense; copy it into a tensor first");
-  auto target = gradient_target(out);
-  auto& context = out.tape().context();
-  View<T, Rank, Device> into(target.data, out.extents());
-  if (target.accumulate)
-    evaluate(&context, into, into + cotangent);
-  else
-    evaluate(&context, into, cotangent);
+    throw ValueError("[backward] the output depends on no value that requires a gradient, or backward has run through it "
+                     "already; check the trainable parameters and that the tape was recording");
+  detail::add_gradient(out, cotangent);
   out.tape().run_back_to(nullptr);
 }
 

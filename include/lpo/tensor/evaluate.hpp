@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/iteration.hpp>
@@ -11,7 +10,7 @@
 namespace lpo::inline LPO_ABI {
 
 /// The element-wise contract. `forward` writes the statement's value to `out`; `backward` reads the output gradient and the
-/// leaves once and writes every leaf gradient. `context` may be null: then the calling thread does the work.
+/// leaves once and writes every leaf gradient. forward's `context` may be null: then the calling thread does the work.
 template <class Device>
 struct Evaluator {
   template <class Tree, class T>
@@ -38,26 +37,26 @@ struct LeafList;
 template <class T, bool Splat>
 struct LeafList<tree::Argument<T, Splat>> {
   template <class Visit>
-  static void each(Visit&& visit, int& position) {
+  static constexpr void each(Visit&& visit, int& position) {
     visit.template operator()<T, Splat>(position++);
   }
 };
 template <>
 struct LeafList<tree::Constant> {
   template <class Visit>
-  static void each(Visit&&, int&) {}
+  static constexpr void each(Visit&&, int&) {}
 };
 template <class Op, class A>
 struct LeafList<tree::Unary<Op, A>> {
   template <class Visit>
-  static void each(Visit&& visit, int& position) {
+  static constexpr void each(Visit&& visit, int& position) {
     LeafList<A>::each(visit, position);
   }
 };
 template <class Op, class A, class B>
 struct LeafList<tree::Binary<Op, A, B>> {
   template <class Visit>
-  static void each(Visit&& visit, int& position) {
+  static constexpr void each(Visit&& visit, int& position) {
     LeafList<A>::each(visit, position);
     LeafList<B>::each(visit, position);
   }
@@ -68,6 +67,15 @@ template <class Tree, class Visit>
 void for_each_leaf(Visit&& visit) {
   int position = 0;
   LeafList<Tree>::each(visit, position);
+}
+
+/// Whether a statement is computed in double: its target or one of its leaves is.
+template <class Tree, class T>
+constexpr bool computes_in_double() {
+  bool any = std::is_same_v<T, double>;
+  int position = 0;
+  LeafList<Tree>::each([&]<class L, bool Splat>(int) { any = any || std::is_same_v<L, double>; }, position);
+  return any;
 }
 
 /// Leaf values of a row, unit steps: element i of leaf I lies at row[I] + i, a splat leaf at row[I].
@@ -162,7 +170,7 @@ void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const v
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
   leaf_sizes<Tree>(bytes);
-  RowCursor cursor(space, first);
+  OuterCursor cursor(space, first);
   for (index_t r = first; r < last; ++r, cursor.next()) {
     T* y = out + cursor.offset[0];
     const auto place = [&](auto& row) {
@@ -223,7 +231,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
   leaf_sizes<Tree>(bytes);
-  RowCursor cursor(space, first);
+  OuterCursor cursor(space, first);
   const int inner = space.rank - 1;
   for (index_t r = first; r < last; ++r, cursor.next()) {
     const T* dy = out_gradient + cursor.offset[0];
@@ -336,16 +344,17 @@ void host_forward(Executor* executor, const IterationSpace& space, const Tree& t
 }
 
 /// Backward over a whole space on a host. Broadcast leaves are summed per chunk and added up in chunk order, so the bits do
-/// not depend on the number of threads.
+/// not depend on the number of threads. The sums live in `workspace` while this runs.
 template <class V, class Number, class Sum, class Tree, class T>
-void host_backward(Executor* executor, const IterationSpace& space, const Tree& tree, const T* out_gradient,
-                   const void* const* data, void* const* gradients, const bool* accumulate) {
+void host_backward(Executor* executor, Arena& workspace, const IterationSpace& space, const Tree& tree,
+                   const T* out_gradient, const void* const* data, void* const* gradients, const bool* accumulate) {
   constexpr int leaves = std::max(1, Tree::leaves);
   SumLayout layouts[leaves];
   bool any_sum = false;
-  index_t sum_size = 0, sum_begin[leaves] = {};
+  index_t sum_size = 0, sum_begin[leaves] = {}, bytes[leaves] = {};
+  leaf_sizes<Tree>(bytes);
   for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
-    if (gradients[k] == nullptr || !(Splat || space.reduced(k + 1))) return;
+    if (gradients[k] == nullptr || !space.reduced(k + 1)) return;
     layouts[k] = sum_layout(space, k + 1);
     sum_begin[k] = sum_size;
     sum_size += (layouts[k].size + pack_width) / pack_width * pack_width;
@@ -354,14 +363,22 @@ void host_backward(Executor* executor, const IterationSpace& space, const Tree& 
   const Cut cut(space, 16384);
   constexpr index_t max_chunks = 8;
   const index_t units = space.size() == 0 ? 0 : cut.units;
-  const index_t per_chunk = any_sum ? (units + max_chunks - 1) / max_chunks : 1;
-  const index_t chunks = units == 0 ? 0 : (units + std::max<index_t>(1, per_chunk) - 1) / std::max<index_t>(1, per_chunk);
-  std::vector<Sum> buffer(static_cast<std::size_t>(any_sum ? std::max<index_t>(1, chunks) * sum_size : 0));
+  const index_t per_chunk = std::max<index_t>(1, any_sum ? (units + max_chunks - 1) / max_chunks : 1);
+  const index_t chunks = (units + per_chunk - 1) / per_chunk;
+  for (int a = 0; a < Tree::leaves && space.size() > 0; ++a)
+    for (int b = a + 1; b < Tree::leaves; ++b)
+      if (gradients[a] != nullptr && gradients[b] != nullptr && !layouts[a].used && !layouts[b].used &&
+          gradients_cross(space, a, gradients[a], bytes[a], b, gradients[b], bytes[b]))
+        executor = nullptr;
+  const auto mark = workspace.mark();
+  const std::size_t buffer_size = any_sum ? static_cast<std::size_t>(chunks * sum_size) : 0;
+  auto* buffer = reinterpret_cast<Sum*>(workspace.allocate(buffer_size * sizeof(Sum)));
+  std::fill_n(buffer, buffer_size, Sum{});
   const auto run = [&](index_t begin, index_t end) {
     for (index_t chunk = begin; chunk < end; ++chunk) {
       Sum* sums[leaves] = {};
       for (int k = 0; k < Tree::leaves; ++k)
-        if (layouts[k].used) sums[k] = buffer.data() + chunk * sum_size + sum_begin[k];
+        if (layouts[k].used) sums[k] = buffer + chunk * sum_size + sum_begin[k];
       void* plain[leaves] = {};
       for (int k = 0; k < Tree::leaves; ++k) plain[k] = layouts[k].used ? nullptr : gradients[k];
       for (index_t u = chunk * per_chunk; u < std::min(units, (chunk + 1) * per_chunk); ++u)
@@ -375,7 +392,6 @@ void host_backward(Executor* executor, const IterationSpace& space, const Tree& 
     executor->parallel_for(chunks, 1, run);
   else
     run(0, chunks);
-  if (!any_sum) return;
   for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
     if (!layouts[k].used) return;
     IterationSpace own = space;  // the axes that the leaf has; the others collapse to one element
@@ -387,18 +403,19 @@ void host_backward(Executor* executor, const IterationSpace& space, const Tree& 
     }
     own.operands = k + 2;
     const index_t rows = own.rows();
-    RowCursor cursor(own, 0);
+    OuterCursor cursor(own, 0);
     for (index_t r = 0; r < rows; ++r, cursor.next()) {
       for (index_t i = 0; i < own.inner(); ++i) {
         const index_t at = r * own.inner() + i;
         Sum total = 0;
-        for (index_t chunk = 0; chunk < chunks; ++chunk) total += buffer[static_cast<std::size_t>(chunk * sum_size + sum_begin[k] + at)];
+        for (index_t chunk = 0; chunk < chunks; ++chunk) total += buffer[chunk * sum_size + sum_begin[k] + at];
         L* p = static_cast<L*>(gradients[k]) + cursor.offset[k + 1] + i * own.stride[k + 1][own.rank - 1];
         if (accumulate[k]) total += static_cast<Sum>(static_cast<compute_t<L>>(*p));
         *p = static_cast<L>(static_cast<compute_t<L>>(total));
       }
     }
   });
+  workspace.rewind(mark);
 }
 
 /// Loop nest of an expression assigned to `target`.

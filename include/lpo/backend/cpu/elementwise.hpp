@@ -12,7 +12,7 @@ struct Evaluator<Cpu> {
   static void forward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, T* out,
                       const void* const* leaves) {
     Executor* executor = context == nullptr ? nullptr : &context->executor();
-    if constexpr (std::is_same_v<compute_t<T>, double>)
+    if constexpr (detail::computes_in_double<Tree, T>())
       detail::host_forward<double, double>(executor, space, tree, out, leaves);
     else
       detail::host_forward<Pack, float>(executor, space, tree, out, leaves);
@@ -21,11 +21,12 @@ struct Evaluator<Cpu> {
   template <class Tree, class T>
   static void backward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
                        const void* const* leaves, void* const* gradients, const bool* accumulate) {
-    Executor* executor = context == nullptr ? nullptr : &context->executor();
-    if constexpr (std::is_same_v<compute_t<T>, double>)
-      detail::host_backward<double, double, double>(executor, space, tree, out_gradient, leaves, gradients, accumulate);
+    if constexpr (detail::computes_in_double<Tree, T>())
+      detail::host_backward<double, double, double>(&context->executor(), context->scratch(), space, tree, out_gradient,
+                                                    leaves, gradients, accumulate);
     else
-      detail::host_backward<Pack, float, float>(executor, space, tree, out_gradient, leaves, gradients, accumulate);
+      detail::host_backward<Pack, float, float>(&context->executor(), context->scratch(), space, tree, out_gradient, leaves,
+                                                gradients, accumulate);
   }
 };
 

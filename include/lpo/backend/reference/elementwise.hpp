@@ -15,9 +15,10 @@ struct Evaluator<Reference> {
   }
 
   template <class Tree, class T>
-  static void backward(Context<Reference>*, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
+  static void backward(Context<Reference>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
                        const void* const* leaves, void* const* gradients, const bool* accumulate) {
-    detail::host_backward<double, double, double>(nullptr, space, tree, out_gradient, leaves, gradients, accumulate);
+    detail::host_backward<double, double, double>(nullptr, context->scratch(), space, tree, out_gradient, leaves, gradients,
+                                                  accumulate);
   }
 };
 
