@@ -61,7 +61,8 @@ std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T,
     if (!entry.name.starts_with(prefix)) continue;
     if (names.part != ParameterPart::all && is_lora_name(entry.name) != (names.part == ParameterPart::lora)) continue;
     if (entry.parameter->data() == nullptr)
-      throw ValueError(message("[parameters] \"", entry.name, "\" has no memory yet; call the store's allocate() first"));
+      throw ValueError(
+          message("[parameters] \"", entry.name, "\" has no memory yet; call the store's allocate() first"));
     selected.push_back({entry.name.substr(prefix.size()), entry.parameter});
   }
   if (selected.empty())
@@ -117,7 +118,8 @@ inline std::string listed(const std::vector<std::string>& items, std::size_t lim
 /// layout. One FileError lists all missing keys and all wrong shapes; then nothing was changed. Keys of the file that
 /// no weight wants are no error: they come back in the report.
 template <class T, class Device, class Source>
-LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source, const ParameterNames& names = {}) {
+LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source,
+                           const ParameterNames& names = {}) {
   const auto selected = detail::select_parameters(store, names);
   const std::string prefix = detail::dotted(names.file_prefix);
   std::vector<std::string> keys, missing, mismatched;
@@ -137,14 +139,15 @@ LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source&
     if (detail::without_unit_kernel(found.shape) != detail::without_unit_kernel(expected))
       mismatched.push_back(message("\"", key, "\" is ", shape_text(found.shape), ", expected ", shape_text(expected)));
     else if (!is_floating(found.dtype))
-      mismatched.push_back(message("\"", key, "\" holds ", dtype_name(found.dtype), ", expected numbers with a fraction"));
+      mismatched.push_back(
+          message("\"", key, "\" holds ", dtype_name(found.dtype), ", expected numbers with a fraction"));
   }
   if (!missing.empty() || !mismatched.empty()) {
     std::string text = message("[load_parameters] ", source.path(), " does not fit the model:");
     if (!missing.empty()) {
       const std::string first = missing.front().substr(1, missing.front().size() - 2);
-      text += message(" ", missing.size(), missing.size() == 1 ? " weight is" : " weights are", " missing: ",
-                      detail::listed(missing), detail::near_keys(first, source.keys()));
+      text += message(" ", missing.size(), missing.size() == 1 ? " weight is" : " weights are",
+                      " missing: ", detail::listed(missing), detail::near_keys(first, source.keys()));
     }
     if (!mismatched.empty())
       text += message(missing.empty() ? " " : "; ", mismatched.size(), mismatched.size() == 1 ? " has" : " have",
@@ -171,8 +174,8 @@ LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source&
   return report;
 }
 
-/// Adds the selected weights to a writer as `dtype` (F32, F16, BF16 …), convolutions as OIHW. The store must live until the
-/// writer has written.
+/// Adds the selected weights to a writer as `dtype` (F32, F16, BF16 …), convolutions as OIHW. The store must live until
+/// the writer has written.
 template <class T, class Device>
 void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& store, DType dtype,
                     const ParameterNames& names = {}) {
@@ -185,7 +188,8 @@ void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& 
       detail::permute_convolution(static_cast<const T*>(parameter->data()), oihw.data(), parameter->extents, true);
       writer.add_owned(prefix + name, dtype, detail::file_shape(*parameter), std::move(oihw));
     } else {
-      writer.add_converted(prefix + name, dtype, detail::file_shape(*parameter), static_cast<const T*>(parameter->data()));
+      writer.add_converted(prefix + name, dtype, detail::file_shape(*parameter),
+                           static_cast<const T*>(parameter->data()));
     }
   }
 }
@@ -193,7 +197,8 @@ void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& 
 /// Writes the selected weights to one safetensors file, entirely or not at all.
 template <class T, class Device>
 void save_parameters(const std::string& path, const ParameterStore<T, Device>& store, DType dtype = DType::F32,
-                     const ParameterNames& names = {}, const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
+                     const ParameterNames& names = {},
+                     const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
   SafetensorsWriter writer;
   for (const auto& [key, value] : metadata) writer.set_metadata(key, value);
   add_parameters(writer, store, dtype, names);

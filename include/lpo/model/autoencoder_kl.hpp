@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// AutoencoderKL: the image autoencoder of Stable Diffusion as a type; images to a latent Gaussian and latents to images.
+// AutoencoderKL: the image autoencoder of Stable Diffusion as a type; images to a latent Gaussian and latents to
+// images.
 #pragma once
 
 #include <array>
@@ -118,8 +119,7 @@ using VaeUpLevel = VaeLevel<C.level_channels(I == 0 ? C.levels - 1 : C.levels - 
 template <template <int, VaeConfig, class, class> class Level, VaeConfig C, class T, class Device,
           class Indices = std::make_index_sequence<static_cast<std::size_t>(C.levels)>>
 struct VaeLevels;
-template <template <int, VaeConfig, class, class> class Level, VaeConfig C, class T, class Device,
-          std::size_t... I>
+template <template <int, VaeConfig, class, class> class Level, VaeConfig C, class T, class Device, std::size_t... I>
 struct VaeLevels<Level, C, T, Device, std::index_sequence<I...>> {
   std::tuple<Level<static_cast<int>(I), C, T, Device>...> levels;
 

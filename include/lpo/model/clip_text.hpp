@@ -111,8 +111,8 @@ struct ClipEmbeddings {
 
 }  // namespace detail
 
-/// Weight names are those of transformers' CLIPTextModel and CLIPTextModelWithProjection. Every position is attended by the
-/// later ones, padding too: there is no mask besides the causal one.
+/// Weight names are those of transformers' CLIPTextModel and CLIPTextModelWithProjection. Every position is attended by
+/// the later ones, padding too: there is no mask besides the causal one.
 template <ClipTextConfig C, class T, class Device>
 struct CLIPTextModel {
   static constexpr ClipTextConfig config = C;
@@ -146,7 +146,8 @@ struct CLIPTextModel {
     }
     out.last_hidden_state = final_layer_norm(h);
     const auto ends = end_positions(ids, rows);
-    out.pooled = embedding(out.last_hidden_state.reshape(Extents<2>{rows * tokens, C.width}), std::span<const std::int32_t>(ends));
+    out.pooled = embedding(out.last_hidden_state.reshape(Extents<2>{rows * tokens, C.width}),
+                           std::span<const std::int32_t>(ends));
     for (auto& project : text_projection) out.text_embedding = project(out.pooled);
     return out;
   }

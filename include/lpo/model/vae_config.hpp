@@ -16,7 +16,7 @@ struct VaeConfig {
   int in_channels = 3;
   int out_channels = 3;
   int latent_channels = 4;
-  int levels = 4;                                             ///< number of down blocks; all but the last halve the image
+  int levels = 4;  ///< number of down blocks; all but the last halve the image
   std::array<int, max_levels> channels{128, 256, 512, 512};  ///< block_out_channels
   int layers_per_block = 2;
   int groups = 32;              ///< norm_num_groups

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+// Model folders as diffusers lays them out: each component in a directory with config.json and safetensors weights.
+#pragma once
+
+#include <charconv>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/io/diffusers_config.hpp>
+#include <lpo/io/parameters.hpp>
+#include <lpo/model/autoencoder_kl.hpp>
+#include <lpo/model/clip_text.hpp>
+#include <lpo/model/unet.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// What a component's directory held.
+struct ComponentReport {
+  JsonConfig config;   ///< its config.json; `config.unread_keys()` are the keys that lpo does not know
+  LoadReport weights;  ///< `weights.unused` are tensors that the model has no use for
+};
+
+/// How a component is written.
+struct ComponentOptions {
+  DType dtype = DType::F32;  ///< F32, F16 or BF16
+  std::string variant = {};  ///< "fp16" makes `….fp16.safetensors`
+  /// Further keys: those of the config.json that was read, or `sample_size`. The model's own keys win.
+  JsonConfig config = JsonConfig("config");
+};
+
+namespace detail {
+
+inline constexpr const char* diffusers_weights = "diffusion_pytorch_model";
+inline constexpr const char* transformers_weights = "model";
+
+/// Checkpoints older than diffusers 0.15 name the projections of the autoencoder's attention differently.
+inline std::string legacy_vae_name(const std::string& name) {
+  static constexpr std::pair<const char*, const char*> renamed[] = {
+      {".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+  for (const auto& [now, before] : renamed) {
+    const std::size_t at = name.find(now);
+    if (at != std::string::npos)
+      return name.substr(0, at) + before + name.substr(at + std::char_traits<char>::length(now));
+  }
+  return "";
+}
+
+/// The double nearest to a float's shortest decimal form, so that 0.18215f is written as 0.18215.
+inline double as_written(float value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  double result = 0;
+  std::from_chars(text, end, result);
+  return result;
+}
+
+template <class Config, class T, class Device>
+ComponentReport load_component(const std::string& directory, const char* basename, const Config& compiled,
+                               const ParameterStore<T, Device>& store, const ParameterNames& names,
+                               const std::string& variant) {
+  ComponentReport report{JsonConfig::from_file(directory + "/config.json"), {}};
+  check_config(report.config, compiled);
+  report.weights = load_parameters(store, open_checkpoint(directory, basename, variant), names);
+  return report;
+}
+
+template <class T, class Device>
+void save_component(const std::string& directory, const char* basename, const JsonConfig& own,
+                    const ParameterStore<T, Device>& store, const std::string& prefix,
+                    const ComponentOptions& options) {
+  make_directories(directory);
+  const std::string variant = options.variant.empty() ? "" : "." + options.variant;
+  save_parameters(directory + "/" + basename + variant + ".safetensors", store, options.dtype,
+                  {.model_prefix = prefix});
+  merged_config(options.config, own).write(directory + "/config.json");
+}
+
+}  // namespace detail
+
+/// Reads `directory`/config.json and weights (one file or shards) into the weights that `store` holds under `prefix`.
+/// The model may be the whole UNet or its encoder half, which leaves the up blocks unread. FileError if config or
+/// weights do not fit; then nothing was changed. LoRA weights are not touched.
+template <UNetConfig C, class T, class Device>
+ComponentReport load_unet(const std::string& directory, const UNetEncoder<C, T, Device>&,
+                          const ParameterStore<T, Device>& store, const std::string& prefix = "unet",
+                          const std::string& variant = "") {
+  return detail::load_component(directory, detail::diffusers_weights, C, store, {.model_prefix = prefix}, variant);
+}
+
+/// The same for an autoencoder; its `scaling_factor` is set too.
+template <VaeConfig C, class T, class Device>
+ComponentReport load_vae(const std::string& directory, AutoencoderKL<C, T, Device>& vae,
+                         const ParameterStore<T, Device>& store, const std::string& prefix = "vae",
+                         const std::string& variant = "") {
+  auto report = detail::load_component(directory, detail::diffusers_weights, C, store,
+                                       {.model_prefix = prefix, .legacy = detail::legacy_vae_name}, variant);
+  vae.scaling_factor = report.config.get_or("scaling_factor", 0.18215f);
+  return report;
+}
+
+/// The same for a text encoder; its `end_token` is set too.
+template <ClipTextConfig C, class T, class Device>
+ComponentReport load_text_encoder(const std::string& directory, CLIPTextModel<C, T, Device>& model,
+                                  const ParameterStore<T, Device>& store, const std::string& prefix = "text_encoder",
+                                  const std::string& variant = "") {
+  auto report =
+      detail::load_component(directory, detail::transformers_weights, C, store, {.model_prefix = prefix}, variant);
+  const auto end = report.config.template get_or<std::int32_t>("eos_token_id", 49407);
+  model.end_token = end == 2 ? -1 : end;
+  return report;
+}
+
+/// Writes config.json and weights such that diffusers' `UNet2DConditionModel.from_pretrained(directory)` reads them.
+template <UNetConfig C, class T, class Device>
+void save_unet(const std::string& directory, const UNet2DCondition<C, T, Device>&,
+               const ParameterStore<T, Device>& store, const std::string& prefix = "unet",
+               const ComponentOptions& options = {}) {
+  detail::save_component(directory, detail::diffusers_weights, unet_json(C), store, prefix, options);
+}
+
+/// The encoder half of a UNet, as reward models keep it: diffusers' config and names, without the up blocks.
+template <UNetConfig C, class T, class Device>
+void save_unet_encoder(const std::string& directory, const UNetEncoder<C, T, Device>&,
+                       const ParameterStore<T, Device>& store, const std::string& prefix = "unet",
+                       const ComponentOptions& options = {}) {
+  detail::save_component(directory, detail::diffusers_weights, unet_json(C), store, prefix, options);
+}
+
+/// Writes a directory for `AutoencoderKL.from_pretrained`.
+template <VaeConfig C, class T, class Device>
+void save_vae(const std::string& directory, const AutoencoderKL<C, T, Device>& vae,
+              const ParameterStore<T, Device>& store, const std::string& prefix = "vae",
+              const ComponentOptions& options = {}) {
+  detail::save_component(directory, detail::diffusers_weights, vae_json(C, detail::as_written(vae.scaling_factor)),
+                         store, prefix, options);
+}
+
+/// Writes a directory for transformers' `CLIPTextModel.from_pretrained` (or `CLIPTextModelWithProjection`).
+template <ClipTextConfig C, class T, class Device>
+void save_text_encoder(const std::string& directory, const CLIPTextModel<C, T, Device>& model,
+                       const ParameterStore<T, Device>& store, const std::string& prefix = "text_encoder",
+                       const ComponentOptions& options = {}) {
+  detail::save_component(directory, detail::transformers_weights, clip_text_json(C, model.end_token), store, prefix,
+                         options);
+}
+
+/// `directory`/scheduler_config.json.
+inline SchedulerConfig load_scheduler(const std::string& directory) {
+  return scheduler_from_json(JsonConfig::from_file(directory + "/scheduler_config.json"));
+}
+inline void save_scheduler(const std::string& directory, const SchedulerConfig& config) {
+  make_directories(directory);
+  scheduler_json(config).write(directory + "/scheduler_config.json");
+}
+
+/// model_index.json: which library and class each subdirectory of a pipeline belongs to.
+struct ModelIndex {
+  std::string pipeline = "StableDiffusionPipeline";
+  std::map<std::string, std::pair<std::string, std::string>> components;
+
+  /// The parts of SD1.5 and SD2.1, without the safety checker.
+  static ModelIndex stable_diffusion() {
+    return {"StableDiffusionPipeline",
+            {{"unet", {"diffusers", "UNet2DConditionModel"}},
+             {"vae", {"diffusers", "AutoencoderKL"}},
+             {"text_encoder", {"transformers", "CLIPTextModel"}},
+             {"tokenizer", {"transformers", "CLIPTokenizer"}},
+             {"scheduler", {"diffusers", "DDIMScheduler"}}}};
+  }
+};
+
+inline ModelIndex load_model_index(const std::string& directory) {
+  const auto file = JsonConfig::from_file(directory + "/model_index.json");
+  ModelIndex index{file.get<std::string>("_class_name"), {}};
+  for (const auto& [name, value] : file.original().items())
+    if (value.is_array() && value.size() == 2 && value[0].is_string() && value[1].is_string())
+      index.components[name] = {value[0].template get<std::string>(), value[1].template get<std::string>()};
+  return index;
+}
+
+inline void save_model_index(const std::string& directory, const ModelIndex& index = ModelIndex::stable_diffusion()) {
+  make_directories(directory);
+  JsonConfig json("model_index");
+  json.set("_class_name", index.pipeline);
+  json.set("_diffusers_version", detail::diffusers_version);
+  for (const auto& [name, part] : index.components) json.set(name, std::vector<std::string>{part.first, part.second});
+  if (index.pipeline == "StableDiffusionPipeline") {
+    using Absent = std::vector<std::optional<std::string>>;
+    for (const char* name : {"feature_extractor", "image_encoder", "safety_checker"})
+      if (!index.components.contains(name)) json.set(name, Absent{std::nullopt, std::nullopt});
+    json.set("requires_safety_checker", false);
+  }
+  json.write(directory + "/model_index.json");
+}
+
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+// diffusers' directories: released configs fit the presets, differences are listed, what is written is read again.
+#include <lpo/io/diffusers.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "golden_file.hpp"
+#include "model/unet_goldens.hpp"
+#include "temporary_directory.hpp"
+
+using namespace lpo;
+
+namespace {
+
+/// As published with the three UNets, bookkeeping keys left out.
+constexpr const char* sd15_unet =
+    R"({"act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
+  "center_input_sample": false, "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D",
+  "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": true,
+  "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05,
+  "norm_num_groups": 32, "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D",
+  "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]})";
+constexpr const char* sd21_unet = R"({"act_fn": "silu", "attention_head_dim": [5, 10, 20, 20], "block_out_channels":
+  [320, 640, 1280, 1280], "center_input_sample": false, "cross_attention_dim": 1024, "down_block_types":
+  ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"], "downsample_padding": 1,
+  "dual_cross_attention": false, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+  "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "num_class_embeds": null,
+  "only_cross_attention": false, "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D",
+  "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"], "use_linear_projection": true})";
+constexpr const char* sdxl_unet =
+    R"({"act_fn": "silu", "addition_embed_type": "text_time", "addition_embed_type_num_heads": 64,
+  "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280],
+  "center_input_sample": false, "class_embed_type": null, "class_embeddings_concat": false, "conv_in_kernel": 3,
+  "conv_out_kernel": 3, "cross_attention_dim": 2048, "cross_attention_norm": null, "down_block_types": ["DownBlock2D",
+  "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "downsample_padding": 1, "dual_cross_attention": false,
+  "encoder_hid_dim": null, "encoder_hid_dim_type": null, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4,
+  "layers_per_block": 2, "mid_block_only_cross_attention": null, "mid_block_scale_factor": 1, "mid_block_type":
+  "UNetMidBlock2DCrossAttn", "norm_eps": 1e-05, "norm_num_groups": 32, "num_attention_heads": null, "num_class_embeds":
+  null, "only_cross_attention": false, "out_channels": 4, "projection_class_embeddings_input_dim": 2816,
+  "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": false, "resnet_time_scale_shift": "default", "sample_size": 128,
+  "time_cond_proj_dim": null, "time_embedding_act_fn": null, "time_embedding_dim": null, "time_embedding_type":
+  "positional", "timestep_post_act": null, "transformer_layers_per_block": [1, 2, 10], "up_block_types":
+  ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "upcast_attention": null, "use_linear_projection": true})";
+constexpr const char* sd15_scheduler =
+    R"({"_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true,
+  "steps_offset": 1, "trained_betas": null, "clip_sample": false})";
+
+template <class Config>
+void check_fits(const std::string& text, const Config& compiled) {
+  const auto json = JsonConfig::from_text(text, "config.json");
+  CHECK_NOTHROW(check_config(json, compiled));
+  CHECK(json.unread_keys().empty());
+}
+
+constexpr VaeConfig small_vae{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
+constexpr ClipTextConfig small_text{
+    .vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
+
+}  // namespace
+
+TEST_CASE("published configs fit the presets and hold no unknown keys") {
+  check_fits(sd15_unet, presets::sd15);
+  check_fits(sd21_unet, presets::sd21);
+  check_fits(sdxl_unet, presets::sdxl);
+}
+
+TEST_CASE("configs that diffusers and transformers wrote fit the compiled models") {
+  check_fits(golden::open("unet_sd15").metadata().at("config"), golden::sd15);
+  check_fits(golden::open("unet_sd21").metadata().at("config"), golden::sd21);
+  check_fits(golden::open("unet_sdxl").metadata().at("config"), golden::sdxl);
+  check_fits(golden::open("vae").metadata().at("config"), small_vae);
+  check_fits(golden::open("clip_text").metadata().at("config_quick"), small_text);
+  check_fits(golden::open("clip_text").metadata().at("config_gelu"), ClipTextConfig{.vocabulary = 48,
+                                                                                    .width = 16,
+                                                                                    .hidden = 40,
+                                                                                    .layers = 2,
+                                                                                    .heads = 4,
+                                                                                    .positions = 11,
+                                                                                    .quick_gelu = false,
+                                                                                    .projection = 12});
+}
+
+TEST_CASE("one error lists every differing key with both values") {
+  const auto json = JsonConfig::from_text(sd15_unet, "some/config.json");
+  const auto text = message_of<FileError>([&] { check_config(json, presets::sd21); });
+  CHECK(text ==
+        "[config] some/config.json: does not match the compiled model: cross_attention_dim is 768 in the file, 1024 in "
+        "the model; attention_head_dim is [8,8,8,8] in the file, [5,10,20,20] in the model; use_linear_projection is "
+        "false in the file, true in the model");
+  const auto other = JsonConfig::from_text(R"({"act_fn": "gelu", "latent_channels": 16})", "vae");
+  const auto vae = message_of<FileError>([&] {
+    check_config(other, VaeConfig{.levels = 1, .channels = {64, 0, 0, 0}, .layers_per_block = 1});
+  });
+  CHECK(has_part(vae, "act_fn is \"gelu\" in the file, \"silu\" in the model"));
+  CHECK(has_part(vae, "latent_channels is 16 in the file, 4 in the model"));
+}
+
+TEST_CASE("what compiled configs write is read as themselves") {
+  for (const UNetConfig& c : {presets::sd15, presets::sd21, presets::sdxl, golden::sd15, golden::sd21, golden::sdxl})
+    check_fits(unet_json(c).text(), c);
+  check_fits(vae_json(presets::sd_vae, 0.13025).text(), presets::sd_vae);
+  for (const ClipTextConfig& c : {presets::clip_l, presets::clip_h, presets::clip_bigg})
+    check_fits(clip_text_json(c).text(), c);
+}
+
+TEST_CASE("UNets that diffusers cannot build are not written") {
+  UNetConfig c = presets::sdxl;
+  c.mid_depth = 1;
+  CHECK_THROWS_WITH_AS(
+      unet_json(c),
+      "[unet_json] the middle block is 1 transformers deep, the last level 10; diffusers has one number for both",
+      ValueError);
+}
+
+TEST_CASE("a scheduler config is read with diffusers' defaults and written back") {
+  const auto c = scheduler_from_json(JsonConfig::from_text(sd15_scheduler, "scheduler"));
+  CHECK(c.beta_end == 0.012);
+  CHECK(c.beta_schedule == BetaSchedule::scaled_linear);
+  CHECK(c.steps_offset == 1);
+  CHECK_FALSE(c.set_alpha_to_one);
+  CHECK_FALSE(c.clip_sample);
+  CHECK(c.prediction_type == PredictionType::epsilon);
+  const auto plain = scheduler_from_json(JsonConfig::from_text("{}", "scheduler"));  // DDIMScheduler's defaults
+  CHECK(plain.beta_start == 0.0001);
+  CHECK(plain.beta_schedule == BetaSchedule::linear);
+  CHECK(plain.set_alpha_to_one);
+  CHECK(plain.clip_sample);
+
+  TemporaryDirectory directory;
+  SchedulerConfig changed;
+  changed.prediction_type = PredictionType::v_prediction;
+  changed.timestep_spacing = TimestepSpacing::trailing;
+  changed.rescale_betas_zero_snr = true;
+  save_scheduler(directory.file("scheduler"), changed);
+  const auto again = load_scheduler(directory.file("scheduler"));
+  CHECK(again.prediction_type == PredictionType::v_prediction);
+  CHECK(again.timestep_spacing == TimestepSpacing::trailing);
+  CHECK(again.rescale_betas_zero_snr);
+  CHECK(again.beta_start == changed.beta_start);
+  CHECK_THROWS_AS(scheduler_from_json(JsonConfig::from_text(R"({"trained_betas": [0.1]})", "s")), FileError);
+}
+
+TEST_CASE("the model index lists components") {
+  TemporaryDirectory directory;
+  save_model_index(directory.path());
+  const auto index = load_model_index(directory.path());
+  CHECK(index.pipeline == "StableDiffusionPipeline");
+  CHECK(index.components == ModelIndex::stable_diffusion().components);
+  CHECK(has_part(directory.read("model_index.json"), "\"safety_checker\": [\n    null,\n    null\n  ]"));
+}
+
+TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
+  TemporaryDirectory directory;
+  auto unet = std::make_unique<UNet2DCondition<golden::sd21, float, Reference>>();
+  auto vae = std::make_unique<AutoencoderKL<small_vae, float, Reference>>();
+  auto text = std::make_unique<CLIPTextModel<small_text, float, Reference>>();
+  ParameterStore<float, Reference> store;
+  store.add("unet", *unet);
+  store.add("vae", *vae);
+  store.add("text_encoder", *text);
+  store.allocate_frozen();
+  store.initialize(7);
+  vae->scaling_factor = 0.75f;
+  text->end_token = 47;
+  ComponentOptions options;
+  options.config.set("sample_size", 8);
+  options.config.set("note", "kept");
+  save_unet(directory.file("unet"), *unet, store, "unet", options);
+  save_vae(directory.file("vae"), *vae, store);
+  save_text_encoder(directory.file("text_encoder"), *text, store);
+  const std::vector<float> before(store.values().begin(), store.values().end());
+  std::fill(store.values().begin(), store.values().end(), 0.0f);
+  vae->scaling_factor = 0;
+  text->end_token = -1;
+
+  const auto report = load_unet(directory.file("unet"), *unet, store);
+  CHECK(report.config.unread_keys() == std::vector<std::string>{"note"});
+  CHECK(report.config.get<int>("sample_size") == 8);
+  CHECK(report.weights.unused.empty());
+  load_vae(directory.file("vae"), *vae, store);
+  load_text_encoder(directory.file("text_encoder"), *text, store);
+  CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
+  CHECK(vae->scaling_factor == 0.75f);
+  CHECK(text->end_token == 47);
+  CHECK(has_part(directory.read("vae/config.json"), "\"scaling_factor\": 0.75"));
+
+  SUBCASE("the encoder half reads a whole UNet and leaves the up blocks") {
+    auto half = std::make_unique<UNetEncoder<golden::sd21, float, Reference>>();
+    ParameterStore<float, Reference> half_store;
+    half_store.add("unet", *half);
+    half_store.allocate_frozen();
+    const auto half_report = load_unet(directory.file("unet"), *half, half_store);
+    CHECK(half_report.weights.loaded == half_store.entries().size());
+    CHECK(half_report.weights.unused.size() ==
+          store.entries().size() - half_store.entries().size() -
+              static_cast<std::size_t>(std::count_if(store.entries().begin(), store.entries().end(),
+                                                     [](const auto& e) { return !e.name.starts_with("unet."); })));
+    for (const std::string& key : half_report.weights.unused)
+      CHECK((key.starts_with("up_blocks.") || key.starts_with("conv_norm_out.") || key.starts_with("conv_out.")));
+  }
+  SUBCASE("a variant has its own file name and type") {
+    options.variant = "fp16";
+    options.dtype = DType::F16;
+    save_unet(directory.file("unet16"), *unet, store, "unet", options);
+    CHECK(file_exists(directory.file("unet16/diffusion_pytorch_model.fp16.safetensors")));
+    CHECK_THROWS_AS(load_unet(directory.file("unet16"), *unet, store), FileError);
+    CHECK_NOTHROW(load_unet(directory.file("unet16"), *unet, store, "unet", "fp16"));
+  }
+  SUBCASE("a component of another shape changes nothing") {
+    auto other = std::make_unique<UNet2DCondition<golden::sd15, float, Reference>>();
+    ParameterStore<float, Reference> other_store;
+    other_store.add("unet", *other);
+    other_store.allocate_frozen();
+    const auto error = message_of<FileError>([&] { load_unet(directory.file("unet"), *other, other_store); });
+    CHECK(has_part(error, "block_out_channels is [8,16,16,24] in the file, [8,16,16,16] in the model"));
+  }
+}
+
+TEST_CASE("old names of the autoencoder's attention are understood") {
+  CHECK(detail::legacy_vae_name("encoder.mid_block.attentions.0.to_q.weight") ==
+        "encoder.mid_block.attentions.0.query.weight");
+  CHECK(detail::legacy_vae_name("decoder.mid_block.attentions.0.to_out.0.bias") ==
+        "decoder.mid_block.attentions.0.proj_attn.bias");
+  CHECK(detail::legacy_vae_name("decoder.conv_in.weight").empty());
+}
