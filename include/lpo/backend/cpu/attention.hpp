@@ -8,6 +8,7 @@
 
 #include <lpo/backend/cpu/attention_backward.hpp>
 #include <lpo/backend/cpu/attention_tiles.hpp>
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/worker_scratch.hpp>
 #include <lpo/kernel/attention.hpp>
 #include <lpo/tensor/math.hpp>
@@ -30,8 +31,10 @@ struct AttentionForward {
     return (2 * width + attention_block + 3) * lanes + (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
   }
 
-  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const T* k, const T* v,
-                  T* out, S* log_sum_exp, S* space) {
+  /// Row is T, or S where the keys and values were packed.
+  template <class Row>
+  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
+                  index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
     const index_t width = shape.width;
     S* const query = space;
     S* const total = query + width * lanes;
@@ -50,29 +53,32 @@ struct AttentionForward {
     const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k + begin * shape.k_row, shape.k_row, block, width, k_space);
+      const auto k_rows = attention_rows<V>(k + begin * k_row, k_row, block, width, k_space);
       multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
       if (shape.causal && begin + block > first + 1) hide_later_keys(score, first, begin, block);
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        S* const column = score + i * width_of_pack;
-        V top = highest[i];
-        for (index_t j = 0; j < block; ++j) top = larger(top, load_lanes<V>(column + j * lanes));
-        const V shrink = exp_or_zero(highest[i] - top);
-        V partial{};
-        for (index_t j = 0; j < block; ++j) {
-          const V p = exp_or_zero(load_lanes<V>(column + j * lanes) - top);
-          store_lanes(column + j * lanes, p);
-          partial += p;
-        }
-        sum[i] = sum[i] * shrink + partial;
-        highest[i] = top;
-        if (begin > 0)
-          for (index_t d = 0; d < width; ++d) {
-            S* const at = total + d * lanes + i * width_of_pack;
-            store_lanes(at, load_lanes<V>(at) * shrink);
-          }
+      // All packs side by side: their maxima and exponentials do not wait for each other.
+      V top[Packs], shrink[Packs];
+      for_packs([&](auto i) __attribute__((always_inline)) { top[i] = highest[i]; });
+      for (index_t j = 0; j < block; ++j)
+        for_packs([&](auto i)
+                      __attribute__((always_inline)) { top[i] = larger(top[i], load_lanes<V>(pack(score, j, i))); });
+      for_packs([&](auto i) __attribute__((always_inline)) {
+        shrink[i] = exp_or_zero(highest[i] - top[i]);
+        highest[i] = top[i];
+        sum[i] *= shrink[i];
       });
-      const auto v_rows = attention_rows<V>(v + begin * shape.v_row, shape.v_row, block, width, v_space);
+      for (index_t j = 0; j < block; ++j)
+        for_packs([&](auto i) __attribute__((always_inline)) {
+          const V p = exp_or_zero(load_lanes<V>(pack(score, j, i)) - top[i]);
+          store_lanes(pack(score, j, i), p);
+          sum[i] += p;
+        });
+      if (begin > 0)
+        for (index_t d = 0; d < width; ++d)
+          for_packs([&](auto i) __attribute__((always_inline)) {
+            store_lanes(pack(total, d, i), load_lanes<V>(pack(total, d, i)) * shrink[i]);
+          });
+      const auto v_rows = attention_rows<V>(v + begin * v_row, v_row, block, width, v_space);
       if (begin == 0)
         multiply_rows<V, Packs, false>(width, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
       else
@@ -87,6 +93,12 @@ struct AttentionForward {
   }
 
  private:
+  template <class Body>
+  static LPO_ALWAYS_INLINE void for_packs(Body&& body) {
+    unroll<Packs>(body);
+  }
+  static LPO_ALWAYS_INLINE S* pack(S* rows, index_t row, int i) { return rows + row * lanes + i * width_of_pack; }
+
   static void hide_later_keys(S* score, index_t first, index_t begin, index_t block) {
     for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
       for (int i = 0; i < Packs; ++i) {
@@ -118,24 +130,43 @@ struct Attention<Cpu> {
       return;
     }
     constexpr index_t lanes = detail::AttentionForward<T, 4>::lanes;
-    const index_t blocks = (shape.queries + lanes - 1) / lanes;
+    const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
     Scratch<Cpu> scratch(ctx);
-    detail::WorkerScratch<S> workspaces(ctx, scratch, detail::AttentionForward<T, 4>::scratch_size(shape.width));
-    const index_t grain = detail::attention_grain(std::min(shape.queries, lanes) * shape.keys * shape.width);
-    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
-      const typename detail::WorkerScratch<S>::Lease space(workspaces);
-      for (index_t task = begin; task < end; ++task) {
-        const index_t pair = task / blocks, b = pair / heads, column = pair % heads * shape.width;
-        const index_t first = task % blocks * lanes, count = std::min(lanes, shape.queries - first);
-        detail::with_packs<T>(count, [&](auto packs) {
-          detail::AttentionForward<T, decltype(packs)::value>::run(
-              shape, first, count, q + b * shape.queries * shape.q_row + column,
-              k + b * shape.keys * shape.k_row + column, v + b * shape.keys * shape.v_row + column,
-              out + b * shape.queries * shape.out_row + column,
-              log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
-        });
-      }
-    });
+    detail::WorkerScratch<S> workspaces(ctx, scratch, detail::AttentionForward<T, 4>::scratch_size(width));
+    const index_t padded = detail::padded<detail::lanes_t<T>>(std::min(shape.queries, lanes));
+    const auto run = [&](auto&& keys_of) {
+      ctx.executor().parallel_for(
+          pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
+            const typename detail::WorkerScratch<S>::Lease space(workspaces);
+            for (index_t task = begin; task < end; ++task) {
+              const index_t pair = task / blocks, first = task % blocks * lanes;
+              const index_t count = std::min(lanes, shape.queries - first), column = pair % heads * width;
+              const index_t row = pair / heads * shape.queries;
+              S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
+              const auto keys = keys_of(pair);
+              detail::with_packs<T>(count, [&](auto packs) {
+                detail::AttentionForward<T, decltype(packs)::value>::run(
+                    shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
+                    out + row * shape.out_row + column, level, space.data());
+              });
+            }
+          });
+    };
+    if (blocks > 2 && (heads > 1 || !std::is_same_v<T, S>)) {
+      const S* const k_packed =
+          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
+      const S* const v_packed =
+          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row);
+      run([&](index_t pair) {
+        const index_t at = pair * shape.keys * width;
+        return Keys<S>{k_packed + at, width, v_packed + at, width};
+      });
+    } else {
+      run([&](index_t pair) {
+        const index_t row = pair / heads * shape.keys, column = pair % heads * width;
+        return Keys<T>{k + row * shape.k_row + column, shape.k_row, v + row * shape.v_row + column, shape.v_row};
+      });
+    }
   }
 
   /// With many (batch, head) pairs a task is one pair and finishes dq, dk and dv from one recomputation of the
@@ -148,6 +179,15 @@ struct Attention<Cpu> {
                                       accumulate_k, accumulate_v};
     work.run(ctx);
   }
+
+ private:
+  template <class Row>
+  struct Keys {
+    const Row* k;
+    index_t k_row;
+    const Row* v;
+    index_t v_row;
+  };
 };
 
 }  // namespace kernel

