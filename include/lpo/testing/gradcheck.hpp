@@ -197,12 +197,11 @@ class Gradcheck {
 
 }  // namespace detail
 
-/// Checks `function(tape, vars...)`, which returns a Var, at `inputs`: a tuple of references to tensors, as std::tie makes
+/// Checks `function(tape, vars...)`, which returns a Var or an expression of Vars, at `inputs`: a tuple of references to tensors, as std::tie makes
 /// it. A reference to const is a constant. Values are moved one at a time and restored. Use double on Reference.
 ///
-///   auto x = random_tensor<double, Reference>(Extents{3, 5}, 1);
-///   auto result = gradcheck<Reference>([](auto&, const auto& x) -> Var<double, 2, Reference> { return silu(x) * x; },
-///                                      std::tie(x));
+///   auto x = random_tensor<double, Reference>(Extents<2>{3, 5}, 1);
+///   auto result = gradcheck<Reference>([](auto&, const auto& x) { return silu(x) * x; }, std::tie(x));
 ///   if (!result) puts(result.message.c_str());
 template <class Device, class Function, class... Inputs>
 GradcheckResult gradcheck(Context<Device>& context, Function&& function, const std::tuple<Inputs&...>& inputs,
@@ -210,7 +209,7 @@ GradcheckResult gradcheck(Context<Device>& context, Function&& function, const s
   const auto run = [&](Tape<Device>& tape, auto&& use) {
     return std::apply(
         [&](auto&... tensors) {
-          return [&](const auto&... vars) { return use(function(tape, vars...), vars...); }(detail::on_tape(tape, tensors)...);
+          return [&](const auto&... vars) { return use(Var(function(tape, vars...)), vars...); }(detail::on_tape(tape, tensors)...);
         },
         inputs);
   };
