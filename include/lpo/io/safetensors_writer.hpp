@@ -129,7 +129,7 @@ class SafetensorsWriter {
       const std::size_t bytes = static_cast<std::size_t>(element_count(name, entry.shape)) * dtype_size(entry.dtype);
       text += quoted(name) + ":{\"dtype\":\"" + std::string(dtype_name(entry.dtype)) + "\",\"shape\":[";
       for (std::size_t axis = 0; axis < entry.shape.size(); ++axis)
-        text += (axis == 0 ? "" : ",") + std::to_string(entry.shape[axis]);
+        text += message(axis == 0 ? "" : ",", entry.shape[axis]);
       text += message("],\"data_offsets\":[", offset, ",", offset + bytes, "]},");
       offset += bytes;
     }
