@@ -3,7 +3,7 @@
 //
 // With x padded once to xp [n, lines, columns, c], an output pixel is a row whose elements lie at xp + pixel + tap, so
 //   forward           y[pixel, o]  = sum_(u, v, c) xp[pixel + (u, v, c)] w[o, (u, v, c)]
-//   weight gradient   dw[o, (u, v, c)] = sum_pixel xp[(u, v, c) + pixel] dy[pixel, o]
+//   weight gradient   dw[o, (u, v, c)] = sum_pixel dy[pixel, o] xp[pixel + (u, v, c)]
 // are register-tile products with tables of steps. The data gradient of stride s is s * s such products, one for each
 // residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
 #pragma once
@@ -26,14 +26,15 @@ struct PaddedImages {
 };
 
 /// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
-/// where that changes nothing.
+/// where that changes nothing. `overread`: up to a register may be read behind the end, so it is always a copy.
 template <class S, class T>
 PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
-                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
+                           index_t c, index_t top, index_t left, index_t lines, index_t columns,
+                           bool overread = false) {
   if constexpr (std::is_same_v<S, T>) {
-    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
+    if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_lanes<S>);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -71,19 +72,16 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
-  S* panels = scratch.allocate<S>(packed_size<S>(taps, s.o));
-  pack_panels(context, 1, taps, s.o, panels,
-              [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
-                pack_columns(weights + column * taps, taps, first, last, to, width, valid);
-              });
   TileProduct<S> p;
   p.m = s.n * out_h * out_w;
   p.n = s.o;
   p.k = taps;
   p.a = images.data;
   p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  p.step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-  p.b = panels;
+  p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
+  pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+    pack_columns(weights + column * taps, taps, first, last, to, valid);
+  });
   TileOutput<T> out;
   out.c = y;
   out.rows = even_rows(p.m, s.o);
@@ -123,17 +121,14 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
       for (index_t r = taps_w - 1; r >= 0; --r)
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
-    S* panels = inner.allocate<S>(packed_size<S>(p.k, s.c));
-    pack_panels(context, 1, p.k, s.c, panels,
-                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
-                  pack_rows(weights + column, from, first, last, to, width, valid);
-                });
+    pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      pack_rows(weights + column, from, first, last, to, valid);
+    });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
     p.a = images.data;
     if (p.k > 0) p.a += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
     p.rows = {columns, lines, s.o, images.line(), images.image()};
-    p.step = tap_steps(inner, images, taps_h, taps_w);
-    p.b = panels;
+    p.a_step = tap_steps(inner, images, taps_h, taps_w);
     TileOutput<T> out;
     out.c = dx + (phase_h * s.w + phase_w) * s.c;
     out.rows = {columns, lines, stride * s.c, stride * s.w * s.c, s.h * s.w * s.c};
@@ -147,39 +142,55 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
                              bool accumulate) {
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w;
-  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
-                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  const auto images =
+      pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
+                    s.w + s.pad_left + s.pad_right, run >= 2 * tile_lanes<S> && run % tile_lanes<S> != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
-  TileProduct<S> p;
-  p.m = s.kernel_h * s.kernel_w * s.c;
-  p.n = s.o;
-  p.k = pixels;
-  p.a = images.data;
-  p.rows = {s.kernel_w * s.c, s.kernel_h, 1, images.line(), 0};
-  const RowMap pixel_map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   index_t* steps = scratch.allocate<index_t>(pixels);
-  RowCursor pixel(pixel_map, 0);
-  for (index_t i = 0; i < pixels; ++i, pixel.next()) steps[i] = pixel.offset();
-  p.step = steps;
-  if (s.o % tile_lanes<S> == 0 && s.o <= tile_columns<S>) {
-    p.packed = false;
-    p.b = gradients;
-    p.b_step = s.o;
-  } else {
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    S* panels = scratch.allocate<S>(packed_size<S>(pixels, s.o));
-    pack_panels(context, 1, pixels, s.o, panels,
-                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
-                  pack_rows(gradients + column, lines, first, last, to, width, valid);
-                });
-    p.b = panels;
-  }
+  const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
+  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
+    RowCursor pixel(map, begin);
+    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
+  });
+  TileProduct<S> p;
+  p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
-  out.rows = even_rows(p.m, 1);
-  out.column_step = p.m;
   out.beta = accumulate ? 1.0f : 0.0f;
+  if (run >= 2 * tile_lanes<S>) {
+    // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
+    p.m = s.o;
+    p.n = run;
+    p.batch = s.kernel_h;
+    use_transposed(context, scratch, p, gradients, s.o, 1, 0);
+    p.b = images.data;
+    p.b_step = steps;
+    p.panel_step = tile_columns<S>;
+    p.batch_b = images.line();
+    out.rows = even_rows(s.o, s.kernel_h * run);
+    out.batch_c = run;
+  } else {
+    // Few channels would leave these registers empty: dy in the registers, written transposed.
+    p.m = s.kernel_h * run;
+    p.n = s.o;
+    p.a = images.data;
+    p.rows = {run, s.kernel_h, 1, images.line(), 0};
+    p.a_step = steps;
+    const index_t* lines = even_steps(scratch, pixels, s.o);
+    if (s.o % tile_lanes<S> == 0) {
+      p.b = gradients;
+      p.b_step = lines;
+      p.panel_step = tile_columns<S>;
+    } else {
+      pack_panels(context, scratch, p, 1,
+                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                    pack_rows(gradients + column, lines, first, last, to, valid);
+                  });
+    }
+    out.rows = even_rows(p.m, 1);
+    out.column_step = p.m;
+  }
   run_product(context, p, out);
 }
 

@@ -60,47 +60,37 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
-  p.a = left.data;
-  p.batch_a = left.batch_step;
-  if (g.transpose_a && left.step >= 192 && g.n >= 128) {
-    // Else each tile reads a few elements of every line of A in place, which is as fast while these lines stay in L1.
-    const index_t items = left.batch_step == 0 ? 1 : g.batch,
-                  size = (g.m + packed_rows - 1) / packed_rows * packed_rows * g.k;
-    S* blocks = scratch.allocate<S>(items * size);
-    for (index_t item = 0; item < items; ++item)
-      pack_transposed(context, g.m, g.k, left.data + item * left.batch_step, left.step, blocks + item * size);
-    p.a = blocks;
-    p.batch_a = left.batch_step == 0 ? 0 : size;
-    p.rows = packed_row_map(g.m, g.k);
-    p.step = even_steps(scratch, g.k, packed_rows);
+  if (g.transpose_a) {
+    use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
   } else {
-    p.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
-    p.step = even_steps(scratch, g.k, g.transpose_a ? left.step : 1);
+    p.a = left.data;
+    p.batch_a = left.batch_step;
+    p.rows = even_rows(p.m, left.step);
+    p.a_step = even_steps(scratch, g.k, 1);
   }
   out.rows = even_rows(p.m, swap ? 1 : g.ldc);
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
   // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
-  if (!g.transpose_b && g.n % tile_lanes<S> == 0 && (right.step <= tile_columns<S> || g.m <= 48)) {
-    p.packed = false;
+  const index_t items = right.batch_step == 0 ? 1 : g.batch;
+  if (g.transpose_b) {
+    pack_panels(context, scratch, p, items,
+                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                  pack_columns(right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
+                               valid);
+                });
+  } else if (g.n % tile_lanes<S> == 0 && (right.step <= tile_columns<S> || g.m <= 48)) {
     p.b = right.data;
-    p.b_step = right.step;
+    p.b_step = even_steps(scratch, g.k, right.step);
+    p.panel_step = tile_columns<S>;
     p.batch_b = right.batch_step;
   } else {
-    const index_t items = right.batch_step == 0 ? 1 : g.batch;
-    S* panels = scratch.allocate<S>(items * packed_size<S>(p.k, p.n));
-    const index_t* lines = g.transpose_b ? nullptr : even_steps(scratch, g.k, right.step);
-    pack_panels(context, items, p.k, p.n, panels,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t width, index_t valid) {
-                  const S* from = right.data + item * right.batch_step;
-                  if (g.transpose_b)
-                    pack_columns(from + column * right.step, right.step, first, last, to, width, valid);
-                  else
-                    pack_rows(from + column, lines, first, last, to, width, valid);
+    const index_t* lines = even_steps(scratch, g.k, right.step);
+    pack_panels(context, scratch, p, items,
+                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                  pack_rows(right.data + item * right.batch_step + column, lines, first, last, to, valid);
                 });
-    p.b = panels;
-    p.batch_b = right.batch_step == 0 ? 0 : packed_size<S>(p.k, p.n);
   }
   run_product(context, p, out);
 }

@@ -11,20 +11,29 @@ namespace detail {
 /// Height of the blocks that a transposed A is packed into: what every tile height and every job height divides.
 inline constexpr index_t packed_rows = 24;
 
-/// Length in elements of a packed [k, n] operand.
+/// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
 template <class S>
 index_t packed_size(index_t k, index_t n) {
-  return k * ((n + tile_lanes<S> - 1) / tile_lanes<S> * tile_lanes<S>);
+  return k * ((n + tile_columns<S> - 1) / tile_columns<S> * tile_columns<S>);
 }
 
-/// to[l][0, width) for l in [first, last) from rows that start at from + offset[l]; columns from `valid` on become 0.
+/// A table of `count` steps: 0, step, 2 step, …
+inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t step) {
+  index_t* table = scratch.allocate<index_t>(count);
+  for (index_t i = 0; i < count; ++i) table[i] = i * step;
+  return table;
+}
+
+/// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
 template <class S>
-void pack_rows(const S* from, const index_t* offset, index_t first, index_t last, S* to, index_t width, index_t valid) {
+void pack_rows(const S* from, const index_t* offset, index_t first, index_t last, S* to, index_t valid) {
+  constexpr index_t columns = tile_columns<S>, lanes = tile_lanes<S>;
+  const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
     const S* row = from + offset[l];
-    S* target = to + l * width;
-    if (valid == tile_columns<S>) {  // a constant length becomes register moves
-      std::memcpy(target, row, sizeof(S) * static_cast<std::size_t>(tile_columns<S>));
+    S* target = to + l * columns;
+    if (valid == columns) {  // a constant length becomes register moves
+      std::memcpy(target, row, sizeof(S) * static_cast<std::size_t>(columns));
       continue;
     }
     for (index_t j = 0; j < valid; ++j) target[j] = row[j];
@@ -34,52 +43,41 @@ void pack_rows(const S* from, const index_t* offset, index_t first, index_t last
 
 /// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
 template <class S>
-void pack_columns(const S* from, index_t step, index_t first, index_t last, S* to, index_t width, index_t valid) {
-  index_t j = 0;
-#if defined(__SSE2__)
-  if constexpr (std::is_same_v<S, float>) {
-    for (; j + 4 <= valid; j += 4) {
-      const float* r0 = from + j * step;
-      const float *r1 = r0 + step, *r2 = r1 + step, *r3 = r2 + step;
-      index_t l = first;
-      for (; l + 4 <= last; l += 4) {
-        __m128 x0 = _mm_loadu_ps(r0 + l), x1 = _mm_loadu_ps(r1 + l), x2 = _mm_loadu_ps(r2 + l),
-               x3 = _mm_loadu_ps(r3 + l);
-        _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
-        float* target = to + l * width + j;
-        _mm_storeu_ps(target, x0);
-        _mm_storeu_ps(target + width, x1);
-        _mm_storeu_ps(target + 2 * width, x2);
-        _mm_storeu_ps(target + 3 * width, x3);
-      }
-      for (; l < last; ++l) {
-        float* target = to + l * width + j;
-        target[0] = r0[l];
-        target[1] = r1[l];
-        target[2] = r2[l];
-        target[3] = r3[l];
-      }
+void pack_columns(const S* from, index_t step, index_t first, index_t last, S* to, index_t valid) {
+  using V = lanes_t<S>;
+  constexpr index_t columns = tile_columns<S>, lanes = LaneTraits<V>::width;
+  const index_t width = (valid + tile_lanes<S> - 1) / tile_lanes<S> * tile_lanes<S>;
+  index_t l = first;
+  for (; l + lanes <= last; l += lanes) {
+    for (index_t j = 0; j < width; j += lanes) {
+      V rows[lanes];
+      for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
+      transpose_lanes(rows);
+      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l + i) * columns + j, rows[i]);
     }
   }
-#endif
-  for (; j < width; ++j)
-    for (index_t l = first; l < last; ++l) to[l * width + j] = j < valid ? from[j * step + l] : S{};
+  for (; l < last; ++l)
+    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? from[j * step + l] : S{};
 }
 
-/// Packs `batch` operands [k, n] into panels at `to`, threaded. `pack(item, column, first, last, target, width, valid)`
-/// fills rows [first, last) of the panel that begins at `column`.
+/// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
+/// rows [first, last) of the panel that begins at `column`.
 template <class S, class PackPanel>
-void pack_panels(Context<Cpu>& context, index_t batch, index_t k, index_t n, S* to, PackPanel&& pack) {
-  constexpr index_t columns = tile_columns<S>, lanes = tile_lanes<S>, block = 64;
-  if (k <= 0 || n <= 0) return;
-  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
-  const index_t grain = std::max<index_t>(1, 32768 / (std::min(block, k) * std::min(columns, n)));
-  context.executor().parallel_for(batch * panels * blocks, grain, [&](index_t begin, index_t end) {
+void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
+  constexpr index_t columns = tile_columns<S>, block = 64;
+  const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
+  const index_t size = packed_size<S>(p.k, p.n), k = p.k, n = p.n;
+  S* to = scratch.allocate<S>(items * size);
+  p.b = to;
+  p.b_step = even_steps(scratch, k, columns);
+  p.panel_step = k * columns;
+  p.batch_b = items == 1 ? 0 : size;
+  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      const index_t valid = std::min(columns, n - column), width = (valid + lanes - 1) / lanes * lanes;
-      pack(item, column, first, std::min(k, first + block), to + item * packed_size<S>(k, n) + column * k, width,
-           valid);
+      pack(item, column, first, std::min(k, first + block), to + item * size + column * k,
+           std::min(columns, n - column));
     }
   });
 }
@@ -105,16 +103,27 @@ void pack_transposed(Context<Cpu>& context, index_t m, index_t k, const S* from,
   });
 }
 
-/// The rows of an A packed by pack_transposed; steps are packed_rows apart.
-inline RowMap packed_row_map(index_t m, index_t k) {
-  return {packed_rows, (m + packed_rows - 1) / packed_rows, 1, packed_rows * k, 0};
-}
-
-/// A table of `count` steps: 0, step, 2 step, …
-inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t step) {
-  index_t* table = scratch.allocate<index_t>(count);
-  for (index_t i = 0; i < count; ++i) table[i] = i * step;
-  return table;
+/// Makes A of `items` operands stored [k, m] with lines `step` apart.
+template <class S>
+void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const S* data, index_t step,
+                    index_t items, index_t batch_step) {
+  // In place, each tile reads a few elements of every line, which is as fast while these lines stay in L1. Limits
+  // measured.
+  if (p.m < packed_rows || p.n * p.batch < 128 || (step < 192 && p.k < 1024)) {
+    p.a = data;
+    p.batch_a = batch_step;
+    p.rows = even_rows(p.m, 1);
+    p.a_step = even_steps(scratch, p.k, step);
+    return;
+  }
+  const index_t groups = (p.m + packed_rows - 1) / packed_rows, size = groups * packed_rows * p.k;
+  S* blocks = scratch.allocate<S>(items * size);
+  for (index_t item = 0; item < items; ++item)
+    pack_transposed(context, p.m, p.k, data + item * batch_step, step, blocks + item * size);
+  p.a = blocks;
+  p.batch_a = items == 1 ? 0 : size;
+  p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
+  p.a_step = even_steps(scratch, p.k, packed_rows);
 }
 
 /// `count` elements in the arithmetic type.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The register-tile product behind the CPU's matrix products and convolutions.
 //
-//   out[r, j] = sum_l a[row(r) + step[l]] * b[l, j],   r < m, j < n, l < k
+//   out[r, j] = sum_l a[row(r) + a_step[l]] * b(l)[j],   r < m, j < n, l < k
 //
 // Rows of A are addressed through a row map and a table of steps, so that one kernel serves plain and transposed
 // matrices and, without im2col, every convolution. B is read as panels of `tile_packs` registers, packed or in place.
@@ -66,15 +66,17 @@ class RowCursor {
   index_t column_, line_, offset_;
 };
 
+/// Operands of a product. Columns are read in whole registers: behind the last column of B there must be readable
+/// memory up to a multiple of the lanes.
 template <class S>
 struct TileProduct {
   index_t m = 0, n = 0, k = 0;
   const S* a = nullptr;
   RowMap rows;
-  const index_t* step = nullptr;  ///< [k]
+  const index_t* a_step = nullptr;  ///< [k]
   const S* b = nullptr;
-  bool packed = true;  ///< panels [k][width] one after the other; otherwise rows at `b_step`, n a multiple of the lanes
-  index_t b_step = 0;
+  const index_t* b_step = nullptr;  ///< [k]
+  index_t panel_step = 0;           ///< from one panel of tile_columns to the next
   index_t batch = 1, batch_a = 0, batch_b = 0;
 };
 
@@ -92,8 +94,8 @@ struct TileOutput {
 
 /// One tile: out[r][0, packs) = init + sum over k. `a` and `out` hold a pointer per row.
 template <class S, int packs>
-__attribute__((noinline)) void product_tile(index_t k, const S* const* a, const index_t* step, const S* b,
-                                            index_t b_step, const S* init, S* const* out) {
+__attribute__((noinline)) void product_tile(index_t k, const S* const* a, const index_t* a_step, const S* b,
+                                            const index_t* b_step, const S* init, S* const* out) {
   using V = TilePack<S>;
   constexpr int rows = tile_rows(packs);
   constexpr int lanes = tile_lanes<S>;
@@ -108,15 +110,16 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
       if (init != nullptr) std::memcpy(&sum[r][p], init + p * lanes, sizeof(V));
     }
   }
+  const index_t ahead = k > 1 ? 4 * (b_step[1] - b_step[0]) : 0;  // a panel lives in L2: fetched four steps early
   for (index_t l = 0; l < k; ++l) {
-    const index_t at = step[l];
+    const index_t at = a_step[l];
+    const S* line = b + b_step[l];
     V right[packs];
 #pragma GCC unroll 4
     for (int p = 0; p < packs; ++p) {
-      std::memcpy(&right[p], b + p * lanes, sizeof(V));
-      __builtin_prefetch(b + 4 * b_step + p * lanes);  // a panel lives in L2
+      std::memcpy(&right[p], line + p * lanes, sizeof(V));
+      __builtin_prefetch(line + ahead + p * lanes);
     }
-    b += b_step;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
@@ -132,17 +135,17 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
 }
 
 template <class S>
-void product_tile(int packs, index_t k, const S* const* a, const index_t* step, const S* b, index_t b_step,
+void product_tile(int packs, index_t k, const S* const* a, const index_t* a_step, const S* b, const index_t* b_step,
                   const S* init, S* const* out) {
   switch (packs) {
     case 1:
-      return product_tile<S, 1>(k, a, step, b, b_step, init, out);
+      return product_tile<S, 1>(k, a, a_step, b, b_step, init, out);
     case 2:
-      return product_tile<S, 2>(k, a, step, b, b_step, init, out);
+      return product_tile<S, 2>(k, a, a_step, b, b_step, init, out);
     case 3:
-      return product_tile<S, std::min(3, tile_packs)>(k, a, step, b, b_step, init, out);
+      return product_tile<S, std::min(3, tile_packs)>(k, a, a_step, b, b_step, init, out);
     default:
-      return product_tile<S, tile_packs>(k, a, step, b, b_step, init, out);
+      return product_tile<S, tile_packs>(k, a, a_step, b, b_step, init, out);
   }
 }
 
@@ -153,7 +156,7 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
   if (out.column_step != 1) {  // C is written transposed: down its rows, which are our columns
     S add[tile_rows_max] = {};
-    for (int r = 0; r < count && out.bias_by_row; ++r) add[r] = load_lanes<S>(out.bias + row + r);
+    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r) add[r] = load_lanes<S>(out.bias + row + r);
     for (index_t j = 0; j < width; ++j) {
       T* to = c + (column + j) * out.column_step;
       for (int r = 0; r < count; ++r) {
@@ -196,8 +199,7 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
     const index_t width = std::min(columns, p.n - panel * columns);
     const int packs = static_cast<int>((width + lanes - 1) / lanes);
     const int rows = tile_rows(packs);
-    const index_t b_step = p.packed ? packs * lanes : p.b_step;
-    const S* right = p.packed ? b + panel * columns * p.k + first * b_step : b + panel * columns + first * b_step;
+    const S* right = b + panel * p.panel_step;
     const S* init = bias == nullptr ? nullptr : bias + panel * columns;
     RowCursor left(p.rows, row), target(out.rows, row);
     for (index_t r = row; r < row_end; r += rows) {
@@ -214,11 +216,11 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
       if constexpr (std::is_same_v<S, T>) {
         if (plain && count == rows && width == packs * lanes) {
           for (int i = 0; i < rows; ++i) to[i] = c + offset[i] + panel * columns;
-          product_tile(packs, last - first, left_rows, p.step + first, right, b_step, init, to);
+          product_tile(packs, last - first, left_rows, p.a_step + first, right, p.b_step + first, init, to);
           continue;
         }
       }
-      product_tile<S>(packs, last - first, left_rows, p.step + first, right, b_step, nullptr, to);
+      product_tile<S>(packs, last - first, left_rows, p.a_step + first, right, p.b_step + first, nullptr, to);
       store_tile(out, c, tile, columns, offset, count, r, panel * columns, width);
     }
   }
@@ -229,7 +231,7 @@ struct ProductCut {
   index_t rows, panels, slice;
 };
 
-inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch) {
+inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch, index_t b_line) {
   const double target = 2e6;  // operations per job, about 10 us
   const index_t panels = (n + columns - 1) / columns;
   const double per_row =
@@ -241,8 +243,10 @@ inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, 
   const double per_panel = per_row / static_cast<double>(n) * static_cast<double>(columns * std::min(rows, m));
   const index_t wide = std::clamp<index_t>(static_cast<index_t>(target / per_panel), 1, panels);
   const index_t jobs = batch * ((m + rows - 1) / rows) * ((panels + wide - 1) / wide);
-  // A panel of 4096 rows is 1 MiB; a product with few rows and columns is also split over k, for the threads' sake.
-  index_t slices = (k + 4095) / 4096;
+  // The lines of a slice of one panel should stay in L2: half a MiB of it, less where distant lines share cache sets.
+  const index_t longest = b_line > 2 * columns ? 512 : 2048;
+  index_t slices = (k + longest - 1) / longest;
+  // A product with few rows and columns is also split over k, for the threads' sake.
   if (jobs < 16 && k >= 2048) slices = std::max(slices, std::min((k + 1023) / 1024, (15 + jobs) / jobs));
   slices = std::max<index_t>(slices, 1);
   return {rows, wide, (k + slices - 1) / slices};
@@ -253,7 +257,7 @@ template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
   constexpr index_t columns = tile_columns<S>;
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch, p.k > 1 ? p.b_step[1] - p.b_step[0] : 0);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
