@@ -156,7 +156,8 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
   if (out.column_step != 1) {  // C is written transposed: down its rows, which are our columns
     S add[tile_rows_max] = {};
-    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r) add[r] = load_lanes<S>(out.bias + row + r);
+    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r)
+      add[r] = load_lanes<S>(out.bias + row + r);
     for (index_t j = 0; j < width; ++j) {
       T* to = c + (column + j) * out.column_step;
       for (int r = 0; r < count; ++r) {
@@ -171,7 +172,8 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   for (int r = 0; r < count; ++r) {
     const S* from = sums + r * sums_step;
     T* to = c + offset[r] + column;
-    const S row_bias = out.bias != nullptr && out.bias_by_row ? load_lanes<S>(out.bias + row + r) : S{};
+    const bool by_row = out.bias != nullptr && out.bias_by_row;
+    const S row_bias = by_row ? load_lanes<S>(out.bias + row + r) : S{};
     auto store = [&]<class V>(index_t j) {
       V value = load_lanes<V>(from + j) * alpha;
       if (out.beta != 0.0f) value += load_lanes<V>(to + j) * beta;
