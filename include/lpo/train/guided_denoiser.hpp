@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+// GuidedDenoiser: a UNet and a batch of prompts as a NoisePredictor with classifier-free guidance.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include <lpo/autograd/concat.hpp>
+#include <lpo/diffusion/guidance.hpp>
+#include <lpo/diffusion/noise_predictor.hpp>
+#include <lpo/model/unet.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Text states of a batch of prompts, computed once and kept off the tape.
+template <class T, class Device>
+struct PromptBatch {
+  Tensor<T, 3, Device> context;        ///< [n, tokens, width]
+  Tensor<T, 3, Device> context_empty;  ///< of the empty prompt [1, tokens, width]
+  Tensor<T, 2, Device> pooled;         ///< [n, width]; for scoring
+
+  index_t size() const { return context.extent(0); }
+};
+
+namespace detail {
+
+/// Rows `rows` of a tensor [n, tokens, width], then `empty` as often: the conditional and the unconditional half of a batch,
+/// in the order that `unconditional_first` says. Dense, on the tape.
+template <class T, class Device>
+Var<T, 3, Device> paired_context(Tape<Device>& tape, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
+                                 bool unconditional_first) {
+  const index_t n = static_cast<index_t>(rows.size()), row = prompts.context.extent(1) * prompts.context.extent(2);
+  const auto out = make_output<T>(tape, Extents<3>{2 * n, prompts.context.extent(1), prompts.context.extent(2)}, false);
+  T* conditional = out.data() + (unconditional_first ? n * row : 0);
+  T* empty = out.data() + (unconditional_first ? 0 : n * row);
+  for (index_t i = 0; i < n; ++i) {
+    kernel::CopyRows<Device>::run(tape.context(), 1, row, prompts.context.data() + rows[static_cast<std::size_t>(i)] * row, row,
+                                  conditional + i * row, row, false);
+    kernel::CopyRows<Device>::run(tape.context(), 1, row, prompts.context_empty.data(), row, empty + i * row, row, false);
+  }
+  return out;
+}
+
+}  // namespace detail
+
+/// Guided prediction on a tape: one UNet pass over the rows [u ; c], combined to eps_u + w (eps_c - eps_u).
+/// `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i] -> [n, h, w, c].
+template <class UNet, class T, class Device>
+Var<T, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
+                                    const Var<T, 4, Device>& latents, std::span<const float> timesteps, double guidance_scale) {
+  auto& tape = latents.tape();
+  return scoped(tape, [&] {
+    std::vector<float> twice(timesteps.begin(), timesteps.end());
+    twice.insert(twice.end(), timesteps.begin(), timesteps.end());
+    const auto context = detail::paired_context(tape, prompts, rows, true);
+    const Var<T, 4, Device> both = unet(concat_batch(latents, latents), UNetCondition<T, Device>{twice, context, {}, {}});
+    return Var<T, 4, Device>(guided_rows(both, guidance_scale));
+  });
+}
+
+/// Satisfies NoisePredictor: predicts for row b of a batch under prompt b.
+template <class UNet>
+class GuidedDenoiser {
+ public:
+  using T = typename UNet::value_type;
+  using Device = typename UNet::device;
+
+  GuidedDenoiser(Tape<Device>& tape, UNet& unet, double guidance_scale) : tape_(tape), unet_(unet), scale_(guidance_scale) {}
+
+  /// The prompts must outlive their use.
+  void set_prompts(const PromptBatch<T, Device>& prompts) {
+    prompts_ = &prompts;
+    rows_.resize(static_cast<std::size_t>(prompts.size()));
+    for (std::size_t i = 0; i < rows_.size(); ++i) rows_[i] = static_cast<index_t>(i);
+  }
+
+  void predict(View<const T, 4, Device> latents, int timestep, View<T, 4, Device> prediction) {
+    if (prompts_ == nullptr) throw ValueError("[GuidedDenoiser] set_prompts() first");
+    if (latents.extent(0) != prompts_->size())
+      throw ShapeError(message("[GuidedDenoiser] ", latents.extent(0), " latents, ", prompts_->size(), " prompts"));
+    const auto guard = tape_.inference();
+    const auto start = tape_.snapshot();
+    const std::vector<float> timesteps(rows_.size(), static_cast<float>(timestep));
+    const auto guided = guided_prediction(unet_, *prompts_, std::span<const index_t>(rows_), constant(tape_, latents),
+                                          std::span<const float>(timesteps), scale_);
+    evaluate(&tape_.context(), prediction, guided.view());
+    tape_.rewind(start);
+  }
+
+ private:
+  Tape<Device>& tape_;
+  UNet& unet_;
+  double scale_;
+  const PromptBatch<T, Device>* prompts_ = nullptr;
+  std::vector<index_t> rows_;
+};
+
+}  // namespace lpo::inline LPO_ABI

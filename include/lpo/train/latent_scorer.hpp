@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// LatentScorer: a latent reward model and a batch of prompts as a StepScorer of K candidates per prompt.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include <lpo/preference/concepts.hpp>
+#include <lpo/reward/latent_reward_model.hpp>
+#include <lpo/train/guided_denoiser.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Scores latents [k*b, h, w, c], row k*B + b under prompt b, with the LRM's own text states.
+template <class Lrm>
+class LatentScorer {
+ public:
+  using T = typename Lrm::value_type;
+  using Device = typename Lrm::device;
+
+  /// `max_rows` bounds the rows of one UNet pass (memory); 0 = all candidates at once.
+  LatentScorer(Tape<Device>& tape, Lrm& lrm, index_t max_rows = 0) : tape_(tape), lrm_(lrm), max_rows_(max_rows) {}
+
+  void set_prompts(const PromptBatch<T, Device>& prompts) { prompts_ = &prompts; }
+
+  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
+    if (prompts_ == nullptr) throw ValueError("[LatentScorer] set_prompts() first");
+    const index_t n = latents.extent(0), b = prompts_->size();
+    if (b == 0 || n % b != 0 || static_cast<index_t>(scores.size()) != n)
+      throw ShapeError(message("[LatentScorer] ", n, " latents and ", static_cast<index_t>(scores.size()), " scores for ", b, " prompts"));
+    const index_t step = max_rows_ > 0 ? max_rows_ : n;
+    for (index_t begin = 0; begin < n; begin += step) {
+      const index_t end = std::min(n, begin + step);
+      score_rows(latents.slice(0, begin, end), begin, timestep, scores.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+    }
+  }
+
+ private:
+  void score_rows(const View<const T, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
+    const auto guard = tape_.inference();
+    const auto start = tape_.snapshot();
+    const index_t n = latents.extent(0), b = prompts_->size();
+    std::vector<index_t> rows;
+    for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % b);
+    const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
+    const auto both = detail::paired_context(tape_, *prompts_, std::span<const index_t>(rows), false);
+    RewardPrompt<T, Device> prompt;
+    prompt.context = both.slice(0, 0, n);
+    prompt.context_empty = both.slice(0, n, 2 * n);
+    const index_t width = prompts_->pooled.extent(1);
+    const auto pooled = make_output<T>(tape_, Extents<2>{n, width}, false);
+    for (index_t i = 0; i < n; ++i)
+      kernel::CopyRows<Device>::run(tape_.context(), 1, width, prompts_->pooled.data() + rows[static_cast<std::size_t>(i)] * width, width,
+                                    pooled.data() + i * width, width, false);
+    const auto z = lrm_.score(constant(tape_, latents), timesteps, prompt, pooled);
+    std::vector<T> host(scores.size());
+    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
+    for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(static_cast<compute_t<T>>(host[i]));
+    tape_.rewind(start);
+  }
+
+  Tape<Device>& tape_;
+  Lrm& lrm_;
+  index_t max_rows_;
+  const PromptBatch<T, Device>* prompts_ = nullptr;
+};
+
+/// Runs a TextEncoder over n prompts (and the empty one) and keeps the result off the tape.
+template <class T, class Device, class Encoder>
+PromptBatch<T, Device> encode_prompts(Tape<Device>& tape, Encoder& encoder, std::span<const std::int32_t> ids, index_t n) {
+  const auto guard = tape.inference();
+  const auto start = tape.snapshot();
+  const auto states = encoder.encode(tape, ids, n);
+  const auto empty = encoder.encode_empty(tape);
+  PromptBatch<T, Device> prompts;
+  prompts.context = Tensor<T, 3, Device>::copy_of(states.context.view());
+  prompts.context_empty = Tensor<T, 3, Device>::copy_of(empty.context.view());
+  prompts.pooled = Tensor<T, 2, Device>::copy_of(states.pooled.view());
+  tape.rewind(start);
+  return prompts;
+}
+
+}  // namespace lpo::inline LPO_ABI

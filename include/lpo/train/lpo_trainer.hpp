@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT
+// LpoTrainer: latent preference optimization — roll out, score with the LRM, train the policy's LoRA on the kept pairs.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/diffusion/ddim.hpp>
+#include <lpo/nn/parameter_store.hpp>
+#include <lpo/optim/adamw.hpp>
+#include <lpo/optim/clip.hpp>
+#include <lpo/optim/schedule.hpp>
+#include <lpo/preference/lpo_loss.hpp>
+#include <lpo/preference/rollout.hpp>
+#include <lpo/preference/threshold.hpp>
+#include <lpo/train/latent_pairs.hpp>
+#include <lpo/train/latent_scorer.hpp>
+#include <lpo/train/metrics.hpp>
+#include <lpo/train/progress.hpp>
+#include <lpo/train/text_states.hpp>
+#include <lpo/train/training_checkpoint.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Defaults are SD1.5's of lpo-method C and D; option names are the method's.
+struct LpoTrainerOptions {
+  index_t max_train_iterations = 1000;  ///< roll-outs
+  index_t sample_batch_size = 5;        ///< prompts per roll-out
+  index_t train_batch_size = 10;        ///< pairs per optimiser step
+  int sample_steps = 20;                ///< S
+  double guidance_scale = 5.0;          ///< in sampling and training
+  double eta = 1.0;
+  RolloutOptions rollout;
+  ThresholdOptions threshold;
+  LpoLossOptions loss;
+  double learning_rate = 6e-5;
+  LearningRateKind lr_scheduler = LearningRateKind::constant;
+  index_t lr_warmup_steps = 0;  ///< optimiser steps
+  AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-4};
+  double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
+  index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
+  double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
+  index_t checkpointing_iterations = 0;
+  int checkpoints_total_limit = 2;
+  std::uint64_t seed = 42;
+  std::string output_dir;
+  bool resume = false;
+};
+
+/// Prompts as token ids, for the policy's text encoder and for the reward model's own.
+struct PromptTokens {
+  index_t tokens = 0;
+  std::vector<std::int32_t> ids;         ///< [count, tokens]
+  index_t reward_tokens = 0;
+  std::vector<std::int32_t> reward_ids;  ///< [count, reward_tokens]
+
+  index_t size() const { return tokens > 0 ? static_cast<index_t>(ids.size()) / tokens : 0; }
+};
+
+/// What a run did. `kept_per_step[i]` counts pairs kept at sampling step i, `drawn_per_step` those looked at.
+struct LpoTrainerReport {
+  index_t iterations = 0;
+  index_t optimizer_steps = 0;
+  index_t pairs = 0;
+  bool time_limit_reached = false;
+  std::vector<int> timesteps;
+  std::vector<double> thresholds;
+  std::vector<double> kept_per_step, drawn_per_step;
+};
+
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it); with LoRA the reference is
+/// the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+template <class UNet, class Lrm, class PolicyText, class RewardText>
+class LpoTrainer {
+ public:
+  using T = typename UNet::value_type;
+  using Device = typename UNet::device;
+
+  /// `latent` is [h, w, c] of one latent.
+  LpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, PolicyText& policy_text, Lrm& lrm,
+             RewardText& reward_text, const NoiseSchedule& schedule, const Extents<3>& latent, LpoTrainerOptions options)
+      : context_(context), policy_(policy), store_(store), policy_text_(policy_text), reward_text_(reward_text),
+        options_(std::move(options)), tape_(context), denoiser_(tape_, policy, options_.guidance_scale),
+        scorer_(tape_, lrm, options_.max_rows),
+        rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta),
+                 chain_thresholds(schedule, options_),
+                 Extents<4>{options_.sample_batch_size, latent[0], latent[1], latent[2]}, with_seed(options_)),
+        batch_(options_.train_batch_size, latent),
+        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer) {
+    if (store.trainable_size() == 0)
+      throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
+    if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
+      throw ValueError("[LpoTrainer] sample_batch_size and train_batch_size must be at least 1");
+  }
+
+  /// Uses another network as the reference (full fine-tuning).
+  void set_reference(UNet& reference) { reference_ = &reference; }
+
+  /// Runs to max_train_iterations. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed
+  /// gives the same bits with or without an interruption in between.
+  LpoTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
+    const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
+    std::vector<float> counters(2 + 2 * rollout_.steps().size());
+    TrainingState state = training_state(counters);
+    if (options_.resume && !options_.output_dir.empty() && folder.resume(state))
+      optimizer_.set_step_count(static_cast<index_t>(counters[0]));
+    if (!options_.output_dir.empty()) make_directories(options_.output_dir);
+    MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
+    ProgressReporter reporter("LPO", state.step, options_.max_train_iterations, progress);
+    BatchOrder order(options_.seed, operation_prompts, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
+    LpoTrainerReport report;
+    double shown_accuracy = 0, shown_margin = 0, shown_loss = 0;
+
+    while (state.step < options_.max_train_iterations) {
+      const auto rows = order.at(state.step);
+      const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
+      const auto reward_prompts = encode(reward_text_, prompts.reward_ids, prompts.reward_tokens, rows);
+      denoiser_.set_prompts(policy_prompts);
+      scorer_.set_prompts(reward_prompts);
+      rollout_.run(denoiser_, scorer_, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()));
+      const auto [metrics, norm] = train_on_pairs(policy_prompts, static_cast<std::uint32_t>(state.step));
+      ++state.step;
+
+      for (std::size_t i = 0; i < rollout_.statistics().size(); ++i) {
+        counters[2 + 2 * i] += static_cast<float>(rollout_.statistics()[i].kept);
+        counters[3 + 2 * i] += static_cast<float>(rows.size());
+      }
+      counters[0] = static_cast<float>(optimizer_.step_count());
+      counters[1] += static_cast<float>(rollout_.pairs().count());
+      log.write(state.step - 1, log_line(metrics, norm));
+      if (metrics.pairs > 0) {
+        const double keep = shown_loss == 0 ? 0.0 : 0.9;
+        shown_loss = keep * shown_loss + (1 - keep) * metrics.loss;
+        shown_accuracy = keep * shown_accuracy + (1 - keep) * metrics.implicit_accuracy;
+        shown_margin = keep * shown_margin + (1 - keep) * metrics.margin;
+      }
+      if (options_.checkpointing_iterations > 0 && !options_.output_dir.empty() && state.step % options_.checkpointing_iterations == 0)
+        folder.save(state);
+      if (!reporter.report(state.step, {{"loss", shown_loss}, {"implicit_acc", shown_accuracy}, {"margin", shown_margin},
+                                        {"kept", static_cast<double>(rollout_.pairs().count())}})) {
+        if (!options_.output_dir.empty()) folder.save(state);
+        throw CancelledError(message("[LpoTrainer] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
+      }
+      if (options_.max_seconds > 0 && reporter.seconds() > options_.max_seconds) {
+        report.time_limit_reached = true;
+        break;
+      }
+    }
+    report.iterations = state.step;
+    report.optimizer_steps = optimizer_.step_count();
+    report.pairs = static_cast<index_t>(counters[1]);
+    report.thresholds = rollout_.thresholds();
+    for (std::size_t i = 0; i < rollout_.steps().size(); ++i) {
+      report.timesteps.push_back(rollout_.steps()[i].timestep);
+      report.kept_per_step.push_back(static_cast<double>(counters[2 + 2 * i]));
+      report.drawn_per_step.push_back(static_cast<double>(counters[3 + 2 * i]));
+    }
+    return report;
+  }
+
+ private:
+  static constexpr std::uint32_t operation_prompts = 0x3001;
+
+  static std::vector<double> chain_thresholds(const NoiseSchedule& schedule, const LpoTrainerOptions& options) {
+    return pair_thresholds(schedule, options.sample_steps, options.threshold);
+  }
+  static RolloutOptions with_seed(const LpoTrainerOptions& options) {
+    RolloutOptions rollout = options.rollout;
+    rollout.seed = options.seed;
+    return rollout;
+  }
+
+  TrainingState training_state(std::vector<float>& counters) {
+    static_assert(std::is_same_v<T, float>, "lpo LpoTrainer: training weights are float");
+    TrainingState state;
+    auto& s = state.settings;
+    s["trainer"] = "lpo";
+    s["seed"] = options_.seed;
+    s["sample_batch_size"] = options_.sample_batch_size;
+    s["train_batch_size"] = options_.train_batch_size;
+    s["sample_steps"] = options_.sample_steps;
+    s["guidance_scale"] = options_.guidance_scale;
+    s["eta"] = options_.eta;
+    s["candidates"] = options_.rollout.candidates;
+    s["beta"] = options_.loss.beta;
+    s["clip"] = options_.loss.clip;
+    s["learning_rate"] = options_.learning_rate;
+    s["weight_decay"] = options_.optimizer.weight_decay;
+    s["max_grad_norm"] = options_.max_grad_norm;
+    s["thresholds"] = rollout_.thresholds();
+    const auto count = static_cast<std::size_t>(store_.trainable_size());
+    state.buffers = {{"weights", {store_.trainable_values(), count}},
+                     {"first_moment", {optimizer_.first_moment().data, count}},
+                     {"second_moment", {optimizer_.second_moment().data, count}},
+                     {"counters", counters}};
+    return state;
+  }
+
+  template <class Encoder>
+  PromptBatch<T, Device> encode(Encoder& encoder, const std::vector<std::int32_t>& ids, index_t tokens,
+                                const std::vector<index_t>& rows) {
+    std::vector<std::int32_t> picked;
+    for (const index_t row : rows) picked.insert(picked.end(), ids.begin() + row * tokens, ids.begin() + (row + 1) * tokens);
+    return encode_prompts<T>(tape_, encoder, std::span<const std::int32_t>(picked), static_cast<index_t>(rows.size()));
+  }
+
+  /// One pass over the kept pairs in random order: one optimiser step per mini-batch, each with one policy forward, one
+  /// reference forward and one backward per pair.
+  std::pair<LpoMetrics, double> train_on_pairs(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
+    LpoMetrics metrics;
+    double largest_norm = 0;
+    const auto order = shuffled_order(rollout_.pairs().count(), options_.seed, iteration);
+    for (std::size_t begin = 0; begin < order.size(); begin += static_cast<std::size_t>(options_.train_batch_size)) {
+      const std::size_t count = std::min(order.size() - begin, static_cast<std::size_t>(options_.train_batch_size));
+      rollout_.pairs().gather(context_, std::span<const int>(order).subspan(begin, count), batch_);
+      largest_norm = std::max(largest_norm, train_on_batch(prompts, metrics));
+    }
+    return {metrics, largest_norm};
+  }
+
+  double train_on_batch(const PromptBatch<T, Device>& prompts, LpoMetrics& metrics) {
+    std::vector<index_t> rows;
+    std::vector<float> timesteps;
+    std::vector<GaussianStep> steps;
+    for (const PairRecord& record : batch_.records()) {
+      rows.push_back(record.prompt);
+      timesteps.push_back(static_cast<float>(record.timestep));
+      steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
+    }
+    const auto predict = [&](UNet& unet) {
+      return guided_prediction(unet, prompts, std::span<const index_t>(rows), constant(tape_, batch_.x_t()),
+                               std::span<const float>(timesteps), options_.guidance_scale);
+    };
+    const auto reference = [&] {
+      const auto guard = tape_.inference();
+      const auto plain = tape_.without_adapters();
+      return predict(reference_ != nullptr ? *reference_ : policy_);
+    }();
+    store_.reset_gradients();
+    const auto loss = lpo_loss(predict(policy_), reference.view(), batch_.x_t(), batch_.x_win(), batch_.x_lose(),
+                               std::span<const GaussianStep>(steps), options_.loss, &metrics);
+    backward(loss);
+    store_.finish_gradients();
+    tape_.clear();
+    const double norm = global_gradient_norm(context_, optimizer_.spans());
+    const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
+    // A batch whose gradient is not finite is left out, as a loss scaler would.
+    if (std::isfinite(norm)) optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm));
+    return norm;
+  }
+
+  MetricValues log_line(const LpoMetrics& metrics, double norm) const {
+    RunningMoments scores;
+    for (const auto& step : rollout_.statistics()) scores.add(step.scores.mean());
+    const auto kept = kept_buckets(rollout_.statistics());
+    MetricValues line{{"reward_mean", scores.mean()}, {"kept", static_cast<double>(rollout_.pairs().count())},
+                      {"kept_t_very_large", kept.very_large * 1.0}, {"kept_t_large", kept.large * 1.0},
+                      {"kept_t_middle", kept.middle * 1.0}, {"kept_t_small", kept.small * 1.0}};
+    if (metrics.pairs > 0) {
+      const MetricValues trained{{"train_loss", metrics.loss}, {"train_ratio_win", metrics.ratio_win},
+                                 {"train_ratio_lose", metrics.ratio_lose}, {"implicit_acc", metrics.implicit_accuracy},
+                                 {"train_margin", metrics.margin}, {"win_clipped", metrics.win_clipped},
+                                 {"lose_clipped", metrics.lose_clipped}, {"grad_norm", norm},
+                                 {"global_step", static_cast<double>(optimizer_.step_count())}};
+      line.insert(line.end(), trained.begin(), trained.end());
+    }
+    return line;
+  }
+
+  Context<Device>& context_;
+  UNet& policy_;
+  UNet* reference_ = nullptr;
+  ParameterStore<T, Device>& store_;
+  PolicyText& policy_text_;
+  RewardText& reward_text_;
+  LpoTrainerOptions options_;
+  Tape<Device> tape_;
+  GuidedDenoiser<UNet> denoiser_;
+  LatentScorer<Lrm> scorer_;
+  Rollout<T, Device> rollout_;
+  PairStore<T, Device> batch_;
+  AdamW<T, Device> optimizer_;
+};
+
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+// Checkpoints of a training run: `checkpoint-<step>/` folders that appear whole or not at all, and resume from the newest.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <lpo/io/file.hpp>
+#include <lpo/io/safetensors.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// What every trainer keeps: named float buffers (weights, moments) and a JSON object (step, options that must not change).
+/// Random numbers need no state: they are functions of the seed and the step.
+struct TrainingState {
+  index_t step = 0;
+  nlohmann::ordered_json settings;  ///< compared on resume: a run continues only with the settings it began with
+  std::vector<std::pair<std::string, std::span<float>>> buffers;
+};
+
+/// Writes and finds checkpoints in one folder.
+class CheckpointFolder {
+ public:
+  static constexpr int format_version = 1;
+
+  /// Keeps the newest `limit` checkpoints (0 keeps all).
+  CheckpointFolder(std::string folder, int limit) : folder_(std::move(folder)), limit_(limit) {}
+
+  /// Writes `checkpoint-<step>` under a temporary name and renames it when it is complete.
+  void save(const TrainingState& state) const {
+    namespace fs = std::filesystem;
+    const fs::path target = fs::path(folder_) / ("checkpoint-" + std::to_string(state.step));
+    const fs::path partial = fs::path(folder_) / (".partial-checkpoint-" + std::to_string(state.step));
+    std::error_code error;
+    fs::create_directories(folder_, error);
+    fs::remove_all(partial, error);
+    if (!fs::create_directory(partial, error))
+      throw FileError(message("[checkpoint] cannot create ", partial.string(), ": ", error.message()));
+    SafetensorsWriter writer;
+    for (const auto& [name, values] : state.buffers)
+      writer.add(name, DType::F32, {static_cast<index_t>(values.size())}, values.data());
+    writer.write((partial / "state.safetensors").string());
+    nlohmann::ordered_json json;
+    json["format_version"] = format_version;
+    json["step"] = state.step;
+    json["settings"] = state.settings;
+    const std::string text = json.dump(2) + "\n";
+    write_file_atomically((partial / "trainer_state.json").string(),
+                          [&](FileSink& sink) { sink.write(text.data(), text.size()); });
+    fs::remove_all(target, error);
+    fs::rename(partial, target, error);
+    if (error) throw FileError(message("[checkpoint] cannot rename ", partial.string(), " to ", target.string(), ": ", error.message()));
+    prune();
+  }
+
+  /// Steps of the complete checkpoints, ascending.
+  std::vector<index_t> steps() const {
+    namespace fs = std::filesystem;
+    std::vector<index_t> found;
+    std::error_code error;
+    for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
+      const std::string name = it->path().filename().string();
+      constexpr std::string_view prefix = "checkpoint-";
+      if (name.rfind(prefix, 0) != 0 || !fs::exists(it->path() / "trainer_state.json")) continue;
+      const std::string digits = name.substr(prefix.size());
+      if (!digits.empty() && digits.size() < 18 && digits.find_first_not_of("0123456789") == std::string::npos)
+        found.push_back(std::stoll(digits));
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+
+  /// Restores the newest checkpoint into `state`'s buffers and step. False when there is none. Throws FileError when the
+  /// checkpoint belongs to a run with other settings or buffer sizes; nothing is changed then.
+  bool resume(TrainingState& state) const {
+    namespace fs = std::filesystem;
+    const auto found = steps();
+    if (found.empty()) return false;
+    const fs::path path = fs::path(folder_) / ("checkpoint-" + std::to_string(found.back()));
+    const std::string json_path = (path / "trainer_state.json").string();
+    const auto json = nlohmann::ordered_json::parse(read_text_file(json_path), nullptr, false);
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() || !json.contains("settings"))
+      throw FileError(message("[resume] ", json_path, " is not a trainer state; remove ", path.string(), " to resume from an older one"));
+    if (json.value("format_version", 0) != format_version)
+      throw FileError(message("[resume] ", json_path, " has format version ", json.value("format_version", 0), ", this program reads ",
+                              format_version));
+    compare_settings(json["settings"], state.settings, json_path);
+    const SafetensorsFile file((path / "state.safetensors").string());
+    std::vector<std::vector<float>> loaded;
+    for (const auto& [name, values] : state.buffers) {
+      loaded.push_back(file.read_vector<float>(name));
+      if (loaded.back().size() != values.size())
+        throw FileError(message("[resume] ", path.string(), "/state.safetensors: ", name, " holds ",
+                                static_cast<index_t>(loaded.back().size()), " values, this model needs ",
+                                static_cast<index_t>(values.size())));
+    }
+    for (std::size_t i = 0; i < loaded.size(); ++i) std::copy(loaded[i].begin(), loaded[i].end(), state.buffers[i].second.begin());
+    state.step = json["step"].get<index_t>();
+    return true;
+  }
+
+ private:
+  static void compare_settings(const nlohmann::ordered_json& found, const nlohmann::ordered_json& wanted, const std::string& path) {
+    std::string differences;
+    for (const auto& [key, value] : wanted.items())
+      if (!found.contains(key) || found[key] != value)
+        differences += message("\n  ", key, ": saved ", found.contains(key) ? found[key].dump() : "nothing", ", now ", value.dump());
+    if (!differences.empty())
+      throw FileError(message("[resume] ", path, " was saved with other settings:", differences,
+                              "\n  use the saved settings, or another output folder for a new run"));
+  }
+
+  void prune() const {
+    if (limit_ <= 0) return;
+    auto found = steps();
+    for (std::size_t i = 0; i + static_cast<std::size_t>(limit_) < found.size(); ++i) {
+      std::error_code error;
+      std::filesystem::remove_all(std::filesystem::path(folder_) / ("checkpoint-" + std::to_string(found[i])), error);
+    }
+  }
+
+  std::string folder_;
+  int limit_;
+};
+
+}  // namespace lpo::inline LPO_ABI
