@@ -56,8 +56,8 @@ inline void check_golden_loop(const std::string& name, const std::vector<lpo::Ga
     const Latents next = step.next(x, prediction, noise);
     CHECK(relative_error(next.data(), at(latents).data(), size) < 1e-6);
     if (has_means) {
-      const Latents cleaned = lpo::clean_coefficients(schedule.config().prediction_type,
-                                                      schedule.alpha_bar(step.timestep))(x, prediction);
+      const Latents cleaned =
+          lpo::clean_coefficients(schedule.config().prediction_type, schedule.alpha_bar(step.timestep))(x, prediction);
       CHECK(relative_error(mean.data(), at(means).data(), size) < 1e-6);
       CHECK(relative_error(cleaned.data(), at(clean).data(), size) < 1e-6);
       CHECK(std::fabs(step.sigma - sigmas[i]) <= 1e-10);

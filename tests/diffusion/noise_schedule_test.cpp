@@ -104,7 +104,8 @@ TEST_CASE("forward noising takes one timestep per row") {
   CHECK(noisy(0, 0, 0, 0) == Approx(2 * std::sqrt(0.998296028) - std::sqrt(1 - 0.998296028)));
   CHECK(noisy(1, 0, 1, 0) == Approx(2 * std::sqrt(0.274999067) + 0.5 * std::sqrt(1 - 0.274999067)));
   CHECK(noisy(2, 0, 1, 1) == Approx(2 * 0.0903050640 - 0.9959141514));
-  CHECK_THROWS_AS(lpo::add_noise(context, schedule, std::span(timesteps, 2), clean, noise, noisy.view()), lpo::ShapeError);
+  CHECK_THROWS_AS(lpo::add_noise(context, schedule, std::span(timesteps, 2), clean, noise, noisy.view()),
+                  lpo::ShapeError);
 }
 
 TEST_CASE("wrong configurations are refused with a remedy") {

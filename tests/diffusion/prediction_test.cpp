@@ -14,7 +14,9 @@ TEST_CASE("each prediction type recovers x_0, eps and v") {
     const struct {
       lpo::PredictionType type;
       double output;
-    } cases[] = {{lpo::PredictionType::epsilon, noise}, {lpo::PredictionType::v_prediction, v}, {lpo::PredictionType::sample, clean}};
+    } cases[] = {{lpo::PredictionType::epsilon, noise},
+                 {lpo::PredictionType::v_prediction, v},
+                 {lpo::PredictionType::sample, clean}};
     for (const auto& c : cases) {
       const auto to_clean = lpo::clean_coefficients(c.type, alpha_bar);
       const auto to_noise = lpo::epsilon_coefficients(c.type, alpha_bar);

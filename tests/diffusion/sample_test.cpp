@@ -23,7 +23,8 @@ struct Oracle {
 
   void predict(lpo::View<const double, 4, Reference> x, int timestep, lpo::View<double, 4, Reference> prediction) {
     const double alpha_bar = schedule.alpha_bar(timestep);
-    lpo::evaluate<double, 4, Reference>(nullptr, prediction, (x - std::sqrt(alpha_bar) * clean) / std::sqrt(1 - alpha_bar));
+    lpo::evaluate<double, 4, Reference>(nullptr, prediction,
+                                        (x - std::sqrt(alpha_bar) * clean) / std::sqrt(1 - alpha_bar));
   }
 };
 
@@ -48,7 +49,8 @@ TEST_CASE("with a perfect predictor every sampler arrives at the clean latent") 
   CHECK(calls == 20);
   // DDIM keeps eps: x at t=0 is sqrt(abar_0) x_0 + sqrt(1 - abar_0) eps with the eps of the start.
   for (int i = 0; i < 32; ++i) {
-    const double eps = (start.data()[i] - std::sqrt(schedule.alpha_bar(951)) * 0.8) / std::sqrt(1 - schedule.alpha_bar(951));
+    const double eps =
+        (start.data()[i] - std::sqrt(schedule.alpha_bar(951)) * 0.8) / std::sqrt(1 - schedule.alpha_bar(951));
     CHECK(latents.data()[i] == doctest::Approx(std::sqrt(schedule.alpha_bar(0)) * 0.8 + first_spread * eps));
   }
 }
@@ -59,7 +61,8 @@ TEST_CASE("a callback that returns false cancels") {
   Oracle oracle{schedule, 0.0};
   auto latents = Tensor<double, 4, Reference>::zeros({1, 1, 1, 4});
   const auto chain = lpo::ddim_steps(schedule, 10, 1.0);
-  CHECK_THROWS_AS(lpo::sample(context, chain, oracle, latents.view(), 7, [](int done, int) { return done < 3; }), lpo::CancelledError);
+  CHECK_THROWS_AS(lpo::sample(context, chain, oracle, latents.view(), 7, [](int done, int) { return done < 3; }),
+                  lpo::CancelledError);
 }
 
 TEST_CASE("rows of a batch have the same initial bits in any batch") {

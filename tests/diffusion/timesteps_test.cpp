@@ -16,7 +16,8 @@ TEST_CASE("twenty leading steps run 951, 901, ..., 1") {
 
 TEST_CASE("all spacings agree with diffusers") {
   const lpo::SafetensorsFile golden(std::string(LPO_TEST_GOLDEN_DIR) + "/schedulers.safetensors");
-  for (const auto spacing : {lpo::TimestepSpacing::leading, lpo::TimestepSpacing::trailing, lpo::TimestepSpacing::linspace})
+  for (const auto spacing :
+       {lpo::TimestepSpacing::leading, lpo::TimestepSpacing::trailing, lpo::TimestepSpacing::linspace})
     for (const int steps : {7, 10, 20, 50}) {
       lpo::SchedulerConfig config;
       config.timestep_spacing = spacing;

@@ -14,8 +14,8 @@ TEST_CASE("logarithmic warm-up and linear decay, warm-up 500 of 4000 steps, peak
   const struct {
     int step;
     double rate;
-  } table[] = {{0, 0},        {1, 1.1153514e-6}, {9, 3.7051171e-6}, {99, 7.4102343e-6},
-               {499, 1e-5},   {500, 1e-5},       {2250, 5e-6},      {3999, 2.8571429e-9}};
+  } table[] = {{0, 0},      {1, 1.1153514e-6}, {9, 3.7051171e-6}, {99, 7.4102343e-6},
+               {499, 1e-5}, {500, 1e-5},       {2250, 5e-6},      {3999, 2.8571429e-9}};
   for (const auto& row : table) CHECK(std::fabs(rate(row.step) - row.rate) <= 1e-7 * row.rate);
   CHECK(rate(4000) == 0);
   CHECK(rate(9000) == 0);

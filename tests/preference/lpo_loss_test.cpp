@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include <lpo/backend/cpu/elementwise.hpp>
+#include <lpo/backend/cpu/reduce.hpp>
 #include <lpo/backend/reference/elementwise.hpp>
 #include <lpo/backend/reference/random.hpp>
 #include <lpo/backend/reference/reduce.hpp>
@@ -35,7 +37,8 @@ struct Batch {
     const lpo::NoiseSchedule schedule;
     for (const int t : {951, 501, 51}) steps.push_back(lpo::ddim_step(schedule, t, 50, 1.0));
     std::uint32_t field = 0;
-    for (Latents* tensor : {&policy, &reference, &x_t, &x_win, &x_lose}) fill_normal(context, tensor->view(), {11, 1, field++});
+    for (Latents* tensor : {&policy, &reference, &x_t, &x_win, &x_lose})
+      fill_normal(context, tensor->view(), {11, 1, field++});
     for (lpo::index_t i = 0; i < policy.size(); ++i) {
       const auto& step = steps[static_cast<std::size_t>(i / 24)];
       policy.data()[i] = reference.data()[i] + distance * policy.data()[i];
@@ -48,7 +51,8 @@ struct Batch {
   double loss(const Latents& prediction, const lpo::LpoLossOptions& options, std::span<lpo::LpoPairTerms> pairs = {}) {
     lpo::Tape<Reference> tape(context);
     auto copy = prediction.clone();
-    return lpo::item(lpo::lpo_loss(lpo::variable(tape, copy), reference, x_t, x_win, x_lose, steps, options, nullptr, pairs));
+    return lpo::item(
+        lpo::lpo_loss(lpo::variable(tape, copy), reference, x_t, x_win, x_lose, steps, options, nullptr, pairs));
   }
 
   Latents gradient(const lpo::LpoLossOptions& options, std::vector<lpo::LpoPairTerms>& pairs) {
@@ -107,8 +111,8 @@ TEST_CASE("gradient against the analytic form of both-unclipped, win-only, lose-
       const auto& pair = pairs[static_cast<std::size_t>(i / 24)];
       const double mu = step.a * batch.x_t.data()[i] + step.c * batch.policy.data()[i];
       const double win = batch.x_win.data()[i], lose = batch.x_lose.data()[i];
-      const double toward = pair.win_clipped ? (pair.lose_clipped ? 0.0 : -(lose - mu))
-                                             : (pair.lose_clipped ? win - mu : win - lose);
+      const double toward =
+          pair.win_clipped ? (pair.lose_clipped ? 0.0 : -(lose - mu)) : (pair.lose_clipped ? win - mu : win - lose);
       const double sigmoid = 1 / (1 + std::exp(pair.argument));
       const double expected = -(20.0 / 3) * sigmoid * step.c / (24 * step.sigma * step.sigma) * toward;
       if (i % 24 == 0) ++seen[2 * pair.win_clipped + pair.lose_clipped];
@@ -155,7 +159,8 @@ TEST_CASE("unclipped, the argument is linear in the network output") {
     const auto& step = batch.steps[i];
     double sum = 0;
     for (std::size_t j = 24 * i; j < 24 * i + 24; ++j)
-      sum += (batch.x_win.data()[j] - batch.x_lose.data()[j]) * step.c * (batch.policy.data()[j] - batch.reference.data()[j]);
+      sum += (batch.x_win.data()[j] - batch.x_lose.data()[j]) * step.c *
+             (batch.policy.data()[j] - batch.reference.data()[j]);
     CHECK(pairs[i].argument == doctest::Approx(500 * sum / (24 * step.sigma * step.sigma)));
   }
 }
@@ -166,9 +171,11 @@ TEST_CASE("loss, terms and gradient of PyTorch in float") {
   const Extents<4> extents{5, 4, 8, 24};
   const auto read = [&](const char* key) { return Floats::from(extents, golden.read_vector<float>(key)); };
   auto policy = read("out/eps");
-  const auto reference = read("out/eps_ref"), x_t = read("in/x_t"), x_win = read("in/x_win"), x_lose = read("in/x_lose");
+  const auto reference = read("out/eps_ref"), x_t = read("in/x_t"), x_win = read("in/x_win"),
+             x_lose = read("in/x_lose");
   const auto timesteps = golden.read_vector<int>("in/timestep");
-  const auto a = golden.read_vector<double>("in/coefficients/a"), sigma = golden.read_vector<double>("in/coefficients/sigma");
+  const auto a = golden.read_vector<double>("in/coefficients/a"),
+             sigma = golden.read_vector<double>("in/coefficients/sigma");
   std::vector<GaussianStep> steps;
   for (std::size_t i = 0; i < 5; ++i) {
     steps.push_back(lpo::ddim_step(lpo::NoiseSchedule(), timesteps[i], 50, 1.0));
@@ -244,4 +251,34 @@ TEST_CASE("wrong shapes and deterministic steps are refused") {
   CHECK_THROWS_AS(call(batch.reference, std::span(batch.steps).first(2)), lpo::ShapeError);
   batch.steps[1].sigma = 0;
   CHECK_THROWS_AS(call(batch.reference, batch.steps), lpo::ValueError);
+}
+
+TEST_CASE("on the CPU in float the loss and its gradient agree with the oracle, for any number of threads") {
+  Batch batch(2e-3);
+  std::vector<lpo::LpoPairTerms> pairs;
+  const auto expected = batch.gradient({}, pairs);
+  const double expected_loss = batch.loss(batch.policy, {});
+  const auto run = [&](int threads) {
+    lpo::Context<lpo::Cpu> context(threads);
+    const auto copy = [&](const Latents& tensor) {
+      return lpo::Tensor<float, 4, lpo::Cpu>::from(batch.extents, tensor.span());
+    };
+    auto policy = copy(batch.policy);
+    const auto reference = copy(batch.reference), x_t = copy(batch.x_t), win = copy(batch.x_win),
+               lose = copy(batch.x_lose);
+    lpo::Tape<lpo::Cpu> tape(context);
+    const auto y = lpo::variable(tape, policy);
+    const auto loss = lpo::lpo_loss(y, reference, x_t, win, lose, batch.steps);
+    CHECK(lpo::item(loss) == doctest::Approx(expected_loss).epsilon(1e-4));
+    lpo::backward(loss);
+    return lpo::read_gradient(y);
+  };
+  const auto one = run(1), three = run(3);
+  double difference = 0, norm = 0;
+  for (lpo::index_t i = 0; i < one.size(); ++i) {
+    CHECK(one.data()[i] == three.data()[i]);
+    difference += std::pow(static_cast<double>(one.data()[i]) - expected.data()[i], 2);
+    norm += std::pow(expected.data()[i], 2);
+  }
+  CHECK(std::sqrt(difference) <= 1e-4 * std::sqrt(norm));
 }

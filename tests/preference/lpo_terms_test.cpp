@@ -44,8 +44,10 @@ TEST_CASE("the derivatives are those of the loss") {
     for (const double lose : {-0.2, -0.0004, 0.06}) {
       const auto terms = lpo_pair_terms(win, lose, {});
       const double h = 1e-6;
-      const double slope_win = (lpo_pair_terms(win + h, lose, {}).loss - lpo_pair_terms(win - h, lose, {}).loss) / (2 * h);
-      const double slope_lose = (lpo_pair_terms(win, lose + h, {}).loss - lpo_pair_terms(win, lose - h, {}).loss) / (2 * h);
+      const double slope_win =
+          (lpo_pair_terms(win + h, lose, {}).loss - lpo_pair_terms(win - h, lose, {}).loss) / (2 * h);
+      const double slope_lose =
+          (lpo_pair_terms(win, lose + h, {}).loss - lpo_pair_terms(win, lose - h, {}).loss) / (2 * h);
       CHECK(std::fabs(terms.gradient_win - slope_win) < 1e-4);
       CHECK(std::fabs(terms.gradient_lose - slope_lose) < 1e-4);
     }

@@ -56,7 +56,8 @@ constexpr Extents<4> latents{3, 2, 3, 4};
 constexpr std::size_t width = 24;
 
 template <class T, class Device>
-lpo::Rollout<T, Device> make_rollout(lpo::Context<Device>& context, const lpo::RolloutOptions& options, int steps = 20) {
+lpo::Rollout<T, Device> make_rollout(lpo::Context<Device>& context, const lpo::RolloutOptions& options,
+                                     int steps = 20) {
   const lpo::NoiseSchedule schedule;
   return {context, lpo::ddim_steps(schedule, steps, 1.0), lpo::pair_thresholds(schedule, steps), latents, options};
 }
@@ -101,13 +102,15 @@ TEST_CASE("kept pairs are candidates of one Gaussian, ordered by score, above th
     // Undo the step: the noise must be one of the four rows that the field holds for this prompt.
     bool found = false;
     std::vector<float> noise(4 * 3 * width);
-    lpo::philox_fill_normal({42, lpo::random_operation::candidate_noise, static_cast<std::uint32_t>(record.step)}, noise.data(),
-                            noise.size());
+    lpo::philox_fill_normal({42, lpo::random_operation::candidate_noise, static_cast<std::uint32_t>(record.step)},
+                            noise.data(), noise.size());
     for (std::size_t k = 0; k < 4; ++k) {
       double worst = 0;
       for (std::size_t j = 0; j < width; ++j) {
         const double z = (win[j] - step.a * x[j] - step.c * (0.3 * x[j] + 0.1)) / step.sigma;
-        worst = std::max(worst, std::fabs(z - static_cast<double>(noise[(k * 3 + static_cast<std::size_t>(record.prompt)) * width + j])));
+        worst = std::max(
+            worst,
+            std::fabs(z - static_cast<double>(noise[(k * 3 + static_cast<std::size_t>(record.prompt)) * width + j])));
       }
       found = found || worst < 1e-9;
     }
@@ -134,12 +137,15 @@ TEST_CASE("the chain continues from one of the candidates, whatever was kept") {
       const double* x = pairs.x_t().data + 24 * i;
       const double* next = pairs.x_t().data + 24 * j;
       std::vector<float> noise(4 * 3 * width);
-      lpo::philox_fill_normal({42, lpo::random_operation::candidate_noise, static_cast<std::uint32_t>(3 * 20 + from.step)},
-                              noise.data(), noise.size());
+      lpo::philox_fill_normal(
+          {42, lpo::random_operation::candidate_noise, static_cast<std::uint32_t>(3 * 20 + from.step)}, noise.data(),
+          noise.size());
       bool found = false;
       for (std::size_t k = 0; k < 4; ++k) {
         const double z = (next[0] - step.a * x[0] - step.c * (0.3 * x[0] + 0.1)) / step.sigma;
-        found = found || std::fabs(z - static_cast<double>(noise[(k * 3 + static_cast<std::size_t>(from.prompt)) * width])) < 1e-9;
+        found =
+            found ||
+            std::fabs(z - static_cast<double>(noise[(k * 3 + static_cast<std::size_t>(from.prompt)) * width])) < 1e-9;
       }
       CHECK(found);
     }
@@ -240,7 +246,8 @@ TEST_CASE("fewer prompts than room, buckets, shuffled mini-batches, cancelling")
   REQUIRE(batch.count() == 4);
   for (int i = 0; i < 4; ++i) {
     const auto at = order[static_cast<std::size_t>(i)];
-    CHECK(batch.records()[static_cast<std::size_t>(i)].timestep == rollout.pairs().records()[static_cast<std::size_t>(at)].timestep);
+    CHECK(batch.records()[static_cast<std::size_t>(i)].timestep ==
+          rollout.pairs().records()[static_cast<std::size_t>(at)].timestep);
     CHECK(batch.x_lose()(i, 1, 2, 3) == rollout.pairs().x_lose()(at, 1, 2, 3));
   }
   if (order.size() > 4) CHECK_THROWS_AS(rollout.pairs().gather(context, order, batch), lpo::ValueError);

@@ -42,9 +42,11 @@ TEST_CASE("the official table of twenty steps, in all modes") {
                                0.3789226, 0.3726320, 0.3664859, 0.3599783, 0.3504338, 0.3500000};
   const lpo::NoiseSchedule schedule;
   const auto by_sigma = pair_thresholds(schedule, 20, options_of(ThresholdMode::sigma, ThresholdTable::official20));
-  const auto by_variance = pair_thresholds(schedule, 20, options_of(ThresholdMode::variance, ThresholdTable::official20));
+  const auto by_variance =
+      pair_thresholds(schedule, 20, options_of(ThresholdMode::variance, ThresholdTable::official20));
   const auto by_time = pair_thresholds(schedule, 20, options_of(ThresholdMode::linear, ThresholdTable::official20));
-  const auto sdxl = pair_thresholds(schedule, 20, options_of(ThresholdMode::sigma, ThresholdTable::official20, 0.45, 0.6));
+  const auto sdxl =
+      pair_thresholds(schedule, 20, options_of(ThresholdMode::sigma, ThresholdTable::official20, 0.45, 0.6));
   for (std::size_t i = 0; i < 20; ++i) {
     check_digits(by_sigma[i], sigma[i]);
     check_digits(by_variance[i], variance[i]);
@@ -77,9 +79,11 @@ TEST_CASE("constant, one step, and what is refused") {
   options.constant = 0.3;
   for (const double th : pair_thresholds(schedule, 7, options)) CHECK(th == 0.3);
   CHECK(pair_thresholds(schedule, 1)[0] == 0.35);
-  CHECK_THROWS_AS(pair_thresholds(schedule, 10, options_of(ThresholdMode::sigma, ThresholdTable::official20, 0.35, 0.3)),
+  CHECK_THROWS_AS(
+      pair_thresholds(schedule, 10, options_of(ThresholdMode::sigma, ThresholdTable::official20, 0.35, 0.3)),
+      lpo::ValueError);
+  CHECK_THROWS_AS(pair_thresholds(schedule, 50, options_of(ThresholdMode::sigma, ThresholdTable::official20)),
                   lpo::ValueError);
-  CHECK_THROWS_AS(pair_thresholds(schedule, 50, options_of(ThresholdMode::sigma, ThresholdTable::official20)), lpo::ValueError);
 }
 
 TEST_CASE("score differences that the thresholds ask for") {

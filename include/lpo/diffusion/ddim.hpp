@@ -12,8 +12,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Where a step that would arrive below timestep 0 goes. `clamp` arrives at 0, so that sigma stays positive and the step
-/// has a log-probability; `final_alpha` takes the schedule's final_alpha_bar (diffusers; the same numbers unless
+/// Where a step that would arrive below timestep 0 goes. `clamp` arrives at 0, so that sigma stays positive and the
+/// step has a log-probability; `final_alpha` takes the schedule's final_alpha_bar (diffusers; the same numbers unless
 /// set_alpha_to_one).
 enum class LastArrival { clamp, final_alpha };
 
@@ -42,8 +42,7 @@ inline GaussianStep ddim_step(const NoiseSchedule& schedule, int timestep, int s
   const int arrival = std::clamp(timestep - stride, 0, schedule.train_timesteps() - 1);
   const bool below = timestep - stride < 0 && last == LastArrival::final_alpha;
   const double then = below ? schedule.final_alpha_bar() : schedule.alpha_bar(arrival);
-  GaussianStep step =
-      ddim_step_between(schedule.config().prediction_type, schedule.alpha_bar(timestep), then, eta);
+  GaussianStep step = ddim_step_between(schedule.config().prediction_type, schedule.alpha_bar(timestep), then, eta);
   step.timestep = timestep;
   step.arrival = arrival;
   return step;

@@ -12,8 +12,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// q(x_p | x_t, x_0) with the estimated x_0, arXiv 2006.11239 eq. 6 and 7; `arrival` -1 means the clean sample (abar 1).
-/// No noise is added at timestep 0.
+/// q(x_p | x_t, x_0) with the estimated x_0, arXiv 2006.11239 eq. 6 and 7; `arrival` -1 means the clean sample (abar
+/// 1). No noise is added at timestep 0.
 inline GaussianStep ddpm_step(const NoiseSchedule& schedule, int timestep, int arrival) {
   if (arrival >= timestep)
     throw ValueError(message("[ddpm_step] arrival ", arrival, " must lie below the departure ", timestep));

@@ -11,8 +11,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The distribution of the next latent given x_t: mean a x_t + c y, where y is the (guided) network output, and standard
-/// deviation sigma. DDIM, DDPM and flow samplers differ in these numbers only; they are double and never stored in less.
+/// The distribution of the next latent given x_t: mean a x_t + c y, where y is the (guided) network output, and
+/// standard deviation sigma. DDIM, DDPM and flow samplers differ in these numbers only; they are double and never
+/// stored in less.
 struct GaussianStep {
   int timestep = 0;  ///< departure, what the network is told
   int arrival = 0;   ///< noise level of the next latent

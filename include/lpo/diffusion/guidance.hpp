@@ -6,8 +6,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// eps_u + w (eps_c - eps_u) (arXiv 2207.12598, in the w >= 1 convention), as one fused expression. On Vars it is one node:
-/// d eps_u = (1 - w) d, d eps_c = w d.
+/// eps_u + w (eps_c - eps_u) (arXiv 2207.12598, in the w >= 1 convention), as one fused expression. On Vars it is one
+/// node: d eps_u = (1 - w) d, d eps_c = w d.
 template <Operand U, Operand C>
 auto guided(U&& unconditional, C&& conditional, double guidance_scale) {
   const auto u = to_expression(std::forward<U>(unconditional));
@@ -19,7 +19,8 @@ template <class Batch>
 auto guided_rows(const Batch& rows, double guidance_scale) {
   const auto count = rows.extent(0);
   if (count % 2 != 0)
-    throw ShapeError(message("[guided_rows] the batch has ", count, " rows; expected the rows [u ; c], an even number"));
+    throw ShapeError(
+        message("[guided_rows] the batch has ", count, " rows; expected the rows [u ; c], an even number"));
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
 }
 

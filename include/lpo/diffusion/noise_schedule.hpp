@@ -68,7 +68,8 @@ class NoiseSchedule {
   /// ValueError when the numbers are outside their ranges.
   explicit NoiseSchedule(const SchedulerConfig& config = {}) : config_(config) {
     if (config.num_train_timesteps < 1)
-      throw ValueError(message("[NoiseSchedule] num_train_timesteps is ", config.num_train_timesteps, ", expected at least 1"));
+      throw ValueError(
+          message("[NoiseSchedule] num_train_timesteps is ", config.num_train_timesteps, ", expected at least 1"));
     if (!(config.beta_start > 0 && config.beta_end >= config.beta_start && config.beta_end < 1))
       throw ValueError(message("[NoiseSchedule] beta_start ", config.beta_start, " and beta_end ", config.beta_end,
                                " must satisfy 0 < beta_start <= beta_end < 1"));
@@ -96,8 +97,8 @@ class NoiseSchedule {
   /// abar after the last step as diffusers' DDIM takes it for an arrival below 0: 1 or abar_0.
   double final_alpha_bar() const { return config_.set_alpha_to_one ? 1.0 : alpha_bars_.front(); }
 
-  /// torch's table, bit for bit (2.11, CPU): betas in float, the product accumulated in double and each entry rounded to
-  /// float. Differs from `alpha_bars` by up to 2e-6 relative.
+  /// torch's table, bit for bit (2.11, CPU): betas in float, the product accumulated in double and each entry rounded
+  /// to float. Differs from `alpha_bars` by up to 2e-6 relative.
   std::vector<float> torch_alpha_bars() const {
     auto betas = detail::make_betas<float>(config_);
     if (config_.rescale_betas_zero_snr)
@@ -131,8 +132,8 @@ View<const T, 4, Device> row_coefficients(Context<Device>& context, T* device_me
 /// timesteps[i] (arXiv 2006.11239 eq. 4). All views [n, h, w, c]; `noisy` may be `clean` or `noise`.
 template <class T, class Device>
 void add_noise(Context<Device>& context, const NoiseSchedule& schedule, std::span<const int> timesteps,
-               std::type_identity_t<View<const T, 4, Device>> clean, std::type_identity_t<View<const T, 4, Device>> noise,
-               const View<T, 4, Device>& noisy) {
+               std::type_identity_t<View<const T, 4, Device>> clean,
+               std::type_identity_t<View<const T, 4, Device>> noise, const View<T, 4, Device>& noisy) {
   detail::expect_same("add_noise", "clean", clean.extents, "noise", noise.extents);
   detail::expect_same("add_noise", "clean", clean.extents, "noisy", noisy.extents);
   const auto rows = static_cast<index_t>(timesteps.size());

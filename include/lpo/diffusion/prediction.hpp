@@ -26,9 +26,12 @@ struct PredictionCoefficients {
 inline PredictionCoefficients clean_coefficients(PredictionType type, double alpha_bar) {
   const double signal = std::sqrt(alpha_bar), spread = std::sqrt(1 - alpha_bar);
   switch (type) {
-    case PredictionType::epsilon: return {1 / signal, -spread / signal};
-    case PredictionType::v_prediction: return {signal, -spread};
-    default: return {0, 1};
+    case PredictionType::epsilon:
+      return {1 / signal, -spread / signal};
+    case PredictionType::v_prediction:
+      return {signal, -spread};
+    default:
+      return {0, 1};
   }
 }
 
@@ -36,9 +39,12 @@ inline PredictionCoefficients clean_coefficients(PredictionType type, double alp
 inline PredictionCoefficients epsilon_coefficients(PredictionType type, double alpha_bar) {
   const double signal = std::sqrt(alpha_bar), spread = std::sqrt(1 - alpha_bar);
   switch (type) {
-    case PredictionType::epsilon: return {0, 1};
-    case PredictionType::v_prediction: return {spread, signal};
-    default: return {1 / spread, -signal / spread};
+    case PredictionType::epsilon:
+      return {0, 1};
+    case PredictionType::v_prediction:
+      return {spread, signal};
+    default:
+      return {1 / spread, -signal / spread};
   }
 }
 
@@ -46,9 +52,12 @@ inline PredictionCoefficients epsilon_coefficients(PredictionType type, double a
 inline PredictionCoefficients velocity_coefficients(PredictionType type, double alpha_bar) {
   const double signal = std::sqrt(alpha_bar), spread = std::sqrt(1 - alpha_bar);
   switch (type) {
-    case PredictionType::epsilon: return {-spread / signal, 1 / signal};
-    case PredictionType::v_prediction: return {0, 1};
-    default: return {signal / spread, -1 / spread};
+    case PredictionType::epsilon:
+      return {-spread / signal, 1 / signal};
+    case PredictionType::v_prediction:
+      return {0, 1};
+    default:
+      return {signal / spread, -1 / spread};
   }
 }
 

@@ -24,16 +24,18 @@ inline constexpr std::uint32_t continuation = 0x1004;
 inline constexpr std::uint32_t pair_order = 0x1005;
 }  // namespace random_operation
 
-/// Fills a dense view with standard normals number first, first + 1, ... of the field `key`: row b of a batch gets the same
-/// bits in any batch when `first` says where the batch starts.
+/// Fills a dense view with standard normals number first, first + 1, ... of the field `key`: row b of a batch gets the
+/// same bits in any batch when `first` says where the batch starts.
 template <class T, int Rank, class Device>
 void fill_normal(Context<Device>& context, const View<T, Rank, Device>& view, RandomKey key, std::uint64_t first = 0) {
-  if (!view.dense()) throw ShapeError(message("[fill_normal] ", to_string(view.extents), " is strided; fill a dense tensor"));
-  kernel::RandomNormal<Device>::fill(context, view.size(), view.data, 0.0f, 1.0f, key.seed, key.operation, key.step, first);
+  if (!view.dense())
+    throw ShapeError(message("[fill_normal] ", to_string(view.extents), " is strided; fill a dense tensor"));
+  kernel::RandomNormal<Device>::fill(context, view.size(), view.data, 0.0f, 1.0f, key.seed, key.operation, key.step,
+                                     first);
 }
 
-/// Runs `latents` [n, h, w, c] through all steps, in place. Steps with sigma > 0 draw from (seed, sampling_noise, step i).
-/// Latents start as standard normals (init_noise_sigma is 1 for these samplers).
+/// Runs `latents` [n, h, w, c] through all steps, in place. Steps with sigma > 0 draw from (seed, sampling_noise, step
+/// i). Latents start as standard normals (init_noise_sigma is 1 for these samplers).
 template <class T, class Device, NoisePredictor<T, Device> Predictor>
 void sample(Context<Device>& context, std::span<const GaussianStep> steps, Predictor& predictor,
             const View<T, 4, Device>& latents, std::uint64_t seed, const StepCallback& progress = {}) {
@@ -50,7 +52,8 @@ void sample(Context<Device>& context, std::span<const GaussianStep> steps, Predi
       evaluate(&context, latents, step.mean(latents, prediction));
     }
     const int done = static_cast<int>(i) + 1, total = static_cast<int>(steps.size());
-    if (progress && !progress(done, total)) throw CancelledError(message("[sample] cancelled after step ", done, " of ", total));
+    if (progress && !progress(done, total))
+      throw CancelledError(message("[sample] cancelled after step ", done, " of ", total));
   }
 }
 

@@ -50,31 +50,40 @@ inline TimestepSpacing parse_timestep_spacing(std::string_view name) {
   if (name == "leading") return TimestepSpacing::leading;
   if (name == "trailing") return TimestepSpacing::trailing;
   if (name == "linspace") return TimestepSpacing::linspace;
-  throw ValueError(message("[SchedulerConfig] timestep_spacing \"", name,
-                           "\" is not supported; use leading, trailing or linspace"));
+  throw ValueError(
+      message("[SchedulerConfig] timestep_spacing \"", name, "\" is not supported; use leading, trailing or linspace"));
 }
 
 inline std::string_view name_of(BetaSchedule schedule) {
   switch (schedule) {
-    case BetaSchedule::linear: return "linear";
-    case BetaSchedule::scaled_linear: return "scaled_linear";
-    default: return "squaredcos_cap_v2";
+    case BetaSchedule::linear:
+      return "linear";
+    case BetaSchedule::scaled_linear:
+      return "scaled_linear";
+    default:
+      return "squaredcos_cap_v2";
   }
 }
 
 inline std::string_view name_of(PredictionType type) {
   switch (type) {
-    case PredictionType::epsilon: return "epsilon";
-    case PredictionType::v_prediction: return "v_prediction";
-    default: return "sample";
+    case PredictionType::epsilon:
+      return "epsilon";
+    case PredictionType::v_prediction:
+      return "v_prediction";
+    default:
+      return "sample";
   }
 }
 
 inline std::string_view name_of(TimestepSpacing spacing) {
   switch (spacing) {
-    case TimestepSpacing::leading: return "leading";
-    case TimestepSpacing::trailing: return "trailing";
-    default: return "linspace";
+    case TimestepSpacing::leading:
+      return "leading";
+    case TimestepSpacing::trailing:
+      return "trailing";
+    default:
+      return "linspace";
   }
 }
 

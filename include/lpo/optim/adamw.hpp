@@ -25,8 +25,8 @@ struct AdamWOptions {
   double weight_decay = 1e-4;
 };
 
-/// Adam with decoupled weight decay (arXiv 1711.05101). Moments are float (double for double parameters) and start at 0.
-/// To resume, restore `first_moment()`, `second_moment()` and `set_step_count()`.
+/// Adam with decoupled weight decay (arXiv 1711.05101). Moments are float (double for double parameters) and start at
+/// 0. To resume, restore `first_moment()`, `second_moment()` and `set_step_count()`.
 template <class T, class Device>
 class AdamW {
  public:
@@ -37,7 +37,8 @@ class AdamW {
     const auto valid = [](double beta) { return beta >= 0 && beta < 1; };
     if (!valid(options.beta1) || !valid(options.beta2) || !(options.epsilon > 0) || !(options.weight_decay >= 0))
       throw ValueError(message("[AdamW] betas ", options.beta1, ", ", options.beta2, ", epsilon ", options.epsilon,
-                               ", weight_decay ", options.weight_decay, "; expected 0 <= beta < 1, epsilon > 0, decay >= 0"));
+                               ", weight_decay ", options.weight_decay,
+                               "; expected 0 <= beta < 1, epsilon > 0, decay >= 0"));
     index_t total = 0;
     for (const auto& span : spans_) total += span.count;
     first_ = Tensor<Moment, 1, Device>(Extents<1>{total});

@@ -10,8 +10,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// average = decay * average + (1 - decay) * parameter after each optimiser step. With `warm_up` the decay of update n is at
-/// most (1 + n) / (10 + n), so that early averages forget the initial weights. Kept in float (double for double).
+/// average = decay * average + (1 - decay) * parameter after each optimiser step. With `warm_up` the decay of update n
+/// is at most (1 + n) / (10 + n), so that early averages forget the initial weights. Kept in float (double for double).
 template <class T, class Device>
 class Ema {
  public:

@@ -18,8 +18,8 @@ enum class LearningRateKind {
   log_warmup_decay,      ///< peak ln(k+1)/ln(warmup), then linear to 0 at `total` (DeepSpeed's WarmupDecayLR)
 };
 
-/// Rate of the very first optimiser step under log_warmup_decay: `zero` counts k = j; `official` reproduces a training run
-/// whose scheduler starts one step late: step 0 at the peak, then k = j - 1.
+/// Rate of the very first optimiser step under log_warmup_decay: `zero` counts k = j; `official` reproduces a training
+/// run whose scheduler starts one step late: step 0 at the peak, then k = j - 1.
 enum class FirstStepRate { zero, official };
 
 struct LearningRateSchedule {
@@ -49,7 +49,8 @@ struct LearningRateSchedule {
   double logarithmic(index_t counter) const {
     const index_t rise = std::max<index_t>(2, warmup);  // ln 1 = 0 would divide by zero
     if (counter < rise) return peak * std::log(static_cast<double>(counter + 1)) / std::log(static_cast<double>(rise));
-    return peak * std::max(0.0, static_cast<double>(total - counter) / static_cast<double>(std::max<index_t>(1, total - rise)));
+    return peak * std::max(0.0, static_cast<double>(total - counter) /
+                                    static_cast<double>(std::max<index_t>(1, total - rise)));
   }
 };
 

@@ -10,9 +10,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// `s.score(latents, timestep, scores)`: rates K candidates of B prompts at one noise level. latents [k*b, h, w, c], row
-/// k*B + b is candidate k of prompt b; `scores` (host memory, same order) has one entry per row, larger is better. The scale
-/// matters: a pair's gap is a softmax of its two scores.
+/// `s.score(latents, timestep, scores)`: rates K candidates of B prompts at one noise level. latents [k*b, h, w, c],
+/// row k*B + b is candidate k of prompt b; `scores` (host memory, same order) has one entry per row, larger is better.
+/// The scale matters: a pair's gap is a softmax of its two scores.
 template <class Scorer, class T, class Device>
 concept StepScorer = requires(Scorer& scorer, View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
   scorer.score(latents, timestep, scores);

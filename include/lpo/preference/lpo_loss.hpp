@@ -14,11 +14,12 @@ namespace lpo::inline LPO_ABI {
 
 /// Mean over n pairs of -ln sigmoid(beta (ln r_win - ln r_lose)), a Var [1]; see LpoPairTerms.
 ///
-/// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose share x_t,
-/// so one policy prediction and one reference prediction serve a pair. With D elements per row, mu = a x_t + c prediction,
+/// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose
+/// share x_t, so one policy prediction and one reference prediction serve a pair. With D elements per row, mu = a x_t +
+/// c prediction,
 ///   Delta(x') = 1/(2 D sigma^2) sum (mu - mu_ref) (2 x' - mu - mu_ref)
-/// is computed as this product of differences (two large means would cancel), its sum and everything after it in double.
-/// Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
+/// is computed as this product of differences (two large means would cancel), its sum and everything after it in
+/// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
 /// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0.
@@ -40,7 +41,8 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
     throw ShapeError(message("[lpo_loss] predictions ", to_string(prediction.extents()), " and ",
                              static_cast<index_t>(steps.size()), " steps; give one step per row, at least one row"));
   if (!pairs.empty() && static_cast<index_t>(pairs.size()) != n)
-    throw ShapeError(message("[lpo_loss] results for ", static_cast<index_t>(pairs.size()), " pairs asked, there are ", n));
+    throw ShapeError(
+        message("[lpo_loss] results for ", static_cast<index_t>(pairs.size()), " pairs asked, there are ", n));
   const double width = static_cast<double>(prediction.size() / n);
 
   auto& tape = prediction.tape();
@@ -71,8 +73,8 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
     const View<const T, 4, Device> y = prediction.view();
     int which = 0;
     for (const auto& next : {x_win, x_lose}) {
-      evaluate(&context, terms, bcast_last(c) * (y - reference) *
-                                    (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + reference)));
+      evaluate(&context, terms,
+               bcast_last(c) * (y - reference) * (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + reference)));
       reduce(which++);
       evaluate(&context, terms, square(next - bcast_last(a) * x_t - bcast_last(c) * reference));
       reduce(which++);
@@ -111,7 +113,8 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
     const View<T, 4, Device> into(target.data, prediction.extents(), prediction.view().strides);
     const View<const Number, 4, Device> outer(output_gradient(loss), Extents<4>{1, 1, 1, 1});
     const auto mean_of = [&] { return bcast_last(a) * x_t + bcast_last(c) * prediction.view(); };
-    auto gradient = bcast_last(outer) * (bcast_last(win) * (x_win - mean_of()) + bcast_last(lose) * (x_lose - mean_of()));
+    auto gradient =
+        bcast_last(outer) * (bcast_last(win) * (x_win - mean_of()) + bcast_last(lose) * (x_lose - mean_of()));
     if (target.accumulate)
       evaluate(&t.context(), into, into + std::move(gradient));
     else

@@ -65,7 +65,8 @@ class PairStore {
     for (const int i : indices) {
       if (i < 0 || i >= count()) throw ValueError(message("[PairStore::gather] no pair ", i, " among ", count()));
       const index_t at = i * width;
-      batch.append(context, records_[static_cast<std::size_t>(i)], x_t_.data() + at, x_win_.data() + at, x_lose_.data() + at);
+      batch.append(context, records_[static_cast<std::size_t>(i)], x_t_.data() + at, x_win_.data() + at,
+                   x_lose_.data() + at);
     }
   }
 

@@ -14,8 +14,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The timestep that the scorer is told for candidates drawn at t and lying at the noise level of the arrival. `departure`
-/// is what the published results used; `arrival` matches how the reward model was trained, with 1 for an arrival at 0.
+/// The timestep that the scorer is told for candidates drawn at t and lying at the noise level of the arrival.
+/// `departure` is what the published results used; `arrival` matches how the reward model was trained, with 1 for an
+/// arrival at 0.
 enum class LrmTimestep { departure, arrival };
 
 struct RolloutOptions {
@@ -27,16 +28,16 @@ struct RolloutOptions {
 };
 
 /// Step-level preference sampling (arXiv 2502.01051). At step i the candidates of prompt b are
-/// x^k = a x_t + c prediction + sigma z^k, one Gaussian for all k. Best and worst by score become a pair if their softmax gap
-/// exceeds the step's threshold; the chain goes on from a uniformly random candidate, whatever the scores.
+/// x^k = a x_t + c prediction + sigma z^k, one Gaussian for all k. Best and worst by score become a pair if their
+/// softmax gap exceeds the step's threshold; the chain goes on from a uniformly random candidate, whatever the scores.
 ///
-/// Noise comes from Philox fields (seed, operation, iteration * S + i), so a run repeats exactly, for any number of threads.
-/// All memory is taken by the constructor.
+/// Noise comes from Philox fields (seed, operation, iteration * S + i), so a run repeats exactly, for any number of
+/// threads. All memory is taken by the constructor.
 template <class T, class Device>
 class Rollout {
  public:
-  /// `steps` and `thresholds` of the same length; `latents` [b, h, w, c] for the largest prompt batch. Steps with sigma 0 have
-  /// no density: they move on without recording.
+  /// `steps` and `thresholds` of the same length; `latents` [b, h, w, c] for the largest prompt batch. Steps with sigma
+  /// 0 have no density: they move on without recording.
   Rollout(Context<Device>& context, std::vector<GaussianStep> steps, std::vector<double> thresholds,
           const Extents<4>& latents, const RolloutOptions& options = {})
       : context_(context),
@@ -53,12 +54,13 @@ class Rollout {
       throw ValueError(message("[Rollout] ", static_cast<index_t>(thresholds_.size()), " thresholds for ",
                                static_cast<index_t>(steps_.size()), " steps; give one per step"));
     if (options.candidates < 1 || latents[0] < 1)
-      throw ValueError(message("[Rollout] ", options.candidates, " candidates for ", latents[0], " prompts; expected at least 1 each"));
+      throw ValueError(message("[Rollout] ", options.candidates, " candidates for ", latents[0],
+                               " prompts; expected at least 1 each"));
     statistics_.reserve(steps_.size());
   }
 
-  /// One roll-out of the first `prompts` rows (0: all), starting from fresh noise. `iteration` numbers the roll-outs of a run.
-  /// Kept pairs replace those of the previous call. CancelledError when `progress` returns false.
+  /// One roll-out of the first `prompts` rows (0: all), starting from fresh noise. `iteration` numbers the roll-outs of
+  /// a run. Kept pairs replace those of the previous call. CancelledError when `progress` returns false.
   template <NoisePredictor<T, Device> Predictor, StepScorer<T, Device> Scorer>
   void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts = 0,
            const StepCallback& progress = {}) {
@@ -80,7 +82,8 @@ class Rollout {
         advance(step, counter);
       else
         branch(step, i, counter, scorer);
-      if (progress && !progress(i + 1, total)) throw CancelledError(message("[Rollout] cancelled after step ", i + 1, " of ", total));
+      if (progress && !progress(i + 1, total))
+        throw CancelledError(message("[Rollout] cancelled after step ", i + 1, " of ", total));
     }
   }
 
@@ -97,7 +100,9 @@ class Rollout {
 
  private:
   Extents<4> batch_extents(index_t count) const { return {count, extents_[1], extents_[2], extents_[3]}; }
-  View<T, 4, Device> rows(Tensor<T, 4, Device>& tensor, index_t count) const { return {tensor.data(), batch_extents(count)}; }
+  View<T, 4, Device> rows(Tensor<T, 4, Device>& tensor, index_t count) const {
+    return {tensor.data(), batch_extents(count)};
+  }
 
   int step_limit() const {
     const int all = static_cast<int>(steps_.size());
@@ -141,8 +146,8 @@ class Rollout {
     RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
     for (index_t b = 0; b < prompts_; ++b) {
       const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
-      kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width, x.data + b * width,
-                                    width, false);
+      kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width,
+                                    x.data + b * width, width, false);
     }
   }
 

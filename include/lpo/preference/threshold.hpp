@@ -14,8 +14,8 @@ namespace lpo::inline LPO_ABI {
 
 /// What the threshold grows with: the step's sigma, its variance, the timestep, or nothing.
 enum class ThresholdMode { sigma, variance, linear, constant };
-/// `closed_form` works for any schedule and step count; `official20` uses the rounded tables of the original run: 20 steps,
-/// timesteps 1, 51, ..., 951 only.
+/// `closed_form` works for any schedule and step count; `official20` uses the rounded tables of the original run: 20
+/// steps, timesteps 1, 51, ..., 951 only.
 enum class ThresholdTable { closed_form, official20 };
 
 /// Defaults are those of SD1.5 and SD2.1; SDXL uses 0.45 to 0.60.
@@ -30,9 +30,9 @@ struct ThresholdOptions {
 namespace detail {
 
 /// sigma of t = 1, 51, ..., 951, rounded to four decimals.
-inline constexpr std::array<double, 20> official_sigmas = {
-    0.0206, 0.0406, 0.1673, 0.2144, 0.2509, 0.2836, 0.3144, 0.3442, 0.3732, 0.4016,
-    0.4293, 0.4565, 0.4829, 0.5087, 0.5336, 0.5576, 0.5807, 0.6029, 0.6241, 0.6444};
+inline constexpr std::array<double, 20> official_sigmas = {0.0206, 0.0406, 0.1673, 0.2144, 0.2509, 0.2836, 0.3144,
+                                                           0.3442, 0.3732, 0.4016, 0.4293, 0.4565, 0.4829, 0.5087,
+                                                           0.5336, 0.5576, 0.5807, 0.6029, 0.6241, 0.6444};
 
 inline double official_measure(ThresholdMode mode, int timestep) {
   if (timestep < 1 || timestep > 951 || timestep % 50 != 1)
@@ -45,10 +45,11 @@ inline double official_measure(ThresholdMode mode, int timestep) {
 
 }  // namespace detail
 
-/// One threshold per step: th = minimum + (maximum - minimum) (m - m_min) / (m_max - m_min), with m the sigma (variance,
-/// timestep) of the DDIM step with eta 1 and m_min, m_max over this run. With a single step, `minimum`.
+/// One threshold per step: th = minimum + (maximum - minimum) (m - m_min) / (m_max - m_min), with m the sigma
+/// (variance, timestep) of the DDIM step with eta 1 and m_min, m_max over this run. With a single step, `minimum`.
 /// Source: arXiv 2502.01051.
-inline std::vector<double> pair_thresholds(const NoiseSchedule& schedule, int steps, const ThresholdOptions& options = {}) {
+inline std::vector<double> pair_thresholds(const NoiseSchedule& schedule, int steps,
+                                           const ThresholdOptions& options = {}) {
   if (!(options.minimum >= 0 && options.maximum >= options.minimum && options.maximum < 1 && options.constant >= 0 &&
         options.constant < 1))
     throw ValueError(message("[thresholds] minimum ", options.minimum, ", maximum ", options.maximum, ", constant ",
