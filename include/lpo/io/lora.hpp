@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT
+// LoRA between files and models: read into adapters, write for diffusers, ComfyUI and kohya's tools, merge into
+// weights.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/io/lora_file.hpp>
+#include <lpo/io/parameters.hpp>
+#include <lpo/io/safetensors_writer.hpp>
+#include <lpo/nn/linear.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// What came of reading or merging a LoRA file.
+struct LoraReport {
+  std::size_t matched = 0;             ///< adapters that found their module
+  std::vector<std::string> unmatched;  ///< keys of the file that were not used, sorted
+};
+
+/// How a LoRA is written.
+struct LoraOptions {
+  LoraFormat format = LoraFormat::diffusers;
+  DType dtype = DType::F32;
+  std::string component = "unet";                    ///< the part of the pipeline that is adapted
+  std::map<std::string, std::string> metadata = {};  ///< further texts, for example ss_base_model_version
+};
+
+namespace detail {
+
+/// An adapter of a model and the weight it adapts.
+template <class T, class Device>
+struct NamedAdapter {
+  std::string path;
+  LoraAdapter<T, Device>* lora = nullptr;
+  AnyParameter<T, Device>* weight = nullptr;
+};
+
+template <class Module>
+auto adapters_of(Module& module) {
+  using T = typename Module::value_type;
+  using Device = typename Module::device;
+  static_assert(is_host_device<Device>,
+                "lpo io: LoRA weights are read into host memory; copy them to the device after");
+  struct Visitor : ParameterVisitor<T, Device> {
+    std::vector<NamedAdapter<T, Device>> found;
+    void parameter(const std::string& name, AnyParameter<T, Device>& p) override {
+      if (!found.empty() && name == found.back().path + ".weight") found.back().weight = &p;
+    }
+    void adapter(const std::string& name, LoraAdapter<T, Device>& lora) override { found.push_back({name, &lora}); }
+  } visitor;
+  visitor.model("", module);
+  return visitor.found;
+}
+
+/// W [out, in] += scale * up [out, rank] * down [rank, in].
+template <class T>
+void add_low_rank(T* weight, const T* up, const T* down, index_t out, index_t rank, index_t in, double scale) {
+  using Value = compute_t<T>;
+  std::vector<Value> row(static_cast<std::size_t>(in));
+  for (index_t o = 0; o < out; ++o) {
+    for (index_t i = 0; i < in; ++i) row[static_cast<std::size_t>(i)] = static_cast<Value>(weight[o * in + i]);
+    for (index_t r = 0; r < rank; ++r) {
+      const Value factor = static_cast<Value>(scale) * static_cast<Value>(up[o * rank + r]);
+      const T* line = down + r * in;
+      for (index_t i = 0; i < in; ++i) row[static_cast<std::size_t>(i)] += factor * static_cast<Value>(line[i]);
+    }
+    for (index_t i = 0; i < in; ++i) weight[o * in + i] = static_cast<T>(row[static_cast<std::size_t>(i)]);
+  }
+}
+
+[[noreturn]] LPO_COLD inline void no_adapter_matched(const LoraFile& file, const std::string& component,
+                                                     const std::string& example) {
+  const auto* first = file.adapters().front();
+  throw FileError(message("[lora] ", file.file().path(), ": none of its ", file.adapters().size(),
+                          " adapters belongs to the model; the file has for example \"", first->path, "\" of ",
+                          first->component, ", the model \"", example, "\" of ", component));
+}
+
+inline std::vector<std::string> unmatched_keys(const LoraFile& file, const std::set<const LoraFile::Adapter*>& used) {
+  std::vector<std::string> keys = file.unknown_keys();
+  for (const auto* adapter : file.adapters())
+    if (!used.contains(adapter))
+      for (const std::string& key : {adapter->down, adapter->up, adapter->alpha_key})
+        if (!key.empty()) keys.push_back(key);
+  std::sort(keys.begin(), keys.end());
+  return keys;
+}
+
+}  // namespace detail
+
+/// Reads a LoRA into a model's adapters, which exist already: call `enable_lora(model, file.rank(), …)` and allocate
+/// the store first. Smaller ranks are filled up with zeros, modules that the file does not adapt get B = 0; each
+/// adapter's scale becomes the file's. FileError when nothing matches or shapes differ; then nothing was changed.
+template <class Module>
+LoraReport load_lora(const LoraFile& file, Module& model, const std::string& component = "unet",
+                     int layers_per_block = 2) {
+  using T = typename Module::value_type;
+  const auto adapters = detail::adapters_of(model);
+  std::vector<const LoraFile::Adapter*> sources;
+  std::set<const LoraFile::Adapter*> used;
+  std::vector<std::string> wrong;
+  for (const auto& target : adapters) {
+    if (target.lora->rank == 0 || target.lora->down.data() == nullptr)
+      throw ValueError("[lora] the model's adapters are off; call enable_lora and allocate the store before loading");
+    const auto* source = file.find(component, target.path, layers_per_block);
+    sources.push_back(source);
+    if (source == nullptr) continue;
+    used.insert(source);
+    const auto down = detail::without_unit_kernel(file.file().info(source->down).shape);
+    const auto up = detail::without_unit_kernel(file.file().info(source->up).shape);
+    if (down.size() != 2 || up.size() != 2 || down[1] != target.lora->in || up[0] != target.lora->out)
+      wrong.push_back(message("\"", source->down, "\" ", shape_text(down), " and \"", source->up, "\" ", shape_text(up),
+                              " do not adapt ", target.lora->in, " -> ", target.lora->out));
+    else if (source->rank > target.lora->rank)
+      wrong.push_back(
+          message("\"", source->down, "\" has rank ", source->rank, ", the model's adapters ", target.lora->rank));
+  }
+  if (!wrong.empty())
+    throw FileError(message("[lora] ", file.file().path(), " does not fit the model: ", detail::listed(wrong)));
+  if (used.empty()) detail::no_adapter_matched(file, component, adapters.empty() ? "" : adapters.front().path);
+
+  for (std::size_t i = 0; i < adapters.size(); ++i) {
+    auto& lora = *adapters[i].lora;
+    const auto zero = static_cast<T>(compute_t<T>(0));
+    std::fill(lora.up.data(), lora.up.data() + lora.up.size(), zero);
+    if (sources[i] == nullptr) continue;
+    const auto& source = *sources[i];
+    std::fill(lora.down.data(), lora.down.data() + lora.down.size(), zero);
+    file.file().read(source.down, lora.down.data(), source.rank * lora.in);  // the first rows of A
+    const auto up = file.file().read_vector<T>(source.up);
+    for (index_t o = 0; o < lora.out; ++o)
+      for (index_t r = 0; r < source.rank; ++r)
+        lora.up.data()[o * lora.rank + r] = up[static_cast<std::size_t>(o * source.rank + r)];
+    lora.scale = static_cast<float>(source.scale());
+  }
+  return {used.size(), detail::unmatched_keys(file, used)};
+}
+
+/// Writes a model's adapters. `diffusers` is what pipelines and peft read today, with rank and alpha in the metadata;
+/// `diffusers_old` is what the authors of LPO publish (it has no alpha, so the scale is multiplied into the up matrix);
+/// `kohya` is for kohya's tools, ComfyUI and others, with alpha as tensors.
+template <class Module>
+void save_lora(const std::string& path, Module& model, const LoraOptions& options = {}) {
+  using T = typename Module::value_type;
+  const auto adapters = detail::adapters_of(model);
+  SafetensorsWriter writer;
+  std::set<std::string> targets;
+  index_t rank = 0;
+  double alpha = 0;
+  for (const auto& [name, lora, weight] : adapters) {
+    if (lora->rank == 0 || lora->down.data() == nullptr)
+      throw ValueError("[lora] the model's adapters are off; there is nothing to write");
+    rank = lora->rank;
+    alpha = static_cast<double>(lora->scale) * static_cast<double>(lora->rank);
+    // The module's own name: "to_q", or "to_out.0" where it is a number in a list.
+    std::size_t dot = name.rfind('.');
+    if (dot != std::string::npos && name.find_first_not_of("0123456789", dot + 1) == std::string::npos)
+      dot = name.rfind('.', dot - 1);
+    targets.insert(name.substr(dot == std::string::npos ? 0 : dot + 1));
+    std::string base = options.component + "." + name, down = ".lora_A.weight", up = ".lora_B.weight";
+    if (options.format == LoraFormat::diffusers_old) down = ".lora.down.weight", up = ".lora.up.weight";
+    if (options.format == LoraFormat::kohya) {
+      const std::string part = options.component == "unet"             ? "unet"
+                               : options.component == "text_encoder_2" ? "te2"
+                                                                       : "te";
+      base = "lora_" + part + "_" + detail::with_underscores(name);
+      down = ".lora_down.weight", up = ".lora_up.weight";
+      writer.add_owned(base + ".alpha", DType::F32, {}, std::vector<float>{static_cast<float>(alpha)});
+    }
+    writer.add_converted(base + down, options.dtype, {lora->rank, lora->in}, static_cast<const T*>(lora->down.data()));
+    if (options.format == LoraFormat::diffusers_old && lora->scale != 1.0f) {
+      std::vector<T> scaled(lora->up.data(), lora->up.data() + lora->up.size());
+      for (T& value : scaled)
+        value = static_cast<T>(static_cast<compute_t<T>>(value) * static_cast<compute_t<T>>(lora->scale));
+      writer.add_owned(base + up, options.dtype, {lora->out, lora->rank}, std::move(scaled));
+    } else {
+      writer.add_converted(base + up, options.dtype, {lora->out, lora->rank}, static_cast<const T*>(lora->up.data()));
+    }
+  }
+  if (adapters.empty()) throw ValueError("[lora] the model has no projection that can carry an adapter");
+  writer.set_metadata("format", "pt");
+  if (options.format == LoraFormat::diffusers) {
+    SortedJson config;
+    const std::string part = options.component + ".";
+    config[part + "r"] = rank;
+    config[part + "lora_alpha"] = alpha;
+    config[part + "lora_dropout"] = 0.0;
+    config[part + "bias"] = "none";
+    config[part + "target_modules"] = std::vector<std::string>(targets.begin(), targets.end());
+    config[part + "rank_pattern"] = SortedJson::object();
+    config[part + "alpha_pattern"] = SortedJson::object();
+    config[part + "use_rslora"] = false;
+    writer.set_metadata("lora_adapter_metadata", config.dump(2));
+  } else if (options.format == LoraFormat::kohya) {
+    writer.set_metadata("ss_network_module", "networks.lora");
+    writer.set_metadata("ss_network_dim", std::to_string(rank));
+    writer.set_metadata("ss_network_alpha", SortedJson(alpha).dump());
+  }
+  for (const auto& [key, value] : options.metadata) writer.set_metadata(key, value);
+  writer.write(path);
+}
+
+/// W += strength * scale * B A for every adapter of the model, then B = 0: the same function, without the adapters'
+/// cost.
+template <class Module>
+void merge_adapters(Module& model, double strength = 1.0) {
+  using T = typename Module::value_type;
+  for (const auto& [path, lora, weight] : detail::adapters_of(model)) {
+    if (lora->rank == 0) continue;
+    detail::add_low_rank(weight->data(), static_cast<const T*>(lora->up.data()),
+                         static_cast<const T*>(lora->down.data()), lora->out, lora->rank, lora->in,
+                         strength * static_cast<double>(lora->scale));
+    std::fill(lora->up.data(), lora->up.data() + lora->up.size(), static_cast<T>(compute_t<T>(0)));
+  }
+}
+
+/// Adds strength * delta W of a file to the base weights that `store` holds under `prefix`, convolutions included; the
+/// model needs no adapters. FileError when nothing matches or shapes differ; then nothing was changed.
+template <class T, class Device>
+LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, const std::string& prefix = "unet",
+                      double strength = 1.0, const std::string& component = "unet", int layers_per_block = 2) {
+  std::vector<std::pair<const LoraFile::Adapter*, AnyParameter<T, Device>*>> pairs;
+  std::set<const LoraFile::Adapter*> used;
+  std::vector<std::string> wrong;
+  std::string example;
+  for (const auto& named : detail::select_parameters(store, {.model_prefix = prefix})) {
+    if (!named.name.ends_with(".weight")) continue;
+    const std::string path = named.name.substr(0, named.name.size() - 7);
+    if (example.empty() || path.ends_with(".to_q")) example = path;
+    const auto* source = file.find(component, path, layers_per_block);
+    if (source == nullptr) continue;
+    const auto shape = detail::without_unit_kernel(detail::file_shape(*named.parameter));
+    auto delta = detail::without_unit_kernel(file.file().info(source->down).shape);
+    const auto up = detail::without_unit_kernel(file.file().info(source->up).shape);
+    if (up.size() == 2) delta[0] = up[0];
+    if (delta != shape)
+      wrong.push_back(message("\"", source->down, "\" and \"", source->up, "\" make ", shape_text(delta), ", \"",
+                              named.name, "\" is ", shape_text(shape)));
+    used.insert(source);
+    pairs.emplace_back(source, named.parameter);
+  }
+  if (!wrong.empty())
+    throw FileError(message("[lora] ", file.file().path(), " does not fit the model: ", detail::listed(wrong)));
+  if (used.empty()) detail::no_adapter_matched(file, component, example);
+
+  for (const auto& [source, parameter] : pairs) {
+    auto down = file.file().read_vector<T>(source->down);
+    const auto up = file.file().read_vector<T>(source->up);
+    const index_t out = parameter->extents[0], in = parameter->size() / out;
+    if (detail::needs_permutation(*parameter)) {
+      const index_t ohwi[] = {source->rank, parameter->extents[1], parameter->extents[2], parameter->extents[3]};
+      std::vector<T> permuted(down.size());
+      detail::permute_convolution(static_cast<const T*>(down.data()), permuted.data(), ohwi, false);
+      down = std::move(permuted);
+    }
+    detail::add_low_rank(parameter->data(), up.data(), static_cast<const T*>(down.data()), out, source->rank, in,
+                         strength * source->scale());
+  }
+  return {used.size(), detail::unmatched_keys(file, used)};
+}
+
+}  // namespace lpo::inline LPO_ABI
