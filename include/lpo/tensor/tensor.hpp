@@ -74,8 +74,10 @@ class Tensor {
     return from(extents, std::span<const U>(values));
   }
 
-  View<T, Rank, Device> view() { return view_; }
-  View<const T, Rank, Device> view() const { return view_; }
+  /// Views and spans do not own; those of a temporary would dangle at the end of the statement.
+  View<T, Rank, Device> view() & { return view_; }
+  View<const T, Rank, Device> view() const& { return view_; }
+  void view() && = delete;
   operator View<T, Rank, Device>() { return view_; }
   operator View<const T, Rank, Device>() const { return view_; }
 
@@ -84,8 +86,9 @@ class Tensor {
   const Extents<Rank>& extents() const { return view_.extents; }
   index_t extent(int axis) const { return view_.extents[axis]; }
   index_t size() const { return view_.data == nullptr ? 0 : view_.size(); }
-  std::span<T> span() { return {view_.data, static_cast<std::size_t>(size())}; }
-  std::span<const T> span() const { return {view_.data, static_cast<std::size_t>(size())}; }
+  std::span<T> span() & { return {view_.data, static_cast<std::size_t>(size())}; }
+  std::span<const T> span() const& { return {view_.data, static_cast<std::size_t>(size())}; }
+  void span() && = delete;
 
   template <class... Index>
   T& operator()(Index... index) {
