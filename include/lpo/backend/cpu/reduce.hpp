@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/reduce.hpp>
 
@@ -23,7 +24,7 @@ double sum_of_run(const T* x, index_t count) {
     for (; at + 4 * width <= end; at += 4 * width)
       for (int chain = 0; chain < 4; ++chain) sum[chain] += load_all<V>(x + at + chain * width);
     for_lanes<V>(at, end, [&](index_t i, auto lanes) { sum[0] += lanes.load(x + i); });
-    total += precise_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    total += lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
   return total;
 }
