@@ -25,7 +25,7 @@ struct GroupNormBlocks {
       : shape(s),
         c(s.c),
         width(s.c / s.groups),
-        block_rows(std::min(norm_rows(s.c), std::max<index_t>(1, s.spatial))),
+        block_rows(std::min(std::max<index_t>(64, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
         blocks(std::max<index_t>(1, (s.spatial + block_rows - 1) / block_rows)),
         count(static_cast<double>(s.spatial * width)) {}
 
@@ -55,20 +55,21 @@ struct GroupNormBlocks {
     each(last);
   }
 
-  /// sums[0][c] and sums[1][c]: over the rows of a block, of x - x[row 0] and of its square. The shift is one of the
-  /// samples, so that a large mean does not cancel.
-  void shifted_sums(const T* x, index_t row_count, S* sums) const {
+  /// Over the rows of a block: set[0][c] = mean of x - x[row 0], set[1][c] = sum of squared deviations from the mean.
+  /// The shift is one of the samples, so that a large mean does not cancel.
+  void block_moments(const T* x, index_t row_count, S* set) const {
     index_t at = 0;
     for (; at + 4 * lane_count <= c; at += 4 * lane_count)
-      shifted_columns<4>(x + at, row_count, sums + at, AllLanes<V>{});
+      column_moments<4>(x + at, row_count, set + at, AllLanes<V>{});
     for (; at + 2 * lane_count <= c; at += 2 * lane_count)
-      shifted_columns<2>(x + at, row_count, sums + at, AllLanes<V>{});
-    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { shifted_columns<1>(x + rest, row_count, sums + rest, lanes); });
+      column_moments<2>(x + at, row_count, set + at, AllLanes<V>{});
+    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { column_moments<1>(x + rest, row_count, set + rest, lanes); });
   }
 
   template <int Packs, class Lanes>
-  void shifted_columns(const T* x, index_t row_count, S* sums, Lanes lanes) const {
+  void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
     V shift[Packs], sum[Packs] = {}, square[Packs] = {};
+    const S inverse = S(1) / static_cast<S>(row_count);
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { shift[i] = lanes.load(x + i * lane_count); });
     for (index_t row = 1; row < row_count; ++row)
       unroll<Packs>([&](auto i) __attribute__((always_inline)) {
@@ -77,31 +78,29 @@ struct GroupNormBlocks {
         square[i] += d * d;
       });
     unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      lanes.store(sums + i * lane_count, sum[i]);
-      lanes.store(sums + c + i * lane_count, square[i]);
+      const V offset = sum[i] * inverse;
+      lanes.store(set + i * lane_count, offset);
+      lanes.store(set + c + i * lane_count, square[i] - sum[i] * offset);
     });
   }
 
-  /// Mean and biased variance of group g of an image from the sums of its blocks: the parallel-variance formula
+  /// Mean and biased variance of group g of an image from the moments of its blocks: the parallel-variance formula
   /// (Chan, Golub, LeVeque 1983) over all (block, channel) sets, in double.
-  void combine(const T* x, const S* sums, index_t image, index_t g, double& mean, double& variance) const {
-    const auto each = [&](auto&& body) {
+  void combine(const T* x, const S* moments, index_t image, index_t g, double& mean, double& variance) const {
+    const auto each = [&](auto&& body) __attribute__((always_inline)) {
       for (index_t block = 0; block < blocks; ++block) {
-        const S* const set = sums + (image * blocks + block) * 2 * c;
+        const S* const set = moments + (image * blocks + block) * 2 * c;
         const T* const shift = x + element(image, block);
-        const double size = static_cast<double>(rows(block)), inverse = 1.0 / size;
-        for (index_t channel = g * width; channel < (g + 1) * width; ++channel) {
-          const double offset = static_cast<double>(set[channel]) * inverse;
-          body(size, load_lanes<double>(shift + channel) + offset,
-               static_cast<double>(set[c + channel]) - size * offset * offset);
-        }
+        const double size = static_cast<double>(rows(block));
+        for (index_t j = g * width; j < (g + 1) * width; ++j)
+          body(size, load_lanes<double>(shift + j) + static_cast<double>(set[j]), set[c + j]);
       }
     };
     double total = 0.0, squares = 0.0;
-    each([&](double size, double set_mean, double) { total += size * set_mean; });
+    each([&](double size, double set_mean, S) { total += size * set_mean; });
     mean = total / count;
-    each([&](double size, double set_mean, double set_squares) {
-      squares += set_squares + size * (set_mean - mean) * (set_mean - mean);
+    each([&](double size, double set_mean, S set_squares) {
+      squares += static_cast<double>(set_squares) + size * (set_mean - mean) * (set_mean - mean);
     });
     variance = std::max(0.0, squares / count);
   }
@@ -109,6 +108,101 @@ struct GroupNormBlocks {
   const kernel::GroupNormShape& shape;
   index_t c, width, block_rows, blocks;
   double count;
+};
+
+/// Gradient of one group norm call: sums of dz and dz xhat over space, z = xhat * weight + bias, then
+/// dx = inverse (dz weight - mean(dz weight) - xhat mean(dz weight xhat)), means over the group.
+template <class T>
+struct GroupNormGradient {
+  using V = lanes_t<T>;
+  using S = compute_t<T>;
+
+  const GroupNormBlocks<T>& work;
+  const T *x, *weight, *bias;
+  const S *mean, *inverse_deviation;
+  const T* dy;
+  T* dx;
+  bool accumulate;
+  bool keep;       ///< dx keeps dz between the two passes, so that the sigmoid is computed once
+  S* sums;         ///< [n, blocks, 2, c]: of dz and of dz xhat
+  double* totals;  ///< [n, 2, c]: the same over an image
+  S* factors;      ///< [n, 5, c]: xhat = (x - f0) f1, dx = dz f2 + xhat f3 + f4
+
+  S* image_factors(index_t image) const { return factors + image * 5 * work.c; }
+
+  void set_statistics(index_t image) const {
+    S* const f = image_factors(image);
+    for (index_t g = 0; g < work.shape.groups; ++g) {
+      const index_t at = image * work.shape.groups + g, begin = g * work.width, end = begin + work.width;
+      std::fill(f + begin, f + end, mean[at]);
+      std::fill(f + work.c + begin, f + work.c + end, inverse_deviation[at]);
+    }
+  }
+
+  template <bool Silu>
+  void sum_block(index_t image, index_t block) const {
+    const index_t c = work.c;
+    const S* const f = image_factors(image);
+    S* const sum = sums + (image * work.blocks + block) * 2 * c;
+    std::fill(sum, sum + 2 * c, S(0));
+    for (index_t row = 0; row < work.rows(block); ++row) {
+      const index_t begin = work.element(image, block) + row * c;
+      const auto add = [&](index_t at, auto lanes) __attribute__((always_inline)) {
+        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+        V dz = lanes.load(dy + begin + at);
+        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+        if (Silu && keep) lanes.store(dx + begin + at, dz);
+        lanes.store(sum + at, lanes.load(sum + at) + dz);
+        lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
+      };
+      for_lanes<V>(0, c, add);
+    }
+  }
+
+  void combine(index_t image) const {
+    const index_t c = work.c;
+    double* const total = totals + image * 2 * c;
+    sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
+               [&](index_t j, double sum) { total[j] = sum; });
+    S* const f = image_factors(image);
+    for (index_t g = 0; g < work.shape.groups; ++g) {
+      const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
+      const index_t begin = g * work.width, end = begin + work.width;
+      double plain = 0.0, along = 0.0;
+      for (index_t j = begin; j < end; ++j) {
+        plain += total[j] * load_lanes<double>(weight + j);
+        along += total[c + j] * load_lanes<double>(weight + j);
+        f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
+      }
+      std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
+      std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
+    }
+  }
+
+  template <bool Silu>
+  void write_block(index_t image, index_t block) const {
+    const index_t c = work.c;
+    const S* const f = image_factors(image);
+    const T* const slopes = keep ? dx : dy;
+    for (index_t row = 0; row < work.rows(block); ++row) {
+      const index_t begin = work.element(image, block) + row * c;
+      const auto write = [&](index_t at, auto lanes) __attribute__((always_inline)) {
+        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+        V dz = lanes.load(slopes + begin + at);
+        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+        V value = dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
+        if (accumulate) value += lanes.load(dx + begin + at);
+        lanes.store(dx + begin + at, value);
+      };
+      for_lanes<V>(0, c, write);
+    }
+  }
+
+  /// d silu(z) / dz
+  static LPO_ALWAYS_INLINE V slope(V z) {
+    const V gate = quick_sigmoid(z);
+    return gate * (1.0f + z * (1.0f - gate));
+  }
 };
 
 }  // namespace detail
@@ -126,38 +220,41 @@ struct GroupNorm<Cpu> {
     const detail::GroupNormBlocks<T> work(shape);
     const index_t c = shape.c;
     Scratch<Cpu> scratch(ctx);
-    S* const sums = scratch.allocate<S>(shape.n * work.blocks * 2 * c);
-    S* const affine = scratch.allocate<S>(shape.n * 2 * c);  // y = x * affine[0] + affine[1]
+    S* const moments = scratch.allocate<S>(shape.n * work.blocks * 2 * c);
+    S* const affine = scratch.allocate<S>(shape.n * 3 * c);  // y = (x - affine[0]) affine[1] + affine[2]
     work.run(
         ctx.executor(),
         [&](index_t image, index_t block) {
-          work.shifted_sums(x + work.element(image, block), work.rows(block),
-                            sums + (image * work.blocks + block) * 2 * c);
+          work.block_moments(x + work.element(image, block), work.rows(block),
+                             moments + (image * work.blocks + block) * 2 * c);
         },
         [&](index_t image) {
-          S* const scale = affine + image * 2 * c;
+          S* const a = affine + image * 3 * c;
           for (index_t g = 0; g < shape.groups; ++g) {
             double center, variance;
-            work.combine(x, sums, image, g, center, variance);
+            work.combine(x, moments, image, g, center, variance);
             const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
             mean[image * shape.groups + g] = static_cast<S>(center);
             inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
             for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
               const double slope = inverse * detail::load_lanes<double>(weight + j);
-              scale[j] = static_cast<S>(slope);
-              scale[c + j] = static_cast<S>(detail::load_lanes<double>(bias + j) - center * slope);
+              a[j] = static_cast<S>(center);
+              a[c + j] = static_cast<S>(slope);
+              // what rounding took from the mean is given back here
+              a[2 * c + j] =
+                  static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
             }
           }
         },
         [&](index_t image, index_t block) {
-          const S* const scale = affine + image * 2 * c;
+          const S* const a = affine + image * 3 * c;
           const index_t begin = work.element(image, block);
           const auto apply = [&](auto activate) {
             for (index_t row = 0; row < work.rows(block); ++row)
               detail::for_lanes<V>(
                   0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                    const V z =
-                        lanes.load(x + begin + row * c + at) * lanes.load(scale + at) + lanes.load(scale + c + at);
+                    const V z = (lanes.load(x + begin + row * c + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
+                                lanes.load(a + 2 * c + at);
                     lanes.store(y + begin + row * c + at, activate(z));
                   });
           };
@@ -172,100 +269,32 @@ struct GroupNorm<Cpu> {
   static void backward(Context<Cpu>& ctx, const GroupNormShape& shape, const T* x, const T* weight, const T* bias,
                        const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx,
                        bool accumulate_x, T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (shape.c == 0) return;
     const detail::GroupNormBlocks<T> work(shape);
     const index_t c = shape.c;
     Scratch<Cpu> scratch(ctx);
-    S* const sums =
-        scratch.allocate<S>(shape.n * work.blocks * 2 * c);            // of dz and dz * xhat, z = xhat * weight + bias
-    double* const totals = scratch.allocate<double>(shape.n * 2 * c);  // the same over an image
-    S* const factors = scratch.allocate<S>(shape.n * 5 * c);           // xhat = x f0 + f1, dx = dz f2 + xhat f3 + f4
-    const auto slope = [&](V z, V g) __attribute__((always_inline)) {
-      const V gate = detail::quick_sigmoid(z);
-      return g * gate * (1.0f + z * (1.0f - gate));
-    };
-    // Calls body(at, lanes, xhat, dz) for all packs of a block's row.
-    const auto each = [&](index_t image, index_t row_begin, auto with_silu, auto&& body)
-        __attribute__((always_inline)) {
-      const S* const f = factors + image * 5 * c;
-      detail::for_lanes<V>(
-          0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            const V hat = lanes.load(x + row_begin + at) * lanes.load(f + at) + lanes.load(f + c + at);
-            V dz = lanes.load(dy + row_begin + at);
-            if constexpr (decltype(with_silu)::value)
-              dz = slope(hat * lanes.load(weight + at) + lanes.load(bias + at), dz);
-            body(at, lanes, hat, dz);
-          });
-    };
-    const auto choose = [&](auto&& body) {
-      if (shape.silu)
-        body(std::true_type{});
-      else
-        body(std::false_type{});
-    };
-    const auto spread = [&](index_t image) {
-      S* const f = factors + image * 5 * c;
-      for (index_t g = 0; g < shape.groups; ++g) {
-        const S center = mean[image * shape.groups + g], inverse = inverse_deviation[image * shape.groups + g];
-        std::fill(f + g * work.width, f + (g + 1) * work.width, inverse);
-        std::fill(f + c + g * work.width, f + c + (g + 1) * work.width, -center * inverse);
-      }
-    };
+    S* const sums = scratch.allocate<S>(shape.n * work.blocks * 2 * c);
+    double* const totals = scratch.allocate<double>(shape.n * 2 * c);
+    S* const factors = scratch.allocate<S>(shape.n * 5 * c);
+    const bool keep = shape.silu && dx && !accumulate_x && std::is_same_v<T, S>;
+    const detail::GroupNormGradient<T> gradient{work,         x,    weight, bias,   mean,   inverse_deviation, dy, dx,
+                                                accumulate_x, keep, sums,   totals, factors};
     if (work.blocks > 1)
-      for (index_t image = 0; image < shape.n; ++image) spread(image);
+      for (index_t image = 0; image < shape.n; ++image) gradient.set_statistics(image);
     work.run(
         ctx.executor(),
         [&](index_t image, index_t block) {
-          if (work.blocks == 1) spread(image);
-          S* const sum = sums + (image * work.blocks + block) * 2 * c;
-          std::fill(sum, sum + 2 * c, S(0));
-          choose([&](auto with_silu) {
-            for (index_t row = 0; row < work.rows(block); ++row)
-              each(
-                  image, work.element(image, block) + row * c,
-                  with_silu, [&](index_t at, auto lanes, V hat, V dz) __attribute__((always_inline)) {
-                    lanes.store(sum + at, lanes.load(sum + at) + dz);
-                    lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
-                  });
-          });
+          if (work.blocks == 1) gradient.set_statistics(image);
+          if (shape.silu)
+            gradient.template sum_block<true>(image, block);
+          else
+            gradient.template sum_block<false>(image, block);
         },
-        [&](index_t image) {
-          double* const total = totals + image * 2 * c;
-          detail::sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
-                             [&](index_t j, double sum) { total[j] = sum; });
-          S* const f = factors + image * 5 * c;
-          for (index_t g = 0; g < shape.groups; ++g) {
-            const double inverse = static_cast<double>(inverse_deviation[image * shape.groups + g]);
-            double plain = 0.0, along = 0.0;
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              plain += total[j] * detail::load_lanes<double>(weight + j);
-              along += total[c + j] * detail::load_lanes<double>(weight + j);
-            }
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              f[2 * c + j] = static_cast<S>(inverse * detail::load_lanes<double>(weight + j));
-              f[3 * c + j] = static_cast<S>(-inverse * along / work.count);
-              f[4 * c + j] = static_cast<S>(-inverse * plain / work.count);
-            }
-          }
-        },
+        [&](index_t image) { gradient.combine(image); },
         [&](index_t image, index_t block) {
-          if (!dx) return;
-          const S* const f = factors + image * 5 * c;
-          choose([&](auto with_silu) {
-            for (index_t row = 0; row < work.rows(block); ++row) {
-              T* const target = dx + work.element(image, block) + row * c;
-              each(
-                  image, work.element(image, block) + row * c,
-                  with_silu, [&](index_t at, auto lanes, V hat, V dz) __attribute__((always_inline)) {
-                    V value = dz * lanes.load(f + 2 * c + at) +
-                              (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-                    if (accumulate_x) value += lanes.load(target + at);
-                    lanes.store(target + at, value);
-                  });
-            }
-          });
+          if (dx && shape.silu && !keep) gradient.template write_block<true>(image, block);
+          if (dx && (!shape.silu || keep)) gradient.template write_block<false>(image, block);
         });
     if (dbias)
       detail::sum_blocks(totals, shape.n, 2 * c, c,

@@ -45,11 +45,13 @@ struct LayerNorm<Cpu> {
         const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
         mean[row] = static_cast<S>(center);
         inverse_deviation[row] = static_cast<S>(inverse);
-        const S scale = static_cast<S>(inverse), shift = static_cast<S>(-center * inverse);
+        const S scale = static_cast<S>(inverse);
+        const S rest_of_mean = static_cast<S>((static_cast<double>(mean[row]) - center) * inverse);
+        const S rounded = mean[row];
         detail::for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              lanes.store(to + at,
-                          (lanes.load(from + at) * scale + shift) * lanes.load(weight + at) + lanes.load(bias + at));
+              const V hat = (lanes.load(from + at) - rounded) * scale + rest_of_mean;
+              lanes.store(to + at, hat * lanes.load(weight + at) + lanes.load(bias + at));
             });
       }
     });
@@ -72,20 +74,20 @@ struct LayerNorm<Cpu> {
       for (index_t row = begin; row < end; ++row) {
         const T* const from = x + row * c;
         const T* const slope = dy + row * c;
-        const S inverse = inverse_deviation[row], shift = -mean[row] * inverse;
+        const S center = mean[row], inverse = inverse_deviation[row];
         if (parameters)
           detail::for_lanes<V>(
               0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
                 const V g = lanes.load(slope + at);
                 lanes.store(sum + at, lanes.load(sum + at) + g);
-                lanes.store(sum + c + at, lanes.load(sum + c + at) + g * (lanes.load(from + at) * inverse + shift));
+                lanes.store(sum + c + at, lanes.load(sum + c + at) + g * ((lanes.load(from + at) - center) * inverse));
               });
         if (!dx) continue;
         V along{};
         const V plain = detail::sum_row<V>(
             c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
               const V g = lanes.load(slope + at) * lanes.load(weight + at);
-              along += g * (lanes.load(from + at) * inverse + shift);
+              along += g * ((lanes.load(from + at) - center) * inverse);
               return g;
             });
         const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
@@ -93,7 +95,7 @@ struct LayerNorm<Cpu> {
         T* const target = dx + row * c;
         detail::for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = lanes.load(from + at) * inverse + shift;
+              const V hat = (lanes.load(from + at) - center) * inverse;
               V value = inverse * (lanes.load(slope + at) * lanes.load(weight + at) - plain_mean - hat * along_mean);
               if (accumulate_x) value += lanes.load(target + at);
               lanes.store(target + at, value);
