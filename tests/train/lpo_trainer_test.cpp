@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+// LpoTrainer: first loss ln 2 with Delta exactly 0, exact resume after a kill, thread independence, cancelling.
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "killed.hpp"
+#include "small_world.hpp"
+
+using namespace lpo;
+using namespace small_world;
+
+namespace {
+LpoTrainerReport run(Policy& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {}, int threads = 2) {
+  Context<Cpu> context(threads);
+  Reward reward;
+  const NoiseSchedule schedule;
+  LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+  return trainer.train(prompts(), progress);
+}
+
+std::vector<nlohmann::json> log_lines(const std::string& folder) {
+  std::vector<nlohmann::json> lines;
+  const std::string text = read_text_file(folder + "/metrics.jsonl");
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = text.find('\n', begin);
+    lines.push_back(nlohmann::json::parse(text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return lines;
+}
+}  // namespace
+
+TEST_CASE("property (a): with LoRA B = 0 the first loss is ln 2 and both ratios are exactly 1") {
+  TemporaryFolder folder;
+  Policy policy;
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 1;
+  options.train_batch_size = 1000;  // one optimiser step: every pair sees the starting weights
+  const auto report = run(policy, options);
+  CHECK(report.optimizer_steps == 1);
+  CHECK(report.pairs > 0);
+  const auto line = log_lines(folder.path()).front();
+  CHECK(line["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
+  CHECK(line["train_ratio_win"].get<double>() == 1.0);
+  CHECK(line["train_ratio_lose"].get<double>() == 1.0);
+  CHECK(line["implicit_acc"].get<double>() == 0.0);
+  CHECK(line["grad_norm"].get<double>() > 0.0);
+}
+
+TEST_CASE("training moves the ratios the right way") {
+  TemporaryFolder folder;
+  Policy policy;
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 12;
+  options.learning_rate = 3e-3;
+  run(policy, options);
+  double margin = 0;
+  const auto lines = log_lines(folder.path());
+  for (std::size_t i = lines.size() / 2; i < lines.size(); ++i) margin += lines[i]["train_margin"].get<double>();
+  CHECK(margin > 0);
+}
+
+TEST_CASE("killed and resumed equals uninterrupted, byte for byte") {
+  TemporaryFolder whole_folder, cut_folder;
+  Policy whole;
+  const auto whole_report = run(whole, lpo_options(whole_folder.path()));
+  run_and_kill([&](auto&& die) {
+    Policy cut;
+    run(cut, lpo_options(cut_folder.path()), [&](const Progress& p) {
+      if (p.step == 3) die();
+      return true;
+    });
+  });
+  Policy resumed;
+  auto options = lpo_options(cut_folder.path());
+  options.resume = true;
+  const auto report = run(resumed, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(report.pairs == whole_report.pairs);
+  CHECK(report.kept_per_step == whole_report.kept_per_step);
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
+TEST_CASE("the number of threads does not change a bit") {
+  Policy one, three;
+  run(one, lpo_options(""), {}, 1);
+  run(three, lpo_options(""), {}, 3);
+  CHECK(weights(one.store) == weights(three.store));
+}
+
+TEST_CASE("base weights stay as they were") {
+  Policy before, after;
+  run(after, lpo_options(""));
+  for (std::size_t i = 0; i < before.store.entries().size(); ++i) {
+    const auto& a = *before.store.entries()[i].parameter;
+    const auto& b = *after.store.entries()[i].parameter;
+    if (a.trainable()) continue;
+    CHECK(std::equal(a.data(), a.data() + a.size(), b.data()));
+  }
+}
+
+TEST_CASE("a policy without trainable weights is refused") {
+  Policy policy;
+  Store frozen;
+  frozen.add("unet", policy.unet);
+  frozen.allocate_frozen();
+  Context<Cpu> context(1);
+  Reward reward;
+  const NoiseSchedule schedule;
+  CHECK_THROWS_WITH_AS(LpoTrainer(context, policy.unet, frozen, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4},
+                                  lpo_options("")),
+                       doctest::Contains("enable_lora"), ValueError);
+}

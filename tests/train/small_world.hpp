@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+// A model of a few thousand weights, random pairs and prompts: enough to run the trainers in a second.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../model/model_backends.hpp"
+
+#include <lpo/backend/cpu/adamw.hpp>
+#include <lpo/backend/cpu/cross_entropy.hpp>
+#include <lpo/backend/cpu/random.hpp>
+#include <lpo/train/clip_text_encoder.hpp>
+#include <lpo/train/lpo_trainer.hpp>
+#include <lpo/train/lrm_trainer.hpp>
+
+namespace small_world {
+
+inline constexpr lpo::UNetConfig unet_config{.levels = 2,
+                                             .channels = {8, 16, 0, 0},
+                                             .layers_per_block = 1,
+                                             .transformer_depth = {1, 0, 0, 0},
+                                             .heads = {2, 2, 0, 0},
+                                             .mid_depth = 1,
+                                             .context_width = 12,
+                                             .groups = 4};
+inline constexpr lpo::ClipTextConfig text_config{.vocabulary = 20, .width = 12, .hidden = 24, .layers = 1, .heads = 2, .positions = 6};
+
+using Text = lpo::CLIPTextModel<text_config, float, lpo::Cpu>;
+using Encoder = lpo::ClipTextEncoder<Text>;
+using Lrm = lpo::LatentRewardModel<unet_config, 12, 10, true, float, lpo::Cpu>;
+using UNet = lpo::UNet2DCondition<unet_config, float, lpo::Cpu>;
+using Store = lpo::ParameterStore<float, lpo::Cpu>;
+
+inline std::vector<std::int32_t> random_ids(std::uint64_t seed, lpo::index_t prompts) {
+  lpo::RandomStream random(seed, 1, 0);
+  std::vector<std::int32_t> ids;
+  for (lpo::index_t i = 0; i < prompts; ++i) {
+    for (int k = 0; k < 5; ++k) ids.push_back(static_cast<std::int32_t>(random.uniform_int(18)));
+    ids.push_back(19);
+  }
+  return ids;
+}
+
+/// Pairs whose first image is brighter exactly when it is preferred: learnable.
+inline lpo::LatentPairs random_pairs(std::uint64_t seed, lpo::index_t count) {
+  lpo::LatentPairs pairs;
+  pairs.height = pairs.width = 4, pairs.channels = 4, pairs.tokens = 6;
+  lpo::RandomStream random(seed, 2, 0);
+  for (lpo::index_t i = 0; i < count; ++i) {
+    const bool first = random.bernoulli(0.5f);
+    for (int image = 0; image < 2; ++image)
+      for (lpo::index_t k = 0; k < pairs.latent_size(); ++k)
+        pairs.mean.push_back(0.5f * random.normal() + ((image == 0) == first ? 0.8f : -0.8f));
+    pairs.labels.push_back({first ? 1.0f : 0.0f, first ? 0.0f : 1.0f, 1.0f, false});
+  }
+  pairs.deviation.assign(pairs.mean.size(), 0.05f);
+  pairs.token_ids = random_ids(seed, count);
+  return pairs;
+}
+
+/// A folder under the system's temporary directory, removed at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "lpo-train-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) std::abort();
+    path_ = pattern;
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+/// A reward model with its text encoder, all trainable.
+struct Reward {
+  Lrm lrm;
+  Text text;
+  Store store;
+  Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
+
+  Reward() {
+    lrm.options.guidance = 2.0f;
+    store.add("", lrm);
+    store.add("text_encoder", text);
+    store.allocate_all_trainable();
+    store.initialize(3);
+  }
+};
+
+/// A generator with LoRA.
+struct Policy {
+  UNet unet;
+  Text text;
+  Store store;
+  Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
+
+  Policy() {
+    lpo::enable_lora<float, lpo::Cpu>(unet, 2, 2.0f);
+    store.add("unet", unet);
+    store.add("text_encoder", text);
+    store.allocate(lpo::is_lora_name);
+    store.initialize(4);
+  }
+};
+
+inline lpo::LrmTrainerOptions lrm_options(const std::string& folder) {
+  lpo::LrmTrainerOptions o;
+  o.max_train_steps = 8;
+  o.train_batch_size = 4;
+  o.learning_rate = 3e-3;
+  o.lr_warmup_steps = 2;
+  o.validation_steps = 3;
+  o.checkpointing_steps = 2;
+  o.seed = 11;
+  o.output_dir = folder;
+  return o;
+}
+
+inline lpo::LpoTrainerOptions lpo_options(const std::string& folder) {
+  lpo::LpoTrainerOptions o;
+  o.max_train_iterations = 5;
+  o.sample_batch_size = 3;
+  o.train_batch_size = 4;
+  o.sample_steps = 5;
+  o.guidance_scale = 2.0;
+  o.learning_rate = 1e-3;
+  o.threshold.minimum = o.threshold.maximum = 0.0;
+  o.checkpointing_iterations = 2;
+  o.seed = 12;
+  o.output_dir = folder;
+  return o;
+}
+
+inline lpo::PromptTokens prompts() {
+  lpo::PromptTokens p;
+  p.tokens = p.reward_tokens = 6;
+  p.ids = p.reward_ids = random_ids(5, 7);
+  return p;
+}
+
+inline std::vector<float> weights(Store& store) {
+  return {store.trainable_values(), store.trainable_values() + store.trainable_size()};
+}
+
+}  // namespace small_world

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// Checkpoint folders and the metrics log: whole or not at all, newest first, damaged files named.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "small_world.hpp"
+
+using namespace lpo;
+using small_world::TemporaryFolder;
+
+namespace {
+TrainingState state_of(std::vector<float>& values, index_t step) {
+  TrainingState state;
+  state.step = step;
+  state.settings["seed"] = 1;
+  state.buffers = {{"weights", values}};
+  return state;
+}
+}  // namespace
+
+TEST_CASE("the newest complete checkpoint is restored and old ones are removed") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path(), 2);
+  std::vector<float> values{1, 2, 3};
+  for (index_t step : {10, 9, 100}) {
+    values[0] = static_cast<float>(step);
+    checkpoints.save(state_of(values, step));
+  }
+  CHECK(checkpoints.steps() == std::vector<index_t>{10, 100});
+  std::vector<float> loaded(3);
+  auto state = state_of(loaded, 0);
+  CHECK(checkpoints.resume(state));
+  CHECK(state.step == 100);
+  CHECK(loaded == std::vector<float>{100, 2, 3});
+}
+
+TEST_CASE("nothing to resume from, a half-written folder is ignored") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path() + "/none", 2);
+  std::vector<float> values(1);
+  auto state = state_of(values, 0);
+  CHECK_FALSE(checkpoints.resume(state));
+  std::filesystem::create_directories(folder.path() + "/none/checkpoint-7");
+  std::filesystem::create_directories(folder.path() + "/none/.partial-checkpoint-8");
+  CHECK_FALSE(checkpoints.resume(state));
+}
+
+TEST_CASE("damaged checkpoints are refused by name and change nothing") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path(), 0);
+  std::vector<float> values{5, 6};
+  checkpoints.save(state_of(values, 1));
+  const std::string base = folder.path() + "/checkpoint-1/";
+  std::vector<float> other(3, 9.0f);
+  auto wrong_size = state_of(other, 0);
+  CHECK_THROWS_WITH_AS(checkpoints.resume(wrong_size), doctest::Contains("weights holds 2 values, this model needs 3"), FileError);
+  CHECK(other == std::vector<float>(3, 9.0f));
+  std::filesystem::resize_file(base + "state.safetensors", 20);
+  auto state = state_of(values, 0);
+  CHECK_THROWS_WITH_AS(checkpoints.resume(state), doctest::Contains("state.safetensors"), FileError);
+  std::ofstream(base + "trainer_state.json") << "{\"step\": ";
+  CHECK_THROWS_WITH_AS(checkpoints.resume(state), doctest::Contains("trainer_state.json"), FileError);
+}
+
+TEST_CASE("the log drops lines after the checkpoint and cut-off lines") {
+  TemporaryFolder folder;
+  const std::string path = folder.path() + "/metrics.jsonl";
+  std::ofstream(path) << "{\"step\":0,\"a\":1}\n{\"step\":1,\"a\":2}\n{\"step\":2,\"a\":3}\n{\"step\":3,\"a";
+  {
+    MetricsLog log(path, 2);
+    log.write(2, {{"a", 7}, {"bad", NAN}});
+  }
+  CHECK(read_text_file(path) == "{\"step\":0,\"a\":1}\n{\"step\":1,\"a\":2}\n{\"step\":2,\"a\":7.0,\"bad\":null}\n");
+}
+
+TEST_CASE("batches visit every example once per epoch and depend on seed and step alone") {
+  BatchOrder order(3, 4, 10, 4), again(3, 4, 10, 4);
+  std::vector<int> seen(10);
+  for (index_t step = 0; step < 5; ++step)
+    for (index_t i : order.at(step)) ++seen[static_cast<std::size_t>(i)];
+  CHECK(seen == std::vector<int>(10, 2));
+  CHECK(again.at(3) == order.at(3));
+  CHECK_THROWS_AS(BatchOrder(1, 1, 0, 4), ValueError);
+}
