@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/base/extents.hpp>
+
 #include "world/evaluate.hpp"
 #include "world/image.hpp"
 
