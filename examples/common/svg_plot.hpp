@@ -18,12 +18,23 @@ inline std::string escape_html(std::string_view text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -40,7 +51,7 @@ inline std::string fixed_text(double value, int decimals) {
 }
 
 struct PlotSeries {
-  std::string name;     ///< for the legend; none if empty
+  std::string name;  ///< for the legend; none if empty
   std::vector<double> x, y;
   std::string kind = "a";  ///< CSS class suffix: stroke s-a, fill f-a
   bool smooth = false;     ///< the values as a faint stroke, their running mean as the second
@@ -94,9 +105,8 @@ inline Axis make_axis(double low, double high, int count, bool snap_low, bool sn
   axis.low = snap_low ? std::floor(low / axis.step + 1e-9) * axis.step : low;
   axis.high = snap_high ? std::ceil(high / axis.step - 1e-9) * axis.step : high;
   axis.decimals = 0;
-  while (axis.decimals < 8 &&
-         std::fabs(axis.step - std::round(axis.step * std::pow(10.0, axis.decimals)) / std::pow(10.0, axis.decimals)) >
-             1e-6 * axis.step)
+  while (axis.decimals < 8 && std::fabs(axis.step - std::round(axis.step * std::pow(10.0, axis.decimals)) /
+                                                        std::pow(10.0, axis.decimals)) > 1e-6 * axis.step)
     ++axis.decimals;
   return axis;
 }
@@ -106,14 +116,13 @@ inline std::string tick_text(double value, const Axis& axis, bool percent) {
   return fixed_text(100 * value, std::max(0, axis.decimals - 2)) + " %";
 }
 
-/// Running mean over a centred window that shrinks at the ends; values that are not finite are left out of it.
+/// Running mean over a window of `half` values to each side, as far as there are any that are finite.
 inline std::vector<double> running_mean(const std::vector<double>& values, std::size_t half) {
   std::vector<double> means(values.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const std::size_t reach = std::min({half, i, values.size() - 1 - i});
     double sum = 0;
     int count = 0;
-    for (std::size_t k = i - reach; k <= i + reach; ++k) {
+    for (std::size_t k = i - std::min(i, half); k <= std::min(i + half, values.size() - 1); ++k) {
       if (!std::isfinite(values[k])) continue;
       sum += values[k];
       ++count;
@@ -151,7 +160,8 @@ class Canvas {
   }
 
   void axes(bool x_ticks) {
-    for (double tick = std::ceil(y_.low / y_.step - 1e-6) * y_.step; tick <= y_.high + 1e-6 * y_.step; tick += y_.step) {
+    for (double tick = std::ceil(y_.low / y_.step - 1e-6) * y_.step; tick <= y_.high + 1e-6 * y_.step;
+         tick += y_.step) {
       add("<path class=\"grid\" d=\"M%.1f %.1fH%.1f\"/>", left_, row(tick), right_);
       text(left_ - 7, row(tick) + 3.5, "tick end", tick_text(tick, y_, options_.percent));
     }
@@ -251,7 +261,8 @@ struct Range {
 inline Axis value_axis(Range range, const PlotOptions& options) {
   for (const PlotGuide& guide : options.guides) range.add(guide.y);
   const bool free_low = std::isnan(options.y_low), free_high = std::isnan(options.y_high);
-  return make_axis(free_low ? range.low : options.y_low, free_high ? range.high : options.y_high, 4, free_low, free_high);
+  return make_axis(free_low ? range.low : options.y_low, free_high ? range.high : options.y_high, 4, free_low,
+                   free_high);
 }
 
 }  // namespace detail

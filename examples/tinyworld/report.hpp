@@ -15,8 +15,8 @@
 
 namespace tinyworld {
 
-/// Writes the three files into `out_dir`, which is made if it is missing; each file entirely or not at all. lpo::FileError
-/// if that fails.
+/// Writes the three files into `out_dir`, which is made if it is missing; each file entirely or not at all.
+/// lpo::FileError if that fails.
 inline void write_report(const std::string& out_dir, const DemoReport& report) {
   lpo::make_directories(out_dir);
   if (!report.grid.empty())
@@ -29,7 +29,8 @@ inline void write_report(const std::string& out_dir, const DemoReport& report) {
 
 namespace detail {
 
-inline void print_row(const char* name, const std::string& before, const std::string& after, const std::string& change) {
+inline void print_row(const char* name, const std::string& before, const std::string& after,
+                      const std::string& change) {
   std::printf("  %-26s %10s %10s %10s\n", name, before.c_str(), after.c_str(), change.c_str());
 }
 

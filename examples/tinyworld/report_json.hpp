@@ -20,11 +20,12 @@ struct Goal {
 
 inline std::vector<Goal> goals(const DemoReport& report) {
   const EvaluationReport& e = report.evaluation;
-  return {{"lrm_accuracy", "reward model right on at least 70 % of held-out pairs", report.lrm_accuracy >= 0.70},
-          {"win_rate", "win rate at least 70 %, its interval above 62 %", e.win_rate >= 0.70 && e.win_rate_ci95.low > 0.62},
-          {"attribute_accuracy", "attributes drawn more accurately than before",
-           e.attribute_accuracy_after > e.attribute_accuracy_before},
-          {"diversity_ratio", "at least 80 % of the diversity kept", e.diversity_ratio >= 0.8}};
+  return {
+      {"lrm_accuracy", "reward model right on at least 70 % of held-out pairs", report.lrm_accuracy >= 0.70},
+      {"win_rate", "win rate at least 70 %, its interval above 62 %", e.win_rate >= 0.70 && e.win_rate_ci95.low > 0.62},
+      {"attribute_accuracy", "attributes drawn more accurately than before",
+       e.attribute_accuracy_after > e.attribute_accuracy_before},
+      {"diversity_ratio", "at least 80 % of the diversity kept", e.diversity_ratio >= 0.8}};
 }
 
 inline double total_seconds(const DemoReport& report) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,15 @@ namespace detail {
 
 inline void paste(const lpo::RgbImage& image, int left, int top, lpo::RgbImage& sheet) {
   for (int y = 0; y < image.height; ++y) std::copy_n(image.at(0, y), 3 * image.width, sheet.at(left, top + y));
+}
+
+/// A thin grey outline, so that a white picture has an edge.
+inline void frame(int left, int top, int side, lpo::RgbImage& sheet) {
+  for (int i = -1; i <= side; ++i) {
+    for (std::uint8_t* pixel : {sheet.at(left + i, top - 1), sheet.at(left + i, top + side),
+                                sheet.at(left - 1, top + i), sheet.at(left + side, top + i)})
+      std::fill_n(pixel, 3, std::uint8_t{214});
+  }
 }
 
 }  // namespace detail
@@ -71,12 +81,17 @@ inline lpo::RgbImage draw_grid(const std::vector<BeforeAfter>& grid, int columns
     const int pictures = top + lines * line;
     detail::paste(enlarged(grid[i].before, zoom), left, pictures, sheet);
     detail::paste(enlarged(grid[i].after, zoom), left + side + gap, pictures, sheet);
+    detail::frame(left, pictures, side, sheet);
+    detail::frame(left + side + gap, pictures, side, sheet);
     const int below = pictures + side + 8;
     const std::string before = examples::fixed_text(grid[i].score_before, 2);
     const std::string after = examples::fixed_text(grid[i].score_after, 2);
     examples::draw_text(sheet, left, below, "before " + before, faint, scale);
     examples::draw_text(sheet, left + side + gap, below, "after " + after,
-                        after == before ? faint : grid[i].score_after > grid[i].score_before ? better : worse, scale);
+                        after == before                              ? faint
+                        : grid[i].score_after > grid[i].score_before ? better
+                                                                     : worse,
+                        scale);
     if (column == across - 1) top += row_height(lines);
   }
   return sheet;

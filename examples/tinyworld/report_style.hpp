@@ -29,26 +29,31 @@ h1 { margin: 0; font-size: clamp(36px, 6vw, 56px); line-height: 1.08; letter-spa
 h2 { margin: 60px 0 6px; font-size: 25px; letter-spacing: -.015em; line-height: 1.2; }
 h3 { margin: 0; font-size: 16px; }
 .intro { margin: 0 0 18px; max-width: 46em; color: var(--soft); text-wrap: pretty; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 1px; margin: 34px 0 18px;
+.tiles { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1px; margin: 34px 0 18px;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 14px; overflow: hidden; }
 .tile { background: var(--card); padding: 18px 20px 16px; }
-.tile b { display: block; font-size: 27px; line-height: 1.2; letter-spacing: -.02em; font-weight: 650; white-space: nowrap; }
+.tile b { display: block; font-size: 27px; line-height: 1.2; letter-spacing: -.02em; font-weight: 650;
+  white-space: nowrap; }
 .tile span { display: block; margin-top: 2px; font-size: 15px; }
 .tile small { display: block; font-size: 13px; color: var(--faint); }
-.goals { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 24px; font-size: 14px; color: var(--soft); }
+.goals { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 24px; font-size: 14px;
+  color: var(--soft); }
 .goals i { font-style: normal; font-weight: 700; }
 .goals em { font-style: normal; color: var(--bad); }
 .yes i { color: var(--good); } .no i { color: var(--bad); }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr)); gap: 26px 22px; align-items: end; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr)); gap: 26px 22px;
+  align-items: end; }
 figure { margin: 0; }
 figcaption { margin-bottom: 8px; font-size: 14px; line-height: 1.35; text-wrap: balance; }
 figure div { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; }
 figure p { margin: 0; }
-figure img { display: block; width: 100%; height: auto; aspect-ratio: 1; image-rendering: pixelated; border-radius: 6px; }
+figure img { display: block; width: 100%; height: auto; aspect-ratio: 1; image-rendering: pixelated;
+  border-radius: 6px; }
 figure span { display: block; margin-top: 4px; font-size: 13px; color: var(--faint); }
 figure b { font-weight: 600; font-variant-numeric: tabular-nums; color: var(--soft); }
 figure .up { color: var(--good); } figure .down { color: var(--bad); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 18px; margin-top: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 18px;
+  margin-top: 14px; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 14px; padding: 18px 20px 12px;
   display: flex; flex-direction: column; }
 .card p { margin: 2px 0 12px; font-size: 14px; line-height: 1.45; color: var(--soft); text-wrap: pretty; }
@@ -79,16 +84,25 @@ th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--rule); white-sp
 .part td { color: var(--soft); }
 .key { display: inline-block; width: 9px; height: 9px; margin-right: 6px; border-radius: 50%; }
 .key.f-a { background: var(--a); } .key.f-b { background: var(--b); }
-.mark { display: block; width: 100%; min-width: 120px; height: auto; max-height: 18px; }
+.mark { display: block; width: 100%; min-width: 160px; height: auto; }
 .mark .track { stroke: var(--rule); stroke-width: 2; } .mark .move { stroke: var(--a); stroke-width: 2; opacity: .55; }
-.split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 0 48px; align-items: start; }
+.split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 0 48px;
+  align-items: start; }
 .split .wide { width: 50%; }
 .bar { height: 10px; min-width: 2px; border-radius: 0 4px 4px 0; background: var(--a); }
+.funnel { margin: auto 0 12px; }
+.funnel td { width: 1%; } .funnel th { width: 1%; } .funnel .wide { width: auto; padding-right: 0; }
 .total th, .total td { font-weight: 600; border-bottom: 0; }
 .facts th { font-weight: 400; color: var(--soft); }
 .facts th, .facts td { padding-top: 4px; padding-bottom: 4px; }
 footer { margin-top: 56px; font-size: 13px; color: var(--faint); overflow-wrap: anywhere; }
 code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; color: var(--soft); }
+@media (max-width: 720px) {
+  main { padding: 32px 16px; }
+  .tiles { grid-template-columns: repeat(2, 1fr); }
+  .tile { padding: 14px; }
+  .tile b { font-size: 22px; }
+}
 @media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
 )css";
 
