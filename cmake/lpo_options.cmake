@@ -8,8 +8,8 @@ target_link_libraries(lpo_options INTERFACE lpo)
 set(lpo_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
 target_compile_options(lpo_options INTERFACE ${lpo_warnings} $<$<BOOL:${LPO_WERROR}>:-Werror>)
 
-# Measured with g++ 12: false array-bounds and maybe-uninitialized warnings from its own AVX-512 intrinsics and from Eigen after inlining, and
-# false restrict warnings from std::string's operator+ (GCC bug 105651).
+# Measured with g++ 12: false maybe-uninitialized warnings from its own AVX-512 intrinsics and from Eigen after inlining, false
+# array-bounds warnings from std::shared_ptr, and false restrict warnings from std::string's operator+ (GCC bug 105651).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(lpo_options INTERFACE -Wno-maybe-uninitialized -Wno-restrict -Wno-array-bounds
                                                -Wno-error=stringop-overflow)
