@@ -9,6 +9,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 

@@ -59,9 +59,10 @@ LPO_ALWAYS_INLINE void store_pack(bfloat16* p, Pack value) {
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
+// The masked forms of the intrinsics: g++ 12 takes the plain ones for reads of uninitialised memory.
 LPO_ALWAYS_INLINE Pack load_pack(const half* p) {
 #if defined(__AVX512F__)
-  return std::bit_cast<Pack>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return std::bit_cast<Pack>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__) && defined(__AVX2__)
   return std::bit_cast<Pack>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
@@ -72,7 +73,7 @@ LPO_ALWAYS_INLINE Pack load_pack(const half* p) {
 }
 LPO_ALWAYS_INLINE void store_pack(half* p, Pack value) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(std::bit_cast<__m512>(value), 0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, std::bit_cast<__m512>(value), 0));
 #elif defined(__F16C__) && defined(__AVX2__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(std::bit_cast<__m256>(value), 0));
 #else
@@ -102,7 +103,7 @@ LPO_ALWAYS_INLINE V broadcast_lanes(typename LaneTraits<V>::scalar value) {
   if constexpr (LaneTraits<V>::width == 1)
     return value;
   else
-    return V{} + value;
+    return value - V{};  // a pure broadcast; adding to zero would cost an addition and lose the sign of -0
 }
 
 /// Sum over lanes, in lane order pairs (a fixed tree, so the same bits every time).
@@ -131,7 +132,7 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE double select(bool mask, double yes, double no
 
 LPO_ALWAYS_INLINE Pack square_root(Pack value) {
 #if defined(__AVX512F__)
-  return std::bit_cast<Pack>(_mm512_sqrt_ps(std::bit_cast<__m512>(value)));
+  return std::bit_cast<Pack>(_mm512_maskz_sqrt_ps(0xffff, std::bit_cast<__m512>(value)));
 #elif defined(__AVX2__)
   return std::bit_cast<Pack>(_mm256_sqrt_ps(std::bit_cast<__m256>(value)));
 #else

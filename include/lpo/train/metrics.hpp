@@ -11,6 +11,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <lpo/base/extents.hpp>
 #include <lpo/io/file.hpp>
 
 namespace lpo::inline LPO_ABI {
