@@ -61,16 +61,18 @@ inline std::string text_of(const char* part) { return part; }
 inline std::string text_of(const std::string& part) { return part; }
 inline std::string text_of(char part) { return std::string(1, part); }
 inline std::string text_of(bool part) { return part ? "true" : "false"; }
-template <class Number>
-std::string text_of(const Number& part)
-  requires requires { std::to_string(part); }
+using std::to_string;
+/// Numbers, and lpo types with a `to_string` of their own, such as Extents.
+template <class Part>
+std::string text_of(const Part& part)
+  requires requires { to_string(part); }
 {
-  return std::to_string(part);
+  return to_string(part);
 }
 
 }  // namespace detail
 
-/// Joins strings and numbers into one message: `message("expects ", 4, " channels")`.
+/// Joins strings, numbers and extents into one message: `message("expects ", 4, " channels")`.
 template <class... Parts>
 LPO_COLD std::string message(const Parts&... parts) {
   std::string text;

@@ -66,11 +66,6 @@ LPO_COLD inline std::string extents_text(const index_t* values, int rank) {
   return text + "]";
 }
 
-template <int Rank>
-std::string text_of(const Extents<Rank>& extents) {
-  return extents_text(extents.values, Rank);
-}
-
 }  // namespace detail
 
 /// "[1, 64, 64, 320]"

@@ -123,10 +123,16 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V erf(V x) {
   }
 }
 
-/// ln(1 + e^x) without overflow.
+/// ln(1 + e^x) without overflow, to full relative accuracy also where it is tiny: ln(1 + u) = u ln(w) / (w - 1) with the
+/// rounded w = 1 + u, whose error cancels (Goldberg 1991, theorem 4).
 template <class V>
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE V softplus(V x) {
-  return select(x > V{}, x, V{}) + log(1.0f + exp(-absolute(x)));
+  const V one = broadcast_lanes<V>(1);
+  const V u = exp(-absolute(x));
+  const V w = one + u;
+  const V rest = w - one;
+  const auto lost = rest == V{};
+  return select(x > V{}, x, V{}) + select(lost, u, log(w) * u / select(lost, one, rest));
 }
 
 }  // namespace detail
