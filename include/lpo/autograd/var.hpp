@@ -71,7 +71,20 @@ class Var {
 
  private:
   template <class E>
-  static Var record(E e);
+  static Var record(E e) {
+    constexpr bool same_device = std::is_same_v<typename E::device, Device>;
+    constexpr bool same_rank = E::rank == Rank;
+    constexpr bool widths_fit = E::channels == Channels || Channels == dynamic || E::channels == dynamic;
+    static_assert(same_device, "lpo Var: the expression is on another device; copy it first");
+    static_assert(same_rank, "lpo Var: the expression has another rank; reshape its result");
+    static_assert(widths_fit, "lpo Var: the expression has another static channel width; project it first");
+    if constexpr (same_device && same_rank && widths_fit)
+      return record_checked(std::move(e));
+    else
+      return {};
+  }
+  template <class E>
+  static Var record_checked(E e);
 
   Tape<Device>* tape_ = nullptr;
   Slot* slot_ = nullptr;
@@ -246,11 +259,7 @@ inline SavedLeaf save_leaf(const Leaf& leaf) {
 
 template <class T, int Rank, class Device, int Channels>
 template <class E>
-Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record(E e) {
-  static_assert(std::is_same_v<typename E::device, Device>, "lpo Var: the expression is on another device; copy it first");
-  static_assert(E::rank == Rank, "lpo Var: the expression has another rank; reshape its result");
-  static_assert(E::channels == Channels || Channels == dynamic || E::channels == dynamic,
-                "lpo Var: the expression has another static channel width; project it first");
+Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record_checked(E e) {
   using Tree = typename E::tree_type;
   constexpr int leaves = Tree::leaves;
   auto& tape = *static_cast<Tape<Device>*>(e.tape);

@@ -43,9 +43,11 @@ class Tensor {
     requires(!std::is_same_v<std::remove_cvref_t<X>, Tensor>)
   Tensor& operator=(X&& source) {
     auto expression = to_expression(std::forward<X>(source));
-    if (view_.data != nullptr && expression.extents == view_.extents && !shifted_alias(expression)) {
-      evaluate<T, Rank, Device>(nullptr, view_, std::move(expression));
-      return *this;
+    if constexpr (decltype(expression)::rank == Rank) {
+      if (view_.data != nullptr && expression.extents == view_.extents && !shifted_alias(expression)) {
+        evaluate<T, Rank, Device>(nullptr, view_, std::move(expression));
+        return *this;
+      }
     }
     return *this = evaluated(std::move(expression));
   }
@@ -134,9 +136,13 @@ class Tensor {
   template <class E>
   static Tensor evaluated(E expression) {
     static_assert(E::rank == Rank, "lpo Tensor: the expression has another rank; reshape its result");
-    Tensor tensor(expression.extents);
-    evaluate<T, Rank, Device>(nullptr, tensor.view_, std::move(expression));
-    return tensor;
+    if constexpr (E::rank == Rank) {
+      Tensor tensor(expression.extents);
+      evaluate<T, Rank, Device>(nullptr, tensor.view_, std::move(expression));
+      return tensor;
+    } else {
+      return {};
+    }
   }
 
   detail::HostBlock block_;
