@@ -17,7 +17,8 @@ int main() {
   lpo::backward(y, ones.view());                // one more pass
   const auto slopes = lpo::read_gradient(in);   // 0.5 - exp(-x)
   for (int i = 0; i < 6; ++i)
-    std::printf("x %5.1f   y %8.4f   dy/dx %8.4f\n", double(x.data()[i]), double(values.data()[i]), double(slopes.data()[i]));
+    std::printf("x %5.1f   y %8.4f   dy/dx %8.4f\n", double(x.data()[i]), double(values.data()[i]),
+                double(slopes.data()[i]));
 
   try {
     const lpo::Tensor sum = x + lpo::Tensor<float, 2>::zeros({2, 1});

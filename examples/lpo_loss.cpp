@@ -5,8 +5,13 @@
 
 #include <lpo/lpo.hpp>
 
-constexpr lpo::UNetConfig tiny{.levels = 2, .channels = {16, 32}, .layers_per_block = 1, .transformer_depth = {1, 1},
-                               .heads = {2, 2}, .context_width = 24, .groups = 8};
+constexpr lpo::UNetConfig tiny{.levels = 2,
+                               .channels = {16, 32},
+                               .layers_per_block = 1,
+                               .transformer_depth = {1, 1},
+                               .heads = {2, 2},
+                               .context_width = 24,
+                               .groups = 8};
 
 int main() {
   using lpo::Cpu;
@@ -18,7 +23,8 @@ int main() {
   store.add("unet", unet);
   store.allocate(lpo::is_lora_name);  // only the LoRA is trained
   store.initialize(/*seed=*/1);
-  lpo::AdamW<float, Cpu> optimizer(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, {});
+  lpo::AdamW<float, Cpu> optimizer(
+      context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, {});
 
   const lpo::NoiseSchedule schedule;
   const std::vector<lpo::GaussianStep> steps(2, lpo::ddim_step(schedule, /*timestep=*/501, /*stride=*/50, /*eta=*/1.0));

@@ -8,8 +8,13 @@
 
 int main() {
   using lpo::Cpu;
-  constexpr lpo::UNetConfig tiny{.levels = 2, .channels = {16, 32}, .layers_per_block = 1, .transformer_depth = {1, 1},
-                                 .heads = {2, 2}, .context_width = 24, .groups = 8};
+  constexpr lpo::UNetConfig tiny{.levels = 2,
+                                 .channels = {16, 32},
+                                 .layers_per_block = 1,
+                                 .transformer_depth = {1, 1},
+                                 .heads = {2, 2},
+                                 .context_width = 24,
+                                 .groups = 8};
   lpo::LatentRewardModel<tiny, 24, 24, /*TextProjection=*/true, float, Cpu> model;  // half a UNet and two projections
   lpo::ParameterStore<float, Cpu> store;
   store.add("", model);

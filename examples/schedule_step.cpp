@@ -26,8 +26,8 @@ int main() {
   lpo::Tensor<float, 4> x({1, 8, 8, 4});
   lpo::fill_normal(context, x.view(), {/*seed=*/1});
   const auto steps = lpo::ddim_steps(schedule, 20, /*eta=*/1.0);
-  std::printf("first step: t %d -> %d, x' = %.4f x %+.4f noise %+.4f z\n", steps[0].timestep, steps[0].arrival, steps[0].a,
-              steps[0].c, steps[0].sigma);
+  std::printf("first step: t %d -> %d, x' = %.4f x %+.4f noise %+.4f z\n", steps[0].timestep, steps[0].arrival,
+              steps[0].a, steps[0].c, steps[0].sigma);
   lpo::sample(context, std::span<const lpo::GaussianStep>(steps), model, x.view(), /*seed=*/2);
 
   double error = 0;
