@@ -40,7 +40,8 @@ constexpr const char* sdxl_unet =
   "layers_per_block": 2, "mid_block_only_cross_attention": null, "mid_block_scale_factor": 1, "mid_block_type":
   "UNetMidBlock2DCrossAttn", "norm_eps": 1e-05, "norm_num_groups": 32, "num_attention_heads": null, "num_class_embeds":
   null, "only_cross_attention": false, "out_channels": 4, "projection_class_embeddings_input_dim": 2816,
-  "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": false, "resnet_time_scale_shift": "default", "sample_size": 128,
+  "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": false, "resnet_time_scale_shift": "default",
+  "sample_size": 128,
   "time_cond_proj_dim": null, "time_embedding_act_fn": null, "time_embedding_dim": null, "time_embedding_type":
   "positional", "timestep_post_act": null, "transformer_layers_per_block": [1, 2, 10], "up_block_types":
   ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "upcast_attention": null, "use_linear_projection": true})";
