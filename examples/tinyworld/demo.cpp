@@ -17,6 +17,7 @@
 #include "tiny_files.hpp"
 #include "tiny_pipeline.hpp"
 #include "world/caption.hpp"
+#include "world/flaws.hpp"
 #include "world/rater.hpp"
 
 using lpo::index_t;
@@ -29,15 +30,15 @@ struct Options {
   std::uint64_t seed = 1;
   int threads = 0;
   double guidance_scale = 4.0;
-  // rated pairs
-  index_t pairs = 2400, held_out_pairs = 300;
+  // rated pairs: captions with four pictures each, six pairs a caption
+  index_t rated_captions = 1500, held_out_captions = 100, sketches = 0;
   int mpcf_strategy = 2;
   // reward model
-  index_t lrm_steps = 600, lrm_batch = 32;
-  double lrm_rate = 3e-4, lrm_guidance = 3.0;
+  index_t lrm_steps = 600, lrm_batch = 64;
+  double lrm_rate = 3e-4, lrm_guidance = 1.0;
   // LPO
-  index_t iterations = 120, prompts_per_iteration = 16, train_batch = 32, lora_rank = 8;
-  double lpo_rate = 1e-3, beta = 500, threshold_min = 0.35, threshold_max = 0.5;
+  index_t iterations = 40, prompts_per_iteration = 32, train_batch = 64, lora_rank = 8;
+  double lpo_rate = 3e-4, beta = 500, threshold_min = 0.12, threshold_max = 0.26;
   // evaluation
   index_t captions = 200, seeds = 4;
 };
@@ -102,44 +103,135 @@ std::vector<tw::Measurement> measure_all(const std::vector<tw::Image>& images, c
 struct RatedPairs {
   lpo::LatentPairs latents;
   index_t rated = 0;
-  double rater_agreement = 0;  ///< how often a rater prefers the picture with the higher score
+  index_t decided = 0, agreed = 0;  ///< ratings that are no ties; those that prefer the picture with the higher score
 };
 
-/// Two pictures per caption by the base model, rated; `filter` applies MPCF.
-RatedPairs rate_pairs(Studio& studio, const Options& o, index_t count, tw::Split split, bool filter, const std::string& stage) {
-  const auto captions = sample_captions(o.seed + 100, count, split);
-  std::vector<std::string> twice;
-  for (const auto& caption : captions) twice.insert(twice.end(), 2, caption);
-  tw::GenerateOptions options;
-  options.guidance_scale = o.guidance_scale;
-  options.adapters = false;
-  options.seed = o.seed + (split == tw::Split::train ? 200 : 300);
-  const auto latents = studio.generate(twice, options, stage);
-  const auto measured = measure_all(studio.decode(latents), twice);
-
-  RatedPairs result;
+/// Adds one rated pair of clean latents [2, 8, 8, 4] and, for encoded pictures, their deviations. MPCF decides when `filter`
+/// is set; held-out pairs are kept unless they are ties.
+void add_pair(RatedPairs& result, const Options& o, const tw::RatedPair& rating, const tw::Measurement& first,
+              const tw::Measurement& second, bool filter, const float* mean, const float* deviation, const std::vector<std::int32_t>& ids) {
+  const bool tie = rating.is_tie();
+  ++result.rated;
+  if (!tie) {
+    ++result.decided;
+    result.agreed += (first.score > second.score) == (rating.label_0 > rating.label_1) ? 1 : 0;
+  }
+  const lpo::PreferenceGaps gaps{rating.aesthetic_gap, rating.clipscore_gap, rating.vqascore_gap};
+  if (filter ? !lpo::mpcf_keeps(gaps, tie, {.strategy = o.mpcf_strategy}) : tie) return;
   auto& pairs = result.latents;
   pairs.height = tw::latent_size, pairs.width = tw::latent_size, pairs.channels = tw::latent_channels;
   pairs.tokens = tw::text_config.positions;
-  const index_t size = tw::latent_extents.size();
-  index_t agreed = 0, decided = 0;
+  const auto size = static_cast<std::size_t>(2 * tw::latent_extents.size());
+  pairs.mean.insert(pairs.mean.end(), mean, mean + size);
+  if (deviation != nullptr)
+    pairs.deviation.insert(pairs.deviation.end(), deviation, deviation + size);
+  else
+    pairs.deviation.insert(pairs.deviation.end(), size, 0.0f);
+  pairs.token_ids.insert(pairs.token_ids.end(), ids.begin(), ids.end());
+  pairs.labels.push_back({rating.label_0, rating.label_1, 1.0f, false});
+}
+
+/// Rates all pairs among the `copies` pictures of each caption. Row i * copies + k of `mean` is picture k of caption i.
+void add_group_pairs(const Studio& studio, const Options& o, RatedPairs& result, const std::vector<std::string>& captions,
+                     std::size_t copies, const std::vector<tw::Measurement>& measured, const lpo::Tensor<float, 4>& mean,
+                     const lpo::Tensor<float, 4>* deviation, std::uint64_t seed, bool filter, std::uint64_t first_caption = 0) {
+  const auto size = static_cast<std::size_t>(tw::latent_extents.size());
+  std::vector<float> two(2 * size), spread(2 * size);
   for (std::size_t i = 0; i < captions.size(); ++i) {
-    const auto rating = tw::rate_pair(measured[2 * i], measured[2 * i + 1], o.seed + 400, i);
-    const bool tie = rating.is_tie();
-    ++result.rated;
-    if (!tie) {
-      ++decided;
-      agreed += (measured[2 * i].score > measured[2 * i + 1].score) == (rating.label_0 > rating.label_1) ? 1 : 0;
-    }
-    const lpo::PreferenceGaps gaps{rating.aesthetic_gap, rating.clipscore_gap, rating.vqascore_gap};
-    if (filter ? !lpo::mpcf_keeps(gaps, tie, {.strategy = o.mpcf_strategy}) : tie) continue;
-    const float* from = latents.data() + static_cast<index_t>(2 * i) * size;
-    pairs.mean.insert(pairs.mean.end(), from, from + 2 * size);
     const auto ids = studio.generator.tokenizer.encode(captions[i]);
-    pairs.token_ids.insert(pairs.token_ids.end(), ids.begin(), ids.end());
-    pairs.labels.push_back({rating.label_0, rating.label_1, 1.0f, false});
+    for (std::size_t a = 0; a < copies; ++a) {
+      for (std::size_t b = a + 1; b < copies; ++b) {
+        const std::size_t row_a = i * copies + a, row_b = i * copies + b;
+        std::copy_n(mean.data() + row_a * size, size, two.begin());
+        std::copy_n(mean.data() + row_b * size, size, two.begin() + static_cast<std::ptrdiff_t>(size));
+        if (deviation != nullptr) {
+          std::copy_n(deviation->data() + row_a * size, size, spread.begin());
+          std::copy_n(deviation->data() + row_b * size, size, spread.begin() + static_cast<std::ptrdiff_t>(size));
+        }
+        const auto rating = tw::rate_pair(measured[row_a], measured[row_b], seed, ((first_caption + i) * copies + a) * copies + b);
+        add_pair(result, o, rating, measured[row_a], measured[row_b], filter, two.data(), deviation != nullptr ? spread.data() : nullptr, ids);
+      }
+    }
   }
-  result.rater_agreement = decided > 0 ? static_cast<double>(agreed) / static_cast<double>(decided) : 0.0;
+}
+
+/// Pairs by a second, much cheaper generator: it draws the caption with random mistakes, blur and stains. Preference data sets
+/// mix generators too, and a sketch costs a hundredth of a sampled picture.
+void add_sketches(Studio& studio, const Options& o, RatedPairs& result) {
+  lpo::ProgressReporter reporter("sketches", 0, o.sketches, std::ref(studio.bar));
+  constexpr index_t chunk = 32, copies = 4;
+  const auto guard = studio.tape.inference();
+  for (index_t begin = 0; begin < o.sketches; begin += chunk) {
+    const index_t count = std::min(chunk, o.sketches - begin);
+    std::vector<tw::Image> images(static_cast<std::size_t>(copies * count));
+    std::vector<tw::Measurement> measured(images.size());
+    std::vector<std::string> captions(static_cast<std::size_t>(count));
+    studio.context.executor().parallel_for(count, 2, [&](index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        const auto sample = tw::sample_captioned(o.seed + 150, static_cast<std::uint64_t>(begin + i), tw::Split::train);
+        captions[at] = sample.caption;
+        for (std::size_t k = 0; k < copies; ++k) {
+          lpo::RandomStream random(o.seed + 151, static_cast<std::uint32_t>(begin + i), static_cast<std::uint32_t>(k));
+          images[copies * at + k] = tw::attempt(random, sample.scene);
+          measured[copies * at + k] = tw::score_image(images[copies * at + k], sample.caption);
+        }
+      }
+    });
+    const auto pixels = tw::to_tensor(images);
+    const auto posterior = studio.generator.vae.encode(lpo::constant(studio.tape, pixels));
+    const double scale = static_cast<double>(studio.generator.vae.scaling_factor);
+    const lpo::Tensor<float, 4> mean = scale * posterior.mean.view();
+    const lpo::Tensor<float, 4> deviation = scale * exp(0.5 * posterior.log_variance.view());
+    add_group_pairs(studio, o, result, captions, copies, measured, mean, &deviation, o.seed + 450, true, static_cast<std::uint64_t>(begin));
+    studio.tape.clear();
+    if (!reporter.report(begin + count)) throw lpo::CancelledError("[demo] cancelled");
+  }
+}
+
+/// How a picture of a rated set is sampled. Preference data comes from many settings of a model; the spread of quality within a
+/// caption is what a reward model learns from.
+struct SamplerSetting {
+  std::vector<double> guidance;  ///< caption i takes entry i modulo their number
+  double eta;
+  int steps;
+};
+
+/// Four pictures per caption by the base model, each under another setting; all six pairs are rated. `filter` applies MPCF.
+RatedPairs rate_pairs(Studio& studio, const Options& o, index_t count, tw::Split split, bool filter, const std::string& stage) {
+  static const std::vector<SamplerSetting> settings{
+      {{0.5, 1, 1.5, 2}, 0.0, 10}, {{3, 4, 5}, 1.0, 20}, {{3, 4, 5}, 0.0, 10}, {{1.5, 3, 8}, 0.0, 5}};
+  const auto captions = sample_captions(o.seed + 100, count, split);
+  const std::size_t copies = settings.size();
+  lpo::Tensor<float, 4> latents(lpo::Extents<4>{count * static_cast<index_t>(copies), tw::latent_size, tw::latent_size, tw::latent_channels});
+  const index_t size = tw::latent_extents.size();
+  lpo::ProgressReporter reporter(stage, 0, count * static_cast<index_t>(copies), std::ref(studio.bar));
+  index_t done = 0;
+  for (std::size_t k = 0; k < copies; ++k) {
+    const auto& setting = settings[k];
+    for (std::size_t j = 0; j < setting.guidance.size(); ++j) {
+      std::vector<std::string> part;
+      for (std::size_t i = j; i < captions.size(); i += setting.guidance.size()) part.push_back(captions[i]);
+      tw::GenerateOptions options;
+      options.guidance_scale = setting.guidance[j];
+      options.eta = setting.eta;
+      options.steps = setting.steps;
+      options.adapters = false;
+      options.seed = o.seed + (split == tw::Split::train ? 200 : 300) + 16 * k + j;
+      const auto made = tw::generate_latents(studio.context, studio.tape, studio.generator.unet, studio.generator.text_encoder,
+                                             studio.generator.tokenizer, studio.generator.schedule, part, options,
+                                             [&](index_t n, index_t) { return reporter.report(done + n); });
+      done += static_cast<index_t>(part.size());
+      for (std::size_t i = 0; i < part.size(); ++i)
+        std::copy_n(made.data() + static_cast<index_t>(i) * size, size,
+                    latents.data() + static_cast<index_t>((j + i * setting.guidance.size()) * copies + k) * size);
+    }
+  }
+  std::vector<std::string> repeated;
+  for (const auto& caption : captions) repeated.insert(repeated.end(), copies, caption);
+  const auto measured = measure_all(studio.decode(latents), repeated);
+  RatedPairs result;
+  add_group_pairs(studio, o, result, captions, copies, measured, latents, nullptr, o.seed + 400, filter);
   return result;
 }
 
@@ -165,9 +257,10 @@ void train_reward_model(Studio& studio, const Options& o, tw::RewardModel& rewar
   options.max_train_steps = o.lrm_steps;
   options.train_batch_size = o.lrm_batch;
   options.learning_rate = o.lrm_rate;
-  options.lr_scheduler = lpo::LearningRateKind::cosine;
+  options.lr_scheduler = lpo::LearningRateKind::linear;
   options.lr_warmup_steps = o.lrm_steps / 20;
-  options.optimizer.weight_decay = 0.01;
+  options.optimizer.weight_decay = 0.05;
+  options.ema_decay = 0.99;
   options.validation_steps = std::max<index_t>(1, o.lrm_steps / 12);
   options.seed = o.seed;
   options.output_dir = o.out + "/lrm";
@@ -181,7 +274,7 @@ void train_reward_model(Studio& studio, const Options& o, tw::RewardModel& rewar
   report.pairs_rated = train.rated;
   report.pairs_kept = train.latents.size();
   for (const auto& label : train.latents.labels) report.pairs_tied += label.tie() ? 1 : 0;
-  report.rater_ceiling = held_out.rater_agreement;
+  report.rater_ceiling = held_out.decided > 0 ? static_cast<double>(held_out.agreed) / static_cast<double>(held_out.decided) : 0.0;
 }
 
 void align(Studio& studio, const Options& o, tw::RewardModel& reward, tw::DemoReport& report) {
@@ -193,6 +286,7 @@ void align(Studio& studio, const Options& o, tw::RewardModel& reward, tw::DemoRe
   options.learning_rate = o.lpo_rate;
   options.lr_scheduler = lpo::LearningRateKind::constant_with_warmup;
   options.lr_warmup_steps = 10;
+  options.rollout.lrm_timestep = lpo::LrmTimestep::arrival;  // where the reward model saw such latents in training
   options.threshold.minimum = o.threshold_min;
   options.threshold.maximum = o.threshold_max;
   options.loss.beta = o.beta;
@@ -276,8 +370,9 @@ void program(const Options& o, const std::string& command) {
   Studio studio(o);
   report.threads = studio.context.executor().threads();
 
-  const auto train = rate_pairs(studio, o, o.pairs, tw::Split::train, true, "rated pairs");
-  const auto held_out = rate_pairs(studio, o, o.held_out_pairs, tw::Split::validation, false, "held-out pairs");
+  auto train = rate_pairs(studio, o, o.rated_captions, tw::Split::train, true, "rated pairs");
+  if (o.sketches > 0) add_sketches(studio, o, train);
+  const auto held_out = rate_pairs(studio, o, o.held_out_captions, tw::Split::validation, false, "held-out pairs");
   watch.finish("rated pairs", report);
 
   tw::RewardModel reward(o.model, studio.generator.tokenizer, static_cast<float>(o.lrm_guidance), o.seed + 1);
@@ -300,7 +395,7 @@ void program(const Options& o, const std::string& command) {
                      {"lpo_learning_rate", o.lpo_rate}, {"beta", o.beta}, {"threshold_min", o.threshold_min},
                      {"threshold_max", o.threshold_max}};
   tw::write_report(o.out, report);
-  tw::print_summary(report);
+  tw::print_summary(report, o.out);
 }
 
 }  // namespace
@@ -314,8 +409,9 @@ int main(int argc, char** argv) {
   app.add_option("--seed", o.seed, "seed of everything");
   app.add_option("--threads", o.threads, "threads; 0 takes all");
   app.add_option("--guidance-scale,--guidance_scale", o.guidance_scale, "classifier-free guidance");
-  app.add_option("--pairs", o.pairs, "rated pairs for the reward model")->check(CLI::PositiveNumber);
-  app.add_option("--held-out-pairs", o.held_out_pairs, "rated pairs that measure the reward model")->check(CLI::PositiveNumber);
+  app.add_option("--rated-captions", o.rated_captions, "captions drawn by the base model for the raters, 4 pictures each")->check(CLI::PositiveNumber);
+  app.add_option("--sketches", o.sketches, "captions sketched by the cheap second generator, 4 pictures each")->check(CLI::NonNegativeNumber);
+  app.add_option("--held-out-captions", o.held_out_captions, "captions whose pairs measure the reward model")->check(CLI::PositiveNumber);
   app.add_option("--mpcf-strategy", o.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")->check(CLI::Range(0, 3));
   app.add_option("--lrm-steps", o.lrm_steps, "reward model steps")->check(CLI::PositiveNumber);
   app.add_option("--lrm-batch", o.lrm_batch, "pairs per reward model step")->check(CLI::PositiveNumber);

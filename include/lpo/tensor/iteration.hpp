@@ -117,9 +117,9 @@ inline bool gradients_cross(const IterationSpace& space, int a, const void* a_da
 }
 
 /// Walks the outer axes; `offset[k]` is where operand k's current row starts.
-class RowCursor {
+class OuterCursor {
  public:
-  RowCursor(const IterationSpace& space, index_t row) : space_(space) {
+  OuterCursor(const IterationSpace& space, index_t row) : space_(space) {
     for (int axis = space.rank - 2; axis >= 0; --axis) {
       index_[axis] = row % space.extent[axis];
       row /= space.extent[axis];

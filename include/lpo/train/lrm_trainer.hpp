@@ -11,6 +11,7 @@
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
+#include <lpo/optim/ema.hpp>
 #include <lpo/optim/schedule.hpp>
 #include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/reward/loss.hpp>
@@ -32,6 +33,7 @@ struct LrmTrainerOptions {
   FirstStepRate lr_first_step = FirstStepRate::zero;
   AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.3};
   double max_grad_norm = 1.0;  ///< 0 turns clipping off; the norm is logged either way
+  double ema_decay = 0;        ///< > 0: validate and export an exponential moving average of the weights
   RewardLossOptions loss;
   bool shared_pair_noise = false;  ///< pair_noise = independent | shared
   int timestep_interval = 50;
@@ -66,7 +68,8 @@ class LrmTrainer {
              const NoiseSchedule& schedule, LrmTrainerOptions options)
       : context_(context), lrm_(lrm), text_(text_encoder), store_(store), schedule_(schedule), options_(std::move(options)),
         tape_(context),
-        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer) {
+        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
+        average_(context, optimizer_.spans(), options_.ema_decay, true) {
     if (options_.train_batch_size < 1 || options_.max_train_steps < 0)
       throw ValueError("[LrmTrainer] train_batch_size must be at least 1 and max_train_steps at least 0");
     if (options_.timestep_interval < 1 || options_.largest_timestep < 1 || options_.largest_timestep >= schedule.train_timesteps())
@@ -83,7 +86,10 @@ class LrmTrainer {
     std::vector<float> best_values(static_cast<std::size_t>(store_.trainable_size()));
     std::vector<float> best{0.0f, -1.0f};  // step, accuracy
     TrainingState state = training_state(best_values, best);
-    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) optimizer_.set_step_count(state.step);
+    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
+      optimizer_.set_step_count(state.step);
+      average_.set_updates(state.step);
+    }
     if (!options_.output_dir.empty()) make_directories(options_.output_dir);
     MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
     ProgressReporter reporter("LRM training", state.step, options_.max_train_steps, progress);
@@ -100,12 +106,14 @@ class LrmTrainer {
       MetricValues metrics{{"train_loss", loss}, {"grad_norm", norm}, {"lr", rate}};
       const bool last = state.step == options_.max_train_steps;
       if (validates && (last || (options_.validation_steps > 0 && state.step % options_.validation_steps == 0))) {
+        swap_average();
         accuracy_now = accuracy(validation, options_.validation_timestep);
         metrics.emplace_back("validation_accuracy", accuracy_now);
         if (accuracy_now > static_cast<double>(best[1])) {
           best = {static_cast<float>(state.step), static_cast<float>(accuracy_now)};
           std::copy_n(store_.trainable_values(), best_values.size(), best_values.begin());
         }
+        swap_average();
       }
       log.write(state.step - 1, metrics);
       if (options_.checkpointing_steps > 0 && !options_.output_dir.empty() && state.step % options_.checkpointing_steps == 0)
@@ -122,6 +130,8 @@ class LrmTrainer {
     report.best_validation_accuracy = std::max(0.0, static_cast<double>(best[1]));
     if (options_.export_weights == LrmTrainerOptions::Export::best && best[1] >= 0)
       std::copy(best_values.begin(), best_values.end(), store_.trainable_values());
+    else
+      swap_average();
     if (validates) report.validation_accuracy = accuracy(validation, options_.validation_timestep);
     return report;
   }
@@ -180,10 +190,12 @@ class LrmTrainer {
     s["max_train_steps"] = options_.max_train_steps;
     s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
+    s["ema_decay"] = options_.ema_decay;
     const auto count = static_cast<std::size_t>(store_.trainable_size());
     state.buffers = {{"weights", {store_.trainable_values(), count}},
                      {"first_moment", {optimizer_.first_moment().data, count}},
                      {"second_moment", {optimizer_.second_moment().data, count}},
+                     {"average", {average_.average().data, options_.ema_decay > 0 ? count : 0}},
                      {"best_weights", best_values},
                      {"best", best}};
     return state;
@@ -211,7 +223,12 @@ class LrmTrainer {
                                      options_.max_train_steps, options_.lr_first_step};
     result.rate = rates(step_index);
     if (std::isfinite(result.norm)) optimizer_.step(result.rate, clip_scale(result.norm, options_.max_grad_norm));
+    if (options_.ema_decay > 0) average_.update();
     return result;
+  }
+
+  void swap_average() {
+    if (options_.ema_decay > 0) average_.swap();
   }
 
   Batch prepare(const LatentPairs& pairs, const std::vector<index_t>& rows, const std::vector<int>& timesteps,
@@ -283,6 +300,7 @@ class LrmTrainer {
   LrmTrainerOptions options_;
   Tape<Device> tape_;
   AdamW<T, Device> optimizer_;
+  Ema<T, Device> average_;
 };
 
 }  // namespace lpo::inline LPO_ABI
