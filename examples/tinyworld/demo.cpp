@@ -33,12 +33,13 @@ struct Options {
   // rated pairs: captions with four pictures each, six pairs a caption
   index_t rated_captions = 1500, held_out_captions = 100, sketches = 0;
   int mpcf_strategy = 2;
+  double rater_temperature = 0.035;  ///< raters then agree with the scorer on about 87 % of the pairs that are no ties
   // reward model
   index_t lrm_steps = 600, lrm_batch = 64;
   double lrm_rate = 3e-4, lrm_guidance = 1.0;
   // LPO
   index_t iterations = 40, prompts_per_iteration = 32, train_batch = 64, lora_rank = 8;
-  double lpo_rate = 3e-4, beta = 500, threshold_min = 0.12, threshold_max = 0.26;
+  double lpo_rate = 3e-4, beta = 500, threshold_quantile = 0.6;
   // evaluation
   index_t captions = 200, seeds = 4;
 };
@@ -148,7 +149,8 @@ void add_group_pairs(const Studio& studio, const Options& o, RatedPairs& result,
           std::copy_n(deviation->data() + row_a * size, size, spread.begin());
           std::copy_n(deviation->data() + row_b * size, size, spread.begin() + static_cast<std::ptrdiff_t>(size));
         }
-        const auto rating = tw::rate_pair(measured[row_a], measured[row_b], seed, ((first_caption + i) * copies + a) * copies + b);
+        const auto rating = tw::rate_pair(measured[row_a], measured[row_b], seed, ((first_caption + i) * copies + a) * copies + b,
+                                          {.temperature = static_cast<float>(o.rater_temperature)});
         add_pair(result, o, rating, measured[row_a], measured[row_b], filter, two.data(), deviation != nullptr ? spread.data() : nullptr, ids);
       }
     }
@@ -287,8 +289,7 @@ void align(Studio& studio, const Options& o, tw::RewardModel& reward, tw::DemoRe
   options.lr_scheduler = lpo::LearningRateKind::constant_with_warmup;
   options.lr_warmup_steps = 10;
   options.rollout.lrm_timestep = lpo::LrmTimestep::arrival;  // where the reward model saw such latents in training
-  options.threshold.minimum = o.threshold_min;
-  options.threshold.maximum = o.threshold_max;
+  options.threshold_quantile = o.threshold_quantile;
   options.loss.beta = o.beta;
   options.max_grad_norm = 1.0;
   options.seed = o.seed;
@@ -387,13 +388,15 @@ void program(const Options& o, const std::string& command) {
   watch.finish("evaluation", report);
 
   report.peak_rss_mb = peak_rss_mb();
-  report.settings = {{"guidance_scale", o.guidance_scale}, {"lrm_steps", static_cast<double>(o.lrm_steps)},
+  report.settings = {{"guidance_scale", o.guidance_scale}, {"rater_temperature", o.rater_temperature},
+                     {"lrm_steps", static_cast<double>(o.lrm_steps)},
                      {"lrm_batch (pairs)", static_cast<double>(o.lrm_batch)}, {"lrm_learning_rate", o.lrm_rate},
                      {"lrm_guidance", o.lrm_guidance}, {"lpo_iterations", static_cast<double>(o.iterations)},
                      {"prompts_per_iteration", static_cast<double>(o.prompts_per_iteration)},
                      {"train_batch (pairs)", static_cast<double>(o.train_batch)}, {"lora_rank", static_cast<double>(o.lora_rank)},
-                     {"lpo_learning_rate", o.lpo_rate}, {"beta", o.beta}, {"threshold_min", o.threshold_min},
-                     {"threshold_max", o.threshold_max}};
+                     {"lpo_learning_rate", o.lpo_rate}, {"beta", o.beta}, {"threshold_quantile", o.threshold_quantile},
+                     {"threshold_min", report.thresholds.empty() ? 0.0 : report.thresholds.back()},
+                     {"threshold_max", report.thresholds.empty() ? 0.0 : report.thresholds.front()}};
   tw::write_report(o.out, report);
   tw::print_summary(report, o.out);
 }
@@ -412,6 +415,7 @@ int main(int argc, char** argv) {
   app.add_option("--rated-captions", o.rated_captions, "captions drawn by the base model for the raters, 4 pictures each")->check(CLI::PositiveNumber);
   app.add_option("--sketches", o.sketches, "captions sketched by the cheap second generator, 4 pictures each")->check(CLI::NonNegativeNumber);
   app.add_option("--held-out-captions", o.held_out_captions, "captions whose pairs measure the reward model")->check(CLI::PositiveNumber);
+  app.add_option("--rater-temperature", o.rater_temperature, "score difference that shifts a rater's log-odds by one")->check(CLI::PositiveNumber);
   app.add_option("--mpcf-strategy", o.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")->check(CLI::Range(0, 3));
   app.add_option("--lrm-steps", o.lrm_steps, "reward model steps")->check(CLI::PositiveNumber);
   app.add_option("--lrm-batch", o.lrm_batch, "pairs per reward model step")->check(CLI::PositiveNumber);
@@ -423,8 +427,7 @@ int main(int argc, char** argv) {
   app.add_option("--rank", o.lora_rank, "LoRA rank")->check(CLI::Range(1, 32));
   app.add_option("--learning-rate", o.lpo_rate, "LPO learning rate");
   app.add_option("--beta", o.beta, "LPO beta");
-  app.add_option("--threshold-min", o.threshold_min, "pair threshold at the smallest sigma")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--threshold-max", o.threshold_max, "pair threshold at the largest sigma")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--threshold-quantile", o.threshold_quantile, "share of the pairs that thresholds reject")->check(CLI::Range(0.01, 0.99));
   app.add_option("--captions", o.captions, "captions of the evaluation")->check(CLI::PositiveNumber);
   app.add_option("--seeds", o.seeds, "pictures per caption of the evaluation")->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);

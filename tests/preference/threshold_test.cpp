@@ -90,3 +90,17 @@ TEST_CASE("score differences that the thresholds ask for") {
   check_digits(2 * std::atanh(0.35), 0.7308875);
   check_digits(2 * std::atanh(0.5), 1.0986123);
 }
+
+TEST_CASE("calibrated thresholds: the line through the quantiles of gaps that grow with the measure") {
+  std::vector<std::vector<float>> gaps;
+  const std::vector<double> shares{0.0, 0.25, 0.5, 1.0};
+  for (const double share : shares) {  // uniform on [0, 0.2 + 0.4 share]: the 60 % quantile is 0.12 + 0.24 share
+    gaps.emplace_back();
+    for (int i = 0; i <= 1000; ++i) gaps.back().push_back(static_cast<float>((0.2 + 0.4 * share) * i / 1000));
+  }
+  const auto options = lpo::calibrated_thresholds(shares, gaps, 0.6);
+  CHECK(options.minimum == doctest::Approx(0.12).epsilon(1e-6));
+  CHECK(options.maximum == doctest::Approx(0.36).epsilon(1e-6));
+  CHECK_THROWS_AS(lpo::calibrated_thresholds(shares, gaps, 1.5), lpo::ValueError);
+  CHECK_THROWS_AS(lpo::calibrated_thresholds(std::vector<double>{0.5}, {{0.1f}}, 0.5), lpo::ValueError);
+}

@@ -96,6 +96,13 @@ class Rollout {
 
   const std::vector<GaussianStep>& steps() const { return steps_; }
   const std::vector<double>& thresholds() const { return thresholds_; }
+  /// Replaces the thresholds, one per step.
+  void set_thresholds(std::vector<double> thresholds) {
+    if (thresholds.size() != steps_.size())
+      throw ValueError(message("[Rollout] ", static_cast<index_t>(thresholds.size()), " thresholds for ",
+                               static_cast<index_t>(steps_.size()), " steps; give one per step"));
+    thresholds_ = std::move(thresholds);
+  }
   const RolloutOptions& options() const { return options_; }
 
  private:

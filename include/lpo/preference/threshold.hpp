@@ -74,4 +74,27 @@ inline std::vector<double> pair_thresholds(const NoiseSchedule& schedule, int st
   return thresholds;
 }
 
+/// Limits [minimum, maximum] for a reward model whose score gaps have another scale than the released ones': the line over
+/// the threshold's measure (0 at the smallest, 1 at the largest) that fits the given quantile of each step's gaps best, in the
+/// sense of least squares. `shares[i]` is step i's measure, `gaps[i]` the gaps seen there.
+inline ThresholdOptions calibrated_thresholds(std::span<const double> shares, std::vector<std::vector<float>> gaps, double quantile,
+                                              ThresholdOptions options = {}) {
+  if (!(quantile > 0 && quantile < 1)) throw ValueError(message("[calibrated_thresholds] quantile ", quantile, " must lie between 0 and 1"));
+  double n = 0, x1 = 0, x2 = 0, y1 = 0, xy = 0;
+  for (std::size_t i = 0; i < gaps.size(); ++i) {
+    if (gaps[i].empty()) continue;
+    const auto at = static_cast<std::ptrdiff_t>(quantile * static_cast<double>(gaps[i].size() - 1) + 0.5);
+    std::nth_element(gaps[i].begin(), gaps[i].begin() + at, gaps[i].end());
+    const double x = shares[i], y = static_cast<double>(gaps[i][static_cast<std::size_t>(at)]);
+    n += 1, x1 += x, x2 += x * x, y1 += y, xy += x * y;
+  }
+  const double spread = n * x2 - x1 * x1;
+  if (n < 2 || !(spread > 0)) throw ValueError("[calibrated_thresholds] gaps of at least two steps are needed; draw a roll-out with thresholds 0");
+  const double slope = (n * xy - x1 * y1) / spread, start = (y1 - slope * x1) / n;
+  // A falling line would reject where the paper's rule accepts: then one threshold serves all steps.
+  options.minimum = std::clamp(slope < 0 ? y1 / n : start, 0.0, 0.99);
+  options.maximum = std::clamp(slope < 0 ? y1 / n : start + slope, options.minimum, 0.99);
+  return options;
+}
+
 }  // namespace lpo::inline LPO_ABI

@@ -34,6 +34,8 @@ struct LpoTrainerOptions {
   double eta = 1.0;
   RolloutOptions rollout;
   ThresholdOptions threshold;
+  double threshold_quantile = 0;     ///< > 0: fit threshold.minimum and maximum to this quantile of the gaps before training
+  int calibration_rollouts = 2;      ///< roll-outs of the reference model that this takes
   LpoLossOptions loss;
   double learning_rate = 6e-5;
   LearningRateKind lr_scheduler = LearningRateKind::constant;
@@ -82,7 +84,7 @@ class LpoTrainer {
   LpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, PolicyText& policy_text, Lrm& lrm,
              RewardText& reward_text, const NoiseSchedule& schedule, const Extents<3>& latent, LpoTrainerOptions options)
       : context_(context), policy_(policy), store_(store), policy_text_(policy_text), reward_text_(reward_text),
-        options_(std::move(options)), tape_(context), denoiser_(tape_, policy, options_.guidance_scale),
+        schedule_(schedule), options_(std::move(options)), tape_(context), denoiser_(tape_, policy, options_.guidance_scale),
         scorer_(tape_, lrm, options_.max_rows),
         rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta),
                  chain_thresholds(schedule, options_),
@@ -103,6 +105,7 @@ class LpoTrainer {
   LpoTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
     std::vector<float> counters(2 + 2 * rollout_.steps().size());
+    if (options_.threshold_quantile > 0) calibrate(prompts);
     TrainingState state = training_state(counters);
     if (options_.resume && !options_.output_dir.empty() && folder.resume(state))
       optimizer_.set_step_count(static_cast<index_t>(counters[0]));
@@ -161,7 +164,33 @@ class LpoTrainer {
   }
 
  private:
-  static constexpr std::uint32_t operation_prompts = 0x3001;
+  static constexpr std::uint32_t operation_prompts = 0x3001, operation_calibration = 0x3002;
+  static constexpr std::uint32_t calibration_iteration = 0x400000;  // roll-outs of their own, apart from the run's
+
+  /// Draws roll-outs of the reference model, keeps every pair, and sets thresholds from their gaps. Depends on the seed alone,
+  /// so a resumed run finds the same thresholds.
+  void calibrate(const PromptTokens& prompts) {
+    const auto plain = tape_.without_adapters();
+    const auto count = rollout_.steps().size();
+    rollout_.set_thresholds(std::vector<double>(count, 0.0));
+    std::vector<std::vector<float>> gaps(count);
+    BatchOrder order(options_.seed, operation_calibration, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
+    for (int i = 0; i < options_.calibration_rollouts; ++i) {
+      const auto rows = order.at(i);
+      const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
+      const auto reward_prompts = encode(reward_text_, prompts.reward_ids, prompts.reward_tokens, rows);
+      denoiser_.set_prompts(policy_prompts);
+      scorer_.set_prompts(reward_prompts);
+      rollout_.run(denoiser_, scorer_, calibration_iteration + static_cast<std::uint32_t>(i), static_cast<index_t>(rows.size()));
+      for (const PairRecord& record : rollout_.pairs().records()) gaps[static_cast<std::size_t>(record.step)].push_back(record.gap);
+    }
+    ThresholdOptions unit = options_.threshold;
+    unit.minimum = 0, unit.maximum = 0.5, unit.table = ThresholdTable::closed_form;
+    auto shares = pair_thresholds(schedule_, options_.sample_steps, unit);
+    for (double& share : shares) share *= 2;
+    rollout_.set_thresholds(pair_thresholds(schedule_, options_.sample_steps,
+                                            calibrated_thresholds(shares, std::move(gaps), options_.threshold_quantile, options_.threshold)));
+  }
 
   static std::vector<double> chain_thresholds(const NoiseSchedule& schedule, const LpoTrainerOptions& options) {
     return pair_thresholds(schedule, options.sample_steps, options.threshold);
@@ -275,6 +304,7 @@ class LpoTrainer {
   ParameterStore<T, Device>& store_;
   PolicyText& policy_text_;
   RewardText& reward_text_;
+  const NoiseSchedule& schedule_;
   LpoTrainerOptions options_;
   Tape<Device> tape_;
   GuidedDenoiser<UNet> denoiser_;
