@@ -259,6 +259,49 @@ void report_quality(lpo::Context<tw::Device>& context, tw::Vae& vae, tw::UNet& u
   std::printf("validation: attribute accuracy %.3f, aesthetic %.2f of 10, score %.3f\n", accuracy, aesthetic, score);
 }
 
+/// One panel of the loss curve: a log of `metrics.jsonl` as an SVG polyline over a logarithmic loss axis.
+std::string curve_panel(const std::string& title, const std::string& log, double left) {
+  std::vector<std::pair<double, double>> points;
+  const std::string text = lpo::read_text_file(log);
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.size(), text.find('\n', begin));
+    const auto line = nlohmann::json::parse(text.substr(begin, end - begin), nullptr, false);
+    if (line.is_object() && line.contains("smoothed")) points.emplace_back(line["step"].get<double>(), line["smoothed"].get<double>());
+    begin = end + 1;
+  }
+  if (points.size() < 2) return "";
+  double low = points[0].second, high = low;
+  for (const auto& [step, loss] : points) low = std::min(low, loss), high = std::max(high, loss);
+  constexpr double width = 340, height = 200, top = 40;
+  const double last = points.back().first, range = std::max(1e-9, std::log(high / low));
+  std::string svg, line;
+  char part[160];
+  for (const auto& [step, loss] : points) {
+    std::snprintf(part, sizeof part, "%.1f,%.1f ", left + width * step / last, top + height * (1 - std::log(loss / low) / range));
+    line += part;
+  }
+  std::snprintf(part, sizeof part, "<rect x='%.0f' y='%.0f' width='%.0f' height='%.0f' fill='none' stroke='#bbb'/>", left, top, width, height);
+  svg += part;
+  svg += "<polyline points='" + line + "' fill='none' stroke='#2563eb' stroke-width='1.5'/>";
+  std::snprintf(part, sizeof part, "<text x='%.0f' y='30'>%s</text>", left, title.c_str());
+  svg += part;
+  for (const auto& [value, y] : {std::pair{high, top + 4}, std::pair{low, top + height}}) {
+    std::snprintf(part, sizeof part, "<text x='%.0f' y='%.0f' text-anchor='end'>%.3g</text>", left - 6, y, value);
+    svg += part;
+  }
+  std::snprintf(part, sizeof part, "<text x='%.0f' y='%.0f' text-anchor='end'>step %.0f</text>", left + width, top + height + 18, last);
+  svg += part;
+  return svg;
+}
+
+void write_loss_curve(const std::string& folder) {
+  const std::string svg = "<svg xmlns='http://www.w3.org/2000/svg' width='860' height='280' font-family='sans-serif' font-size='13'>"
+                          "<rect width='860' height='280' fill='white'/>" +
+                          curve_panel("autoencoder: loss (log scale)", folder + "/training/vae/metrics.jsonl", 60) +
+                          curve_panel("denoiser: loss (log scale)", folder + "/training/unet/metrics.jsonl", 490) + "</svg>\n";
+  lpo::write_text_file(folder + "/loss_curve.svg", svg);
+}
+
 void program(int argc, char** argv) {
   Options o;
   CLI::App app{"Train the tiny world's base model: AutoencoderKL, CLIP text encoder and UNet, written as a diffusers folder."};
@@ -313,6 +356,7 @@ void program(int argc, char** argv) {
   tw::save_model(o.output_dir, vae, vae_store, unet, text, store, tokenizer);
   const std::string json = record.dump(2) + "\n";
   lpo::write_file_atomically(o.output_dir + "/training.json", [&](lpo::FileSink& sink) { sink.write(json.data(), json.size()); });
+  write_loss_curve(o.output_dir);
   std::printf("wrote %s\n", o.output_dir.c_str());
 }
 
