@@ -29,16 +29,16 @@ struct Options {
   std::string model = "examples/tinyworld/model", out = "demo-out";
   std::uint64_t seed = 1;
   int threads = 0;
-  double guidance_scale = 4.0;
+  double guidance_scale = 2.0;
   // rated pairs: captions with four pictures each, six pairs a caption
-  index_t rated_captions = 1500, held_out_captions = 100, sketches = 0;
+  index_t rated_captions = 4000, held_out_captions = 200, sketches = 0;
   int mpcf_strategy = 2;
   double rater_temperature = 0.035;  ///< raters then agree with the scorer on about 87 % of the pairs that are no ties
   // reward model
-  index_t lrm_steps = 600, lrm_batch = 64;
+  index_t lrm_steps = 1200, lrm_batch = 64;
   double lrm_rate = 3e-4, lrm_guidance = 1.0;
   // LPO
-  index_t iterations = 40, prompts_per_iteration = 32, train_batch = 64, lora_rank = 8;
+  index_t iterations = 60, prompts_per_iteration = 32, train_batch = 64, lora_rank = 8;
   double lpo_rate = 3e-4, beta = 500, threshold_quantile = 0.6;
   // evaluation
   index_t captions = 200, seeds = 4;
@@ -85,6 +85,21 @@ struct Studio {
                                 options, [&](index_t done, index_t) { return reporter.report(done); });
   }
 
+  /// Scores of the decoded pictures, a few at a time: thousands of pictures need not be in memory together.
+  std::vector<tw::Measurement> measure(const lpo::Tensor<float, 4>& latents, const std::vector<std::string>& captions) {
+    std::vector<tw::Measurement> measured(captions.size());
+    constexpr index_t chunk = 64;
+    for (index_t begin = 0; begin < latents.extent(0); begin += chunk) {
+      const index_t end = std::min(latents.extent(0), begin + chunk);
+      const auto images = tw::decode_latents(tape, generator.vae, latents.view().slice(0, begin, end));
+      context.executor().parallel_for(end - begin, 4, [&](index_t first, index_t last) {
+        for (index_t i = first; i < last; ++i)
+          measured[static_cast<std::size_t>(begin + i)] = tw::score_image(images[static_cast<std::size_t>(i)], captions[static_cast<std::size_t>(begin + i)]);
+      });
+    }
+    return measured;
+  }
+
   std::vector<tw::Image> decode(const lpo::Tensor<float, 4>& latents) {
     std::vector<tw::Image> images;
     for (index_t begin = 0; begin < latents.extent(0); begin += 64) {
@@ -126,7 +141,7 @@ void add_pair(RatedPairs& result, const Options& o, const tw::RatedPair& rating,
   pairs.mean.insert(pairs.mean.end(), mean, mean + size);
   if (deviation != nullptr)
     pairs.deviation.insert(pairs.deviation.end(), deviation, deviation + size);
-  else
+  else if (o.sketches > 0)
     pairs.deviation.insert(pairs.deviation.end(), size, 0.0f);
   pairs.token_ids.insert(pairs.token_ids.end(), ids.begin(), ids.end());
   pairs.labels.push_back({rating.label_0, rating.label_1, 1.0f, false});
@@ -231,7 +246,7 @@ RatedPairs rate_pairs(Studio& studio, const Options& o, index_t count, tw::Split
   }
   std::vector<std::string> repeated;
   for (const auto& caption : captions) repeated.insert(repeated.end(), copies, caption);
-  const auto measured = measure_all(studio.decode(latents), repeated);
+  const auto measured = studio.measure(latents, repeated);
   RatedPairs result;
   add_group_pairs(studio, o, result, captions, copies, measured, latents, nullptr, o.seed + 400, filter);
   return result;

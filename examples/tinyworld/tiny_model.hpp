@@ -36,7 +36,7 @@ using Device = lpo::Cpu;
 using Vae = lpo::AutoencoderKL<vae_config, float, Device>;
 using Text = lpo::CLIPTextModel<text_config, float, Device>;
 using UNet = lpo::UNet2DCondition<unet_config, float, Device>;
-using Lrm = lpo::LatentRewardModel<unet_config, text_config.width, text_config.width, true, float, Device>;
+using Lrm = lpo::LatentRewardModel<unet_config, text_config.width, 128, true, float, Device>;
 using TextEncoder = lpo::ClipTextEncoder<Text>;
 using Store = lpo::ParameterStore<float, Device>;
 

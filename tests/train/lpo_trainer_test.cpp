@@ -82,6 +82,27 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte") {
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
+TEST_CASE("calibrated thresholds are the same in a resumed run and reject about the asked share") {
+  TemporaryFolder whole_folder, cut_folder;
+  auto options = lpo_options(whole_folder.path());
+  options.threshold_quantile = 0.5;
+  options.calibration_rollouts = 4;
+  Policy whole;
+  const auto report = run(whole, options);
+  CHECK(report.thresholds.front() > 0);
+  double kept = 0, drawn = 0;
+  for (std::size_t i = 0; i < report.kept_per_step.size(); ++i) kept += report.kept_per_step[i], drawn += report.drawn_per_step[i];
+  CHECK(kept / drawn > 0.25);
+  CHECK(kept / drawn < 0.75);
+  options.output_dir = cut_folder.path();
+  Policy cut;
+  CHECK_THROWS_AS(run(cut, options, [](const Progress& p) { return p.step < 2; }), CancelledError);
+  Policy resumed;
+  options.resume = true;
+  CHECK(run(resumed, options).thresholds == report.thresholds);
+  CHECK(weights(resumed.store) == weights(whole.store));
+}
+
 TEST_CASE("the number of threads does not change a bit") {
   Policy one, three;
   run(one, lpo_options(""), {}, 1);

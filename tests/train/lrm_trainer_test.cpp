@@ -30,19 +30,24 @@ TEST_CASE("the reward model learns an obvious preference") {
   CHECK(report.validation_accuracy > 0.9);
 }
 
-TEST_CASE("killed and resumed equals uninterrupted, byte for byte") {
+TEST_CASE("killed and resumed equals uninterrupted, byte for byte, with and without averaged weights") {
   TemporaryFolder whole_folder, cut_folder;
+  double decay = 0;
+  SUBCASE("plain") {}
+  SUBCASE("averaged") { decay = 0.9; }
+  auto options = lrm_options(whole_folder.path());
+  options.ema_decay = decay;
   Reward whole;
-  run(whole, lrm_options(whole_folder.path()));
+  run(whole, options);
+  options.output_dir = cut_folder.path();
   run_and_kill([&](auto&& die) {
     Reward cut;
-    run(cut, lrm_options(cut_folder.path()), [&](const Progress& p) {
+    run(cut, options, [&](const Progress& p) {
       if (p.step == 5) die();
       return true;
     });
   });
   Reward resumed;
-  auto options = lrm_options(cut_folder.path());
   options.resume = true;
   index_t first = -1;
   run(resumed, options, [&](const Progress& p) {
