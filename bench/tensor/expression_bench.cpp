@@ -36,15 +36,16 @@ double copy_gigabytes(std::size_t bytes, int threads) {
   for (std::size_t run = 0; run < std::max<std::size_t>(10, 100'000'000 / bytes); ++run)
     best = std::min(best, seconds_of([&] {
                       context.executor().parallel_for(count, 32768, [&](index_t begin, index_t end) {
-                        std::memcpy(target.data() + begin, source.data() + begin, static_cast<std::size_t>(end - begin) * 4);
+                        std::memcpy(target.data() + begin, source.data() + begin,
+                                    static_cast<std::size_t>(end - begin) * 4);
                       });
                       benchmark::ClobberMemory();
                     }));
   return 8e-9 * static_cast<double>(count) / best;
 }
 
-/// Times every iteration by itself. The rates come from the fastest one, like the ceiling's: on a machine that others use,
-/// a mean says more about them. The reported time is the mean.
+/// Times every iteration by itself. The rates come from the fastest one, like the ceiling's: on a machine that others
+/// use, a mean says more about them. The reported time is the mean.
 class Stopwatch {
  public:
   template <class Body>
@@ -90,7 +91,8 @@ void modulate(benchmark::State& state) {
   const Shape shape(state);
   Context<Cpu> context(shape.threads);
   const Extents<2> extents{shape.rows, shape.channels};
-  const auto x = random_tensor<T, Cpu>(extents, 1), scale = random_tensor<T, Cpu>(extents, 2), shift = random_tensor<T, Cpu>(extents, 3);
+  const auto x = random_tensor<T, Cpu>(extents, 1), scale = random_tensor<T, Cpu>(extents, 2),
+             shift = random_tensor<T, Cpu>(extents, 3);
   Tensor<T, 2> y(extents);
   Stopwatch watch;
   for (auto _ : state) watch.time(state, [&] { evaluate(&context, y.view(), silu(x * (1 + scale) + shift)); });
@@ -104,7 +106,8 @@ void modulate_rows(benchmark::State& state) {
   Context<Cpu> context(shape.threads);
   const Extents<2> extents{shape.rows, shape.channels};
   const auto x = random_tensor<T, Cpu>(extents, 1);
-  const auto scale = random_tensor<T, Cpu>(Extents<1>{shape.channels}, 2), shift = random_tensor<T, Cpu>(Extents<1>{shape.channels}, 3);
+  const auto scale = random_tensor<T, Cpu>(Extents<1>{shape.channels}, 2),
+             shift = random_tensor<T, Cpu>(Extents<1>{shape.channels}, 3);
   Tensor<T, 2> y(extents);
   Stopwatch watch;
   for (auto _ : state) watch.time(state, [&] { evaluate(&context, y.view(), silu(x * (1 + scale) + shift)); });
@@ -145,30 +148,40 @@ void backward_of(benchmark::State& state, int arrays, Statement&& statement, Ten
 template <class T>
 void modulate_backward(benchmark::State& state) {
   const Extents<2> extents{state.range(0), state.range(1)};
-  auto x = random_tensor<T, Cpu>(extents, 1), scale = random_tensor<T, Cpu>(extents, 2), shift = random_tensor<T, Cpu>(extents, 3);
+  auto x = random_tensor<T, Cpu>(extents, 1), scale = random_tensor<T, Cpu>(extents, 2),
+       shift = random_tensor<T, Cpu>(extents, 3);
   backward_of<T>(
-      state, 7, [](const auto& a, const auto& s, const auto& t) { return Var(silu(a * (1 + s) + t)); }, x, scale, shift);
+      state, 7, [](const auto& a, const auto& s, const auto& t) { return Var(silu(a * (1 + s) + t)); }, x, scale,
+      shift);
 }
 
 template <class T>
 void modulate_rows_backward(benchmark::State& state) {
   auto x = random_tensor<T, Cpu>(Extents<2>{state.range(0), state.range(1)}, 1);
-  auto scale = random_tensor<T, Cpu>(Extents<1>{state.range(1)}, 2), shift = random_tensor<T, Cpu>(Extents<1>{state.range(1)}, 3);
+  auto scale = random_tensor<T, Cpu>(Extents<1>{state.range(1)}, 2),
+       shift = random_tensor<T, Cpu>(Extents<1>{state.range(1)}, 3);
   backward_of<T>(
-      state, 3, [](const auto& a, const auto& s, const auto& t) { return Var(silu(a * (1 + s) + t)); }, x, scale, shift);
+      state, 3, [](const auto& a, const auto& s, const auto& t) { return Var(silu(a * (1 + s) + t)); }, x, scale,
+      shift);
 }
 
 template <class T>
 void repeated_backward(benchmark::State& state) {
   const Extents<2> extents{state.range(0), state.range(1)};
   auto x = random_tensor<T, Cpu>(extents, 1), s = random_tensor<T, Cpu>(extents, 2);
-  backward_of<T>(state, 5, [](const auto& a, const auto& b) { return Var(silu(a * (1 + b)) * a + a * a * b); }, x, s);
+  backward_of<T>(
+      state, 5, [](const auto& a, const auto& b) { return Var(silu(a * (1 + b)) * a + a * a * b); }, x, s);
 }
 
 // 256 x 320 floats stay in the second-level cache; 16384 x 640 do not.
-#define LPO_BENCH(name)                                                                           \
-  BENCHMARK(name)->ArgNames({"rows", "channels", "threads"})->Args({256, 320, 1})->Args({4096, 64, 1}) \
-      ->Args({16384, 640, 1})->Args({16384, 640, 2})->UseManualTime()
+#define LPO_BENCH(name)                           \
+  BENCHMARK(name)                                 \
+      ->ArgNames({"rows", "channels", "threads"}) \
+      ->Args({256, 320, 1})                       \
+      ->Args({4096, 64, 1})                       \
+      ->Args({16384, 640, 1})                     \
+      ->Args({16384, 640, 2})                     \
+      ->UseManualTime()
 LPO_BENCH(copy<float>);
 LPO_BENCH(copy<lpo::bfloat16>);
 LPO_BENCH(modulate<float>);

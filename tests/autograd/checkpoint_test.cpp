@@ -60,7 +60,10 @@ TEST_CASE("with checkpoints, the same bits") {
   SUBCASE("one in another") {
     CHECK(plain == outcome([](auto& tape, const Matrix& x, const Matrix& w) {
             return checkpoint(
-                tape, [t = &tape](const Matrix& u, const Matrix& v) { return CheckpointedBlock{t}(CheckpointedBlock{t}(u, v), v); },
+                tape,
+                [t = &tape](const Matrix& u, const Matrix& v) {
+                  return CheckpointedBlock{t}(CheckpointedBlock{t}(u, v), v);
+                },
                 x, w);
           }));
   }
@@ -69,7 +72,8 @@ TEST_CASE("with checkpoints, the same bits") {
             return checkpoint(
                 tape,
                 [t = &tape](const Matrix& u, const Matrix& v) {
-                  const auto h = checkpoint(*t, [t](const Matrix& p, const Matrix& q) { return CheckpointedBlock{t}(p, q); }, u, v);
+                  const auto h = checkpoint(
+                      *t, [t](const Matrix& p, const Matrix& q) { return CheckpointedBlock{t}(p, q); }, u, v);
                   return Block{}(h, v);
                 },
                 x, w);
@@ -78,7 +82,8 @@ TEST_CASE("with checkpoints, the same bits") {
   SUBCASE("a scope inside a checkpoint") {
     CHECK(plain == outcome([](auto& tape, const Matrix& x, const Matrix& w) {
             return checkpoint(
-                tape, [t = &tape](const Matrix& u, const Matrix& v) {
+                tape,
+                [t = &tape](const Matrix& u, const Matrix& v) {
                   const auto h = scoped(*t, [&] { return Block{}(u, v); });
                   return scoped(*t, [&] { return Block{}(h, v); });
                 },
@@ -90,11 +95,17 @@ TEST_CASE("with checkpoints, the same bits") {
 TEST_CASE("a checkpoint that returns its input, or a view of it") {
   const auto plain = outcome([](auto&, const Matrix& x, const Matrix&) { return Var(x * 2 + x * x); });
   const auto identity = outcome([](auto& tape, const Matrix& x, const Matrix&) {
-    const auto same = checkpoint(tape, [](const Matrix& u) { return u; }, x);
+    const auto same = checkpoint(
+        tape, [](const Matrix& u) { return u; }, x);
     return Var(same * 2 + x * x);
   });
   const auto view = outcome([](auto& tape, const Matrix& x, const Matrix&) {
-    const auto same = checkpoint(tape, [](const Matrix& u) { return u.reshape(Extents<3>{5, 2, 3}); }, x);
+    const auto same = checkpoint(
+        tape,
+        [](const Matrix& u) {
+          return u.reshape(Extents<3>{5, 2, 3});
+        },
+        x);
     return Var(same.reshape(Extents<2>{5, 6}) * 2 + x * x);
   });
   using Values = std::span<const double>;  // sums in another order: equal up to rounding
@@ -107,8 +118,11 @@ TEST_CASE("gradients through a checkpoint of a slice, used together with the who
   check_gradients(
       [](auto& tape, const auto& a, const auto& m) {
         const Var h = tanh(a);
-        const auto left = checkpoint(tape, [](const Matrix& u, const Matrix& v) { return linear(u, v); }, Matrix(h.slice(1, 0, 3)), Matrix(m));
-        const auto right = checkpoint(tape, [](const Matrix& u, const Matrix& v) { return Var(linear(u, v) * u); }, Matrix(h.slice(1, 3, 6)), Matrix(m));
+        const auto left = checkpoint(
+            tape, [](const Matrix& u, const Matrix& v) { return linear(u, v); }, Matrix(h.slice(1, 0, 3)), Matrix(m));
+        const auto right = checkpoint(
+            tape, [](const Matrix& u, const Matrix& v) { return Var(linear(u, v) * u); }, Matrix(h.slice(1, 3, 6)),
+            Matrix(m));
         return Var(concat_channels(left, Matrix(right)) * h);
       },
       std::tie(x, w));
@@ -122,12 +136,14 @@ TEST_CASE("a checkpoint in which nothing is trainable leaves no node") {
   const auto x = constant(tape, a);
   const auto w = constant(tape, b);
   int calls = 0;
-  const auto y = checkpoint(tape, [&calls](const Matrix& u, const Matrix& v) { return ++calls, Block{}(u, v); }, x, w);
+  const auto y = checkpoint(
+      tape, [&calls](const Matrix& u, const Matrix& v) { return ++calls, Block{}(u, v); }, x, w);
   CHECK_FALSE(y.requires_gradient());
   CHECK(tape.position() == nullptr);
   CHECK(calls == 1);
   const auto v = variable(tape, a);
-  const auto z = checkpoint(tape, [&calls](const Matrix& u, const Matrix& p) { return ++calls, Block{}(u, p); }, Var(y + v), w);
+  const auto z = checkpoint(
+      tape, [&calls](const Matrix& u, const Matrix& p) { return ++calls, Block{}(u, p); }, Var(y + v), w);
   CHECK(z.requires_gradient());
   backward(z, View<const double, 2, Reference>(a.view()));
   CHECK(calls == 3);
@@ -144,7 +160,8 @@ TEST_CASE("a weight that only the block knows makes its checkpoint count") {
   slot.requires_gradient = slot.persistent = true;
   const auto x = constant(tape, a);
   const Matrix w(&tape, &slot, b.view());
-  const auto y = checkpoint(tape, [w](const Matrix& u) { return linear(u, w); }, x);
+  const auto y = checkpoint(
+      tape, [w](const Matrix& u) { return linear(u, w); }, x);
   CHECK(y.requires_gradient());
   const auto ones = Tensor<double, 2, Reference>::full(y.extents(), 1.0);
   backward(y, ones.view());
@@ -195,6 +212,8 @@ TEST_CASE("a strided result is refused") {
   Tape<Reference> tape(context);
   auto a = randn(Extents<2>{2, 4}, 1);
   const auto x = variable(tape, a);
-  CHECK(error_text<lpo::ShapeError>([&] { checkpoint(tape, [](const Matrix& u) { return u.slice(1, 0, 2); }, x); }) ==
-        "[checkpoint] the block must return a dense value; return contiguous(x)");
+  CHECK(error_text<lpo::ShapeError>([&] {
+          checkpoint(
+              tape, [](const Matrix& u) { return u.slice(1, 0, 2); }, x);
+        }) == "[checkpoint] the block must return a dense value; return contiguous(x)");
 }

@@ -22,8 +22,10 @@ TEST_CASE("values of concatenations") {
   bool same = true;
   for (index_t i = 0; i < 2; ++i)
     for (index_t j = 0; j < 3; ++j) {
-      for (index_t k = 0; k < 6; ++k) same = same && channels.view()(i, j, k) == (k < 4 ? as(i, j, k) : bs(i, j, k - 4));
-      for (index_t k = 0; k < 4; ++k) same = same && batch.view()(i, j, k) == as(i, j, k) && batch.view()(i + 2, j, k) == cs(i, j, k);
+      for (index_t k = 0; k < 6; ++k)
+        same = same && channels.view()(i, j, k) == (k < 4 ? as(i, j, k) : bs(i, j, k - 4));
+      for (index_t k = 0; k < 4; ++k)
+        same = same && batch.view()(i, j, k) == as(i, j, k) && batch.view()(i + 2, j, k) == cs(i, j, k);
     }
   CHECK(same);
 }
@@ -39,11 +41,13 @@ TEST_CASE("gradients of concatenations") {
   SUBCASE("one value twice, and slices of one value in the other order") {
     check_gradients([](auto&, const auto& u) { return square(concat_channels(u, u)); }, std::tie(a));
     check_gradients([](auto&, const auto& u) { return tanh(concat_batch(u, u)) * u.slice(0, 0, 1); }, std::tie(a));
-    check_gradients([](auto&, const auto& u) { return concat_channels(u.slice(2, 1, 4), u.slice(2, 0, 2)); }, std::tie(a));
+    check_gradients([](auto&, const auto& u) { return concat_channels(u.slice(2, 1, 4), u.slice(2, 0, 2)); },
+                    std::tie(a));
     check_gradients([](auto&, const auto& u) { return concat_batch(u.slice(0, 1, 2), u); }, std::tie(a));
   }
   SUBCASE("a frozen side") {
-    check_gradients([](auto&, const auto& u, const auto& v) { return concat_channels(u, v); }, std::tie(std::as_const(a), b));
+    check_gradients([](auto&, const auto& u, const auto& v) { return concat_channels(u, v); },
+                    std::tie(std::as_const(a), b));
   }
 }
 
@@ -69,8 +73,12 @@ TEST_CASE("gradients of dense copies of slices along any axis") {
 
 TEST_CASE("concatenation on Cpu agrees with Reference") {
   const auto a = randn(Extents<4>{2, 5, 6, 33}, 1), b = randn(Extents<4>{2, 5, 6, 17}, 2);
-  check_parity(1e-6, [](auto&, const auto& u, const auto& v) { return concat_channels(u.slice(3, 3, 22), v); }, a, b);
-  check_parity(1e-6, [](auto&, const auto& u, const auto& v) { return concat_batch(concat_channels(u, v), concat_channels(u, v)); }, a, b);
+  check_parity(
+      1e-6, [](auto&, const auto& u, const auto& v) { return concat_channels(u.slice(3, 3, 22), v); }, a, b);
+  check_parity(
+      1e-6,
+      [](auto&, const auto& u, const auto& v) { return concat_batch(concat_channels(u, v), concat_channels(u, v)); }, a,
+      b);
 }
 
 TEST_CASE("extents that do not fit") {

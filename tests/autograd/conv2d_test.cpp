@@ -35,7 +35,8 @@ TEST_CASE("gradients of conv2d") {
     CAPTURE(p.name);
     auto x = randn(Extents<4>{p.n, p.h, p.w, p.c}, 1), w = randn(Extents<4>{p.o, p.kernel_h, p.kernel_w, p.c}, 2);
     auto b = randn(Extents<1>{p.o}, 3);
-    check_gradients([&](auto&, const auto& u, const auto& v, const auto& c) { return conv2d(u, v, c, p.options); }, std::tie(x, w, b));
+    check_gradients([&](auto&, const auto& u, const auto& v, const auto& c) { return conv2d(u, v, c, p.options); },
+                    std::tie(x, w, b));
   }
 }
 
@@ -63,17 +64,21 @@ TEST_CASE("conv2d on Cpu agrees with Reference") {
 TEST_CASE("extents that do not fit") {
   Context<Reference> context;
   Tape<Reference> tape(context);
-  auto xs = randn(Extents<4>{1, 64, 64, 6}, 1), ws = randn(Extents<4>{3, 3, 3, 4}, 2), ok = randn(Extents<4>{3, 3, 3, 6}, 2);
+  auto xs = randn(Extents<4>{1, 64, 64, 6}, 1), ws = randn(Extents<4>{3, 3, 3, 4}, 2),
+       ok = randn(Extents<4>{3, 3, 3, 6}, 2);
   auto bs = randn(Extents<1>{4}, 3);
   const auto x = variable(tape, xs), w = variable(tape, ws), good = variable(tape, ok);
   const auto b = variable(tape, bs);
   CHECK(error_text<lpo::ShapeError>([&] { conv2d(x, w, b, {}); }) ==
         "[conv2d] input has 6 channels, weight expects 4: input [1, 64, 64, 6], weight [3, 3, 3, 4]");
-  CHECK(error_text<lpo::ShapeError>([&] { conv2d(x, good, b, {}); }) == "[conv2d] bias has 4 elements, weight makes 3 channels");
-  CHECK(error_text<lpo::ShapeError>([&] { conv2d(x.slice(1, 0, 2).reshape(Extents<4>{1, 2, 64, 6}), good, {}, {}); }) ==
-        "[conv2d] input [1, 2, 64, 6] is smaller than the kernel [3, 3, 3, 6]");
+  CHECK(error_text<lpo::ShapeError>([&] { conv2d(x, good, b, {}); }) ==
+        "[conv2d] bias has 4 elements, weight makes 3 channels");
+  CHECK(error_text<lpo::ShapeError>([&] {
+          conv2d(x.slice(1, 0, 2).reshape(Extents<4>{1, 2, 64, 6}), good, {}, {});
+        }) == "[conv2d] input [1, 2, 64, 6] is smaller than the kernel [3, 3, 3, 6]");
   CHECK(error_text<lpo::ShapeError>([&] { conv2d(x.slice(2, 0, 9), good, {}, {}); }) ==
         "[conv2d] the input must be dense; copy the slice first");
-  CHECK(error_text<lpo::ValueError>([&] { conv2d(x, good, {}, {0, 0, 0, 0, 0}); }) ==
-        "[conv2d] stride 0 must be positive and padding must not be negative");
+  CHECK(error_text<lpo::ValueError>([&] {
+          conv2d(x, good, {}, {0, 0, 0, 0, 0});
+        }) == "[conv2d] stride 0 must be positive and padding must not be negative");
 }

@@ -21,16 +21,21 @@ TEST_CASE("cross_entropy is the negative log probability") {
   for (index_t row = 0; row < 4; ++row) {
     double total = 0;
     for (index_t c = 0; c < 7; ++c) total += std::exp(x(row, c));
-    CHECK(loss.view()(row) == doctest::Approx(std::log(total) - x(row, targets[static_cast<std::size_t>(row)])).epsilon(1e-12));
+    CHECK(loss.view()(row) ==
+          doctest::Approx(std::log(total) - x(row, targets[static_cast<std::size_t>(row)])).epsilon(1e-12));
   }
 }
 
 TEST_CASE("gradients of cross_entropy") {
   auto x = randn(Extents<2>{4, 7}, 1, 2.0);
   check_gradients([](auto&, const auto& u) { return cross_entropy(u, Targets(targets)); }, std::tie(x));
-  check_gradients([](auto&, const auto& u) { return Var(cross_entropy(u, Targets(targets)) * cross_entropy(Var(u * 2), Targets(targets))); },
-                  std::tie(x));
-  check_parity(3e-6, [](auto&, const auto& u) { return cross_entropy(u, Targets(targets)); }, x);
+  check_gradients(
+      [](auto&, const auto& u) {
+        return Var(cross_entropy(u, Targets(targets)) * cross_entropy(Var(u * 2), Targets(targets)));
+      },
+      std::tie(x));
+  check_parity(
+      3e-6, [](auto&, const auto& u) { return cross_entropy(u, Targets(targets)); }, x);
 }
 
 TEST_CASE("targets that do not fit") {

@@ -32,7 +32,8 @@ TEST_CASE("embedding on Cpu agrees with Reference") {
   std::array<std::int32_t, 300> ids;
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * i % 23);
   const auto table = randn(Extents<2>{23, 37}, 1);
-  check_parity(1e-6, [&](auto&, const auto& t) { return embedding(t, Ids(ids)); }, table);
+  check_parity(
+      1e-6, [&](auto&, const auto& t) { return embedding(t, Ids(ids)); }, table);
 }
 
 TEST_CASE("ids outside the table") {
@@ -43,6 +44,7 @@ TEST_CASE("ids outside the table") {
   const std::array<std::int32_t, 2> ids = {3, 6}, negative = {-1, 2};
   CHECK(error_text<lpo::ValueError>([&] { embedding(t, Ids(ids)); }) ==
         "[embedding] id 6 at position 1 is outside the table of 6 rows; does the tokenizer belong to this model?");
-  CHECK(error_text<lpo::ValueError>([&] { embedding(t, Ids(negative)); }).rfind("[embedding] id -1 at position 0", 0) == 0);
+  CHECK(error_text<lpo::ValueError>([&] { embedding(t, Ids(negative)); }).rfind("[embedding] id -1 at position 0", 0) ==
+        0);
   CHECK(embedding(t, Ids()).size() == 0);
 }

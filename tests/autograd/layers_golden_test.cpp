@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Every layer against PyTorch: values and gradients of tests/golden/layers.safetensors, in float on Cpu and Reference.
+#include <functional>
 #include <lpo/autograd/attention.hpp>
 #include <lpo/autograd/conv2d.hpp>
 #include <lpo/autograd/linear.hpp>
@@ -19,7 +20,6 @@
 #include <lpo/backend/reference/normalization.hpp>
 #include <lpo/backend/reference/reduce.hpp>
 #include <lpo/backend/reference/resample.hpp>
-#include <functional>
 #include <lpo/io/safetensors.hpp>
 #include <memory>
 
@@ -31,15 +31,16 @@ constexpr double tolerance = 1e-5;
 
 /// How the file orders axes, and how lpo does.
 enum class Layout {
-  plain,   ///< any rank, in order
-  image,   ///< NCHW -> NHWC; convolution weights OIHW -> OHWI alike
-  heads,   ///< [batch, heads, tokens, dim] -> [batch, tokens, heads * dim]
+  plain,  ///< any rank, in order
+  image,  ///< NCHW -> NHWC; convolution weights OIHW -> OHWI alike
+  heads,  ///< [batch, heads, tokens, dim] -> [batch, tokens, heads * dim]
 };
 
 template <class Device>
 class Layer {
  public:
-  Layer(const lpo::SafetensorsFile& file, std::string name) : file_(file), name_(std::move(name)), context_(2), tape_(context_) {}
+  Layer(const lpo::SafetensorsFile& file, std::string name)
+      : file_(file), name_(std::move(name)), context_(2), tape_(context_) {}
 
   Tape<Device>& tape() { return tape_; }
 
@@ -133,7 +134,8 @@ void check_all_layers() {
     const auto x = layer.template input<2>("x"), w = layer.template input<2>("w");
     layer.finish(linear(x, w, layer.template input<1>("b")));
   }
-  for (const auto& [name, groups, epsilon] : {std::tuple{"group_norm", 3, 1e-5f}, std::tuple{"group_norm_eps6", 2, 1e-6f}}) {
+  for (const auto& [name, groups, epsilon] :
+       {std::tuple{"group_norm", 3, 1e-5f}, std::tuple{"group_norm_eps6", 2, 1e-6f}}) {
     Layer<Device> layer(file, name);
     const auto x = layer.template input<4>("x", Layout::image);
     const auto w = layer.template input<1>("w"), b = layer.template input<1>("b");

@@ -14,7 +14,8 @@ TEST_CASE("gradients of linear") {
   auto x = randn(Extents<2>{4, 6}, 1), w = randn(Extents<2>{5, 6}, 2);
   auto b = randn(Extents<1>{5}, 3);
   SUBCASE("with bias") {
-    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); }, std::tie(x, w, b));
+    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); },
+                    std::tie(x, w, b));
   }
   SUBCASE("without bias") {
     check_gradients([](auto&, const auto& u, const auto& v) { return linear(u, v); }, std::tie(x, w));
@@ -41,8 +42,10 @@ TEST_CASE("gradients of linear") {
   }
   SUBCASE("no rows, no inputs") {
     Tensor<double, 2, Reference> nothing(Extents<2>{0, 6}), narrow(Extents<2>{4, 0}), weight(Extents<2>{5, 0});
-    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); }, std::tie(nothing, w, b));
-    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); }, std::tie(narrow, weight, b));
+    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); },
+                    std::tie(nothing, w, b));
+    check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return linear(u, v, c); },
+                    std::tie(narrow, weight, b));
   }
 }
 

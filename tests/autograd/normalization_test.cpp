@@ -15,21 +15,24 @@ TEST_CASE("gradients of group_norm") {
     for (const bool silu : {false, true}) {
       CAPTURE(groups);
       CAPTURE(silu);
-      check_gradients([&](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, groups, 1e-5f, silu); },
-                      std::tie(x, w, b));
-      // The input is used again: its gradient is added to.
       check_gradients(
-          [&](auto&, const auto& u, const auto& v, const auto& c) { return Var(group_norm(u, v, c, groups, 1e-5f, silu) * u + v); },
-          std::tie(x, std::as_const(w), b));
+          [&](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, groups, 1e-5f, silu); },
+          std::tie(x, w, b));
+      // The input is used again: its gradient is added to.
+      check_gradients([&](auto&, const auto& u, const auto& v,
+                          const auto& c) { return Var(group_norm(u, v, c, groups, 1e-5f, silu) * u + v); },
+                      std::tie(x, std::as_const(w), b));
     }
 }
 
 TEST_CASE("gradients of layer_norm") {
   auto x = randn(Extents<2>{4, 7}, 1, 1.5, 0.5);
   auto w = randn(Extents<1>{7}, 2, 0.5, 1.0), b = randn(Extents<1>{7}, 3);
-  check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return layer_norm(u, v, c, 1e-5f); }, std::tie(x, w, b));
-  check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return Var(layer_norm(u, v, c, 1e-5f) * u); },
-                  std::tie(x, std::as_const(w), std::as_const(b)));
+  check_gradients([](auto&, const auto& u, const auto& v, const auto& c) { return layer_norm(u, v, c, 1e-5f); },
+                  std::tie(x, w, b));
+  check_gradients(
+      [](auto&, const auto& u, const auto& v, const auto& c) { return Var(layer_norm(u, v, c, 1e-5f) * u); },
+      std::tie(x, std::as_const(w), std::as_const(b)));
 }
 
 TEST_CASE("gradients of softmax") {
@@ -42,10 +45,16 @@ TEST_CASE("norms on Cpu agree with Reference") {
   const auto x = randn(Extents<4>{3, 5, 7, 40}, 1, 1.5, 0.5);
   const auto w = randn(Extents<1>{40}, 2, 0.5, 1.0), b = randn(Extents<1>{40}, 3);
   const auto rows = randn(Extents<2>{33, 40}, 4, 2.0);
-  check_parity(3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, 8, 1e-5f, true); }, x, w, b);
-  check_parity(3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, 5, 1e-6f, false); }, x, w, b);
-  check_parity(3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return layer_norm(u, v, c, 1e-5f); }, rows, w, b);
-  check_parity(3e-6, [](auto&, const auto& u) { return softmax(u); }, rows);
+  check_parity(
+      3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, 8, 1e-5f, true); }, x,
+      w, b);
+  check_parity(
+      3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return group_norm(u, v, c, 5, 1e-6f, false); }, x,
+      w, b);
+  check_parity(
+      3e-6, [](auto&, const auto& u, const auto& v, const auto& c) { return layer_norm(u, v, c, 1e-5f); }, rows, w, b);
+  check_parity(
+      3e-6, [](auto&, const auto& u) { return softmax(u); }, rows);
 }
 
 TEST_CASE("extents that do not fit") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Random programs of slices, broadcasts, shared values, products, copies and checkpoints: gradients against differences.
+// Random programs of slices, broadcasts, shared values, products, copies and checkpoints: gradients against
+// differences.
 #include <lpo/autograd/checkpoint.hpp>
 #include <lpo/autograd/concat.hpp>
 #include <lpo/autograd/linear.hpp>
@@ -37,15 +38,33 @@ struct Program {
       const Matrix b = pick();
       Matrix y;
       switch (random.uniform_int(12)) {
-        case 0: y = tanh(a * b + a); break;
-        case 1: y = silu(a) - b * 0.5; break;
-        case 2: y = a * a.slice(0, 1, 2) + b; break;                                  // a row of the value itself
-        case 3: y = a * bcast_last(b.slice(1, 2, 3)) + bcast_last(a.slice(1, 5, 6)); break;
-        case 4: y = tanh(linear(a, w)) * b; break;
-        case 5: y = concat_channels(a.slice(1, 3, 6), b.slice(1, 0, 3)); break;
-        case 6: y = concat_batch(a.slice(0, 2, 4), b.slice(0, 1, 3)); break;
-        case 7: y = concat_channels(Matrix(a.slice(1, 0, 4) * a.slice(1, 1, 5)), b.slice(1, 1, 3)); break;  // shifted slices
-        case 8: y = contiguous(a.slice(1, 0, 3)).reshape(Extents<2>{2, 6}).slice(0, 1, 2) * 0.3 + b; break;
+        case 0:
+          y = tanh(a * b + a);
+          break;
+        case 1:
+          y = silu(a) - b * 0.5;
+          break;
+        case 2:
+          y = a * a.slice(0, 1, 2) + b;
+          break;  // a row of the value itself
+        case 3:
+          y = a * bcast_last(b.slice(1, 2, 3)) + bcast_last(a.slice(1, 5, 6));
+          break;
+        case 4:
+          y = tanh(linear(a, w)) * b;
+          break;
+        case 5:
+          y = concat_channels(a.slice(1, 3, 6), b.slice(1, 0, 3));
+          break;
+        case 6:
+          y = concat_batch(a.slice(0, 2, 4), b.slice(0, 1, 3));
+          break;
+        case 7:
+          y = concat_channels(Matrix(a.slice(1, 0, 4) * a.slice(1, 1, 5)), b.slice(1, 1, 3));
+          break;  // shifted slices
+        case 8:
+          y = contiguous(a.slice(1, 0, 3)).reshape(Extents<2>{2, 6}).slice(0, 1, 2) * 0.3 + b;
+          break;
         case 9: {
           const auto block = [](const Matrix& u, const Matrix& v, const Matrix& m) {
             const Matrix h = linear(u, m) * v;
@@ -57,14 +76,18 @@ struct Program {
         case 10: {
           const auto t = &tape;
           const auto outer = [t](const Matrix& u, const Matrix& v) {
-            const auto inner = [](const Matrix& p, const Matrix& q) { return Matrix(sigmoid(p) * q.slice(1, 0, 6) + p); };
+            const auto inner = [](const Matrix& p, const Matrix& q) {
+              return Matrix(sigmoid(p) * q.slice(1, 0, 6) + p);
+            };
             const Matrix h = checkpoint(*t, inner, u, v);
             return scoped(*t, [&] { return Matrix(h * 0.7 - checkpoint(*t, inner, v, h)); });
           };
           y = checkpoint(tape, outer, a, b);
           break;
         }
-        default: y = a.reshape(Extents<2>{rows, columns}) * 0.5 + maximum(b, a * 0.1); break;
+        default:
+          y = a.reshape(Extents<2>{rows, columns}) * 0.5 + maximum(b, a * 0.1);
+          break;
       }
       values.push_back(tanh(y));
     }

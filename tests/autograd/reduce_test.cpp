@@ -15,7 +15,9 @@ TEST_CASE("gradients of reductions") {
   check_gradients([](auto&, const auto& u) { return Var(row_sums(u) * row_sums(Var(u * u))); }, std::tie(x));
   check_gradients([](auto&, const auto& u) { return sum(Var(tanh(u) * u)); }, std::tie(y));
   check_gradients([](auto&, const auto& u) { return mean(Var(square(u))); }, std::tie(y));
-  check_gradients([](auto&, const auto& u) { return Var(square(mean(u)) + sum(u.slice(0, 0, 1)) + log(sum(Var(exp(u))))); }, std::tie(y));
+  check_gradients(
+      [](auto&, const auto& u) { return Var(square(mean(u)) + sum(u.slice(0, 0, 1)) + log(sum(Var(exp(u))))); },
+      std::tie(y));
 }
 
 TEST_CASE("values and the scalar backward") {
@@ -35,8 +37,10 @@ TEST_CASE("values and the scalar backward") {
 
 TEST_CASE("reductions on Cpu agree with Reference") {
   const auto x = randn(Extents<2>{37, 45}, 1);
-  check_parity(1e-6, [](auto&, const auto& u) { return row_sums(u); }, x);
-  check_parity(2e-6, [](auto&, const auto& u) { return Var(mean(Var(square(u))) + sum(u) * 0.01); }, x);
+  check_parity(
+      1e-6, [](auto&, const auto& u) { return row_sums(u); }, x);
+  check_parity(
+      2e-6, [](auto&, const auto& u) { return Var(mean(Var(square(u))) + sum(u) * 0.01); }, x);
 }
 
 TEST_CASE("extents that do not fit") {
@@ -48,6 +52,7 @@ TEST_CASE("extents that do not fit") {
   CHECK(item(sum(x.slice(0, 2, 2))) == 0.0);
   CHECK(error_text<lpo::ShapeError>([&] { row_sums(x.slice(1, 0, 2)); }) ==
         "[row_sums] the input must be dense; copy the slice first");
-  CHECK(error_text<lpo::ShapeError>([&] { backward(row_sums(x)); }) == "[backward] the loss must hold one element, has [4]");
+  CHECK(error_text<lpo::ShapeError>([&] { backward(row_sums(x)); }) ==
+        "[backward] the loss must hold one element, has [4]");
   CHECK(error_text<lpo::ShapeError>([&] { item(row_sums(x)); }) == "[item] needs one element, has [4]");
 }

@@ -20,14 +20,21 @@ TEST_CASE("gradients of resampling") {
         std::tie(x));
   }
   check_gradients([](auto&, const auto& u) { return spatial_mean(u); }, std::tie(x));
-  check_gradients([](auto&, const auto& u) { return Var(spatial_mean(u).reshape(Extents<4>{2, 1, 1, 5}) * u); }, std::tie(x));
+  check_gradients(
+      [](auto&, const auto& u) {
+        return Var(spatial_mean(u).reshape(Extents<4>{2, 1, 1, 5}) * u);
+      },
+      std::tie(x));
 }
 
 TEST_CASE("resampling on Cpu agrees with Reference") {
   const auto x = randn(Extents<4>{2, 9, 7, 35}, 1);
-  check_parity(1e-6, [](auto&, const auto& u) { return upsample_nearest(u, 18, 14); }, x);
-  check_parity(1e-6, [](auto&, const auto& u) { return upsample_nearest(u, 13, 15); }, x);
-  check_parity(1e-6, [](auto&, const auto& u) { return spatial_mean(u); }, x);
+  check_parity(
+      1e-6, [](auto&, const auto& u) { return upsample_nearest(u, 18, 14); }, x);
+  check_parity(
+      1e-6, [](auto&, const auto& u) { return upsample_nearest(u, 13, 15); }, x);
+  check_parity(
+      1e-6, [](auto&, const auto& u) { return spatial_mean(u); }, x);
 }
 
 TEST_CASE("extents that do not fit") {

@@ -25,13 +25,15 @@ using lpo::View;
 
 /// Normal random numbers in double for the oracle.
 template <int Rank>
-Tensor<double, Rank, Reference> randn(const Extents<Rank>& extents, std::uint64_t seed, double deviation = 1, double mean = 0) {
+Tensor<double, Rank, Reference> randn(const Extents<Rank>& extents, std::uint64_t seed, double deviation = 1,
+                                      double mean = 0) {
   return lpo::testing::random_tensor<double, Reference>(extents, seed, deviation, mean);
 }
 
 /// Gradients in double on Reference against central differences.
 template <class Function, class... Inputs>
-void check_gradients(Function&& function, const std::tuple<Inputs&...>& inputs, const lpo::testing::GradcheckOptions& options = {}) {
+void check_gradients(Function&& function, const std::tuple<Inputs&...>& inputs,
+                     const lpo::testing::GradcheckOptions& options = {}) {
   const auto result = lpo::testing::gradcheck<Reference>(function, inputs, options);
   INFO(result.message);
   CHECK(result.checked > 0);

@@ -28,7 +28,8 @@ struct Weight {
   Vector value, gradient;
   lpo::Slot slot;
 
-  explicit Weight(std::initializer_list<double> values) : value(vector(values)), gradient(Vector::full(value.extents(), 99.0)) {
+  explicit Weight(std::initializer_list<double> values)
+      : value(vector(values)), gradient(Vector::full(value.extents(), 99.0)) {
     slot.data = reinterpret_cast<std::byte*>(value.data());
     slot.gradient = reinterpret_cast<std::byte*>(gradient.data());
     slot.bytes = static_cast<std::size_t>(value.size()) * sizeof(double);
@@ -119,7 +120,8 @@ TEST_CASE("backward through consumed nodes is an error, not a silent zero") {
   const Var first = h * 2, second = h * 3;
   run_backward(first);
   CHECK(read_gradient(x)(1) == 8.0);
-  CHECK(error_text<lpo::ValueError>([&] { run_backward(second); }).find("backward has run through it") != std::string::npos);
+  CHECK(error_text<lpo::ValueError>([&] { run_backward(second); }).find("backward has run through it") !=
+        std::string::npos);
   run_backward(Var(x * 5));  // a new forward on the same tape adds to the variable's gradient
   CHECK(read_gradient(x)(1) == 13.0);
   CHECK(tape.position() == nullptr);
@@ -134,8 +136,10 @@ TEST_CASE("clear() gives everything back and the tape can be used again") {
   for (int step = 0; step < 5; ++step) {
     const auto x = variable(tape, values);
     const Var h = tanh(x * x);
-    if (step % 2 == 0) run_backward(Var(h * x));
-    else static_cast<void>(Var(h * x));  // abandoned without backward
+    if (step % 2 == 0)
+      run_backward(Var(h * x));
+    else
+      static_cast<void>(Var(h * x));  // abandoned without backward
     tape.clear();
     CHECK(context.activations().mark().used == before.used);
     if (step == 0) reserved = context.reserved_bytes();
@@ -156,7 +160,8 @@ TEST_CASE("the second step maps no memory") {
     for (int layer = 0; layer < 5; ++layer) {
       const auto part = h.slice(1, 0, 32);
       const Var gate = sigmoid(part) * 2;
-      h = checkpoint(tape, [](const Var<float, 2, Cpu>& u, const Var<float, 1, Cpu>& s) { return Var(tanh(u * s) + u); }, h, w);
+      h = checkpoint(
+          tape, [](const Var<float, 2, Cpu>& u, const Var<float, 1, Cpu>& s) { return Var(tanh(u * s) + u); }, h, w);
       h = h * 0.5 + w;
       static_cast<void>(gate);
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Gradients of fused statements: every operation, repeated and constant leaves, every kind of broadcast, slices, reshapes.
+// Gradients of fused statements: every operation, repeated and constant leaves, every kind of broadcast, slices,
+// reshapes.
 #include <lpo/backend/cpu/elementwise.hpp>
 #include <lpo/backend/reference/elementwise.hpp>
 
@@ -28,20 +29,48 @@ TEST_CASE("gradients of unary operations") {
   const auto check = [&](auto&& f, auto& input) {
     check_gradients([&](auto&, const auto& v) { return Var(f(v)); }, std::tie(input));
   };
-  SUBCASE("negate") { check([](const auto& v) { return -v; }, x); }
-  SUBCASE("exp") { check([](const auto& v) { return exp(v); }, x); }
-  SUBCASE("log") { check([](const auto& v) { return log(v); }, p); }
-  SUBCASE("sqrt") { check([](const auto& v) { return sqrt(v); }, p); }
-  SUBCASE("square") { check([](const auto& v) { return square(v); }, x); }
-  SUBCASE("abs") { check([](const auto& v) { return abs(v); }, x); }
-  SUBCASE("relu") { check([](const auto& v) { return relu(v); }, x); }
-  SUBCASE("sigmoid") { check([](const auto& v) { return sigmoid(v); }, x); }
-  SUBCASE("silu") { check([](const auto& v) { return silu(v); }, x); }
-  SUBCASE("tanh") { check([](const auto& v) { return tanh(v); }, x); }
-  SUBCASE("gelu") { check([](const auto& v) { return gelu(v); }, x); }
-  SUBCASE("quick_gelu") { check([](const auto& v) { return quick_gelu(v); }, x); }
-  SUBCASE("softplus") { check([](const auto& v) { return softplus(v); }, x); }
-  SUBCASE("clamp") { check([](const auto& v) { return clamp(v, -1.05, 1.15); }, x); }
+  SUBCASE("negate") {
+    check([](const auto& v) { return -v; }, x);
+  }
+  SUBCASE("exp") {
+    check([](const auto& v) { return exp(v); }, x);
+  }
+  SUBCASE("log") {
+    check([](const auto& v) { return log(v); }, p);
+  }
+  SUBCASE("sqrt") {
+    check([](const auto& v) { return sqrt(v); }, p);
+  }
+  SUBCASE("square") {
+    check([](const auto& v) { return square(v); }, x);
+  }
+  SUBCASE("abs") {
+    check([](const auto& v) { return abs(v); }, x);
+  }
+  SUBCASE("relu") {
+    check([](const auto& v) { return relu(v); }, x);
+  }
+  SUBCASE("sigmoid") {
+    check([](const auto& v) { return sigmoid(v); }, x);
+  }
+  SUBCASE("silu") {
+    check([](const auto& v) { return silu(v); }, x);
+  }
+  SUBCASE("tanh") {
+    check([](const auto& v) { return tanh(v); }, x);
+  }
+  SUBCASE("gelu") {
+    check([](const auto& v) { return gelu(v); }, x);
+  }
+  SUBCASE("quick_gelu") {
+    check([](const auto& v) { return quick_gelu(v); }, x);
+  }
+  SUBCASE("softplus") {
+    check([](const auto& v) { return softplus(v); }, x);
+  }
+  SUBCASE("clamp") {
+    check([](const auto& v) { return clamp(v, -1.05, 1.15); }, x);
+  }
 }
 
 TEST_CASE("gradients of binary operations, with Vars and numbers on either side") {
@@ -49,12 +78,24 @@ TEST_CASE("gradients of binary operations, with Vars and numbers on either side"
   const auto check = [&](auto&& f) {
     check_gradients([&](auto&, const auto& a, const auto& b) { return Var(f(a, b)); }, std::tie(x, y));
   };
-  SUBCASE("add") { check([](const auto& a, const auto& b) { return 2 + a + b + 0.5f; }); }
-  SUBCASE("subtract") { check([](const auto& a, const auto& b) { return (3.0 - a) - (b - 1); }); }
-  SUBCASE("multiply") { check([](const auto& a, const auto& b) { return 2 * a * (b * 3); }); }
-  SUBCASE("divide") { check([](const auto& a, const auto& b) { return a / b + 1 / a + b / 4; }); }
-  SUBCASE("maximum") { check([](const auto& a, const auto& b) { return maximum(a, b) * maximum(b, 0.11); }); }
-  SUBCASE("minimum") { check([](const auto& a, const auto& b) { return minimum(a, b) * minimum(0.13, a); }); }
+  SUBCASE("add") {
+    check([](const auto& a, const auto& b) { return 2 + a + b + 0.5f; });
+  }
+  SUBCASE("subtract") {
+    check([](const auto& a, const auto& b) { return (3.0 - a) - (b - 1); });
+  }
+  SUBCASE("multiply") {
+    check([](const auto& a, const auto& b) { return 2 * a * (b * 3); });
+  }
+  SUBCASE("divide") {
+    check([](const auto& a, const auto& b) { return a / b + 1 / a + b / 4; });
+  }
+  SUBCASE("maximum") {
+    check([](const auto& a, const auto& b) { return maximum(a, b) * maximum(b, 0.11); });
+  }
+  SUBCASE("minimum") {
+    check([](const auto& a, const auto& b) { return minimum(a, b) * minimum(0.13, a); });
+  }
 }
 
 TEST_CASE("a corner gives its whole gradient to the first argument") {
@@ -74,7 +115,8 @@ TEST_CASE("repeated leaves, constants and several consumers share one gradient")
   auto s = randn(Extents<2>{4, 9}, 2);
   const auto fixed = randn(Extents<2>{4, 9}, 3);
   SUBCASE("one statement") {
-    check_gradients([](auto&, const auto& a, const auto& b) { return Var(silu(a * (1 + b) + b) * a + a * a * b); }, std::tie(x, s));
+    check_gradients([](auto&, const auto& a, const auto& b) { return Var(silu(a * (1 + b) + b) * a + a * a * b); },
+                    std::tie(x, s));
   }
   SUBCASE("a constant on the tape, a plain tensor and a temporary") {
     check_gradients(
@@ -162,8 +204,11 @@ TEST_CASE("gradients of leaves repeated along the innermost axis") {
   }
   SUBCASE("outer product of a value with itself") {
     auto v = randn(Extents<2>{4, 1}, 6);
-    check_gradients([](auto&, const auto& a) { return Var(bcast_last(a) * a.reshape(Extents<2>{1, 4}) + bcast_last(a)); },
-                    std::tie(v));
+    check_gradients(
+        [](auto&, const auto& a) {
+          return Var(bcast_last(a) * a.reshape(Extents<2>{1, 4}) + bcast_last(a));
+        },
+        std::tie(v));
   }
 }
 
@@ -173,7 +218,8 @@ TEST_CASE("gradients through slices and reshapes") {
     check_gradients([](auto&, const auto& a) { return Var(a.slice(2, 0, 3) * gelu(a.slice(2, 3, 6))); }, std::tie(x));
   }
   SUBCASE("a slice of a slice, and a part that nothing reads") {
-    check_gradients([](auto&, const auto& a) { return Var(square(a.slice(1, 1, 4).slice(1, 1, 3).slice(2, 2, 3))); }, std::tie(x));
+    check_gradients([](auto&, const auto& a) { return Var(square(a.slice(1, 1, 4).slice(1, 1, 3).slice(2, 2, 3))); },
+                    std::tie(x));
   }
   SUBCASE("overlapping slices of one value in one statement") {
     check_gradients([](auto&, const auto& a) { return Var(a.slice(1, 0, 3) * a.slice(1, 1, 4)); }, std::tie(x));
@@ -198,7 +244,9 @@ TEST_CASE("gradients through slices and reshapes") {
     check_gradients(
         [](auto&, const auto& a) {
           const Var h = a.reshape(Extents<2>{8, 6}) * 2;
-          return Var(h.reshape(Extents<3>{2, 4, 6}) * a + h.slice(0, 2, 6).reshape(Extents<4>{2, 2, 1, 6}).slice(0, 1, 2).reshape(Extents<2>{2, 6}).slice(0, 0, 1));
+          return Var(
+              h.reshape(Extents<3>{2, 4, 6}) * a +
+              h.slice(0, 2, 6).reshape(Extents<4>{2, 2, 1, 6}).slice(0, 1, 2).reshape(Extents<2>{2, 6}).slice(0, 0, 1));
         },
         std::tie(x));
   }
@@ -252,7 +300,8 @@ TEST_CASE("gradients in bfloat16 and half are those of the rounded values") {
       for (index_t r = 0; r < 6; ++r) {
         const double xv = lpo::testing::detail::number(a(r, c)), sv = lpo::testing::detail::number(w(c)), z = xv * sv;
         const double gate = 1 / (1 + std::exp(-z)), slope = gate * (1 + z * (1 - gate));
-        worst = std::fmax(worst, std::fabs(lpo::testing::detail::number(gx(r, c)) - slope * sv) / std::fmax(1, std::fabs(sv)));
+        worst = std::fmax(worst,
+                          std::fabs(lpo::testing::detail::number(gx(r, c)) - slope * sv) / std::fmax(1, std::fabs(sv)));
         sum += slope * xv;
       }
       worst = std::fmax(worst, std::fabs(lpo::testing::detail::number(gs(c)) - sum) / std::fmax(1, std::fabs(sum)));
@@ -354,12 +403,14 @@ TEST_CASE("wrong use of Vars is an error with a text") {
   const Var<double, 2, Reference> absent;
   CHECK(error_text<lpo::ValueError>([&] { static_cast<void>(Var(x + absent)); }) ==
         "[expression] an absent Var was used in arithmetic; test present() first");
-  CHECK(error_text<lpo::ShapeError>([&] { backward(x, View<const double, 2, Reference>(values.data(), {4, 2})); }) ==
-        "[backward] output [2, 4] and cotangent [4, 2] must have the same extents");
+  CHECK(error_text<lpo::ShapeError>([&] {
+          backward(x, View<const double, 2, Reference>(values.data(), {4, 2}));
+        }) == "[backward] output [2, 4] and cotangent [4, 2] must have the same extents");
   const auto fixed = constant(tape, values);
   const Var z = fixed * 2;
-  CHECK(error_text<lpo::ValueError>([&] { backward(z, View<const double, 2, Reference>(values.view())); }).rfind(
-            "[backward] the output depends on no value that requires a gradient", 0) == 0);
+  CHECK(error_text<lpo::ValueError>([&] {
+          backward(z, View<const double, 2, Reference>(values.view()));
+        }).rfind("[backward] the output depends on no value that requires a gradient", 0) == 0);
   CHECK(error_text<lpo::ValueError>([&] { read_gradient(z); }) ==
         "[read_gradient] this value keeps no gradient; make it with variable() before the forward");
   CHECK(error_text<lpo::ShapeError>([&] { read_gradient(x.slice(1, 0, 2)); }) ==

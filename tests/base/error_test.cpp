@@ -24,8 +24,8 @@ TEST_CASE("every error is an lpo::Error with its id and text") {
 }
 
 TEST_CASE("messages join their parts") {
-  CHECK(lpo::message("[conv2d] input has ", 6, " channels, ", std::string("weight"), ' ', std::string_view("expects "), 4) ==
-        "[conv2d] input has 6 channels, weight expects 4");
+  CHECK(lpo::message("[conv2d] input has ", 6, " channels, ", std::string("weight"), ' ', std::string_view("expects "),
+                     4) == "[conv2d] input has 6 channels, weight expects 4");
   CHECK(lpo::message(std::int64_t{-5}, ' ', std::uint8_t{200}, ' ', true) == "-5 200 true");
   CHECK(lpo::message("input ", lpo::Extents<4>{1, 64, 64, 6}) == "input [1, 64, 64, 6]");
   CHECK(lpo::message() == "");

@@ -42,7 +42,8 @@ int wrong_patterns(int mantissa_bits) {
   return wrong;
 }
 
-/// For neighbours a < b of the format: their midpoint rounds to the even one, floats next to the midpoint to the nearer one.
+/// For neighbours a < b of the format: their midpoint rounds to the even one, floats next to the midpoint to the nearer
+/// one.
 template <class T>
 int wrong_roundings(std::uint32_t last_finite) {
   int wrong = 0;

@@ -64,14 +64,22 @@ void check_operations() {
   const double bound = rounding<T>() + (std::is_same_v<lpo::compute_t<T>, double> ? 0.0 : 6e-7);
   // x * (1 + erf(x / sqrt 2)) / 2 cancels where x is negative: the error is a rounding of x itself.
   const double cancelled = bound + 50 * std::numeric_limits<lpo::compute_t<T>>::epsilon();
-#define LPO_CHECK_OP_WITHIN(limit, input, lazy, exact)                                       \
-  CHECK_MESSAGE((worst(input, z, [](const auto& a, const auto& b) { (void)b; return lazy; }, \
-                       [](double a, double b) { (void)b; return exact; }) <= limit),         \
+#define LPO_CHECK_OP_WITHIN(limit, input, lazy, exact)  \
+  CHECK_MESSAGE((worst(                                 \
+                     input, z,                          \
+                     [](const auto& a, const auto& b) { \
+                       (void)b;                         \
+                       return lazy;                     \
+                     },                                 \
+                     [](double a, double b) {           \
+                       (void)b;                         \
+                       return exact;                    \
+                     }) <= limit),                      \
                 #lazy)
 #define LPO_CHECK_OP(input, lazy, exact) LPO_CHECK_OP_WITHIN(bound, input, lazy, exact)
   LPO_CHECK_OP(x, a + b, a + b);
   LPO_CHECK_OP(x, a - b, a - b);
-  LPO_CHECK_OP(x, a* b, a* b);
+  LPO_CHECK_OP(x, a * b, a * b);
   LPO_CHECK_OP(x, b / (a * a + 1), b / (a * a + 1));
   LPO_CHECK_OP(x, maximum(a, b), std::fmax(a, b));
   LPO_CHECK_OP(x, minimum(a, b), std::fmin(a, b));
@@ -85,14 +93,14 @@ void check_operations() {
   LPO_CHECK_OP(x, exp(a), std::exp(a));
   LPO_CHECK_OP(p, log(a), std::log(a));
   LPO_CHECK_OP(p, sqrt(a), std::sqrt(a));
-  LPO_CHECK_OP(x, square(a), a* a);
+  LPO_CHECK_OP(x, square(a), a * a);
   LPO_CHECK_OP(x, abs(a), std::fabs(a));
   LPO_CHECK_OP(x, relu(a), std::fmax(a, 0));
   LPO_CHECK_OP(x, sigmoid(a), sigmoid_of(a));
-  LPO_CHECK_OP(x, silu(a), a* sigmoid_of(a));
+  LPO_CHECK_OP(x, silu(a), a * sigmoid_of(a));
   LPO_CHECK_OP(x, tanh(a), std::tanh(a));
   LPO_CHECK_OP_WITHIN(cancelled, x, gelu(a), 0.5 * a * std::erfc(-a / std::sqrt(2.0)));
-  LPO_CHECK_OP(x, quick_gelu(a), a* sigmoid_of(1.702 * a));
+  LPO_CHECK_OP(x, quick_gelu(a), a * sigmoid_of(1.702 * a));
   LPO_CHECK_OP(x, softplus(a), std::log1p(std::exp(a)));
 #undef LPO_CHECK_OP
 #undef LPO_CHECK_OP_WITHIN
@@ -148,7 +156,9 @@ TEST_CASE("broadcasts of every kind, at odd widths") {
     CAPTURE(c);
     const auto x = randn(Extents<4>{2, 3, 4, c}, 1);
     auto y = Tensor<float, 4>::zeros(x.extents());
-    const auto check = [&](const auto& s) { return worst_broadcast(y.view(), x.view(), s.view(), lazy_sum, exact_sum); };
+    const auto check = [&](const auto& s) {
+      return worst_broadcast(y.view(), x.view(), s.view(), lazy_sum, exact_sum);
+    };
     CHECK(check(randn(Extents<4>{2, 3, 4, c}, 2)) < 2e-6);
     CHECK(check(randn(Extents<1>{c}, 3)) < 2e-6);
     CHECK(check(randn(Extents<2>{4, c}, 4)) < 2e-6);
@@ -156,7 +166,9 @@ TEST_CASE("broadcasts of every kind, at odd widths") {
     CHECK(check(randn(Extents<4>{2, 1, 1, c}, 6)) < 2e-6);
     CHECK(check(randn(Extents<4>{1, 3, 1, c}, 7)) < 2e-6);
     CHECK(check(randn(Extents<4>{1, 1, 1, c}, 8)) < 2e-6);
-    const auto splat = [&](const auto& s) { return worst_broadcast(y.view(), x.view(), s.view(), lazy_splat, exact_sum); };
+    const auto splat = [&](const auto& s) {
+      return worst_broadcast(y.view(), x.view(), s.view(), lazy_splat, exact_sum);
+    };
     CHECK(splat(randn(Extents<4>{2, 3, 4, 1}, 9)) < 2e-6);
     CHECK(splat(randn(Extents<4>{2, 1, 1, 1}, 10)) < 2e-6);
     CHECK(splat(randn(Extents<3>{3, 4, 1}, 11)) < 2e-6);
@@ -191,7 +203,8 @@ TEST_CASE("permuted operands and targets") {
   auto y = Tensor<float, 4>::zeros({2, 5, 3, 4});
   CHECK(worst_broadcast(y.view(), x.view().permute({0, 3, 1, 2}), z.view(), lazy_sum, exact_sum) < 2e-6);
   auto t = Tensor<float, 4>::zeros({2, 3, 4, 5});
-  CHECK(worst_broadcast(t.view().permute({0, 3, 1, 2}), z.view(), x.view().permute({0, 3, 1, 2}), lazy_sum, exact_sum) < 2e-6);
+  CHECK(worst_broadcast(t.view().permute({0, 3, 1, 2}), z.view(), x.view().permute({0, 3, 1, 2}), lazy_sum, exact_sum) <
+        2e-6);
 }
 
 TEST_CASE("long rows are cut, and threads do not change a bit") {
@@ -199,8 +212,8 @@ TEST_CASE("long rows are cut, and threads do not change a bit") {
   const auto s = randn(Extents<2>{3, 1}, 3);
   auto y = Tensor<float, 2>::zeros(x.extents());
   CHECK(worst_broadcast(y.view(), x.view(), z.view(), lazy_sum, exact_sum) < 4e-6);
-  CHECK(worst_broadcast(y.view().slice(1, 1, 70001), x.view().slice(1, 0, 70000), z.view().slice(1, 1, 70001), lazy_sum, exact_sum) <
-        4e-6);
+  CHECK(worst_broadcast(y.view().slice(1, 1, 70001), x.view().slice(1, 0, 70000), z.view().slice(1, 1, 70001), lazy_sum,
+                        exact_sum) < 4e-6);
   Context<Cpu> one(1), three(3);
   auto a = Tensor<float, 2>::zeros(x.extents()), b = Tensor<float, 2>::zeros(x.extents());
   evaluate(&one, a.view(), silu(x * z) + bcast_last(s));
@@ -225,10 +238,13 @@ TEST_CASE("extents that do not broadcast") {
   const auto s = randn(Extents<3>{2, 3, 1}, 3);
   CHECK(error_text<lpo::ShapeError>([&] { x + y; }) == "[operator+] extents [2, 3, 5] and [2, 4, 5] do not broadcast");
   CHECK(error_text<lpo::ShapeError>([&] { x* s; }) ==
-        "[operator*] innermost axes of [2, 3, 5] and [2, 3, 1] differ; write bcast_last(x) to broadcast a size-1 innermost axis");
+        "[operator*] innermost axes of [2, 3, 5] and [2, 3, 1] differ; write bcast_last(x) to broadcast a size-1 "
+        "innermost axis");
   CHECK(error_text<lpo::ShapeError>([&] { maximum(s, x); }) ==
-        "[maximum] innermost axes of [2, 3, 1] and [2, 3, 5] differ; write bcast_last(x) to broadcast a size-1 innermost axis");
-  CHECK(error_text<lpo::ShapeError>([&] { bcast_last(x); }) == "[bcast_last] innermost axis of [2, 3, 5] must have size 1");
+        "[maximum] innermost axes of [2, 3, 1] and [2, 3, 5] differ; write bcast_last(x) to broadcast a size-1 "
+        "innermost axis");
+  CHECK(error_text<lpo::ShapeError>([&] { bcast_last(x); }) ==
+        "[bcast_last] innermost axis of [2, 3, 5] must have size 1");
   // A splat mark does not survive a sum with a leaf that is not marked.
   CHECK(error_text<lpo::ShapeError>([&] { (bcast_last(s) + s) * x; }).find("innermost axes") != std::string::npos);
   const Tensor fine = (bcast_last(s) * 2 + 1) * x;

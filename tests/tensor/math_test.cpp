@@ -13,7 +13,8 @@ namespace {
 constexpr float infinity = std::numeric_limits<float>::infinity();
 const float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
-/// Largest relative error over `count` points of [low, high], spaced evenly; results below the normal range are skipped.
+/// Largest relative error over `count` points of [low, high], spaced evenly; results below the normal range are
+/// skipped.
 template <class Function, class Exact>
 double worst(float low, float high, Function&& function, Exact&& exact, int count = 200000) {
   double error = 0;
@@ -31,16 +32,26 @@ double worst(float low, float high, Function&& function, Exact&& exact, int coun
 namespace math = lpo::detail;
 
 TEST_CASE("relative error over the range") {
-  CHECK(worst(-87.3f, 88.7f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) < 1.5e-7);
-  CHECK(worst(-20.0f, 20.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) < 1.2e-7);
-  CHECK(worst(1e-30f, 1e30f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) < 2e-7);
-  CHECK(worst(0.5f, 2.0f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) < 2e-7);
-  CHECK(worst(-20.0f, 20.0f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) < 3e-7);
-  CHECK(worst(-1e-3f, 1e-3f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) < 2e-7);
-  CHECK(worst(-6.0f, 6.0f, [](float x) { return math::erf(x); }, [](double x) { return std::erf(x); }) < 5e-7);
-  CHECK(worst(-80.0f, 80.0f, [](float x) { return math::sigmoid(x); }, [](double x) { return 1 / (1 + std::exp(-x)); }) < 4e-7);
-  CHECK(worst(-80.0f, 90.0f, [](float x) { return math::softplus(x); },
-              [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }) < 5e-7);
+  CHECK(worst(
+            -87.3f, 88.7f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) < 1.5e-7);
+  CHECK(worst(
+            -20.0f, 20.0f, [](float x) { return math::exp(x); }, [](double x) { return std::exp(x); }) < 1.2e-7);
+  CHECK(worst(
+            1e-30f, 1e30f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) < 2e-7);
+  CHECK(worst(
+            0.5f, 2.0f, [](float x) { return math::log(x); }, [](double x) { return std::log(x); }) < 2e-7);
+  CHECK(worst(
+            -20.0f, 20.0f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) < 3e-7);
+  CHECK(worst(
+            -1e-3f, 1e-3f, [](float x) { return math::tanh(x); }, [](double x) { return std::tanh(x); }) < 2e-7);
+  CHECK(worst(
+            -6.0f, 6.0f, [](float x) { return math::erf(x); }, [](double x) { return std::erf(x); }) < 5e-7);
+  CHECK(worst(
+            -80.0f, 80.0f, [](float x) { return math::sigmoid(x); }, [](double x) { return 1 / (1 + std::exp(-x)); }) <
+        4e-7);
+  CHECK(worst(
+            -80.0f, 90.0f, [](float x) { return math::softplus(x); },
+            [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); }) < 5e-7);
 }
 
 TEST_CASE("special values") {
@@ -73,7 +84,8 @@ TEST_CASE("a pack gives the bits of the scalar") {
   const auto same = [](auto&& pack, auto&& scalar) {
     for (int i = -4000; i < 4000; ++i) {
       float x[lpo::pack_width], y[lpo::pack_width];
-      for (int lane = 0; lane < lpo::pack_width; ++lane) x[lane] = static_cast<float>(i) * 0.03f + static_cast<float>(lane) * 0.001f;
+      for (int lane = 0; lane < lpo::pack_width; ++lane)
+        x[lane] = static_cast<float>(i) * 0.03f + static_cast<float>(lane) * 0.001f;
       math::store_pack(y, pack(math::load_pack(x)));
       for (int lane = 0; lane < lpo::pack_width; ++lane) {
         const float s = scalar(x[lane]);

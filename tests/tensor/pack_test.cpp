@@ -19,7 +19,8 @@ int differing_loads() {
   for (std::uint32_t start = 0; start < 65536; start += pack_width) {
     T stored[pack_width];
     float loaded[pack_width];
-    for (int lane = 0; lane < pack_width; ++lane) stored[lane].bits = static_cast<std::uint16_t>(start + static_cast<std::uint32_t>(lane));
+    for (int lane = 0; lane < pack_width; ++lane)
+      stored[lane].bits = static_cast<std::uint16_t>(start + static_cast<std::uint32_t>(lane));
     lpo::detail::store_pack(loaded, lpo::detail::load_pack(stored));
     for (int lane = 0; lane < pack_width; ++lane) {
       const float scalar = static_cast<float>(stored[lane]);
@@ -39,11 +40,13 @@ int differing_stores() {
     for (int start = 0; start < 16; start += pack_width) {
       float values[pack_width];
       T stored[pack_width];
-      for (int lane = 0; lane < pack_width; ++lane) values[lane] = std::bit_cast<float>(high << 16 | low[(start + lane) % 16]);
+      for (int lane = 0; lane < pack_width; ++lane)
+        values[lane] = std::bit_cast<float>(high << 16 | low[(start + lane) % 16]);
       lpo::detail::store_pack(stored, lpo::detail::load_pack(values));
       for (int lane = 0; lane < pack_width; ++lane) {
         const T scalar(values[lane]);
-        if (stored[lane].bits != scalar.bits && !(std::isnan(static_cast<float>(stored[lane])) && std::isnan(static_cast<float>(scalar))))
+        if (stored[lane].bits != scalar.bits &&
+            !(std::isnan(static_cast<float>(stored[lane])) && std::isnan(static_cast<float>(scalar))))
           ++different;
       }
     }

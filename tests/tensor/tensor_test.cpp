@@ -37,9 +37,12 @@ TEST_CASE("construction and element access") {
 }
 
 TEST_CASE("wrong construction") {
-  CHECK(error_text<lpo::ShapeError>([] { Tensor<float, 2>::from(Extents<2>{2, 3}, std::vector<float>(5)); }) ==
-        "[Tensor::from] extents [2, 3] hold 6 elements, given 5");
-  CHECK(error_text<lpo::ShapeError>([] { Tensor<float, 2> x(Extents<2>{2, -3}); }) == "[Tensor] negative size in [2, -3]");
+  CHECK(error_text<lpo::ShapeError>([] {
+          Tensor<float, 2>::from(Extents<2>{2, 3}, std::vector<float>(5));
+        }) == "[Tensor::from] extents [2, 3] hold 6 elements, given 5");
+  CHECK(error_text<lpo::ShapeError>([] {
+          Tensor<float, 2> x(Extents<2>{2, -3});
+        }) == "[Tensor] negative size in [2, -3]");
 }
 
 TEST_CASE("moves leave nothing behind") {

@@ -14,7 +14,8 @@ using lpo::testing::backend_parity;
 using lpo::testing::random_tensor;
 
 TEST_CASE("float on Cpu differs from double on Reference by rounding") {
-  const auto x = random_tensor<double, Reference>(Extents<2>{9, 21}, 1), y = random_tensor<double, Reference>(Extents<2>{9, 21}, 2);
+  const auto x = random_tensor<double, Reference>(Extents<2>{9, 21}, 1),
+             y = random_tensor<double, Reference>(Extents<2>{9, 21}, 2);
   const auto product = [](auto&, const auto& a, const auto& b) { return lpo::Var(silu(a) * b); };
   const auto result = backend_parity<float, Cpu, Reference>(product, {}, x, y);
   CHECK(result.error > 0.0);
@@ -24,7 +25,8 @@ TEST_CASE("float on Cpu differs from double on Reference by rounding") {
 }
 
 TEST_CASE("a difference is named") {
-  const auto x = random_tensor<double, Reference>(Extents<2>{9, 21}, 1), y = random_tensor<double, Reference>(Extents<2>{9, 21}, 2);
+  const auto x = random_tensor<double, Reference>(Extents<2>{9, 21}, 1),
+             y = random_tensor<double, Reference>(Extents<2>{9, 21}, 2);
   const auto differs = [](auto& tape, const auto& a, const auto& b) {
     constexpr bool oracle = std::is_same_v<std::remove_cvref_t<decltype(tape)>, lpo::Tape<Reference>>;
     return lpo::Var(a + b * (oracle ? 1.0 : 1.5) - b * (oracle ? 0.0 : 0.5) + 0 * a);

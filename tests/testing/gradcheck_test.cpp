@@ -44,9 +44,11 @@ Var<double, 1, Reference> square_with_a_flaw(const Var<double, 1, Reference>& x,
 }  // namespace
 
 TEST_CASE("a right gradient passes, and the values are as before") {
-  auto x = random_tensor<double, Reference>(Extents<2>{3, 4}, 1), y = random_tensor<double, Reference>(Extents<2>{3, 4}, 2);
+  auto x = random_tensor<double, Reference>(Extents<2>{3, 4}, 1),
+       y = random_tensor<double, Reference>(Extents<2>{3, 4}, 2);
   const auto before = x.clone();
-  const auto result = gradcheck<Reference>([](auto&, const auto& a, const auto& b) { return silu(a) * b + a; }, std::tie(x, y));
+  const auto result =
+      gradcheck<Reference>([](auto&, const auto& a, const auto& b) { return silu(a) * b + a; }, std::tie(x, y));
   INFO(result.message);
   CHECK(result);
   CHECK(result.error < 1e-7);
@@ -57,7 +59,8 @@ TEST_CASE("a right gradient passes, and the values are as before") {
 TEST_CASE("a wrong gradient fails, with the element and both numbers") {
   auto x = random_tensor<double, Reference>(Extents<1>{9}, 3, 1, 2);
   CHECK(gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, 1, 5); }, std::tie(x)));
-  const auto result = gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, 1.25, 5); }, std::tie(x));
+  const auto result =
+      gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, 1.25, 5); }, std::tie(x));
   CHECK_FALSE(result);
   CHECK(result.input == "input 0");
   CHECK(result.index == 5);
@@ -70,7 +73,8 @@ TEST_CASE("a wrong gradient fails, with the element and both numbers") {
 TEST_CASE("a gradient that never arrives and one that is not a number fail") {
   auto x = random_tensor<double, Reference>(Extents<1>{9}, 3, 1, 2);
   CHECK_FALSE(gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, 0, 2); }, std::tie(x)));
-  const auto bad = gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, std::nan(""), 2); }, std::tie(x));
+  const auto bad =
+      gradcheck<Reference>([](auto&, const auto& a) { return square_with_a_flaw(a, std::nan(""), 2); }, std::tie(x));
   CHECK_FALSE(bad);
   CHECK(bad.index == 2);
 }
@@ -80,13 +84,15 @@ TEST_CASE("constants are left alone; samples limit the work") {
   auto y = random_tensor<double, Reference>(Extents<1>{50}, 2);
   GradcheckOptions options;
   options.samples = 7;
-  const auto result = gradcheck<Reference>([](auto&, const auto& a, const auto& b) { return a * b; }, std::tie(x, y), options);
+  const auto result =
+      gradcheck<Reference>([](auto&, const auto& a, const auto& b) { return a * b; }, std::tie(x, y), options);
   CHECK(result);
   CHECK(result.checked == 7);
 }
 
 TEST_CASE("weights in slots are checked under their names") {
-  auto x = random_tensor<double, Reference>(Extents<1>{6}, 1), weight = random_tensor<double, Reference>(Extents<1>{6}, 2);
+  auto x = random_tensor<double, Reference>(Extents<1>{6}, 1),
+       weight = random_tensor<double, Reference>(Extents<1>{6}, 2);
   auto gradient = Tensor<double, 1, Reference>::full({6}, 1e9);
   lpo::Slot slot;
   slot.data = reinterpret_cast<std::byte*>(weight.data());
@@ -113,13 +119,15 @@ TEST_CASE("weights in slots are checked under their names") {
 
 TEST_CASE("float on Cpu passes with the wider default tolerance") {
   auto x = random_tensor<float, Cpu>(Extents<2>{3, 5}, 1), w = random_tensor<float, Cpu>(Extents<2>{4, 5}, 2);
-  const auto result = gradcheck<Cpu>([](auto&, const auto& a, const auto& b) { return tanh(linear(a, b)); }, std::tie(x, w));
+  const auto result =
+      gradcheck<Cpu>([](auto&, const auto& a, const auto& b) { return tanh(linear(a, b)); }, std::tie(x, w));
   INFO(result.message);
   CHECK(result);
 }
 
 TEST_CASE("a strided result is refused") {
   auto x = random_tensor<double, Reference>(Extents<2>{3, 5}, 1);
-  CHECK(error_text<lpo::ShapeError>([&] { gradcheck<Reference>([](auto&, const auto& a) { return Var(a * 2).slice(1, 0, 2); }, std::tie(x)); }) ==
-        "[gradcheck] the function must return a dense value; return contiguous(x)");
+  CHECK(error_text<lpo::ShapeError>([&] {
+          gradcheck<Reference>([](auto&, const auto& a) { return Var(a * 2).slice(1, 0, 2); }, std::tie(x));
+        }) == "[gradcheck] the function must return a dense value; return contiguous(x)");
 }

@@ -64,7 +64,8 @@ ParityResult backend_parity(const Function& function, const ParityOptions& optio
   const auto expected = detail::outcome<double, Oracle>(function, options, inputs...);
   ParityResult worst;
   for (std::size_t i = 0; i < found.size(); ++i) {
-    const auto d = difference(std::span<const double>(found[i].second), std::span<const double>(expected[i].second), options.floor);
+    const auto d = difference(std::span<const double>(found[i].second), std::span<const double>(expected[i].second),
+                              options.floor);
     if (d.error < worst.error) continue;
     worst.error = d.error;
     worst.message = message(found[i].first, ": ", d.message);

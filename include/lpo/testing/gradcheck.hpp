@@ -88,7 +88,8 @@ class Gradcheck {
   /// L = sum(out * cotangent) in double, with a random cotangent that stays the same from call to call.
   template <int Rank, int Channels>
   double loss(const Var<T, Rank, Device, Channels>& out) {
-    if (!out.view().dense()) throw ShapeError("[gradcheck] the function must return a dense value; return contiguous(x)");
+    if (!out.view().dense())
+      throw ShapeError("[gradcheck] the function must return a dense value; return contiguous(x)");
     std::vector<T> values(static_cast<std::size_t>(out.size()));
     context_.copy_to_host(values.data(), out.data(), values.size() * sizeof(T));
     draw_cotangent(values.size());
@@ -121,9 +122,9 @@ class Gradcheck {
         check(v, i, std::max(options_.fraction * largest, options_.floor), evaluate, worst);
     }
     worst.passed = worst.error <= options_.tolerance;
-    worst.message = message("worst of ", worst.checked, " gradients: ", worst.input, " element ", worst.index, ", tape ",
-                            digits(worst.gradient), ", central difference ", digits(worst.difference), ", error ",
-                            digits(worst.error), worst.passed ? " <= " : " > ", digits(options_.tolerance));
+    worst.message = message("worst of ", worst.checked, " gradients: ", worst.input, " element ", worst.index,
+                            ", tape ", digits(worst.gradient), ", central difference ", digits(worst.difference),
+                            ", error ", digits(worst.error), worst.passed ? " <= " : " > ", digits(options_.tolerance));
     return worst;
   }
 
@@ -138,7 +139,8 @@ class Gradcheck {
   template <class X>
   void collect(int position, const X& var) {
     if (!var.requires_gradient()) return;
-    static_assert(std::is_same_v<typename X::value_type, T>, "lpo gradcheck: inputs must have the result's element type");
+    static_assert(std::is_same_v<typename X::value_type, T>,
+                  "lpo gradcheck: inputs must have the result's element type");
     CheckedValues<T> v{message("input ", position), var.data(), std::vector<T>(static_cast<std::size_t>(var.size()))};
     read(*var.slot(), v.gradient);
     values_.push_back(std::move(v));
@@ -197,8 +199,9 @@ class Gradcheck {
 
 }  // namespace detail
 
-/// Checks `function(tape, vars...)`, which returns a Var or an expression of Vars, at `inputs`: a tuple of references to tensors, as std::tie makes
-/// it. A reference to const is a constant. Values are moved one at a time and restored. Use double on Reference.
+/// Checks `function(tape, vars...)`, which returns a Var or an expression of Vars, at `inputs`: a tuple of references
+/// to tensors, as std::tie makes it. A reference to const is a constant. Values are moved one at a time and restored.
+/// Use double on Reference.
 ///
 ///   auto x = random_tensor<double, Reference>(Extents<2>{3, 5}, 1);
 ///   auto result = gradcheck<Reference>([](auto&, const auto& x) { return silu(x) * x; }, std::tie(x));
@@ -209,7 +212,9 @@ GradcheckResult gradcheck(Context<Device>& context, Function&& function, const s
   const auto run = [&](Tape<Device>& tape, auto&& use) {
     return std::apply(
         [&](auto&... tensors) {
-          return [&](const auto&... vars) { return use(Var(function(tape, vars...)), vars...); }(detail::on_tape(tape, tensors)...);
+          return [&](const auto&... vars) {
+            return use(Var(function(tape, vars...)), vars...);
+          }(detail::on_tape(tape, tensors)...);
         },
         inputs);
   };
@@ -233,7 +238,8 @@ GradcheckResult gradcheck(Context<Device>& context, Function&& function, const s
 
 /// The same with a context of its own.
 template <class Device, class Function, class... Inputs>
-GradcheckResult gradcheck(Function&& function, const std::tuple<Inputs&...>& inputs, const GradcheckOptions& options = {}) {
+GradcheckResult gradcheck(Function&& function, const std::tuple<Inputs&...>& inputs,
+                          const GradcheckOptions& options = {}) {
   Context<Device> context(options.threads);
   return gradcheck(context, std::forward<Function>(function), inputs, options);
 }

@@ -88,7 +88,8 @@ Difference difference(std::span<const A> found, std::span<const B> expected, dou
 
 /// Compares two host views with the same extents, strided or not, on any host devices.
 template <class A, class B, int Rank, class DeviceA, class DeviceB>
-Difference difference(const View<A, Rank, DeviceA>& found, const View<B, Rank, DeviceB>& expected, double floor = 1e-30) {
+Difference difference(const View<A, Rank, DeviceA>& found, const View<B, Rank, DeviceB>& expected,
+                      double floor = 1e-30) {
   Difference worst;
   if (!(found.extents == expected.extents)) {
     worst.error = std::numeric_limits<double>::infinity();
@@ -99,7 +100,8 @@ Difference difference(const View<A, Rank, DeviceA>& found, const View<B, Rank, D
   return difference(std::span<const double>(a), std::span<const double>(b), floor);
 }
 template <class A, class B, int Rank, class DeviceA, class DeviceB>
-Difference difference(const Tensor<A, Rank, DeviceA>& found, const Tensor<B, Rank, DeviceB>& expected, double floor = 1e-30) {
+Difference difference(const Tensor<A, Rank, DeviceA>& found, const Tensor<B, Rank, DeviceB>& expected,
+                      double floor = 1e-30) {
   return difference(found.view(), expected.view(), floor);
 }
 

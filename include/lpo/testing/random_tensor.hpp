@@ -12,7 +12,8 @@ namespace testing {
 
 /// mean + deviation * z with independent standard normals z of the Philox field `seed`.
 template <class T, class Device, int Rank>
-Tensor<T, Rank, Device> random_tensor(const Extents<Rank>& extents, std::uint64_t seed, double deviation = 1, double mean = 0) {
+Tensor<T, Rank, Device> random_tensor(const Extents<Rank>& extents, std::uint64_t seed, double deviation = 1,
+                                      double mean = 0) {
   Tensor<T, Rank, Device> tensor(extents);
   RandomStream random(seed);
   for (T& value : tensor.span())

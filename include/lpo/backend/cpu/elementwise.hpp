@@ -2,7 +2,7 @@
 // Fused element-wise statements on the CPU: SIMD packs for float and 16-bit storage, scalars for double, all threads.
 #pragma once
 
-#include <lpo/tensor/evaluate.hpp>
+#include <lpo/tensor/host_evaluate.hpp>
 
 namespace lpo::inline LPO_ABI {
 

@@ -2,7 +2,7 @@
 // Fused element-wise statements for the oracle: one thread, double arithmetic whatever the storage.
 #pragma once
 
-#include <lpo/tensor/evaluate.hpp>
+#include <lpo/tensor/host_evaluate.hpp>
 
 namespace lpo::inline LPO_ABI {
 
