@@ -927,7 +927,7 @@ LPO_ALWAYS_INLINE void store_pack(float* p, Pack value) { std::memcpy(p, &value,
 // g++ 12 splits these conversions into halves and permutations, which costs a third of a bfloat16 statement.
 LPO_ALWAYS_INLINE Pack load_pack(const bfloat16* p) {
 #if defined(__AVX512F__)
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return std::bit_cast<Pack>(std::bit_cast<PackBits32>(wide) << 16);
 #elif defined(__AVX2__)
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -944,7 +944,7 @@ LPO_ALWAYS_INLINE void store_pack(bfloat16* p, Pack value) {
   const PackBits32 quiet = (bits >> 16) | 0x40u;
   const PackBits32 chosen = value == value ? rounded : quiet;
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(std::bit_cast<__m512i>(chosen)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, std::bit_cast<__m512i>(chosen)));
 #else
   const PackBits16 narrow = __builtin_convertvector(chosen, PackBits16);
   std::memcpy(p, &narrow, sizeof(narrow));
