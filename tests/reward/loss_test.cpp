@@ -8,6 +8,7 @@
 
 #include <lpo/backend/cpu/cross_entropy.hpp>
 #include <lpo/backend/reference/cross_entropy.hpp>
+#include <lpo/base/philox.hpp>
 #include <lpo/reward/loss.hpp>
 
 using namespace lpo;
