@@ -178,8 +178,8 @@ inline std::string bar(double share) {
          "%\"></div>";
 }
 
-inline examples::PlotSeries series_of(const Curve& curve, bool smooth, bool markers = false) {
-  return {"", curve.x, curve.y, "a", smooth, markers};
+inline examples::PlotSeries series_of(const lpo::MetricCurve& curve, bool smooth, bool markers = false) {
+  return {"", curve.step, curve.value, "a", smooth, markers};
 }
 
 inline std::string reward_model_cards(const DemoReport& report) {
@@ -224,7 +224,7 @@ inline std::string reward_model_cards(const DemoReport& report) {
 
 inline std::string alignment_cards(const DemoReport& report) {
   const double none = std::nan("");
-  const auto plot = [&](const Curve& curve, const char* name, std::vector<examples::PlotGuide> guides = {},
+  const auto plot = [&](const lpo::MetricCurve& curve, const char* name, std::vector<examples::PlotGuide> guides = {},
                         bool percent_axis = false) {
     return examples::line_plot({series_of(curve, true)},
                                {name, "iteration", "", std::move(guides), none, none, percent_axis});

@@ -50,6 +50,8 @@ inline lpo::OrderedJson report_json(const DemoReport& report) {
   json["seed"] = report.seed;
   json["threads"] = report.threads;
   json["peak_rss_mb"] = report.peak_rss_mb;
+  json["peak_rss_mb_by_stage"] = Json::object();
+  for (const auto& [stage, megabytes] : report.peak_rss_by_stage) json["peak_rss_mb_by_stage"][stage] = megabytes;
 
   json["lrm_accuracy"] = report.lrm_accuracy;
   json["win_rate"] = e.win_rate;

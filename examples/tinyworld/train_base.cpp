@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Trains the tiny world's base model from nothing: an autoencoder, then a text encoder and a UNet together.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -26,6 +27,7 @@ namespace {
 
 struct Options {
   std::string output_dir = "tiny-model";
+  std::string vae;  ///< a model folder whose autoencoder is taken over; empty = train one
   std::uint64_t seed = 1;
   int threads = 0;
   index_t vae_steps = 1500, unet_steps = 4500, batch = 64, images = 40000;
@@ -260,23 +262,16 @@ void report_quality(lpo::Context<tw::Device>& context, tw::Vae& vae, tw::UNet& u
 
 /// One panel of the loss curve: a log of `metrics.jsonl` as an SVG polyline over a logarithmic loss axis.
 std::string curve_panel(const std::string& title, const std::string& log, double left) {
-  std::vector<std::pair<double, double>> points;
-  const std::string text = lpo::read_text_file(log);
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.size(), text.find('\n', begin));
-    const auto line = nlohmann::json::parse(text.substr(begin, end - begin), nullptr, false);
-    if (line.is_object() && line.contains("smoothed")) points.emplace_back(line["step"].get<double>(), line["smoothed"].get<double>());
-    begin = end + 1;
-  }
-  if (points.size() < 2) return "";
-  double low = points[0].second, high = low;
-  for (const auto& [step, loss] : points) low = std::min(low, loss), high = std::max(high, loss);
+  const auto curve = lpo::read_metric(log, "smoothed");
+  if (curve.step.size() < 2) return "";
+  const double low = *std::min_element(curve.value.begin(), curve.value.end());
+  const double high = *std::max_element(curve.value.begin(), curve.value.end());
   constexpr double width = 340, height = 200, top = 40;
-  const double last = points.back().first, range = std::max(1e-9, std::log(high / low));
+  const double last = curve.step.back(), range = std::max(1e-9, std::log(high / low));
   std::string svg, line;
   char part[160];
-  for (const auto& [step, loss] : points) {
-    std::snprintf(part, sizeof part, "%.1f,%.1f ", left + width * step / last, top + height * (1 - std::log(loss / low) / range));
+  for (std::size_t i = 0; i < curve.step.size(); ++i) {
+    std::snprintf(part, sizeof part, "%.1f,%.1f ", left + width * curve.step[i] / last, top + height * (1 - std::log(curve.value[i] / low) / range));
     line += part;
   }
   std::snprintf(part, sizeof part, "<rect x='%.0f' y='%.0f' width='%.0f' height='%.0f' fill='none' stroke='#bbb'/>", left, top, width, height);
@@ -293,11 +288,12 @@ std::string curve_panel(const std::string& title, const std::string& log, double
   return svg;
 }
 
-void write_loss_curve(const std::string& folder) {
-  const std::string svg = "<svg xmlns='http://www.w3.org/2000/svg' width='860' height='280' font-family='sans-serif' font-size='13'>"
-                          "<rect width='860' height='280' fill='white'/>" +
-                          curve_panel("autoencoder: loss (log scale)", folder + "/training/vae/metrics.jsonl", 60) +
-                          curve_panel("denoiser: loss (log scale)", folder + "/training/unet/metrics.jsonl", 490) + "</svg>\n";
+/// Both curves side by side, or the denoiser's alone where the autoencoder was taken over.
+void write_loss_curve(const std::string& folder, bool with_vae) {
+  std::string svg = "<svg xmlns='http://www.w3.org/2000/svg' width='" + std::string(with_vae ? "860" : "430") +
+                    "' height='280' font-family='sans-serif' font-size='13'><rect width='860' height='280' fill='white'/>";
+  if (with_vae) svg += curve_panel("autoencoder: loss (log scale)", folder + "/training/vae/metrics.jsonl", 490);
+  svg += curve_panel("denoiser: loss (log scale)", folder + "/training/unet/metrics.jsonl", 60) + "</svg>\n";
   lpo::write_text_file(folder + "/loss_curve.svg", svg);
 }
 
@@ -305,6 +301,7 @@ void program(int argc, char** argv) {
   Options o;
   CLI::App app{"Train the tiny world's base model: AutoencoderKL, CLIP text encoder and UNet, written as a diffusers folder."};
   app.add_option("--output_dir,--output-dir", o.output_dir, "where the model is written")->capture_default_str();
+  app.add_option("--vae", o.vae, "model folder whose autoencoder is taken over instead of training one");
   app.add_option("--seed", o.seed, "seed of weights, pictures and noise")->capture_default_str();
   app.add_option("--threads", o.threads, "threads; 0 takes all")->capture_default_str();
   app.add_option("--vae_steps,--vae-steps", o.vae_steps, "autoencoder steps")->capture_default_str();
@@ -326,7 +323,10 @@ void program(int argc, char** argv) {
   vae_store.add("vae", vae);
   vae_store.allocate_all_trainable();
   vae_store.initialize(o.seed);
-  train_vae(context, vae, vae_store, o);
+  if (o.vae.empty())
+    train_vae(context, vae, vae_store, o);
+  else
+    lpo::load_vae(o.vae + "/vae", vae, vae_store);
 
   const auto tokenizer = tw::make_tokenizer();
   const auto data = encode_pictures(context, vae, tokenizer, o);
@@ -355,7 +355,7 @@ void program(int argc, char** argv) {
   tw::save_model(o.output_dir, vae, vae_store, unet, text, store, tokenizer);
   const std::string json = record.dump(2) + "\n";
   lpo::write_file_atomically(o.output_dir + "/training.json", [&](lpo::FileSink& sink) { sink.write(json.data(), json.size()); });
-  write_loss_curve(o.output_dir);
+  write_loss_curve(o.output_dir, o.vae.empty());
   std::printf("wrote %s\n", o.output_dir.c_str());
 }
 

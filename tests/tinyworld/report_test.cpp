@@ -34,8 +34,8 @@ DemoReport small_report() {
   report.lrm_accuracy_by_timestep = {{1, 0.75}, {501, 0.625}};
   report.rater_ceiling = 0.875;
   for (int i = 0; i < 30; ++i) {
-    report.lrm_loss.x.push_back(i);
-    report.lrm_loss.y.push_back(0.7 - 0.01 * i);
+    report.lrm_loss.step.push_back(i);
+    report.lrm_loss.value.push_back(0.7 - 0.01 * i);
   }
   report.lpo_loss = {{0, 1, 2}, {0.69, std::nan(""), 0.67}};
   report.timesteps = {951, 51};

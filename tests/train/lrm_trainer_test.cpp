@@ -30,6 +30,36 @@ TEST_CASE("the reward model learns an obvious preference") {
   CHECK(report.validation_accuracy > 0.9);
 }
 
+TEST_CASE("with one pair per prompt, prompts and pairs are the same batches, bit for bit") {
+  Reward pairs, prompts;
+  auto options = lrm_options("");
+  run(pairs, options);
+  options.batch_unit = BatchUnit::prompt;
+  run(prompts, options);
+  CHECK(weights(pairs.store) == weights(prompts.store));
+}
+
+TEST_CASE("batches of prompts learn from all pairs of a prompt; an image has one score in all its pairs") {
+  Reward reward;
+  auto options = lrm_options("");
+  options.batch_unit = BatchUnit::prompt;
+  options.max_train_steps = 60;
+  options.train_batch_size = 6;
+  options.largest_timestep = 101;
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  const auto held_out = random_triples(32, 20);
+  const auto report = trainer.train(random_triples(31, 30), held_out);
+  CHECK(report.validation_accuracy > 0.85);
+  const auto [first, second] = trainer.scores(held_out, 1);
+  for (std::size_t i = 0; i < first.size(); i += 3) {  // pairs (a, b), (a, c), (b, c)
+    CHECK(first[i] == first[i + 1]);
+    CHECK(second[i] == first[i + 2]);
+    CHECK(second[i + 1] == second[i + 2]);
+  }
+}
+
 TEST_CASE("killed and resumed equals uninterrupted, byte for byte, with and without averaged weights") {
   TemporaryFolder whole_folder, cut_folder;
   double decay = 0;
@@ -95,6 +125,10 @@ TEST_CASE("wrong options name themselves") {
   auto options = lrm_options("");
   options.train_batch_size = 0;
   CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("train_batch_size"), ValueError);
+  options = lrm_options("");
+  options.batch_unit = BatchUnit::prompt;
+  options.loss.kind = RewardLossOptions::Kind::both;
+  CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("batch_unit = pair"), ValueError);
   options = lrm_options("");
   options.largest_timestep = 2000;
   CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("timesteps"), ValueError);

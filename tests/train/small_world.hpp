@@ -47,19 +47,44 @@ inline std::vector<std::int32_t> random_ids(std::uint64_t seed, lpo::index_t pro
 
 /// Pairs whose first image is brighter exactly when it is preferred: learnable.
 inline lpo::LatentPairs random_pairs(std::uint64_t seed, lpo::index_t count) {
-  lpo::LatentPairs pairs;
-  pairs.height = pairs.width = 4, pairs.channels = 4, pairs.tokens = 6;
+  lpo::LatentPairs data;
+  data.height = data.width = 4, data.channels = 4, data.tokens = 6;
   lpo::RandomStream random(seed, 2, 0);
+  const auto ids = random_ids(seed, count);
+  std::vector<float> mean(static_cast<std::size_t>(data.latent_size())), deviation(mean.size(), 0.05f);
   for (lpo::index_t i = 0; i < count; ++i) {
     const bool first = random.bernoulli(0.5f);
-    for (int image = 0; image < 2; ++image)
-      for (lpo::index_t k = 0; k < pairs.latent_size(); ++k)
-        pairs.mean.push_back(0.5f * random.normal() + ((image == 0) == first ? 0.8f : -0.8f));
-    pairs.labels.push_back({first ? 1.0f : 0.0f, first ? 0.0f : 1.0f, 1.0f, false});
+    const auto prompt = data.add_prompt(std::span(ids).subspan(static_cast<std::size_t>(i * data.tokens), 6));
+    for (int image = 0; image < 2; ++image) {
+      for (float& value : mean) value = 0.5f * random.normal() + ((image == 0) == first ? 0.8f : -0.8f);
+      data.add_image(prompt, mean.data(), deviation.data());
+    }
+    data.add_pair(2 * i, 2 * i + 1, {first ? 1.0f : 0.0f, first ? 0.0f : 1.0f, 1.0f, false});
   }
-  pairs.deviation.assign(pairs.mean.size(), 0.05f);
-  pairs.token_ids = random_ids(seed, count);
-  return pairs;
+  return data;
+}
+
+/// Three images per prompt, all three pairs of them labelled by brightness.
+inline lpo::LatentPairs random_triples(std::uint64_t seed, lpo::index_t prompts) {
+  lpo::LatentPairs data;
+  data.height = data.width = 4, data.channels = 4, data.tokens = 6;
+  lpo::RandomStream random(seed, 3, 0);
+  const auto ids = random_ids(seed, prompts);
+  std::vector<float> mean(static_cast<std::size_t>(data.latent_size()));
+  for (lpo::index_t i = 0; i < prompts; ++i) {
+    const auto prompt = data.add_prompt(std::span(ids).subspan(static_cast<std::size_t>(i * data.tokens), 6));
+    std::vector<float> brightness;
+    for (int image = 0; image < 3; ++image) {
+      brightness.push_back(random.normal());
+      for (float& value : mean) value = 0.3f * random.normal() + brightness.back();
+      data.add_image(prompt, mean.data());
+    }
+    for (const auto& [a, b] : {std::pair{0, 1}, std::pair{0, 2}, std::pair{1, 2}}) {
+      const bool first = brightness[static_cast<std::size_t>(a)] > brightness[static_cast<std::size_t>(b)];
+      data.add_pair(3 * i + a, 3 * i + b, {first ? 1.0f : 0.0f, first ? 0.0f : 1.0f, 3.0f, false});
+    }
+  }
+  return data;
 }
 
 /// A folder under the system's temporary directory, removed at the end.

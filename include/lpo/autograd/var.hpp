@@ -14,6 +14,9 @@ template <class X>
 inline constexpr bool is_var = false;
 template <class T, int Rank, class Device, int Channels>
 inline constexpr bool is_var<Var<T, Rank, Device, Channels>> = true;
+
+template <class T, int Rank, class Device, class E>
+Var<T, Rank, Device, dynamic> record_statement(E e, int width);
 }  // namespace detail
 
 /// Handle to a value computed under a tape; trivially copyable, copies share the value and its gradient. `Channels` is the
@@ -78,13 +81,13 @@ class Var {
     static_assert(same_device, "lpo Var: the expression is on another device; copy it first");
     static_assert(same_rank, "lpo Var: the expression has another rank; reshape its result");
     static_assert(widths_fit, "lpo Var: the expression has another static channel width; project it first");
-    if constexpr (same_device && same_rank && widths_fit)
-      return record_checked(std::move(e));
-    else
+    if constexpr (same_device && same_rank && widths_fit) {
+      const auto out = detail::record_statement<T, Rank, Device>(detail::forget_channels(std::move(e)), Channels);
+      return {&out.tape(), out.slot(), out.view()};
+    } else {
       return {};
+    }
   }
-  template <class E>
-  static Var record_checked(E e);
 
   Tape<Device>* tape_ = nullptr;
   Slot* slot_ = nullptr;
@@ -255,11 +258,10 @@ inline SavedLeaf save_leaf(const Leaf& leaf) {
   return saved;
 }
 
-}  // namespace detail
-
-template <class T, int Rank, class Device, int Channels>
-template <class E>
-Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record_checked(E e) {
+/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
+/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+template <class T, int Rank, class Device, class E>
+Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
   using Tree = typename E::tree_type;
   constexpr int leaves = Tree::leaves;
   auto& tape = *static_cast<Tape<Device>*>(e.tape);
@@ -267,15 +269,15 @@ Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record_checked(E 
   bool requires_gradient = false;
   for (const auto& leaf : e.leaves)
     requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
-  const auto out = make_output<T, Channels>(tape, e.extents, requires_gradient);
-  if (Channels != dynamic && e.extents[Rank - 1] != Channels)
-    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", Channels));
+  if (width != dynamic && e.extents[Rank - 1] != width)
+    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
+  const auto out = make_output<T>(tape, e.extents, requires_gradient);
   evaluate(&tape.context(), out.view(), e);
   if (!out.requires_gradient()) return out;
 
   struct Saved {
     Tree tree;
-    detail::SavedLeaf leaf[leaves];
+    SavedLeaf leaf[leaves];
   } saved{e.tree, {}};
   detail::for_each_leaf<Tree>([&]<class L, bool Splat>(int i) {
     if (e.leaves[i].owner != nullptr) {  // a temporary tensor: keep its values as long as the node
@@ -311,5 +313,7 @@ Var<T, Rank, Device, Channels> Var<T, Rank, Device, Channels>::record_checked(E 
   });
   return out;
 }
+
+}  // namespace detail
 
 }  // namespace lpo::inline LPO_ABI

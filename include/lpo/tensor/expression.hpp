@@ -160,6 +160,18 @@ WithTree<Tree, E> rebuild(Tree tree, E&& e) {
   return result;
 }
 
+/// The same expression, its static width no longer part of the type.
+template <class Tree, class T, int Rank, class Device, int Channels, bool Tracked>
+Expression<Tree, T, Rank, Device, dynamic, Tracked> forget_channels(Expression<Tree, T, Rank, Device, Channels, Tracked> e) {
+  if constexpr (Channels == dynamic) {
+    return e;
+  } else {
+    Expression<Tree, T, Rank, Device, dynamic, Tracked> plain{std::move(e.tree), {}, e.extents, e.tape};
+    for (int i = 0; i < Tree::leaves; ++i) plain.leaves[i] = std::move(e.leaves[i]);
+    return plain;
+  }
+}
+
 template <class Op, class E>
 auto apply_unary(E e) -> WithTree<tree::Unary<Op, typename E::tree_type>, E> {
   return rebuild(tree::Unary<Op, typename E::tree_type>{e.tree}, std::move(e));

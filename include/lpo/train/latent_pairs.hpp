@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// LatentPairs: preference pairs whose images are already encoded, and the batches a trainer draws from them.
+// LatentPairs: preference pairs of images that are already encoded, and the batches a trainer draws from them.
 #pragma once
 
 #include <cstdint>
@@ -12,27 +12,83 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Posterior means (and deviations) of both images of every pair, token ids of the prompt, labels.
+/// Images of a data set as latents, each with its prompt, and labelled pairs of images of one prompt. An image may be in
+/// several pairs and is stored once.
 struct LatentPairs {
+  struct Pair {
+    index_t first = 0, second = 0;  ///< images
+  };
+
   index_t height = 0, width = 0, channels = 0, tokens = 0;
-  std::vector<float> mean;              ///< [pairs, 2, height, width, channels], scaled latents
-  std::vector<float> deviation;         ///< the same extents, or empty: the mean is the latent
-  std::vector<std::int32_t> token_ids;  ///< [pairs, tokens]
-  std::vector<PreferenceLabel> labels;  ///< [pairs]
+  std::vector<float> mean;               ///< posterior means [images, height, width, channels], scaled latents
+  std::vector<float> deviation;          ///< the same extents, or empty: the mean is the latent
+  std::vector<std::int32_t> token_ids;   ///< [prompts, tokens]
+  std::vector<index_t> prompt_of_image;  ///< [images]
+  std::vector<Pair> pairs;               ///< [pairs]
+  std::vector<PreferenceLabel> labels;   ///< [pairs]
 
   index_t size() const { return static_cast<index_t>(labels.size()); }
+  index_t images() const { return static_cast<index_t>(prompt_of_image.size()); }
+  index_t prompts() const { return tokens == 0 ? 0 : static_cast<index_t>(token_ids.size()) / tokens; }
   index_t latent_size() const { return height * width * channels; }
+  index_t prompt_of(const Pair& pair) const { return prompt_of_image[static_cast<std::size_t>(pair.first)]; }
 
-  /// Throws when the buffers do not belong together.
+  /// Adds the token ids of a prompt; returns its number.
+  index_t add_prompt(std::span<const std::int32_t> ids) {
+    token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+    return prompts() - 1;
+  }
+
+  /// Adds an image of `prompt` from latent_size() numbers (and as many deviations, or null); returns its number.
+  index_t add_image(index_t prompt, const float* image_mean, const float* image_deviation = nullptr) {
+    mean.insert(mean.end(), image_mean, image_mean + latent_size());
+    if (image_deviation != nullptr) deviation.insert(deviation.end(), image_deviation, image_deviation + latent_size());
+    prompt_of_image.push_back(prompt);
+    return images() - 1;
+  }
+
+  void add_pair(index_t first, index_t second, const PreferenceLabel& label) {
+    pairs.push_back({first, second});
+    labels.push_back(label);
+  }
+
+  /// Throws when the buffers do not belong together or a pair is not of two images of one prompt.
   void check() const {
-    const auto pairs = static_cast<std::size_t>(size());
-    if (mean.size() != pairs * 2 * static_cast<std::size_t>(latent_size()) || (!deviation.empty() && deviation.size() != mean.size()) ||
-        token_ids.size() != pairs * static_cast<std::size_t>(tokens))
-      throw ShapeError(message("[LatentPairs] ", size(), " pairs of latents ", height, " x ", width, " x ", channels, " and ", tokens,
-                               " tokens do not fit the buffers: ", static_cast<index_t>(mean.size()), " means, ",
-                               static_cast<index_t>(deviation.size()), " deviations, ", static_cast<index_t>(token_ids.size()), " token ids"));
+    const auto values = static_cast<std::size_t>(images() * latent_size());
+    if (mean.size() != values || (!deviation.empty() && deviation.size() != values) ||
+        token_ids.size() != static_cast<std::size_t>(prompts() * tokens) || pairs.size() != labels.size())
+      throw ShapeError(message("[LatentPairs] ", images(), " images of latents ", height, " x ", width, " x ", channels, " and prompts of ",
+                               tokens, " tokens do not fit the buffers: ", static_cast<index_t>(mean.size()), " means, ",
+                               static_cast<index_t>(deviation.size()), " deviations, ", static_cast<index_t>(token_ids.size()),
+                               " token ids, ", static_cast<index_t>(pairs.size()), " pairs, ", size(), " labels"));
+    for (const index_t prompt : prompt_of_image)
+      if (prompt < 0 || prompt >= prompts())
+        throw ValueError(message("[LatentPairs] an image is of prompt ", prompt, ", but there are ", prompts()));
+    for (std::size_t i = 0; i < pairs.size(); ++i) {
+      const auto [first, second] = pairs[i];
+      if (first < 0 || second < 0 || first >= images() || second >= images())
+        throw ValueError(message("[LatentPairs] pair ", static_cast<index_t>(i), " is of images ", first, " and ", second,
+                                 ", but there are ", images()));
+      if (prompt_of({first, second}) != prompt_of({second, first}))
+        throw ValueError(message("[LatentPairs] pair ", static_cast<index_t>(i), " compares images of two prompts"));
+    }
   }
 };
+
+/// What one entry of a training batch is.
+enum class BatchUnit {
+  pair,   ///< one pair, with a timestep of its own (lpo-method B3)
+  prompt  ///< all pairs of a prompt under one timestep: an image in several pairs is run once
+};
+
+/// The pairs of each entry, as numbers into `pairs`.
+inline std::vector<std::vector<index_t>> batch_units(const LatentPairs& data, BatchUnit unit) {
+  std::vector<std::vector<index_t>> units(static_cast<std::size_t>(unit == BatchUnit::pair ? data.size() : data.prompts()));
+  for (index_t i = 0; i < data.size(); ++i)
+    units[static_cast<std::size_t>(unit == BatchUnit::pair ? i : data.prompt_of(data.pairs[static_cast<std::size_t>(i)]))].push_back(i);
+  std::erase_if(units, [](const auto& pairs) { return pairs.empty(); });
+  return units;
+}
 
 /// Which examples step j uses: consecutive slices of one random order per epoch. A function of (seed, step) alone, so a
 /// resumed run sees the same batches.

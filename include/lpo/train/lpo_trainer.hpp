@@ -29,6 +29,7 @@ struct LpoTrainerOptions {
   index_t max_train_iterations = 1000;  ///< roll-outs
   index_t sample_batch_size = 5;        ///< prompts per roll-out
   index_t train_batch_size = 10;        ///< pairs per optimiser step
+  index_t micro_batch_size = 0;         ///< pairs of one forward and backward; gradients add up to the batch's. 0 = all at once
   int sample_steps = 20;                ///< S
   double guidance_scale = 5.0;          ///< in sampling and training
   double eta = 1.0;
@@ -89,7 +90,7 @@ class LpoTrainer {
         rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta),
                  chain_thresholds(schedule, options_),
                  Extents<4>{options_.sample_batch_size, latent[0], latent[1], latent[2]}, with_seed(options_)),
-        batch_(options_.train_batch_size, latent),
+        batch_(micro_batch(options_), latent),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer) {
     if (store.trainable_size() == 0)
       throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
@@ -195,6 +196,9 @@ class LpoTrainer {
   static std::vector<double> chain_thresholds(const NoiseSchedule& schedule, const LpoTrainerOptions& options) {
     return pair_thresholds(schedule, options.sample_steps, options.threshold);
   }
+  static index_t micro_batch(const LpoTrainerOptions& options) {
+    return options.micro_batch_size > 0 ? std::min(options.micro_batch_size, options.train_batch_size) : options.train_batch_size;
+  }
   static RolloutOptions with_seed(const LpoTrainerOptions& options) {
     RolloutOptions rollout = options.rollout;
     rollout.seed = options.seed;
@@ -209,6 +213,7 @@ class LpoTrainer {
     s["seed"] = options_.seed;
     s["sample_batch_size"] = options_.sample_batch_size;
     s["train_batch_size"] = options_.train_batch_size;
+    s["micro_batch_size"] = micro_batch(options_);
     s["sample_steps"] = options_.sample_steps;
     s["guidance_scale"] = options_.guidance_scale;
     s["eta"] = options_.eta;
@@ -236,20 +241,36 @@ class LpoTrainer {
   }
 
   /// One pass over the kept pairs in random order: one optimiser step per mini-batch, each with one policy forward, one
-  /// reference forward and one backward per pair.
+  /// reference forward and one backward per pair. Returns the largest gradient norm with the metrics.
   std::pair<LpoMetrics, double> train_on_pairs(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
     LpoMetrics metrics;
     double largest_norm = 0;
     const auto order = shuffled_order(rollout_.pairs().count(), options_.seed, iteration);
-    for (std::size_t begin = 0; begin < order.size(); begin += static_cast<std::size_t>(options_.train_batch_size)) {
-      const std::size_t count = std::min(order.size() - begin, static_cast<std::size_t>(options_.train_batch_size));
-      rollout_.pairs().gather(context_, std::span<const int>(order).subspan(begin, count), batch_);
-      largest_norm = std::max(largest_norm, train_on_batch(prompts, metrics));
-    }
+    const auto size = static_cast<std::size_t>(options_.train_batch_size);
+    for (std::size_t begin = 0; begin < order.size(); begin += size)
+      largest_norm = std::max(largest_norm, train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)), metrics));
     return {metrics, largest_norm};
   }
 
-  double train_on_batch(const PromptBatch<T, Device>& prompts, LpoMetrics& metrics) {
+  /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
+  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> pairs, LpoMetrics& metrics) {
+    store_.reset_gradients();
+    const auto size = static_cast<std::size_t>(micro_batch(options_));
+    for (std::size_t begin = 0; begin < pairs.size(); begin += size) {
+      const auto part = pairs.subspan(begin, std::min(pairs.size() - begin, size));
+      rollout_.pairs().gather(context_, part, batch_);
+      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(pairs.size()), metrics);
+    }
+    store_.finish_gradients();
+    const double norm = global_gradient_norm(context_, optimizer_.spans());
+    const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
+    // A batch whose gradient is not finite is left out, as a loss scaler would.
+    if (std::isfinite(norm)) optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm));
+    return norm;
+  }
+
+  /// Forward and backward of the pairs in `batch_`, whose mean loss counts `share`.
+  void add_gradients(const PromptBatch<T, Device>& prompts, double share, LpoMetrics& metrics) {
     std::vector<index_t> rows;
     std::vector<float> timesteps;
     std::vector<GaussianStep> steps;
@@ -267,17 +288,11 @@ class LpoTrainer {
       const auto plain = tape_.without_adapters();
       return predict(reference_ != nullptr ? *reference_ : policy_);
     }();
-    store_.reset_gradients();
     const auto loss = lpo_loss(predict(policy_), reference.view(), batch_.x_t(), batch_.x_win(), batch_.x_lose(),
                                std::span<const GaussianStep>(steps), options_.loss, &metrics);
-    backward(loss);
-    store_.finish_gradients();
+    const auto weight = Tensor<compute_t<T>, 1, Device>::full(Extents<1>{1}, share);
+    backward(loss, weight.view());
     tape_.clear();
-    const double norm = global_gradient_norm(context_, optimizer_.spans());
-    const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
-    // A batch whose gradient is not finite is left out, as a loss scaler would.
-    if (std::isfinite(norm)) optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm));
-    return norm;
   }
 
   MetricValues log_line(const LpoMetrics& metrics, double norm) const {

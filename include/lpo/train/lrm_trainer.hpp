@@ -2,11 +2,13 @@
 // LrmTrainer: trains a latent reward model on preference pairs of latents, noised to a shared random timestep.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <lpo/autograd/embedding.hpp>
 #include <lpo/diffusion/noise_schedule.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
@@ -26,7 +28,8 @@ namespace lpo::inline LPO_ABI {
 /// Defaults are LRM-1.5's of lpo-method B3-B5; option names are the method's.
 struct LrmTrainerOptions {
   index_t max_train_steps = 4000;
-  index_t train_batch_size = 128;  ///< pairs
+  index_t train_batch_size = 128;  ///< pairs, or prompts when they are the unit of a batch
+  BatchUnit batch_unit = BatchUnit::pair;
   double learning_rate = 1e-5;
   index_t lr_warmup_steps = 500;
   LearningRateKind lr_scheduler = LearningRateKind::log_warmup_decay;
@@ -35,7 +38,7 @@ struct LrmTrainerOptions {
   double max_grad_norm = 1.0;  ///< 0 turns clipping off; the norm is logged either way
   double ema_decay = 0;        ///< > 0: validate and export an exponential moving average of the weights
   RewardLossOptions loss;
-  bool shared_pair_noise = false;  ///< pair_noise = independent | shared
+  bool shared_pair_noise = false;  ///< pair_noise = independent | shared (by all images of a batch unit)
   int timestep_interval = 50;
   int largest_timestep = 951;  ///< candidates are 1, 1 + interval, ..., largest
   int validation_timestep = 1;
@@ -72,6 +75,8 @@ class LrmTrainer {
         average_(context, optimizer_.spans(), options_.ema_decay, true) {
     if (options_.train_batch_size < 1 || options_.max_train_steps < 0)
       throw ValueError("[LrmTrainer] train_batch_size must be at least 1 and max_train_steps at least 0");
+    if (options_.batch_unit == BatchUnit::prompt && options_.loss.kind != RewardLossOptions::Kind::pair)
+      throw ValueError("[LrmTrainer] the contrastive loss needs distinct prompts in a batch; use batch_unit = pair with it");
     if (options_.timestep_interval < 1 || options_.largest_timestep < 1 || options_.largest_timestep >= schedule.train_timesteps())
       throw ValueError(message("[LrmTrainer] timesteps 1, 1 + ", options_.timestep_interval, ", ..., ", options_.largest_timestep,
                                " must lie inside the schedule of ", schedule.train_timesteps()));
@@ -93,13 +98,14 @@ class LrmTrainer {
     if (!options_.output_dir.empty()) make_directories(options_.output_dir);
     MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
     ProgressReporter reporter("LRM training", state.step, options_.max_train_steps, progress);
-    BatchOrder order(options_.seed, operation_order, pairs.size(), options_.train_batch_size);
+    const auto units = batch_units(pairs, options_.batch_unit);
+    BatchOrder order(options_.seed, operation_order, static_cast<index_t>(units.size()), options_.train_batch_size);
     LrmTrainerReport report;
     double smoothed = 0, accuracy_now = -1;
     const bool validates = validation.size() > 0;
 
     while (state.step < options_.max_train_steps) {
-      const auto [loss, norm, rate] = step(pairs, order.at(state.step), state.step);
+      const auto [loss, norm, rate] = step(pairs, units, order.at(state.step), state.step);
       ++state.step;
       report.final_loss = loss;
       smoothed = smoothed == 0 ? loss : 0.95 * smoothed + 0.05 * loss;
@@ -142,21 +148,26 @@ class LrmTrainer {
     return pair_accuracy(first, second, pairs.labels);
   }
 
-  /// Scores of both images of every pair, noised to `timestep`.
-  std::pair<std::vector<float>, std::vector<float>> scores(const LatentPairs& pairs, int timestep) {
-    std::vector<float> first, second;
+  /// Scores of both images of every pair, noised to `timestep`; each image is run once.
+  std::pair<std::vector<float>, std::vector<float>> scores(const LatentPairs& data, int timestep) {
+    std::vector<float> by_image;
     const auto guard = tape_.inference();
-    for (index_t begin = 0; begin < pairs.size(); begin += options_.train_batch_size) {
-      std::vector<index_t> rows;
-      for (index_t i = begin; i < std::min(pairs.size(), begin + options_.train_batch_size); ++i) rows.push_back(i);
-      const std::vector<int> timesteps(rows.size(), timestep);
-      const auto batch = prepare(pairs, rows, timesteps, operation_validation, static_cast<std::uint32_t>(begin));
-      const auto z = forward_scores(batch);
-      for (index_t i = 0; i < static_cast<index_t>(rows.size()); ++i) {
-        first.push_back(static_cast<float>(static_cast<compute_t<T>>(z.data()[i])));
-        second.push_back(static_cast<float>(static_cast<compute_t<T>>(z.data()[static_cast<index_t>(rows.size()) + i])));
+    for (index_t begin = 0; begin < data.images(); begin += options_.train_batch_size) {
+      Batch batch;
+      for (index_t i = begin; i < std::min(data.images(), begin + options_.train_batch_size); ++i) {
+        add_prompt(batch, data, data.prompt_of_image[static_cast<std::size_t>(i)]);
+        add_image(batch, i, timestep);
       }
+      noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
+      const auto [visual, text] = forward_features(batch);
+      const auto z = cosine_score(visual, text, lrm_.logit_scale.on(tape_));
+      for (index_t i = 0; i < z.extent(0); ++i) by_image.push_back(static_cast<float>(static_cast<compute_t<T>>(z.data()[i])));
       tape_.clear();
+    }
+    std::vector<float> first, second;
+    for (const auto& pair : data.pairs) {
+      first.push_back(by_image[static_cast<std::size_t>(pair.first)]);
+      second.push_back(by_image[static_cast<std::size_t>(pair.second)]);
     }
     return {first, second};
   }
@@ -165,13 +176,16 @@ class LrmTrainer {
   static constexpr std::uint32_t operation_order = 0x2001, operation_timestep = 0x2002, operation_noise = 0x2003,
                                  operation_posterior = 0x2004, operation_validation = 0x2005;
 
-  /// One batch on the host: images [img0 of all pairs, img1 of all pairs].
+  /// One batch on the host. Rows of prompts and images are in the order of the batch units.
   struct Batch {
-    Tensor<T, 4, Device> latents;  ///< noisy [2n, h, w, c]
-    std::vector<float> timesteps;  ///< [2n]
-    std::vector<std::int32_t> token_ids;  ///< [n, tokens]
+    std::vector<std::int32_t> token_ids;  ///< [prompts, tokens]
+    std::vector<index_t> images;          ///< numbers in the data set [images]
+    std::vector<std::int32_t> prompt_of_image;
+    std::vector<float> timesteps;   ///< [images]
+    std::vector<std::int32_t> first, second, prompt_of_pair;  ///< rows of images and prompts [pairs]
     std::vector<PreferenceLabel> labels;
-    index_t tokens = 0;
+    Tensor<T, 4, Device> latents;  ///< noisy [images, h, w, c]
+    index_t prompts = 0;
   };
 
   struct StepResult {
@@ -185,6 +199,7 @@ class LrmTrainer {
     s["trainer"] = "lrm";
     s["seed"] = options_.seed;
     s["train_batch_size"] = options_.train_batch_size;
+    s["batch_unit"] = options_.batch_unit == BatchUnit::pair ? "pair" : "prompt";
     s["learning_rate"] = options_.learning_rate;
     s["lr_warmup_steps"] = options_.lr_warmup_steps;
     s["max_train_steps"] = options_.max_train_steps;
@@ -201,18 +216,20 @@ class LrmTrainer {
     return state;
   }
 
-  StepResult step(const LatentPairs& pairs, const std::vector<index_t>& rows, index_t step_index) {
-    RandomStream random(options_.seed, operation_timestep, static_cast<std::uint32_t>(step_index));
-    const auto count = static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
-    std::vector<int> timesteps;
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      timesteps.push_back(1 + options_.timestep_interval * static_cast<int>(random.uniform_int(count)));
-    const auto batch = prepare(pairs, rows, timesteps, operation_noise, static_cast<std::uint32_t>(step_index));
+  StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units, const std::vector<index_t>& picked,
+                  index_t step_index) {
+    const auto counter = static_cast<std::uint32_t>(step_index);
+    RandomStream random(options_.seed, operation_timestep, counter);
+    const auto candidates = static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
+    Batch batch;
+    for (const index_t unit : picked)
+      add_unit(batch, data, units[static_cast<std::size_t>(unit)],
+               1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
+    noise(batch, data, operation_noise, counter, options_.shared_pair_noise);
     store_.reset_gradients();
     const auto [visual, text] = forward_features(batch);
-    const index_t n = static_cast<index_t>(rows.size());
-    const auto loss = reward_loss(visual.slice(0, 0, n), visual.slice(0, n, 2 * n), text, lrm_.logit_scale.on(tape_),
-                                  batch.labels, options_.loss);
+    const auto loss = reward_loss(embedding(visual, batch.first), embedding(visual, batch.second), embedding(text, batch.prompt_of_pair),
+                                  lrm_.logit_scale.on(tape_), batch.labels, options_.loss);
     StepResult result{};
     result.loss = item(loss);
     backward(loss);
@@ -231,65 +248,73 @@ class LrmTrainer {
     if (options_.ema_decay > 0) average_.swap();
   }
 
-  Batch prepare(const LatentPairs& pairs, const std::vector<index_t>& rows, const std::vector<int>& timesteps,
-                std::uint32_t operation, std::uint32_t step_index) {
-    const index_t n = static_cast<index_t>(rows.size()), size = pairs.latent_size();
-    Batch batch;
-    batch.tokens = pairs.tokens;
-    std::vector<float> clean(static_cast<std::size_t>(2 * n * size)), noise(clean.size());
-    philox_fill_normal({options_.seed, operation, step_index}, noise.data(), noise.size());
-    if (options_.shared_pair_noise) std::copy_n(noise.begin(), noise.size() / 2, noise.begin() + static_cast<std::ptrdiff_t>(noise.size() / 2));
-    for (index_t i = 0; i < n; ++i) {
-      for (index_t image = 0; image < 2; ++image) {
-        const float* from = pairs.mean.data() + (rows[static_cast<std::size_t>(i)] * 2 + image) * size;
-        std::copy_n(from, size, clean.begin() + (image * n + i) * size);
-      }
-      const auto* ids = pairs.token_ids.data() + rows[static_cast<std::size_t>(i)] * pairs.tokens;
-      batch.token_ids.insert(batch.token_ids.end(), ids, ids + pairs.tokens);
-      batch.labels.push_back(pairs.labels[static_cast<std::size_t>(rows[static_cast<std::size_t>(i)])]);
-    }
-    if (!pairs.deviation.empty()) {
-      std::vector<float> draw(clean.size());
-      philox_fill_normal({options_.seed, operation ^ operation_posterior, step_index}, draw.data(), draw.size());
-      for (index_t i = 0; i < n; ++i)
-        for (index_t image = 0; image < 2; ++image)
-          for (index_t k = 0; k < size; ++k) {
-            const auto at = static_cast<std::size_t>((image * n + i) * size + k);
-            clean[at] += pairs.deviation[static_cast<std::size_t>((rows[static_cast<std::size_t>(i)] * 2 + image) * size + k)] * draw[at];
-          }
-    }
-    batch.latents = Tensor<T, 4, Device>(Extents<4>{2 * n, pairs.height, pairs.width, pairs.channels});
-    for (index_t image = 0; image < 2; ++image) {
-      for (index_t i = 0; i < n; ++i) {
-        const int t = timesteps[static_cast<std::size_t>(i)];
-        const double abar = schedule_.alpha_bar(t);
-        const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
-        batch.timesteps.push_back(static_cast<float>(t));
-        const index_t row = (image * n + i) * size;
-        for (index_t k = 0; k < size; ++k)
-          batch.latents.data()[row + k] = static_cast<T>(static_cast<compute_t<T>>(signal * clean[static_cast<std::size_t>(row + k)] + spread * noise[static_cast<std::size_t>(row + k)]));
-      }
-    }
-    return batch;
+  static void add_prompt(Batch& batch, const LatentPairs& data, index_t prompt) {
+    const auto* ids = data.token_ids.data() + prompt * data.tokens;
+    batch.token_ids.insert(batch.token_ids.end(), ids, ids + data.tokens);
+    ++batch.prompts;
   }
 
-  /// Visual [2n, width] and text [n, width] features.
-  std::pair<Var<T, 2, Device>, Var<T, 2, Device>> forward_features(const Batch& batch) {
-    const index_t n = static_cast<index_t>(batch.labels.size());
-    const auto states = text_.encode(tape_, batch.token_ids, n);
-    RewardPrompt<T, Device> prompt;
-    prompt.context = concat_batch(states.context, states.context);
-    if (lrm_.options.guidance != 1.0f) {
-      const auto empty = text_.encode_empty(tape_);
-      prompt.context_empty = repeat_rows(empty.context, 2 * n);
+  /// Adds an image of the newest prompt.
+  static void add_image(Batch& batch, index_t image, int timestep) {
+    batch.images.push_back(image);
+    batch.prompt_of_image.push_back(static_cast<std::int32_t>(batch.prompts - 1));
+    batch.timesteps.push_back(static_cast<float>(timestep));
+  }
+
+  /// Adds pairs of one prompt; an image that occurs in several of them gets one row.
+  static void add_unit(Batch& batch, const LatentPairs& data, const std::vector<index_t>& pairs, int timestep) {
+    add_prompt(batch, data, data.prompt_of(data.pairs[static_cast<std::size_t>(pairs.front())]));
+    const auto begin = static_cast<std::ptrdiff_t>(batch.images.size());
+    const auto row_of = [&](index_t image) {
+      const auto found = std::find(batch.images.begin() + begin, batch.images.end(), image);
+      const auto row = static_cast<std::int32_t>(found - batch.images.begin());
+      if (found == batch.images.end()) add_image(batch, image, timestep);
+      return row;
+    };
+    for (const index_t i : pairs) {
+      const auto& pair = data.pairs[static_cast<std::size_t>(i)];
+      batch.first.push_back(row_of(pair.first));
+      batch.second.push_back(row_of(pair.second));
+      batch.prompt_of_pair.push_back(static_cast<std::int32_t>(batch.prompts - 1));
+      batch.labels.push_back(data.labels[static_cast<std::size_t>(i)]);
     }
+  }
+
+  /// Draws the clean latents from their posteriors and noises them: sqrt(abar) x_0 + sqrt(1 - abar) n, in float. With `shared`
+  /// all images of a prompt get the noise of its first one.
+  void noise(Batch& batch, const LatentPairs& data, std::uint32_t operation, std::uint32_t counter, bool shared) const {
+    const auto rows = static_cast<index_t>(batch.images.size()), size = data.latent_size();
+    std::vector<float> drawn(static_cast<std::size_t>(rows * size)), posterior(data.deviation.empty() ? 0 : drawn.size());
+    philox_fill_normal({options_.seed, operation, counter}, drawn.data(), drawn.size());
+    philox_fill_normal({options_.seed, operation ^ operation_posterior, counter}, posterior.data(), posterior.size());
+    batch.latents = Tensor<T, 4, Device>(Extents<4>{rows, data.height, data.width, data.channels});
+    index_t source = 0;
+    for (index_t row = 0; row < rows; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      if (!shared || row == 0 || batch.prompt_of_image[at] != batch.prompt_of_image[at - 1]) source = row;
+      const double abar = schedule_.alpha_bar(static_cast<int>(batch.timesteps[at]));
+      const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
+      const index_t image = batch.images[at] * size;
+      for (index_t k = 0; k < size; ++k) {
+        float clean = data.mean[static_cast<std::size_t>(image + k)];
+        if (!posterior.empty())
+          clean += data.deviation[static_cast<std::size_t>(image + k)] * posterior[static_cast<std::size_t>(row * size + k)];
+        batch.latents.data()[row * size + k] =
+            static_cast<T>(static_cast<compute_t<T>>(signal * clean + spread * drawn[static_cast<std::size_t>(source * size + k)]));
+      }
+    }
+  }
+
+  /// Visual [images, width] and text [prompts, width] features.
+  std::pair<Var<T, 2, Device>, Var<T, 2, Device>> forward_features(const Batch& batch) {
+    const auto states = text_.encode(tape_, batch.token_ids, batch.prompts);
+    const auto rows = static_cast<index_t>(batch.images.size()), tokens = states.context.extent(1), width = states.context.extent(2);
+    RewardPrompt<T, Device> prompt;
+    prompt.context = embedding(states.context.reshape(Extents<2>{batch.prompts, tokens * width}), batch.prompt_of_image)
+                         .reshape(Extents<3>{rows, tokens, width});
+    if (lrm_.options.guidance != 1.0f) prompt.context_empty = repeat_rows(text_.encode_empty(tape_).context, rows);
     const auto visual = lrm_.visual(constant(tape_, batch.latents), batch.timesteps, prompt);
     return {visual, lrm_.text(states.pooled)};
-  }
-
-  Var<T, 1, Device> forward_scores(const Batch& batch) {
-    const auto [visual, text] = forward_features(batch);
-    return cosine_score(visual, concat_batch(text, text), lrm_.logit_scale.on(tape_));
   }
 
   Context<Device>& context_;

@@ -2,6 +2,7 @@
 // MetricsLog: one JSON object per line, safe to append to across an interrupted and a resumed run.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <string>
@@ -76,5 +77,34 @@ class MetricsLog {
   std::string path_;
   std::FILE* file_ = nullptr;
 };
+
+/// The lines of a metrics.jsonl as JSON objects; a line cut off by a crash is left out.
+inline std::vector<nlohmann::json> read_metrics(const std::string& path) {
+  std::vector<nlohmann::json> lines;
+  const std::string text = read_text_file(path);
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.size(), text.find('\n', begin));
+    auto line = nlohmann::json::parse(text.substr(begin, end - begin), nullptr, false);
+    if (line.is_object()) lines.push_back(std::move(line));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+/// Points of a curve.
+struct MetricCurve {
+  std::vector<double> step, value;
+};
+
+/// One column of a metrics.jsonl; steps that have no number there are left out.
+inline MetricCurve read_metric(const std::string& path, const std::string& name) {
+  MetricCurve curve;
+  for (const auto& line : read_metrics(path)) {
+    if (!line.contains(name) || !line[name].is_number()) continue;
+    curve.step.push_back(line["step"].get<double>());
+    curve.value.push_back(line[name].get<double>());
+  }
+  return curve;
+}
 
 }  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#include <lpo/train/lrm_trainer.hpp>
+
+#include "stages.hpp"
+
+namespace demo {
+
+void train_reward_model(Studio& studio, const Options& o, tw::RewardModel& reward, const RatedPairs& train, const RatedPairs& held_out,
+                        tw::DemoReport& report) {
+  lpo::LrmTrainerOptions options;
+  options.max_train_steps = o.lrm_steps;
+  options.train_batch_size = o.lrm_batch;
+  options.batch_unit = lpo::BatchUnit::prompt;
+  options.learning_rate = o.lrm_rate;
+  options.lr_scheduler = lpo::LearningRateKind::linear;
+  options.lr_warmup_steps = o.lrm_steps / 20;
+  options.optimizer.weight_decay = o.lrm_weight_decay;
+  options.ema_decay = 0.99;
+  options.validation_steps = std::max<index_t>(1, o.lrm_steps / 12);
+  options.checkpointing_steps = 100;
+  options.checkpoints_total_limit = 1;
+  options.seed = o.seed;
+  options.output_dir = o.out + "/lrm";
+  options.resume = o.resume;
+  lpo::LrmTrainer trainer(studio.context, reward.lrm, reward.text_encoder, reward.store, studio.generator.schedule, options);
+  trainer.train(train.latents, held_out.latents, std::ref(studio.bar));
+  for (const int timestep : {1, 101, 201, 301, 401, 501, 601, 701, 801, 901})
+    report.lrm_accuracy_by_timestep.emplace_back(timestep, trainer.accuracy(held_out.latents, timestep));
+  report.lrm_accuracy = report.lrm_accuracy_by_timestep.front().second;
+  const std::string log = options.output_dir + "/metrics.jsonl";
+  report.lrm_loss = lpo::read_metric(log, "train_loss");
+  report.lrm_validation = lpo::read_metric(log, "validation_accuracy");
+  report.pairs_rated = train.rated;
+  report.pairs_kept = train.latents.size();
+  for (const auto& label : train.latents.labels) report.pairs_tied += label.tie() ? 1 : 0;
+  report.rater_ceiling = held_out.decided > 0 ? static_cast<double>(held_out.agreed) / static_cast<double>(held_out.decided) : 0.0;
+}
+
+}  // namespace demo

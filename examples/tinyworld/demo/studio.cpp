@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#include "studio.hpp"
+
+namespace demo {
+
+std::vector<std::string> sample_captions(std::uint64_t seed, index_t count, tw::Split split) {
+  std::vector<std::string> captions;
+  for (index_t i = 0; i < count; ++i) captions.push_back(tw::sample_captioned(seed, static_cast<std::uint64_t>(i), split).caption);
+  return captions;
+}
+
+std::vector<std::string> repeat_captions(const std::vector<std::string>& captions, index_t copies) {
+  std::vector<std::string> repeated;
+  for (const auto& caption : captions) repeated.insert(repeated.end(), static_cast<std::size_t>(copies), caption);
+  return repeated;
+}
+
+Studio::Studio(const Options& o) : context(o.threads), tape(context), generator(o.model, o.lora_rank, o.seed) {}
+
+lpo::Tensor<float, 4> Studio::generate(const std::vector<std::string>& captions, const tw::GenerateOptions& options,
+                                       const std::function<bool(index_t)>& progress) {
+  return tw::generate_latents(context, tape, generator.unet, generator.text_encoder, generator.tokenizer, generator.schedule, captions,
+                              options, [&](index_t done, index_t) { return progress(done); });
+}
+
+std::vector<tw::Image> Studio::decode(const lpo::View<const float, 4, tw::Device>& latents) {
+  std::vector<tw::Image> images;
+  constexpr index_t chunk = 64;
+  for (index_t begin = 0; begin < latents.extent(0); begin += chunk) {
+    auto part = tw::decode_latents(tape, generator.vae, latents.slice(0, begin, std::min(latents.extent(0), begin + chunk)));
+    std::move(part.begin(), part.end(), std::back_inserter(images));
+  }
+  return images;
+}
+
+std::vector<tw::Measurement> Studio::measure(const lpo::Tensor<float, 4>& latents, const std::vector<std::string>& captions) {
+  std::vector<tw::Measurement> measured(captions.size());
+  constexpr index_t chunk = 64;
+  for (index_t begin = 0; begin < latents.extent(0); begin += chunk) {
+    const index_t end = std::min(latents.extent(0), begin + chunk);
+    const auto images = decode(latents.view().slice(0, begin, end));
+    context.executor().parallel_for(end - begin, 4, [&](index_t first, index_t last) {
+      for (index_t i = first; i < last; ++i) {
+        const auto at = static_cast<std::size_t>(begin + i);
+        measured[at] = tw::score_image(images[static_cast<std::size_t>(i)], captions[at]);
+      }
+    });
+  }
+  return measured;
+}
+
+}  // namespace demo
