@@ -52,7 +52,7 @@ int main() {
 
   show([&] {
     struct Zero {
-      void predict(lpo::View<const float, 4, Cpu>, int, lpo::View<float, 4, Cpu>) {}
+      void predict(lpo::View<const float, 4, Cpu>, double, lpo::View<float, 4, Cpu>) {}
     } model;
     const auto steps = lpo::ddim_steps(schedule, 20, 0.0);
     lpo::sample(context, std::span<const lpo::GaussianStep>(steps), model, images.view(), /*seed=*/1,

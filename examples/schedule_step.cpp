@@ -11,7 +11,7 @@ struct OnePicture {
   lpo::Context<lpo::Cpu>& context;
   const lpo::NoiseSchedule& schedule;
 
-  void predict(lpo::View<const float, 4, lpo::Cpu> x, int timestep, lpo::View<float, 4, lpo::Cpu> noise) {
+  void predict(lpo::View<const float, 4, lpo::Cpu> x, double timestep, lpo::View<float, 4, lpo::Cpu> noise) {
     const double alpha_bar = schedule.alpha_bar(timestep);
     lpo::evaluate(&context, noise, (x - 0.5 * std::sqrt(alpha_bar)) / std::sqrt(1 - alpha_bar));
   }

@@ -116,8 +116,18 @@ TEST_CASE("wrong configurations are refused with a remedy") {
   config.clip_sample = true;
   CHECK_THROWS_AS(NoiseSchedule{config}, lpo::ValueError);
   CHECK_THROWS_AS(NoiseSchedule().alpha_bar(1000), lpo::ValueError);
+  CHECK_THROWS_AS(NoiseSchedule().alpha_bar(999.5), lpo::ValueError);
+  CHECK_THROWS_AS(NoiseSchedule().alpha_bar(-0.5), lpo::ValueError);
   CHECK_THROWS_AS(lpo::parse_beta_schedule("cosine"), lpo::ValueError);
   CHECK(lpo::parse_beta_schedule("scaled_linear") == BetaSchedule::scaled_linear);
   CHECK(lpo::parse_prediction_type("v_prediction") == lpo::PredictionType::v_prediction);
   CHECK(lpo::parse_timestep_spacing("trailing") == lpo::TimestepSpacing::trailing);
+}
+
+TEST_CASE("between timesteps sigma is interpolated") {
+  const NoiseSchedule schedule;
+  CHECK(schedule.alpha_bar(500.0) == schedule.alpha_bar(500));
+  CHECK(schedule.alpha_bar(999.0) == schedule.alpha_bar(999));
+  const auto sigma = [&](double t) { return std::sqrt(1 / schedule.alpha_bar(t) - 1); };
+  check_near(sigma(500.25), 0.75 * sigma(500) + 0.25 * sigma(501), 1e-12);
 }

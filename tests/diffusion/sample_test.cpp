@@ -21,7 +21,7 @@ struct Oracle {
   const lpo::NoiseSchedule& schedule;
   double clean;
 
-  void predict(lpo::View<const double, 4, Reference> x, int timestep, lpo::View<double, 4, Reference> prediction) {
+  void predict(lpo::View<const double, 4, Reference> x, double timestep, lpo::View<double, 4, Reference> prediction) {
     const double alpha_bar = schedule.alpha_bar(timestep);
     lpo::evaluate<double, 4, Reference>(nullptr, prediction,
                                         (x - std::sqrt(alpha_bar) * clean) / std::sqrt(1 - alpha_bar));
@@ -71,4 +71,21 @@ TEST_CASE("rows of a batch have the same initial bits in any batch") {
   fill_normal(context, all.view(), {3, lpo::random_operation::initial_latents, 0});
   fill_normal(context, tail.view(), {3, lpo::random_operation::initial_latents, 0}, 18);
   for (int i = 0; i < 18; ++i) CHECK(all.data()[18 + i] == tail.data()[i]);
+}
+
+TEST_CASE("a chain of GaussianSteps gives the bits of its formula, step by step") {
+  const lpo::NoiseSchedule schedule;
+  lpo::Context<Reference> context(1);
+  Oracle oracle{schedule, 0.8};
+  const auto chain = lpo::ddim_steps(schedule, 5, 0.5);
+  Tensor<double, 4, Reference> x(lpo::Extents<4>{2, 1, 1, 4}), y(lpo::Extents<4>{2, 1, 1, 4}), z(y.extents());
+  lpo::fill_normal(context, x.view(), {7, lpo::random_operation::initial_latents, 0});
+  Tensor<double, 4, Reference> expected = x.clone();
+  for (std::uint32_t i = 0; i < 5; ++i) {
+    oracle.predict(expected.view(), chain[i].timestep, y.view());
+    lpo::fill_normal(context, z.view(), {7, lpo::random_operation::sampling_noise, i});
+    expected = chain[i].next(expected, y, z);
+  }
+  lpo::sample(context, chain, oracle, x.view(), 7);
+  for (int i = 0; i < 8; ++i) CHECK(x.data()[i] == expected.data()[i]);
 }

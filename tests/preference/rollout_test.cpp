@@ -29,8 +29,8 @@ struct FakePredictor {
   lpo::Context<Device>& context;
   std::vector<int> told = {};
 
-  void predict(View<const T, 4, Device> x, int timestep, View<T, 4, Device> prediction) {
-    told.push_back(timestep);
+  void predict(View<const T, 4, Device> x, double timestep, View<T, 4, Device> prediction) {
+    told.push_back(static_cast<int>(timestep));
     lpo::evaluate(&context, prediction, 0.3 * x + 0.1);
   }
 };

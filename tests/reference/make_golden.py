@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lpo, lrm, schedulers, unets, vae
+from goldens import clip_text, layers, lpo, lrm, samplers, schedulers, unets, vae
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -17,6 +17,7 @@ MAKERS = {
     "unet_sd15_lora": unets.make_lora,
     "vae": vae.make_vae,
     "schedulers": schedulers.make_schedulers,
+    "samplers": samplers.make_samplers,
     "lrm_sd15": lambda directory: lrm.make_lrm(directory, "sd15"),
     "lrm_sdxl": lambda directory: lrm.make_lrm(directory, "sdxl"),
     "lpo_loss": lpo.make_lpo_loss,

@@ -94,6 +94,18 @@ class NoiseSchedule {
     return alpha_bars_[static_cast<std::size_t>(timestep)];
   }
 
+  /// The same between timesteps: sigma = sqrt((1 - abar)/abar) is linear there, as Euler samplers take it.
+  double alpha_bar(double timestep) const {
+    if (!(timestep >= 0 && timestep <= train_timesteps() - 1))
+      throw ValueError(message("[NoiseSchedule] timestep ", timestep, " is outside 0..", train_timesteps() - 1));
+    const int below = static_cast<int>(timestep);
+    const double part = timestep - below, low = alpha_bar(below);
+    if (part == 0) return low;
+    const double high = alpha_bar(below + 1);
+    const double sigma = (1 - part) * std::sqrt((1 - low) / low) + part * std::sqrt((1 - high) / high);
+    return 1 / (1 + sigma * sigma);
+  }
+
   /// abar after the last step as diffusers' DDIM takes it for an arrival below 0: 1 or abar_0.
   double final_alpha_bar() const { return config_.set_alpha_to_one ? 1.0 : alpha_bars_.front(); }
 

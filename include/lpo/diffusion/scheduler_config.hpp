@@ -2,6 +2,7 @@
 // SchedulerConfig: the fields of a diffusers scheduler_config.json that the diffusion room uses, as a plain struct.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include <lpo/base/error.hpp>
@@ -14,6 +15,10 @@ enum class BetaSchedule { linear, scaled_linear, squaredcos_cap_v2 };
 enum class PredictionType { epsilon, v_prediction, sample };
 /// How S of the T training timesteps are chosen.
 enum class TimestepSpacing { leading, trailing, linspace };
+/// Which sampler; `Sampler` makes the steps of each.
+enum class SamplerKind { ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, pndm };
+/// Where Euler and DPM++ end: at the clean sample, or at the noise level of training timestep 0.
+enum class FinalSigmasType { zero, sigma_min };
 
 /// Names and defaults follow diffusers' scheduler_config.json of Stable Diffusion.
 struct SchedulerConfig {
@@ -27,6 +32,12 @@ struct SchedulerConfig {
   bool clip_sample = false;  ///< must stay false: latents have no bounds to clip to
   TimestepSpacing timestep_spacing = TimestepSpacing::leading;
   bool rescale_betas_zero_snr = false;
+  SamplerKind sampler = SamplerKind::ddim;  ///< the model's own, `_class_name` in the file
+  bool use_karras_sigmas = false;           ///< Euler and DPM++: noise levels of arXiv 2206.00364 eq. 5
+  FinalSigmasType final_sigmas_type = FinalSigmasType::zero;  ///< Euler and DPM++
+  bool lower_order_final = true;  ///< DPM++: with fewer than 15 steps the last one is of first order
+  bool euler_at_final = false;    ///< DPM++: the last step is of first order
+  bool skip_prk_steps = true;     ///< PNDM: no Runge-Kutta steps at the start; must stay true
 };
 
 /// The enumerator with diffusers' name; ValueError lists the names that exist.
@@ -53,6 +64,68 @@ inline TimestepSpacing parse_timestep_spacing(std::string_view name) {
   throw ValueError(
       message("[SchedulerConfig] timestep_spacing \"", name, "\" is not supported; use leading, trailing or linspace"));
 }
+
+inline FinalSigmasType parse_final_sigmas_type(std::string_view name) {
+  if (name == "zero") return FinalSigmasType::zero;
+  if (name == "sigma_min") return FinalSigmasType::sigma_min;
+  throw ValueError(
+      message("[SchedulerConfig] final_sigmas_type \"", name, "\" is not supported; use zero or sigma_min"));
+}
+
+namespace detail {
+
+struct SamplerNames {
+  SamplerKind kind;
+  std::string_view name, diffusers_class;
+};
+
+inline constexpr SamplerNames sampler_names[] = {
+    {SamplerKind::ddim, "ddim", "DDIMScheduler"},
+    {SamplerKind::ddpm, "ddpm", "DDPMScheduler"},
+    {SamplerKind::euler, "euler", "EulerDiscreteScheduler"},
+    {SamplerKind::euler_ancestral, "euler_a", "EulerAncestralDiscreteScheduler"},
+    {SamplerKind::dpmpp_2m, "dpm++_2m", "DPMSolverMultistepScheduler"},
+    {SamplerKind::dpmpp_2m_karras, "dpm++_2m_karras", "DPMSolverMultistepScheduler"},
+    {SamplerKind::pndm, "pndm", "PNDMScheduler"},
+};
+
+/// "DPM++ 2M Karras", "dpm++_2m_karras" and "dpmpp_2m_karras" are one name: small letters and digits, "pp" for "++".
+inline std::string plain_sampler_name(std::string_view name) {
+  std::string plain;
+  for (const char c : name) {
+    if (c >= 'A' && c <= 'Z') plain += static_cast<char>(c - 'A' + 'a');
+    if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')) plain += c;
+    if (c == '+') plain += 'p';
+  }
+  return plain;
+}
+
+}  // namespace detail
+
+/// The sampler with this name or with diffusers' class name, whatever its case, spaces, '_' and '-'. ValueError lists
+/// the names that exist.
+inline SamplerKind parse_sampler(std::string_view name) {
+  const std::string plain = detail::plain_sampler_name(name);
+  std::string known;
+  for (const auto& [kind, short_name, diffusers_class] : detail::sampler_names) {
+    if (plain == detail::plain_sampler_name(short_name) || plain == detail::plain_sampler_name(diffusers_class))
+      return kind;
+    known += message(known.empty() ? "" : ", ", short_name);
+  }
+  if (plain == "eulerancestral") return SamplerKind::euler_ancestral;
+  if (plain == "plms") return SamplerKind::pndm;
+  throw ValueError(message("[SchedulerConfig] sampler \"", name, "\" is not supported; use one of ", known));
+}
+
+/// "ddim", "euler_a", "dpm++_2m_karras" ...
+inline std::string_view name_of(SamplerKind kind) { return detail::sampler_names[static_cast<int>(kind)].name; }
+
+/// The `_class_name` of a scheduler_config.json.
+inline std::string_view diffusers_class_of(SamplerKind kind) {
+  return detail::sampler_names[static_cast<int>(kind)].diffusers_class;
+}
+
+inline std::string_view name_of(FinalSigmasType type) { return type == FinalSigmasType::zero ? "zero" : "sigma_min"; }
 
 inline std::string_view name_of(BetaSchedule schedule) {
   switch (schedule) {

@@ -74,7 +74,7 @@ class GuidedDenoiser {
     for (std::size_t i = 0; i < rows_.size(); ++i) rows_[i] = static_cast<index_t>(i);
   }
 
-  void predict(View<const T, 4, Device> latents, int timestep, View<T, 4, Device> prediction) {
+  void predict(View<const T, 4, Device> latents, double timestep, View<T, 4, Device> prediction) {
     if (prompts_ == nullptr) throw ValueError("[GuidedDenoiser] set_prompts() first");
     if (latents.extent(0) != prompts_->size())
       throw ShapeError(message("[GuidedDenoiser] ", latents.extent(0), " latents, ", prompts_->size(), " prompts"));
