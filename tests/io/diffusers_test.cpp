@@ -145,6 +145,74 @@ TEST_CASE("a scheduler config is read with diffusers' defaults and written back"
   CHECK_THROWS_AS(scheduler_from_json(JsonConfig::from_text(R"({"trained_betas": [0.1]})", "s")), FileError);
 }
 
+TEST_CASE("a scheduler config tells its sampler, or is read for another one with that one's defaults") {
+  const auto sd15 = JsonConfig::from_text(sd15_scheduler, "scheduler");
+  CHECK(scheduler_from_json(sd15).sampler == SamplerKind::pndm);
+  CHECK(scheduler_from_json(sd15).timestep_spacing == TimestepSpacing::leading);
+  CHECK(scheduler_from_json(sd15).skip_prk_steps);
+  CHECK(sd15.unread_keys().empty());
+  // As EulerDiscreteScheduler.from_config(PNDMScheduler(...).config) of diffusers 0.35: linspace, its own default.
+  const auto euler = scheduler_from_json(sd15, SamplerKind::euler);
+  CHECK(euler.sampler == SamplerKind::euler);
+  CHECK(euler.timestep_spacing == TimestepSpacing::linspace);
+  CHECK(euler.steps_offset == 1);
+  CHECK(scheduler_from_json(sd15, SamplerKind::ddim).timestep_spacing == TimestepSpacing::leading);
+  const auto nothing = JsonConfig::from_text("{}", "s");
+  CHECK_FALSE(scheduler_from_json(nothing, SamplerKind::euler).clip_sample);
+  CHECK(scheduler_from_json(nothing, SamplerKind::ddpm).clip_sample);
+  CHECK(scheduler_from_json(JsonConfig::from_text(R"({"_class_name": "UniPCMultistepScheduler"})", "s")).sampler ==
+        SamplerKind::ddim);
+  CHECK_FALSE(scheduler_from_json(JsonConfig::from_text(R"({"_class_name": "PNDMScheduler"})", "s")).skip_prk_steps);
+}
+
+TEST_CASE("what diffusers writes for DPM++ is read, other algorithms are refused") {
+  const auto config = [](const std::string& changes) {
+    return JsonConfig::from_text(R"({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
+      "final_sigmas_type": "sigma_min", "lambda_min_clipped": -Infinity, "lower_order_final": false, "solver_order": 2,
+      "solver_type": "midpoint", "use_karras_sigmas": true, "use_lu_lambdas": false, "note": "\"-Infinity")" +
+                                     changes + "}",
+                                 "scheduler");
+  };
+  const auto file = config("");
+  const auto c = scheduler_from_json(file);
+  CHECK(c.sampler == SamplerKind::dpmpp_2m);
+  CHECK(c.use_karras_sigmas);
+  CHECK(c.final_sigmas_type == FinalSigmasType::sigma_min);
+  CHECK_FALSE(c.lower_order_final);
+  CHECK(c.timestep_spacing == TimestepSpacing::linspace);
+  CHECK(file.unread_keys() == std::vector<std::string>{"note"});
+  CHECK(file.get<std::string>("note") == "\"-Infinity");
+  CHECK(message_of<FileError>([&] { scheduler_from_json(config(R"(, "use_beta_sigmas": true)")); }) ==
+        "[config] scheduler: use_beta_sigmas is true, expected false; change it or name another sampler to read the "
+        "file for");
+  CHECK_THROWS_AS(scheduler_from_json(config(R"(, "thresholding": true)")), FileError);
+  const auto clipped =
+      JsonConfig::from_text(R"({"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -5.1})", "s");
+  CHECK_THROWS_AS(scheduler_from_json(clipped), FileError);
+  CHECK_NOTHROW(scheduler_from_json(clipped, SamplerKind::ddim));
+  const auto sde = JsonConfig::from_text(
+      R"({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"})", "s");
+  CHECK_THROWS_AS(scheduler_from_json(sde), FileError);
+  CHECK(scheduler_from_json(sde, SamplerKind::ddim).sampler == SamplerKind::ddim);
+}
+
+TEST_CASE("scheduler configs of all samplers are read as they were written") {
+  TemporaryDirectory directory;
+  for (const auto& [kind, name, diffusers_class] : detail::sampler_names) {
+    SchedulerConfig c;
+    c.sampler = kind;
+    c.use_karras_sigmas = kind == SamplerKind::euler;
+    c.timestep_spacing = TimestepSpacing::trailing;
+    save_scheduler(directory.file("scheduler"), c);
+    const auto again = load_scheduler(directory.file("scheduler"));
+    CHECK(diffusers_class_of(again.sampler) == diffusers_class);
+    CHECK(again.use_karras_sigmas == (kind == SamplerKind::euler || kind == SamplerKind::dpmpp_2m_karras));
+    CHECK(again.timestep_spacing == TimestepSpacing::trailing);
+    CHECK(again.skip_prk_steps);
+    CHECK_FALSE(again.clip_sample);
+  }
+}
+
 TEST_CASE("the model index lists components") {
   TemporaryDirectory directory;
   save_model_index(directory.path());

@@ -2,6 +2,7 @@
 // SchedulerConfig: the fields of a diffusers scheduler_config.json that the diffusion room uses, as a plain struct.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -102,18 +103,22 @@ inline std::string plain_sampler_name(std::string_view name) {
 
 }  // namespace detail
 
-/// The sampler with this name or with diffusers' class name, whatever its case, spaces, '_' and '-'. ValueError lists
-/// the names that exist.
-inline SamplerKind parse_sampler(std::string_view name) {
+/// The sampler with this name or with diffusers' class name, whatever its case, spaces, '_' and '-', if there is one.
+inline std::optional<SamplerKind> find_sampler(std::string_view name) {
   const std::string plain = detail::plain_sampler_name(name);
-  std::string known;
-  for (const auto& [kind, short_name, diffusers_class] : detail::sampler_names) {
+  for (const auto& [kind, short_name, diffusers_class] : detail::sampler_names)
     if (plain == detail::plain_sampler_name(short_name) || plain == detail::plain_sampler_name(diffusers_class))
       return kind;
-    known += message(known.empty() ? "" : ", ", short_name);
-  }
   if (plain == "eulerancestral") return SamplerKind::euler_ancestral;
   if (plain == "plms") return SamplerKind::pndm;
+  return std::nullopt;
+}
+
+/// The same; ValueError lists the names that exist.
+inline SamplerKind parse_sampler(std::string_view name) {
+  if (const auto kind = find_sampler(name)) return *kind;
+  std::string known;
+  for (const auto& names : detail::sampler_names) known += message(known.empty() ? "" : ", ", names.name);
   throw ValueError(message("[SchedulerConfig] sampler \"", name, "\" is not supported; use one of ", known));
 }
 

@@ -148,9 +148,9 @@ void save_text_encoder(const std::string& directory, const CLIPTextModel<C, T, D
                          options);
 }
 
-/// `directory`/scheduler_config.json.
-inline SchedulerConfig load_scheduler(const std::string& directory) {
-  return scheduler_from_json(JsonConfig::from_file(directory + "/scheduler_config.json"));
+/// `directory`/scheduler_config.json, for its own sampler or for another one (see scheduler_from_json).
+inline SchedulerConfig load_scheduler(const std::string& directory, std::optional<SamplerKind> sampler = std::nullopt) {
+  return scheduler_from_json(JsonConfig::from_file(directory + "/scheduler_config.json"), sampler);
 }
 inline void save_scheduler(const std::string& directory, const SchedulerConfig& config) {
   make_directories(directory);
@@ -163,13 +163,13 @@ struct ModelIndex {
   std::map<std::string, std::pair<std::string, std::string>> components;
 
   /// The parts of SD1.5 and SD2.1, without the safety checker.
-  static ModelIndex stable_diffusion() {
+  static ModelIndex stable_diffusion(SamplerKind sampler = SamplerKind::ddim) {
     return {"StableDiffusionPipeline",
             {{"unet", {"diffusers", "UNet2DConditionModel"}},
              {"vae", {"diffusers", "AutoencoderKL"}},
              {"text_encoder", {"transformers", "CLIPTextModel"}},
              {"tokenizer", {"transformers", "CLIPTokenizer"}},
-             {"scheduler", {"diffusers", "DDIMScheduler"}}}};
+             {"scheduler", {"diffusers", std::string(diffusers_class_of(sampler))}}}};
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -295,10 +296,56 @@ inline void check_config(const JsonConfig& file, const ClipTextConfig& compiled)
                              detail::canonical_clip_text(clip_text_json(compiled)));
 }
 
-/// A scheduler_config.json of any of diffusers' schedulers, as far as the noise schedule and its spacing go.
-inline SchedulerConfig scheduler_from_json(const JsonConfig& file) {
+namespace detail {
+
+/// FileError if the key is there and not null.
+inline void expect_null(const JsonConfig& file, const std::string& key) {
+  if (file.has(key))
+    throw FileError(
+        message("[config] ", file.name(), ": ", key, " is ", json_preview(file.original().at(key)), ", expected null"));
+}
+
+/// FileError unless the key has this value, is missing, or is null.
+template <class T>
+void expect_scheduler_value(const JsonConfig& file, const std::string& key, const T& expected) {
+  if (file.get_or<T>(key, expected) == expected) return;
+  throw FileError(message("[config] ", file.name(), ": ", key, " is ", json_preview(file.original().at(key)),
+                          ", expected ", json_preview(config_json(expected)),
+                          "; change it or name another sampler to read the file for"));
+}
+
+/// Settings of diffusers' schedulers that lpo has in one form only.
+inline void check_sampler_settings(const JsonConfig& file, SamplerKind sampler) {
+  const bool euler = sampler == SamplerKind::euler;
+  const bool dpm = sampler == SamplerKind::dpmpp_2m || sampler == SamplerKind::dpmpp_2m_karras;
+  if (euler || dpm)
+    for (const char* key : {"use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"})
+      expect_scheduler_value(file, key, false);
+  if (euler) {
+    expect_scheduler_value<std::string>(file, "interpolation_type", "linear");
+    expect_scheduler_value<std::string>(file, "timestep_type", "discrete");
+    expect_null(file, "sigma_min");
+    expect_null(file, "sigma_max");
+  }
+  if (dpm) {
+    expect_scheduler_value<std::string>(file, "algorithm_type", "dpmsolver++");
+    expect_scheduler_value<std::string>(file, "solver_type", "midpoint");
+    expect_scheduler_value(file, "solver_order", 2);
+    expect_null(file, "lambda_min_clipped");
+  }
+  if (sampler == SamplerKind::ddpm) expect_scheduler_value<std::string>(file, "variance_type", "fixed_small");
+}
+
+}  // namespace detail
+
+/// A scheduler_config.json of any of diffusers' schedulers, read for its own sampler or, like diffusers' `from_config`,
+/// for another one: what the file leaves out means the defaults of the sampler that it is read for. Only latents that
+/// are clipped by both are clipped. A class that lpo does not have is read for ddim.
+inline SchedulerConfig scheduler_from_json(const JsonConfig& file, std::optional<SamplerKind> sampler = std::nullopt) {
   SchedulerConfig c;
-  const std::string name = file.get_or("_class_name", "DDIMScheduler");
+  const std::string own = file.get_or("_class_name", "DDIMScheduler");
+  const std::string name = sampler ? std::string(diffusers_class_of(*sampler)) : own;
+  c.sampler = sampler ? *sampler : find_sampler(own).value_or(SamplerKind::ddim);
   c.num_train_timesteps = file.get_or("num_train_timesteps", 1000);
   c.beta_start = file.get_or("beta_start", 0.0001);
   c.beta_end = file.get_or("beta_end", 0.02);
@@ -306,34 +353,52 @@ inline SchedulerConfig scheduler_from_json(const JsonConfig& file) {
   c.prediction_type = parse_prediction_type(file.get_or("prediction_type", "epsilon"));
   c.steps_offset = file.get_or("steps_offset", 0);
   c.set_alpha_to_one = file.get_or("set_alpha_to_one", name == "DDIMScheduler");
-  c.clip_sample = file.get_or("clip_sample", name == "DDIMScheduler" || name == "DDPMScheduler");
-  c.timestep_spacing = parse_timestep_spacing(file.get_or("timestep_spacing", "leading"));
+  const auto clips = [](const std::string& scheduler) {
+    return scheduler == "DDIMScheduler" || scheduler == "DDPMScheduler";
+  };
+  c.clip_sample = file.get_or("clip_sample", clips(own) && clips(name));
+  const bool in_sigma = name.starts_with("Euler") || name.starts_with("DPMSolverMultistep");
+  c.timestep_spacing = parse_timestep_spacing(file.get_or("timestep_spacing", in_sigma ? "linspace" : "leading"));
   c.rescale_betas_zero_snr = file.get_or("rescale_betas_zero_snr", false);
-  if (file.has("trained_betas"))
-    throw FileError(message("[config] ", file.name(), ": trained_betas is ",
-                            json_preview(file.original().at("trained_betas")), ", expected null"));
+  c.use_karras_sigmas = file.get_or("use_karras_sigmas", false);
+  c.final_sigmas_type = parse_final_sigmas_type(file.get_or("final_sigmas_type", "zero"));
+  c.lower_order_final = file.get_or("lower_order_final", true);
+  c.euler_at_final = file.get_or("euler_at_final", false);
+  c.skip_prk_steps = file.get_or("skip_prk_steps", own != "PNDMScheduler");
+  detail::expect_null(file, "trained_betas");
   if (file.get_or("thresholding", false))
     throw FileError(message("[config] ", file.name(), ": thresholding is true, expected false"));
+  detail::check_sampler_settings(file, c.sampler);
   return c;
 }
 
-/// The scheduler_config.json of a DDIMScheduler with these settings.
+/// The scheduler_config.json of the class of `c.sampler` with these settings.
 inline JsonConfig scheduler_json(const SchedulerConfig& c) {
-  JsonConfig json("DDIMScheduler");
-  json.set("_class_name", "DDIMScheduler");
+  const std::string name(diffusers_class_of(c.sampler));
+  const bool euler = c.sampler == SamplerKind::euler, dpm = name == "DPMSolverMultistepScheduler";
+  JsonConfig json(name);
+  json.set("_class_name", name);
   json.set("_diffusers_version", detail::diffusers_version);
+  if (dpm) json.set("algorithm_type", "dpmsolver++");
   json.set("beta_end", c.beta_end);
   json.set("beta_schedule", std::string(name_of(c.beta_schedule)));
   json.set("beta_start", c.beta_start);
   json.set("clip_sample", c.clip_sample);
+  if (dpm) json.set("euler_at_final", c.euler_at_final);
+  if (dpm || euler) json.set("final_sigmas_type", std::string(name_of(c.final_sigmas_type)));
+  if (dpm) json.set("lower_order_final", c.lower_order_final);
   json.set("num_train_timesteps", c.num_train_timesteps);
   json.set("prediction_type", std::string(name_of(c.prediction_type)));
   json.set("rescale_betas_zero_snr", c.rescale_betas_zero_snr);
   json.set("set_alpha_to_one", c.set_alpha_to_one);
+  if (c.sampler == SamplerKind::pndm) json.set("skip_prk_steps", c.skip_prk_steps);
+  if (dpm) json.set("solver_order", 2);
+  if (dpm) json.set("solver_type", "midpoint");
   json.set("steps_offset", c.steps_offset);
   json.set("thresholding", false);
   json.set("timestep_spacing", std::string(name_of(c.timestep_spacing)));
   json.set_null("trained_betas");
+  if (dpm || euler) json.set("use_karras_sigmas", c.use_karras_sigmas || c.sampler == SamplerKind::dpmpp_2m_karras);
   return json;
 }
 

@@ -33,6 +33,28 @@ inline std::string json_reason(const std::exception& error) {
   return std::string(end == std::string_view::npos ? text : text.substr(end + 2));
 }
 
+/// Python writes the numbers that JSON does not have as NaN, Infinity and -Infinity. A copy with null in their place.
+inline std::string null_for_non_finite(std::string_view text) {
+  std::string copy;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const std::string_view rest = text.substr(i);
+    std::size_t token = 0;
+    if (!in_string)
+      for (const std::string_view name : {"-Infinity", "Infinity", "NaN"})
+        if (rest.starts_with(name)) token = std::max(token, name.size());
+    if (token > 0) {
+      copy += "null";
+      i += token - 1;
+      continue;
+    }
+    if (text[i] == '"') in_string = !in_string;
+    if (in_string && text[i] == '\\' && i + 1 < text.size()) copy += text[i++];
+    copy += text[i];
+  }
+  return copy;
+}
+
 }  // namespace detail
 
 /// Parses a whole JSON text. Not JSON, not UTF-8, a key twice in one object, more than `depth_limit` levels, or

@@ -122,9 +122,10 @@ class JsonConfig {
   /// FileError if the file is not a JSON object.
   static JsonConfig from_file(const std::string& path) { return from_text(read_text_file(path, text_limit), path); }
 
+  /// Infinities and NaN, which Python writes (diffusers' lambda_min_clipped is one), count as null.
   static JsonConfig from_text(std::string_view text, const std::string& name) {
     JsonConfig config(name);
-    config.object_ = parse_json<OrderedJson>(text, "config", name);
+    config.object_ = parse_json<OrderedJson>(detail::null_for_non_finite(text), "config", name);
     if (!config.object_.is_object())
       throw FileError(message("[config] ", name, ": is ", json_kind(config.object_), ", expected an object"));
     return config;
