@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lpo, lrm, samplers, schedulers, unets, vae
+from goldens import clip_text, layers, lpo, lrm, samplers, schedulers, torch_random, unets, vae
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -18,6 +18,7 @@ MAKERS = {
     "vae": vae.make_vae,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,
+    "torch_random": torch_random.make_torch_random,
     "lrm_sd15": lambda directory: lrm.make_lrm(directory, "sd15"),
     "lrm_sdxl": lambda directory: lrm.make_lrm(directory, "sdxl"),
     "lpo_loss": lpo.make_lpo_loss,
