@@ -6,6 +6,7 @@
 
 #include <lpo/autograd/var.hpp>
 #include <lpo/backend/reference/elementwise.hpp>
+#include <lpo/backend/reference/reduce.hpp>
 
 using lpo::Reference;
 using lpo::Tensor;
@@ -33,4 +34,36 @@ TEST_CASE("guidance splits a gradient into (1 - w) and w") {
   CHECK(gradient(0, 0, 0, 0) == doctest::Approx(-8));
   CHECK(gradient(3, 0, 0, 1) == doctest::Approx(10));
   CHECK_THROWS_AS(lpo::guided_rows(x.slice(0, 0, 3), 5.0), lpo::ShapeError);
+}
+
+TEST_CASE("rescaled guidance has the numbers of diffusers' rescale_noise_cfg") {
+  lpo::Context<Reference> context(1);
+  const lpo::Extents<4> extents{2, 1, 2, 2};
+  auto guided = Tensor<double, 4, Reference>::from(extents, std::vector<double>{1, -2, 3, 0.5, 0.25, 0.75, -4, 2});
+  const auto conditional =
+      Tensor<double, 4, Reference>::from(extents, std::vector<double>{0.5, -1, 1.5, 0, 1, 2, -1, 0});
+  const double expected[] = {0.654284125215, -1.308568250430, 1.962852375645,  0.327142062607,
+                             0.161691045808, 0.485073137424,  -2.587056732931, 1.293528366465};
+  lpo::rescale_guidance(context, guided.view(), conditional, 0.7);
+  for (int i = 0; i < 8; ++i) CHECK(guided.data()[i] == doctest::Approx(expected[i]).epsilon(1e-11));
+}
+
+TEST_CASE("rescaling by 0 leaves guidance as it is, by 1 gives the conditional deviation; constant rows stay") {
+  lpo::Context<Reference> context(1);
+  auto rows = Tensor<float, 4, Reference>::zeros({3, 1, 1, 4}),
+       conditional = Tensor<float, 4, Reference>::zeros({3, 1, 1, 4});
+  for (int i = 0; i < 8; ++i) rows.data()[i] = static_cast<float>(i * i), conditional.data()[i] = static_cast<float>(i);
+  for (int i = 8; i < 12; ++i) rows.data()[i] = 3;
+  auto same = rows.clone();
+  lpo::rescale_guidance(context, same.view(), conditional, 0.0);
+  for (int i = 0; i < 12; ++i) CHECK(same.data()[i] == rows.data()[i]);
+  lpo::rescale_guidance(context, rows.view(), conditional, 1.0);
+  for (const double deviation : {lpo::detail::row_deviations<float, Reference>(context, rows)[0],
+                                 lpo::detail::row_deviations<float, Reference>(context, rows)[1]})
+    CHECK(deviation == doctest::Approx(std::sqrt(5.0)));  // of 0, 1, 2, 3
+  for (int i = 8; i < 12; ++i) CHECK(rows.data()[i] == 3);
+  CHECK_THROWS_AS(lpo::rescale_guidance(context, rows.view(), conditional, 1.5), lpo::ValueError);
+  CHECK_THROWS_AS(lpo::rescale_guidance(context, rows.view(), conditional.view().slice(0, 0, 2), 0.5), lpo::ShapeError);
+  Tensor<float, 4, Reference> none(lpo::Extents<4>{0, 1, 1, 4});
+  CHECK_NOTHROW(lpo::rescale_guidance(context, none.view(), none, 0.5));
 }

@@ -2,6 +2,13 @@
 // Classifier-free guidance: the combination of an unconditional and a conditional prediction.
 #pragma once
 
+#include <cmath>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <lpo/diffusion/gaussian_step.hpp>
+#include <lpo/diffusion/noise_schedule.hpp>
 #include <lpo/tensor/operators.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -22,6 +29,47 @@ auto guided_rows(const Batch& rows, double guidance_scale) {
     throw ShapeError(
         message("[guided_rows] the batch has ", count, " rows; expected the rows [u ; c], an even number"));
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
+}
+
+namespace detail {
+
+/// Norm of every row's deviation from its mean; [n, h, w, c] -> n host values.
+template <class T, class Device>
+std::vector<double> row_deviations(Context<Device>& context, View<const T, 4, Device> rows) {
+  using Number = compute_t<T>;
+  const index_t count = rows.extent(0), width = count == 0 ? 0 : rows.size() / count;
+  Scratch<Device> scratch(context);
+  const View<Number, 4, Device> values(scratch.template allocate<Number>(rows.size()), rows.extents);
+  evaluate(&context, values, 1.0 * rows);
+  auto sums = host_row_sums(context, values.data, count, width);
+  for (double& sum : sums) sum /= static_cast<double>(width);
+  const auto means = row_coefficients(context, scratch.template allocate<Number>(count), std::span<const double>(sums));
+  evaluate(&context, values, square(rows - bcast_last(means)));
+  sums = host_row_sums(context, values.data, count, width);
+  for (double& sum : sums) sum = std::sqrt(sum);
+  return sums;
+}
+
+}  // namespace detail
+
+/// Gives each row of `guided`, in place, phi times the standard deviation of the conditional prediction and 1 - phi
+/// times its own (arXiv 2305.08891 eq. 15 and 16, phi = `guidance_rescale` from 0 to 1): strong guidance otherwise
+/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c].
+template <class T, class Device>
+void rescale_guidance(Context<Device>& context, const View<T, 4, Device>& guided,
+                      std::type_identity_t<View<const T, 4, Device>> conditional, double guidance_rescale) {
+  detail::expect_same("rescale_guidance", "guided", guided.extents, "conditional", conditional.extents);
+  if (!(guidance_rescale >= 0 && guidance_rescale <= 1))
+    throw ValueError(message("[rescale_guidance] guidance_rescale is ", guidance_rescale, ", expected 0 to 1"));
+  auto factors = detail::row_deviations<T, Device>(context, guided);
+  const auto wanted = detail::row_deviations<T, Device>(context, conditional);
+  for (std::size_t i = 0; i < factors.size(); ++i)  // a constant row has no deviation to scale
+    factors[i] = factors[i] > 0 ? guidance_rescale * wanted[i] / factors[i] + (1 - guidance_rescale) : 1;
+  using Number = compute_t<T>;
+  Scratch<Device> scratch(context);
+  const auto factor = detail::row_coefficients(context, scratch.template allocate<Number>(guided.extent(0)),
+                                               std::span<const double>(factors));
+  evaluate(&context, guided, bcast_last(factor) * guided);
 }
 
 }  // namespace lpo::inline LPO_ABI

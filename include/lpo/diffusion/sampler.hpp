@@ -42,7 +42,7 @@ class Sampler {
   explicit Sampler(std::span<const GaussianStep> chain) { append(chain); }
 
   std::span<const SamplerStep> steps() const& { return steps_; }
-  std::span<const SamplerStep> steps() const&& = delete;  // would outlive the sampler in `for (… : Sampler(…).steps())`
+  std::span<const SamplerStep> steps() const&& = delete;  // they would outlive the sampler
 
   /// What standard normals are multiplied by to start: 1, or sigma/sqrt(1 + sigma^2) for Euler's linspace and trailing
   /// spacings (diffusers' init_noise_sigma over sqrt(1 + sigma^2)).

@@ -43,17 +43,23 @@ Var<T, 3, Device> paired_context(Tape<Device>& tape, const PromptBatch<T, Device
 
 }  // namespace detail
 
-/// Guided prediction on a tape: one UNet pass over the rows [u ; c], combined to eps_u + w (eps_c - eps_u).
-/// `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i] -> [n, h, w, c].
+/// Both predictions on a tape, by one UNet pass. `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i] ->
+/// [2n, h, w, c], the rows [u ; c].
+template <class UNet, class T, class Device>
+Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
+                                    const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
+  std::vector<float> twice(timesteps.begin(), timesteps.end());
+  twice.insert(twice.end(), timesteps.begin(), timesteps.end());
+  const auto context = detail::paired_context(latents.tape(), prompts, rows, true);
+  return unet(concat_batch(latents, latents), UNetCondition<T, Device>{twice, context, {}, {}});
+}
+
+/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c].
 template <class UNet, class T, class Device>
 Var<T, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
                                     const Var<T, 4, Device>& latents, std::span<const float> timesteps, double guidance_scale) {
-  auto& tape = latents.tape();
-  return scoped(tape, [&] {
-    std::vector<float> twice(timesteps.begin(), timesteps.end());
-    twice.insert(twice.end(), timesteps.begin(), timesteps.end());
-    const auto context = detail::paired_context(tape, prompts, rows, true);
-    const Var<T, 4, Device> both = unet(concat_batch(latents, latents), UNetCondition<T, Device>{twice, context, {}, {}});
+  return scoped(latents.tape(), [&] {
+    const auto both = paired_prediction(unet, prompts, rows, latents, timesteps);
     return Var<T, 4, Device>(guided_rows(both, guidance_scale));
   });
 }
@@ -65,7 +71,9 @@ class GuidedDenoiser {
   using T = typename UNet::value_type;
   using Device = typename UNet::device;
 
-  GuidedDenoiser(Tape<Device>& tape, UNet& unet, double guidance_scale) : tape_(tape), unet_(unet), scale_(guidance_scale) {}
+  /// `guidance_rescale` (0: off) is for v-prediction models with zero terminal SNR, usually 0.7; see rescale_guidance.
+  GuidedDenoiser(Tape<Device>& tape, UNet& unet, double guidance_scale, double guidance_rescale = 0)
+      : tape_(tape), unet_(unet), scale_(guidance_scale), rescale_(guidance_rescale) {}
 
   /// The prompts must outlive their use.
   void set_prompts(const PromptBatch<T, Device>& prompts) {
@@ -81,16 +89,19 @@ class GuidedDenoiser {
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
     const std::vector<float> timesteps(rows_.size(), static_cast<float>(timestep));
-    const auto guided = guided_prediction(unet_, *prompts_, std::span<const index_t>(rows_), constant(tape_, latents),
-                                          std::span<const float>(timesteps), scale_);
-    evaluate(&tape_.context(), prediction, guided.view());
+    const auto both = paired_prediction(unet_, *prompts_, std::span<const index_t>(rows_), constant(tape_, latents),
+                                        std::span<const float>(timesteps));  // [2n, h, w, c]
+    const View<const T, 4, Device> rows = both.view();
+    evaluate(&tape_.context(), prediction, guided_rows(rows, scale_));
+    if (rescale_ != 0)
+      rescale_guidance(tape_.context(), prediction, rows.slice(0, rows.extent(0) / 2, rows.extent(0)), rescale_);
     tape_.rewind(start);
   }
 
  private:
   Tape<Device>& tape_;
   UNet& unet_;
-  double scale_;
+  double scale_, rescale_;
   const PromptBatch<T, Device>* prompts_ = nullptr;
   std::vector<index_t> rows_;
 };

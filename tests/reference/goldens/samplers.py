@@ -85,7 +85,8 @@ def cases():
             if betas != "zero_snr":
                 yield f"pndm/{name}", PNDMScheduler, {**config, "skip_prk_steps": True}, {}
     plain = {**BETAS["scaled_linear"], "timestep_spacing": "trailing", "steps_offset": 1}
-    for name, order in {"euler_at_final": {"euler_at_final": True}, "higher_order": {"lower_order_final": False}}.items():
+    orders = {"euler_at_final": {"euler_at_final": True}, "higher_order": {"lower_order_final": False}}
+    for name, order in orders.items():
         config = {**plain, **order, "final_sigmas_type": "sigma_min"}
         yield f"dpm++_2m/trailing/epsilon/scaled_linear/{name}", DPMSolverMultistepScheduler, config, {}
     yield ("pndm/trailing/epsilon/scaled_linear/alpha_to_one", PNDMScheduler,
@@ -103,6 +104,6 @@ def make_samplers(directory):
         errors[name] = max(relative_error(stock[i], tensors[name][i]) for i in range(len(STEPS)))
     worst = max(errors, key=errors.get)
     save(directory / "samplers.safetensors", tensors, fp32_error=(worst, errors[worst]),
-         notes=f"final latents for {STEPS} steps, stacked, float64; network output 0.6 tanh(0.8 x + 0.3) + 0.2 cos(0.003 t) x "
-               "+ 0.1 sin(0.01 t); steps_offset 1; ddim: set_alpha_to_one false; ddim_eta: eta 0.7, set_alpha_to_one true; "
-               "the i-th step with noise takes in/noises[i]")
+         notes=f"final latents for {STEPS} steps, stacked, float64; network output 0.6 tanh(0.8 x + 0.3) + 0.2 cos(0.003 t) "
+               "x + 0.1 sin(0.01 t); steps_offset 1; ddim: set_alpha_to_one false; ddim_eta: eta 0.7, set_alpha_to_one "
+               "true; the i-th step with noise takes in/noises[i]")
