@@ -9,6 +9,7 @@
 #include <lpo/base/extents.hpp>
 #include <lpo/base/philox.hpp>
 #include <lpo/base/scalar.hpp>
+#include <lpo/base/torch_random.hpp>
 
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/operators.hpp>
@@ -55,6 +56,9 @@
 #include <lpo/diffusion/guidance.hpp>
 #include <lpo/diffusion/noise_schedule.hpp>
 #include <lpo/diffusion/sample.hpp>
+#include <lpo/diffusion/sampler.hpp>
+#include <lpo/diffusion/sigmas.hpp>
+#include <lpo/diffusion/torch_noise.hpp>
 
 #include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/reward/loss.hpp>

@@ -689,6 +689,150 @@ concept Scalar = requires { sizeof(T); } && (std::is_same_v<T, float> || std::is
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/base/torch_random.hpp>
+// TorchGenerator: the numbers of PyTorch's CPU generator, so that a seed gives the noise that diffusers users know.
+
+#include <optional>
+#include <span>
+
+namespace lpo::inline LPO_ABI {
+
+/// `torch.Generator("cpu").manual_seed(seed)`: Mersenne Twister MT19937 (Matsumoto and Nishimura, ACM TOMACS 8, 1998),
+/// of whose seed torch uses the low 32 bits. One generator draws one sequence, whatever calls it is divided into.
+class TorchGenerator {
+ public:
+  explicit TorchGenerator(std::uint64_t seed) {
+    state_[0] = static_cast<std::uint32_t>(seed);
+    for (std::uint32_t i = 1; i < length; ++i) state_[i] = 1812433253u * (state_[i - 1] ^ (state_[i - 1] >> 30)) + i;
+  }
+
+  /// The next 32 bits.
+  std::uint32_t bits() {
+    if (next_ == length) twist();
+    std::uint32_t y = state_[next_++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+  }
+
+  /// torch.rand: as many random bits as T's significand has, over that power of two, in [0, 1).
+  template <Scalar T>
+  T uniform() {
+    if constexpr (std::is_same_v<T, double>) {
+      const std::uint64_t high = bits();
+      return static_cast<double>((high << 32 | bits()) & ((std::uint64_t{1} << 53) - 1)) * 0x1p-53;
+    } else {
+      constexpr int digits = std::is_same_v<T, float> ? 24 : std::is_same_v<T, half> ? 11 : 8;
+      return static_cast<T>(static_cast<float>(bits() & ((1u << digits) - 1)) / static_cast<float>(1u << digits));
+    }
+  }
+
+  /// torch.randn(values.size(), dtype=T, generator=...). The float values are torch's bit for bit where torch uses its
+  /// AVX2 code (any x86 processor since 2013); elsewhere torch itself differs by up to 1e-5 relative.
+  template <Scalar T>
+  void randn(std::span<T> values);
+
+ private:
+  static constexpr std::uint32_t length = 624, shift = 397;
+
+  void twist() {
+    for (std::uint32_t i = 0; i < length; ++i) {
+      const std::uint32_t y = (state_[i] & 0x80000000u) | (state_[(i + 1) % length] & 0x7fffffffu);
+      state_[i] = state_[(i + shift) % length] ^ (y >> 1) ^ (y & 1u ? 0x9908b0dfu : 0u);
+    }
+    next_ = 0;
+  }
+
+  double normal();
+
+  std::uint32_t state_[length];
+  std::uint32_t next_ = length;
+  std::optional<double> spare_;  ///< every draw of `normal` makes two; torch keeps the second across calls
+};
+
+namespace detail {
+
+inline constexpr double two_pi = 6.283185307179586476925;
+
+struct SineCosine {
+  float sine, cosine;
+};
+
+/// sin and cos of 0 <= x < 2 pi with the roundings of torch's AVX2 code: Cephes' reduction by multiples of pi/4 in
+/// three parts, and its polynomials. As in philox.hpp, std::fma says where it fuses and nothing else can be contracted.
+inline SineCosine torch_sine_cosine(float x) {
+  const int octant = (static_cast<int>(x * 1.27323954473516f) + 1) & ~1;
+  const float y = static_cast<float>(octant);
+  x = std::fma(y, -0.78515625f, x);
+  x = std::fma(y, -2.4187564849853515625e-4f, x);
+  x = std::fma(y, -3.77489497744594108e-8f, x);
+  const float square = x * x;
+  float cosine = std::fma(2.443315711809948e-5f, square, -1.388731625493765e-3f);
+  cosine = std::fma(cosine, square, 4.166664568298827e-2f) * square;
+  cosine = std::fma(cosine, square, -0.5f * square) + 1.0f;
+  float sine = std::fma(-1.9515295891e-4f, square, 8.3321608736e-3f);
+  sine = std::fma(sine, square, -1.6666654611e-1f) * square;
+  sine = std::fma(sine, x, x);
+  const bool swapped = (octant & 2) != 0;
+  const float s = swapped ? cosine : sine, c = swapped ? sine : cosine;
+  return {(octant & 4) != 0 ? -s : s, ((octant - 2) & 4) == 0 ? -c : c};
+}
+
+/// Box-Muller in place on sixteen uniforms: number j and j + 8 become radius cos and radius sin.
+template <class T>
+void torch_normal_block(T* values) {
+  for (int j = 0; j < 8; ++j) {
+    if constexpr (std::is_same_v<T, float>) {
+      const float radius = std::sqrt(-2.0f * philox_log(1.0f - values[j]));
+      const auto [sine, cosine] = torch_sine_cosine(static_cast<float>(two_pi) * values[j + 8]);
+      values[j] = radius * cosine;
+      values[j + 8] = radius * sine;
+    } else {
+      using Number = compute_t<T>;
+      // Every operation of torch's 16-bit types rounds to them.
+      const auto rounded = [](auto value) { return static_cast<Number>(static_cast<T>(static_cast<Number>(value))); };
+      const Number log = rounded(std::log(1 - static_cast<Number>(values[j])));
+      const Number radius = rounded(std::sqrt(-2 * log));
+      const Number angle = rounded(two_pi * static_cast<double>(static_cast<Number>(values[j + 8])));
+      values[j] = static_cast<T>(radius * rounded(std::cos(angle)));
+      values[j + 8] = static_cast<T>(radius * rounded(std::sin(angle)));
+    }
+  }
+}
+
+}  // namespace detail
+
+template <Scalar T>
+void TorchGenerator::randn(std::span<T> values) {
+  const std::size_t size = values.size();
+  if (size < 16) {
+    for (T& value : values) value = static_cast<T>(static_cast<compute_t<T>>(normal()));
+    return;
+  }
+  for (T& value : values) value = uniform<T>();
+  for (std::size_t i = 0; i + 16 <= size; i += 16) detail::torch_normal_block(values.data() + i);
+  if (size % 16 == 0) return;
+  T* const tail = values.data() + size - 16;  // the last sixteen are drawn again
+  for (int i = 0; i < 16; ++i) tail[i] = uniform<T>();
+  detail::torch_normal_block(tail);
+}
+
+/// The path of short tensors: Box-Muller in double, one pair at a time.
+inline double TorchGenerator::normal() {
+  if (spare_) {
+    const double value = *spare_;
+    spare_.reset();
+    return value;
+  }
+  const double angle = detail::two_pi * uniform<double>();
+  const double radius = std::sqrt(-2 * std::log1p(-uniform<double>()));
+  spare_ = radius * std::sin(angle);
+  return radius * std::cos(angle);
+}
+
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/tensor/memory.hpp>
 // Host memory: aligned blocks, the last-in-first-out Arena for activations, the size-class Pool for gradients.
 
@@ -2081,8 +2225,6 @@ void evaluate(Context<Device>* context, const View<T, Rank, Device>& target, X&&
 
 // <lpo/tensor/tensor.hpp>
 // Tensor: owns memory on a device, move-only; assigning an expression to it evaluates the expression in one pass.
-
-#include <span>
 
 namespace lpo::inline LPO_ABI {
 
@@ -8435,6 +8577,10 @@ enum class BetaSchedule { linear, scaled_linear, squaredcos_cap_v2 };
 enum class PredictionType { epsilon, v_prediction, sample };
 /// How S of the T training timesteps are chosen.
 enum class TimestepSpacing { leading, trailing, linspace };
+/// Which sampler; `Sampler` makes the steps of each.
+enum class SamplerKind { ddim, ddpm, euler, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, pndm };
+/// Where Euler and DPM++ end: at the clean sample, or at the noise level of training timestep 0.
+enum class FinalSigmasType { zero, sigma_min };
 
 /// Names and defaults follow diffusers' scheduler_config.json of Stable Diffusion.
 struct SchedulerConfig {
@@ -8448,6 +8594,12 @@ struct SchedulerConfig {
   bool clip_sample = false;  ///< must stay false: latents have no bounds to clip to
   TimestepSpacing timestep_spacing = TimestepSpacing::leading;
   bool rescale_betas_zero_snr = false;
+  SamplerKind sampler = SamplerKind::ddim;  ///< the model's own, `_class_name` in the file
+  bool use_karras_sigmas = false;           ///< Euler and DPM++: noise levels of arXiv 2206.00364 eq. 5
+  FinalSigmasType final_sigmas_type = FinalSigmasType::zero;  ///< Euler and DPM++
+  bool lower_order_final = true;  ///< DPM++: with fewer than 15 steps the last one is of first order
+  bool euler_at_final = false;    ///< DPM++: the last step is of first order
+  bool skip_prk_steps = true;     ///< PNDM: no Runge-Kutta steps at the start; must stay true
 };
 
 /// The enumerator with diffusers' name; ValueError lists the names that exist.
@@ -8474,6 +8626,72 @@ inline TimestepSpacing parse_timestep_spacing(std::string_view name) {
   throw ValueError(
       message("[SchedulerConfig] timestep_spacing \"", name, "\" is not supported; use leading, trailing or linspace"));
 }
+
+inline FinalSigmasType parse_final_sigmas_type(std::string_view name) {
+  if (name == "zero") return FinalSigmasType::zero;
+  if (name == "sigma_min") return FinalSigmasType::sigma_min;
+  throw ValueError(
+      message("[SchedulerConfig] final_sigmas_type \"", name, "\" is not supported; use zero or sigma_min"));
+}
+
+namespace detail {
+
+struct SamplerNames {
+  SamplerKind kind;
+  std::string_view name, diffusers_class;
+};
+
+inline constexpr SamplerNames sampler_names[] = {
+    {SamplerKind::ddim, "ddim", "DDIMScheduler"},
+    {SamplerKind::ddpm, "ddpm", "DDPMScheduler"},
+    {SamplerKind::euler, "euler", "EulerDiscreteScheduler"},
+    {SamplerKind::euler_ancestral, "euler_a", "EulerAncestralDiscreteScheduler"},
+    {SamplerKind::dpmpp_2m, "dpm++_2m", "DPMSolverMultistepScheduler"},
+    {SamplerKind::dpmpp_2m_karras, "dpm++_2m_karras", "DPMSolverMultistepScheduler"},
+    {SamplerKind::pndm, "pndm", "PNDMScheduler"},
+};
+
+/// "DPM++ 2M Karras", "dpm++_2m_karras" and "dpmpp_2m_karras" are one name: small letters and digits, "pp" for "++".
+inline std::string plain_sampler_name(std::string_view name) {
+  std::string plain;
+  for (const char c : name) {
+    if (c >= 'A' && c <= 'Z') plain += static_cast<char>(c - 'A' + 'a');
+    if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')) plain += c;
+    if (c == '+') plain += 'p';
+  }
+  return plain;
+}
+
+}  // namespace detail
+
+/// The sampler with this name or with diffusers' class name, whatever its case, spaces, '_' and '-', if there is one.
+inline std::optional<SamplerKind> find_sampler(std::string_view name) {
+  const std::string plain = detail::plain_sampler_name(name);
+  for (const auto& [kind, short_name, diffusers_class] : detail::sampler_names)
+    if (plain == detail::plain_sampler_name(short_name) || plain == detail::plain_sampler_name(diffusers_class))
+      return kind;
+  if (plain == "eulerancestral") return SamplerKind::euler_ancestral;
+  if (plain == "plms") return SamplerKind::pndm;
+  return std::nullopt;
+}
+
+/// The same; ValueError lists the names that exist.
+inline SamplerKind parse_sampler(std::string_view name) {
+  if (const auto kind = find_sampler(name)) return *kind;
+  std::string known;
+  for (const auto& names : detail::sampler_names) known += message(known.empty() ? "" : ", ", names.name);
+  throw ValueError(message("[SchedulerConfig] sampler \"", name, "\" is not supported; use one of ", known));
+}
+
+/// "ddim", "euler_a", "dpm++_2m_karras" ...
+inline std::string_view name_of(SamplerKind kind) { return detail::sampler_names[static_cast<int>(kind)].name; }
+
+/// The `_class_name` of a scheduler_config.json.
+inline std::string_view diffusers_class_of(SamplerKind kind) {
+  return detail::sampler_names[static_cast<int>(kind)].diffusers_class;
+}
+
+inline std::string_view name_of(FinalSigmasType type) { return type == FinalSigmasType::zero ? "zero" : "sigma_min"; }
 
 inline std::string_view name_of(BetaSchedule schedule) {
   switch (schedule) {
@@ -8595,6 +8813,18 @@ class NoiseSchedule {
     if (timestep < 0 || timestep >= train_timesteps())
       throw ValueError(message("[NoiseSchedule] timestep ", timestep, " is outside 0..", train_timesteps() - 1));
     return alpha_bars_[static_cast<std::size_t>(timestep)];
+  }
+
+  /// The same between timesteps: sigma = sqrt((1 - abar)/abar) is linear there, as Euler samplers take it.
+  double alpha_bar(double timestep) const {
+    if (!(timestep >= 0 && timestep <= train_timesteps() - 1))
+      throw ValueError(message("[NoiseSchedule] timestep ", timestep, " is outside 0..", train_timesteps() - 1));
+    const int below = static_cast<int>(timestep);
+    const double part = timestep - below, low = alpha_bar(below);
+    if (part == 0) return low;
+    const double high = alpha_bar(below + 1);
+    const double sigma = (1 - part) * std::sqrt((1 - low) / low) + part * std::sqrt((1 - high) / high);
+    return 1 / (1 + sigma * sigma);
   }
 
   /// abar after the last step as diffusers' DDIM takes it for an arrival below 0: 1 or abar_0.
@@ -8915,6 +9145,47 @@ auto guided_rows(const Batch& rows, double guidance_scale) {
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
 }
 
+namespace detail {
+
+/// Norm of every row's deviation from its mean; [n, h, w, c] -> n host values.
+template <class T, class Device>
+std::vector<double> row_deviations(Context<Device>& context, View<const T, 4, Device> rows) {
+  using Number = compute_t<T>;
+  const index_t count = rows.extent(0), width = count == 0 ? 0 : rows.size() / count;
+  Scratch<Device> scratch(context);
+  const View<Number, 4, Device> values(scratch.template allocate<Number>(rows.size()), rows.extents);
+  evaluate(&context, values, 1.0 * rows);
+  auto sums = host_row_sums(context, values.data, count, width);
+  for (double& sum : sums) sum /= static_cast<double>(width);
+  const auto means = row_coefficients(context, scratch.template allocate<Number>(count), std::span<const double>(sums));
+  evaluate(&context, values, square(rows - bcast_last(means)));
+  sums = host_row_sums(context, values.data, count, width);
+  for (double& sum : sums) sum = std::sqrt(sum);
+  return sums;
+}
+
+}  // namespace detail
+
+/// Gives each row of `guided`, in place, phi times the standard deviation of the conditional prediction and 1 - phi
+/// times its own (arXiv 2305.08891 eq. 15 and 16, phi = `guidance_rescale` from 0 to 1): strong guidance otherwise
+/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c].
+template <class T, class Device>
+void rescale_guidance(Context<Device>& context, const View<T, 4, Device>& guided,
+                      std::type_identity_t<View<const T, 4, Device>> conditional, double guidance_rescale) {
+  detail::expect_same("rescale_guidance", "guided", guided.extents, "conditional", conditional.extents);
+  if (!(guidance_rescale >= 0 && guidance_rescale <= 1))
+    throw ValueError(message("[rescale_guidance] guidance_rescale is ", guidance_rescale, ", expected 0 to 1"));
+  auto factors = detail::row_deviations<T, Device>(context, guided);
+  const auto wanted = detail::row_deviations<T, Device>(context, conditional);
+  for (std::size_t i = 0; i < factors.size(); ++i)  // a constant row has no deviation to scale
+    factors[i] = factors[i] > 0 ? guidance_rescale * wanted[i] / factors[i] + (1 - guidance_rescale) : 1;
+  using Number = compute_t<T>;
+  Scratch<Device> scratch(context);
+  const auto factor = detail::row_coefficients(context, scratch.template allocate<Number>(guided.extent(0)),
+                                               std::span<const double>(factors));
+  evaluate(&context, guided, bcast_last(factor) * guided);
+}
+
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/diffusion/noise_predictor.hpp>
@@ -8924,16 +9195,294 @@ namespace lpo::inline LPO_ABI {
 
 /// `p.predict(x_t, timestep, prediction)`: writes the guided network output for the current prompt batch, row b of all
 /// views [b, h, w, c] belonging to prompt b. "Prediction" is what the schedule's prediction_type says, usually epsilon.
+/// `timestep` is a double: Euler visits fractions of timesteps, and the braces keep out a parameter that cuts them off.
 template <class Predictor, class T, class Device>
-concept NoisePredictor = requires(Predictor& predictor, View<const T, 4, Device> latents, int timestep,
+concept NoisePredictor = requires(Predictor& predictor, View<const T, 4, Device> latents, double timestep,
                                   View<T, 4, Device> prediction) {
-  predictor.predict(latents, timestep, prediction);
+  predictor.predict(latents, {timestep}, prediction);
 };
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/diffusion/sigmas.hpp>
+// The noise levels sigma = sqrt((1 - abar)/abar) that Euler and DPM++ samplers visit, as diffusers chooses them.
+
+namespace lpo::inline LPO_ABI {
+
+/// S departures, noisiest first: what the network is told and the noise level there. `sigmas` has one more entry, the
+/// level where the last step arrives.
+struct SigmaGrid {
+  std::vector<double> timesteps;
+  std::vector<double> sigmas;
+};
+
+/// sigma of every training timestep. With zero terminal SNR the last one would be infinite; abar is 2^-24 there
+/// instead.
+inline std::vector<double> training_sigmas(const NoiseSchedule& schedule) {
+  std::vector<double> sigmas;
+  for (const double alpha_bar : schedule.alpha_bars()) sigmas.push_back(std::sqrt((1 - alpha_bar) / alpha_bar));
+  if (schedule.config().rescale_betas_zero_snr) sigmas.back() = std::sqrt(0x1p24 - 1);
+  return sigmas;
+}
+
+/// `count` levels from `largest` to `smallest`, evenly spaced in sigma^(1/7); arXiv 2206.00364 eq. 5 with rho = 7.
+inline std::vector<double> karras_sigmas(double largest, double smallest, int count) {
+  const double high = std::pow(largest, 1.0 / 7), low = std::pow(smallest, 1.0 / 7);
+  std::vector<double> sigmas;
+  for (int i = 0; i < count; ++i)
+    sigmas.push_back(std::pow(high + (count > 1 ? i / (count - 1.0) : 0.0) * (low - high), 7));
+  return sigmas;
+}
+
+namespace detail {
+
+/// sigma at a timestep with a fraction, linear between training timesteps.
+inline double sigma_at(const std::vector<double>& sigmas, double timestep) {
+  const auto below = std::min(static_cast<std::size_t>(timestep), sigmas.size() - 1);
+  const double part = timestep - static_cast<double>(below);
+  return part > 0 ? sigmas[below] + part * (sigmas[below + 1] - sigmas[below]) : sigmas[below];
+}
+
+/// The timestep with this sigma, log sigma being linear between training timesteps; limited to the first and the last.
+inline double timestep_at(const std::vector<double>& sigmas, double sigma) {
+  if (sigmas.size() < 2) return 0;
+  const auto above = std::upper_bound(sigmas.begin() + 1, sigmas.end() - 1, sigma);
+  const double high = std::log(*above), low = std::log(*(above - 1));
+  const double part = std::clamp((std::log(sigma) - low) / (high - low), 0.0, 1.0);
+  return static_cast<double>(above - 1 - sigmas.begin()) + part;
+}
+
+inline void append_final_sigma(const SchedulerConfig& config, const std::vector<double>& training, SigmaGrid& grid) {
+  grid.sigmas.push_back(config.final_sigmas_type == FinalSigmasType::zero ? 0 : training.front());
+}
+
+}  // namespace detail
+
+/// EulerDiscreteScheduler's levels. linspace visits fractions of timesteps; Karras levels lie between the largest and
+/// the smallest sigma of the spacing.
+inline SigmaGrid euler_sigmas(const NoiseSchedule& schedule, int steps, bool karras) {
+  const SchedulerConfig& config = schedule.config();
+  const std::vector<double> training = training_sigmas(schedule);
+  SigmaGrid grid;
+  for (const int timestep : make_timesteps(config, steps)) grid.timesteps.push_back(timestep);
+  if (config.timestep_spacing == TimestepSpacing::linspace)
+    for (int i = 0; i < steps; ++i)
+      grid.timesteps[static_cast<std::size_t>(i)] =
+          steps == 1 ? 0.0 : (steps - 1 - i) * ((config.num_train_timesteps - 1.0) / (steps - 1));
+  for (const double timestep : grid.timesteps) grid.sigmas.push_back(detail::sigma_at(training, timestep));
+  if (karras) {
+    grid.sigmas = karras_sigmas(grid.sigmas.front(), grid.sigmas.back(), steps);
+    std::transform(grid.sigmas.begin(), grid.sigmas.end(), grid.timesteps.begin(),
+                   [&](double sigma) { return detail::timestep_at(training, sigma); });
+  }
+  detail::append_final_sigma(config, training, grid);
+  return grid;
+}
+
+/// DPMSolverMultistepScheduler's levels. leading and linspace space S + 1 timesteps and leave the last one out; Karras
+/// levels span all of training, and their timesteps are rounded (cut off with the cosine schedule) to whole ones.
+inline SigmaGrid dpm_sigmas(const NoiseSchedule& schedule, int steps, bool karras) {
+  const SchedulerConfig& config = schedule.config();
+  const std::vector<double> training = training_sigmas(schedule);
+  SigmaGrid grid;
+  timestep_stride(config, steps);  // checks the number of steps
+  if (karras) {
+    grid.sigmas = karras_sigmas(training.back(), training.front(), steps);
+    const bool cosine = config.beta_schedule == BetaSchedule::squaredcos_cap_v2;
+    for (const double sigma : grid.sigmas) {
+      const double timestep = detail::timestep_at(training, sigma);
+      grid.timesteps.push_back(cosine ? std::floor(timestep) : std::nearbyint(timestep));
+    }
+  } else {
+    const bool trailing = config.timestep_spacing == TimestepSpacing::trailing;
+    auto timesteps = make_timesteps(config, trailing ? steps : steps + 1);
+    timesteps.resize(static_cast<std::size_t>(steps));
+    for (const int timestep : timesteps) {
+      grid.timesteps.push_back(timestep);
+      grid.sigmas.push_back(training[static_cast<std::size_t>(timestep)]);
+    }
+  }
+  detail::append_final_sigma(config, training, grid);
+  return grid;
+}
+
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/diffusion/sampler.hpp>
+// Sampler: the steps of DDIM, DDPM, Euler, Euler ancestral, DPM++ 2M or PNDM, chosen at run time.
+
+namespace lpo::inline LPO_ABI {
+
+/// One step of any sampler. The network's output y becomes m_0 = output(x, y); m_1, m_2, ... are those of earlier
+/// steps, the latest first. Then x' = a x + sum_k c[k] m_k + sigma z over the first `terms` of them.
+struct SamplerStep {
+  double timestep = 0;  ///< what the network is told; Euler has fractions
+  double a = 1;
+  std::array<double, 4> c{};
+  double sigma = 0;  ///< 0 where terms > 1
+  PredictionCoefficients output{0, 1};
+  int terms = 1;
+  bool remembered = true;  ///< later steps count this one's m_0
+};
+
+/// A chain of S steps (PNDM: S + 1) with diffusers' coefficients, all in double.
+///
+/// Latents have variance 1 at every step of every sampler, x = sqrt(abar) x_0 + sqrt(1 - abar) eps, and that is what
+/// the network sees. diffusers' Euler schedulers keep x sqrt(1 + sigma^2) and scale the network's input down each time;
+/// the two differ by that factor in between and agree at the end. Written so, an Euler step is DDIM's between two
+/// sigmas, and an ancestral one is DDIM's with eta 1.
+class Sampler {
+ public:
+  /// `eta` is for DDIM (0: deterministic). ValueError where diffusers has no such sampler: PNDM with zero terminal SNR
+  /// or that predicts clean samples, noise prediction from a latent without signal, too many steps.
+  Sampler(const NoiseSchedule& schedule, SamplerKind kind, int steps, double eta = 0);
+
+  /// A chain that was made elsewhere, for example with `ddim_steps`.
+  explicit Sampler(std::span<const GaussianStep> chain) { append(chain); }
+
+  std::span<const SamplerStep> steps() const& { return steps_; }
+  std::span<const SamplerStep> steps() const&& = delete;  // they would outlive the sampler
+
+  /// What standard normals are multiplied by to start: 1, or sigma/sqrt(1 + sigma^2) for Euler's linspace and trailing
+  /// spacings (diffusers' init_noise_sigma over sqrt(1 + sigma^2)).
+  double initial_scale() const { return initial_scale_; }
+
+  /// How many network outputs a step may need, its own included: 1 to 4.
+  int outputs() const {
+    int most = 1;
+    for (const SamplerStep& step : steps_) most = std::max(most, step.terms);
+    return most;
+  }
+
+ private:
+  void append(const GaussianStep& gaussian, double timestep) {
+    SamplerStep step;
+    step.timestep = timestep;
+    step.a = gaussian.a;
+    step.c[0] = gaussian.c;
+    step.sigma = gaussian.sigma;
+    steps_.push_back(step);
+  }
+  void append(std::span<const GaussianStep> chain) {
+    for (const GaussianStep& step : chain) append(step, step.timestep);
+  }
+
+  void make_euler(const NoiseSchedule& schedule, int steps, bool ancestral);
+  void make_dpmpp_2m(const NoiseSchedule& schedule, int steps, bool karras);
+  void make_pndm(const NoiseSchedule& schedule, int steps);
+
+  std::vector<SamplerStep> steps_;
+  double initial_scale_ = 1;
+};
+
+inline Sampler::Sampler(const NoiseSchedule& schedule, SamplerKind kind, int steps, double eta) {
+  const SchedulerConfig& config = schedule.config();
+  switch (kind) {
+    case SamplerKind::ddim:
+      append(ddim_steps(schedule, steps, eta, LastArrival::final_alpha));
+      break;
+    case SamplerKind::ddpm:
+      append(ddpm_steps(schedule, steps));
+      break;
+    case SamplerKind::euler:
+    case SamplerKind::euler_ancestral:
+      make_euler(schedule, steps, kind == SamplerKind::euler_ancestral);
+      break;
+    case SamplerKind::dpmpp_2m:
+    case SamplerKind::dpmpp_2m_karras:
+      make_dpmpp_2m(schedule, steps, config.use_karras_sigmas || kind == SamplerKind::dpmpp_2m_karras);
+      break;
+    case SamplerKind::pndm:
+      make_pndm(schedule, steps);
+      break;
+  }
+  for (const SamplerStep& step : steps_)
+    if (!std::isfinite(step.a) || !std::isfinite(step.c[0]) || !std::isfinite(step.c[1]))
+      throw ValueError(message("[Sampler] ", name_of(kind), " with ", steps, " steps, ",
+                               name_of(config.timestep_spacing), " spacing and ", name_of(config.prediction_type),
+                               " prediction cannot step from timestep ", static_cast<int>(step.timestep),
+                               "; take fewer steps, or v_prediction where the schedule has zero terminal SNR"));
+}
+
+/// Euler on dx/dsigma = (x - x_0)/sigma (arXiv 2206.00364 algorithm 2 without churn); ancestral: down to sigma_down,
+/// then noise sigma_up = sigma' sqrt(1 - sigma'^2/sigma^2), sigma_down^2 + sigma_up^2 = sigma'^2.
+inline void Sampler::make_euler(const NoiseSchedule& schedule, int steps, bool ancestral) {
+  SchedulerConfig config = schedule.config();
+  if (ancestral) config.final_sigmas_type = FinalSigmasType::zero;
+  const SigmaGrid grid = euler_sigmas(NoiseSchedule(config), steps, config.use_karras_sigmas && !ancestral);
+  const auto alpha_bar = [&](std::size_t i) { return 1 / (1 + grid.sigmas[i] * grid.sigmas[i]); };
+  for (std::size_t i = 0; i < grid.timesteps.size(); ++i)
+    append(ddim_step_between(config.prediction_type, alpha_bar(i), alpha_bar(i + 1), ancestral ? 1.0 : 0.0),
+           grid.timesteps[i]);
+  // Where the chain ends above sigma 0, diffusers leaves its own scale on the latents.
+  const double final_scale = std::sqrt(1 + grid.sigmas.back() * grid.sigmas.back());
+  steps_.back().a *= final_scale;
+  steps_.back().c[0] *= final_scale;
+  if (config.timestep_spacing != TimestepSpacing::leading) initial_scale_ = std::sqrt(1 - alpha_bar(0));
+}
+
+/// DPM-Solver++(2M), midpoint form, arXiv 2211.01095 algorithm 2: the first-order step with m_0 replaced by
+/// m_0 + h/(2 h_1) (m_0 - m_1), where m are clean estimates and h, h_1 this and the last step in log(1/sigma).
+inline void Sampler::make_dpmpp_2m(const NoiseSchedule& schedule, int steps, bool karras) {
+  const SchedulerConfig& config = schedule.config();
+  const SigmaGrid grid = dpm_sigmas(schedule, steps, karras);
+  const auto alpha_bar = [&](std::size_t i) { return 1 / (1 + grid.sigmas[i] * grid.sigmas[i]); };
+  const bool first_order_end = config.euler_at_final || (config.lower_order_final && steps < 15) ||
+                               config.final_sigmas_type == FinalSigmasType::zero;
+  for (std::size_t i = 0; i < grid.timesteps.size(); ++i) {
+    append(ddim_step_between(PredictionType::sample, alpha_bar(i), alpha_bar(i + 1), 0.0), grid.timesteps[i]);
+    SamplerStep& step = steps_.back();
+    step.output = clean_coefficients(config.prediction_type, alpha_bar(i));
+    if (i == 0 || (first_order_end && i + 1 == grid.timesteps.size())) continue;
+    const double last = std::log(grid.sigmas[i - 1] / grid.sigmas[i]);
+    const double extrapolation = std::log(grid.sigmas[i] / grid.sigmas[i + 1]) / last / 2;
+    step.terms = 2;
+    step.c[1] = -extrapolation * step.c[0];
+    step.c[0] *= 1 + extrapolation;
+  }
+}
+
+/// Pseudo linear multistep, arXiv 2202.09778 eq. 12 with the DDIM transfer of eq. 11. The second timestep is visited
+/// twice: the first step is redone from the start with the mean of two outputs, then come orders 2, 3 and 4.
+inline void Sampler::make_pndm(const NoiseSchedule& schedule, int steps) {
+  const SchedulerConfig& config = schedule.config();
+  if (!config.skip_prk_steps)
+    throw ValueError(
+        "[Sampler] pndm starts without Runge-Kutta steps, as Stable Diffusion does; set skip_prk_steps to true");
+  if (config.prediction_type == PredictionType::sample)
+    throw ValueError("[Sampler] pndm combines epsilon or v_prediction, not sample; choose another sampler");
+  if (config.rescale_betas_zero_snr)
+    throw ValueError("[Sampler] pndm has no zero terminal SNR (rescale_betas_zero_snr); choose another sampler");
+  constexpr auto last_arrival = LastArrival::final_alpha;
+  const int stride = timestep_stride(config, steps);
+  const auto timesteps = make_timesteps(config, steps);
+  append(ddim_step(schedule, timesteps[0], stride, 0.0, last_arrival), timesteps[0]);
+  if (steps == 1) return;
+
+  const GaussianStep redone = ddim_step(schedule, timesteps[1] + stride, stride, 0.0, last_arrival);
+  const double a = steps_[0].a, c = steps_[0].c[0];  // the start is (x - c m_1)/a
+  append(redone, timesteps[1]);
+  steps_[1].a = redone.a / a;
+  steps_[1].c = {redone.c / 2, redone.c / 2 - redone.a / a * c};
+  steps_[1].terms = 2;
+  steps_[1].remembered = false;
+
+  constexpr std::array<std::array<double, 4>, 3> adams_bashforth = {
+      {{3.0 / 2, -1.0 / 2}, {23.0 / 12, -16.0 / 12, 5.0 / 12}, {55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24}}};
+  for (std::size_t i = 1; i < timesteps.size(); ++i) {
+    append(ddim_step(schedule, timesteps[i], stride, 0.0, last_arrival), timesteps[i]);
+    SamplerStep& step = steps_.back();
+    const std::size_t order = std::min<std::size_t>(i + 1, 4);
+    const double transfer = step.c[0];
+    for (std::size_t k = 0; k < order; ++k) step.c[k] = transfer * adams_bashforth[order - 2][k];
+    step.terms = static_cast<int>(order);
+  }
+}
+
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/diffusion/sample.hpp>
-// The sampling loop: latents through a chain of GaussianSteps with any NoisePredictor.
+// The sampling loop: latents through the steps of any sampler with any NoisePredictor.
 
 namespace lpo::inline LPO_ABI {
 
@@ -8959,27 +9508,108 @@ void fill_normal(Context<Device>& context, const View<T, Rank, Device>& view, Ra
                                      first);
 }
 
-/// Runs `latents` [n, h, w, c] through all steps, in place. Steps with sigma > 0 draw from (seed, sampling_noise, step
-/// i). Latents start as standard normals (init_noise_sigma is 1 for these samplers).
-template <class T, class Device, NoisePredictor<T, Device> Predictor>
-void sample(Context<Device>& context, std::span<const GaussianStep> steps, Predictor& predictor,
-            const View<T, 4, Device>& latents, std::uint64_t seed, const StepCallback& progress = {}) {
+/// Where a step's z comes from: `noise(step, z)` fills a dense view with standard normals, in the order of the steps.
+template <class Noise, class T, class Device>
+concept NoiseSource = requires(Noise& noise, int step, View<T, 4, Device> z) {
+  noise(step, z);
+};
+
+namespace detail {
+
+/// x' of one step, in place. `m` are the outputs that it counts, this step's first.
+template <class T, class Device>
+void take_step(Context<Device>& context, const SamplerStep& step, const View<T, 4, Device>& x,
+               std::span<const View<T, 4, Device>> m) {
+  const double a = step.a;
+  const auto& c = step.c;
+  switch (step.terms) {
+    case 1:
+      return evaluate(&context, x, a * x + c[0] * m[0]);
+    case 2:
+      return evaluate(&context, x, a * x + c[0] * m[0] + c[1] * m[1]);
+    case 3:
+      return evaluate(&context, x, a * x + c[0] * m[0] + c[1] * m[1] + c[2] * m[2]);
+    default:
+      return evaluate(&context, x, a * x + c[0] * m[0] + c[1] * m[1] + c[2] * m[2] + c[3] * m[3]);
+  }
+}
+
+}  // namespace detail
+
+/// Runs `latents` [n, h, w, c], which start as standard normals, through all steps of a sampler, in place.
+template <class T, class Device, NoisePredictor<T, Device> Predictor, NoiseSource<T, Device> Noise>
+void sample(Context<Device>& context, const Sampler& sampler, Predictor& predictor, const View<T, 4, Device>& latents,
+            Noise&& noise, const StepCallback& progress = {}) {
   Scratch<Device> scratch(context);
-  const View<T, 4, Device> prediction(scratch.template allocate<T>(latents.size()), latents.extents);
-  const View<T, 4, Device> noise(scratch.template allocate<T>(latents.size()), latents.extents);
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    const GaussianStep& step = steps[i];
-    predictor.predict(latents, step.timestep, prediction);
+  const auto like_latents = [&] {
+    return View<T, 4, Device>(scratch.template allocate<T>(latents.size()), latents.extents);
+  };
+  std::vector<View<T, 4, Device>> outputs;  // of this step, then of those before it
+  for (int i = 0; i < sampler.outputs(); ++i) outputs.push_back(like_latents());
+  const View<T, 4, Device> z = like_latents();
+  if (sampler.initial_scale() != 1) evaluate(&context, latents, sampler.initial_scale() * latents);
+  const int total = static_cast<int>(sampler.steps().size());
+  int done = 0;
+  for (const SamplerStep& step : sampler.steps()) {
+    const View<T, 4, Device>& m = outputs.front();
+    predictor.predict(latents, step.timestep, m);
+    if (step.output.latent != 0 || step.output.output != 1) evaluate(&context, m, step.output(latents, m));
     if (step.sigma > 0) {
-      fill_normal(context, noise, {seed, random_operation::sampling_noise, static_cast<std::uint32_t>(i)});
-      evaluate(&context, latents, step.next(latents, prediction, noise));
+      noise(done, z);
+      evaluate(&context, latents, step.a * latents + step.c[0] * m + step.sigma * z);
     } else {
-      evaluate(&context, latents, step.mean(latents, prediction));
+      detail::take_step<T, Device>(context, step, latents, outputs);
     }
-    const int done = static_cast<int>(i) + 1, total = static_cast<int>(steps.size());
+    if (step.remembered) std::rotate(outputs.begin(), outputs.end() - 1, outputs.end());
+    ++done;
     if (progress && !progress(done, total))
       throw CancelledError(message("[sample] cancelled after step ", done, " of ", total));
   }
+}
+
+/// The same with noise from the Philox fields (seed, sampling_noise, step).
+template <class T, class Device, NoisePredictor<T, Device> Predictor>
+void sample(Context<Device>& context, const Sampler& sampler, Predictor& predictor, const View<T, 4, Device>& latents,
+            std::uint64_t seed, const StepCallback& progress = {}) {
+  sample(
+      context, sampler, predictor, latents,
+      [&](int step, const View<T, 4, Device>& z) {
+        fill_normal(context, z, {seed, random_operation::sampling_noise, static_cast<std::uint32_t>(step)});
+      },
+      progress);
+}
+
+/// The same for a chain of GaussianSteps.
+template <class T, class Device, NoisePredictor<T, Device> Predictor>
+void sample(Context<Device>& context, std::span<const GaussianStep> steps, Predictor& predictor,
+            const View<T, 4, Device>& latents, std::uint64_t seed, const StepCallback& progress = {}) {
+  sample(context, Sampler(steps), predictor, latents, seed, progress);
+}
+
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/diffusion/torch_noise.hpp>
+// Latent noise as diffusers draws it on the CPU: the same picture for the same seed.
+
+namespace lpo::inline LPO_ABI {
+
+/// Fills a dense view [n, h, w, c] with torch.randn((n, c, h, w), generator=generator, dtype=T): the same numbers,
+/// moved to channels last. One generator for a batch, or one per row of it (`view.slice(0, i, i + 1)`), as diffusers
+/// takes either. A NoiseSource is `[&](int, const auto& z) { fill_torch_normal(context, z, generator); }`.
+template <class T, class Device>
+void fill_torch_normal(Context<Device>& context, const View<T, 4, Device>& view, TorchGenerator& generator) {
+  if (!view.dense())
+    throw ShapeError(message("[fill_torch_normal] ", to_string(view.extents), " is strided; fill a dense tensor"));
+  const auto count = static_cast<std::size_t>(view.size());
+  const auto channels = static_cast<std::size_t>(view.extent(3));
+  const auto area = static_cast<std::size_t>(view.extent(1) * view.extent(2)), image = area * channels;
+  std::vector<T> drawn(count), moved(count);
+  generator.randn(std::span<T>(drawn));
+  for (std::size_t first = 0; first < count; first += image)
+    for (std::size_t channel = 0; channel < channels; ++channel)
+      for (std::size_t at = 0; at < area; ++at)
+        moved[first + at * channels + channel] = drawn[first + channel * area + at];
+  if (count > 0) context.copy_from_host(view.data, moved.data(), count * sizeof(T));
 }
 
 }  // namespace lpo::inline LPO_ABI
