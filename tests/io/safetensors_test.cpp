@@ -222,7 +222,8 @@ TEST_CASE("a component directory: one file, a variant, or shards") {
 
   CHECK(message_of<FileError>([&] { lpo::open_checkpoint(directory.path(), "model"); }) ==
         "[open_checkpoint] " + directory.path() +
-            ": no weights; tried model.safetensors, model.safetensors.index.json");
+            ": no weights; tried model.safetensors, model.safetensors.index.json, pytorch_model.bin, "
+            "pytorch_model.bin.index.json");
 
   first.write(directory.file("model-00001-of-00002.safetensors"));
   second.write(directory.file("model-00002-of-00002.safetensors"));
@@ -243,7 +244,7 @@ TEST_CASE("a component directory: one file, a variant, or shards") {
 
   const auto index_error = [&](const char* text) {
     const std::string path = directory.write("bad.json", text);
-    return message_of<FileError>([&] { lpo::SafetensorsDirectory::from_index(path); });
+    return message_of<FileError>([&] { lpo::Checkpoint::from_index(path); });
   };
   CHECK(has_part(index_error(R"({"weight_map":{"c":"model-00001-of-00002.safetensors"}})"),
                  "lists tensor \"c\" in \"model-00001-of-00002.safetensors\", which does not have it"));

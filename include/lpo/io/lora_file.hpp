@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// LoraFile: the adapters in a safetensors file, whatever naming they use (diffusers, peft, kohya).
+// LoraFile: the adapters in a safetensors or torch file, whatever naming they use (diffusers, peft, kohya).
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/io/checkpoint.hpp>
 #include <lpo/io/json.hpp>
-#include <lpo/io/safetensors_file.hpp>
+#include <lpo/io/tensor_table.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -74,9 +75,10 @@ class LoraFile {
     }
   };
 
-  /// FileError if the file is no safetensors file, if half of a pair is missing, or if it holds no adapter at all.
-  explicit LoraFile(const std::string& path) : LoraFile(SafetensorsFile(path)) {}
-  explicit LoraFile(SafetensorsFile file) : file_(std::move(file)) {
+  /// FileError if the file cannot be read (see `open_tensor_file`), if half of a pair is missing, or if it holds no
+  /// adapter at all.
+  explicit LoraFile(const std::string& path) : LoraFile(open_tensor_file(path)) {}
+  explicit LoraFile(TensorTable file) : file_(std::move(file)) {
     for (const std::string& key : file_.keys()) sort_in(key);
     for (auto& [id, adapter] : adapters_) finish(adapter);
     if (adapters_.empty())
@@ -84,7 +86,7 @@ class LoraFile {
                               unknown_.empty() ? std::string("nothing") : "\"" + unknown_.front() + "\""));
   }
 
-  const SafetensorsFile& file() const { return file_; }
+  const TensorTable& file() const { return file_; }
 
   /// The largest rank: what `enable_lora` needs.
   index_t rank() const {
@@ -219,7 +221,7 @@ class LoraFile {
       adapter.rank_stabilised = stabilised->get<bool>();
   }
 
-  SafetensorsFile file_;
+  TensorTable file_;
   std::map<std::pair<std::string, std::string>, Adapter> adapters_;
   std::vector<std::string> unknown_;
 };

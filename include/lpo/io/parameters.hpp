@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Reading a model's weights from safetensors and writing them: names, layouts and types are matched, all or nothing.
+// Reading a model's weights from files and writing them: names, layouts and types are matched, all or nothing.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include <lpo/io/safetensors_directory.hpp>
+#include <lpo/io/checkpoint.hpp>
 #include <lpo/io/safetensors_writer.hpp>
 #include <lpo/nn/linear.hpp>
 #include <lpo/nn/parameter_store.hpp>
@@ -78,9 +78,10 @@ std::vector<index_t> file_shape(const AnyParameter<T, Device>& p) {
   return std::vector<index_t>(p.extents, p.extents + p.rank);
 }
 
-/// A 1x1 convolution and a matrix are the same weight: [o, i, 1, 1] counts as [o, i].
+/// A 1x1 convolution and a matrix are the same weight: [o, i, 1, 1] counts as [o, i]; and a number is a vector of one.
 inline std::vector<index_t> without_unit_kernel(std::vector<index_t> shape) {
   if (shape.size() == 4 && shape[2] == 1 && shape[3] == 1) shape.resize(2);
+  if (shape.empty()) shape.push_back(1);
   return shape;
 }
 
@@ -112,31 +113,34 @@ inline std::string listed(const std::vector<std::string>& items, std::size_t lim
   return text;
 }
 
-}  // namespace detail
+/// The selected weights of a store with the key of each in a file that was found to fit.
+template <class T, class Device>
+struct MatchedParameters {
+  std::vector<NamedParameter<T, Device>> parameters;
+  std::vector<std::string> keys;
+};
 
-/// Reads every selected weight of `store` from `source` (SafetensorsFile or SafetensorsDirectory), converting type and
-/// layout. One FileError lists all missing keys and all wrong shapes; then nothing was changed. Keys of the file that
-/// no weight wants are no error: they come back in the report.
+/// Finds every selected weight in `source` and compares shape and type. One FileError lists all that is wrong.
 template <class T, class Device, class Source>
-LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source,
-                           const ParameterNames& names = {}) {
-  const auto selected = detail::select_parameters(store, names);
-  const std::string prefix = detail::dotted(names.file_prefix);
-  std::vector<std::string> keys, missing, mismatched;
-  for (const auto& [name, parameter] : selected) {
+MatchedParameters<T, Device> match_parameters(const ParameterStore<T, Device>& store, const Source& source,
+                                              const ParameterNames& names) {
+  MatchedParameters<T, Device> matched{select_parameters(store, names), {}};
+  const std::string prefix = dotted(names.file_prefix);
+  std::vector<std::string> missing, mismatched;
+  for (const auto& [name, parameter] : matched.parameters) {
     std::string key = prefix + name;
     if (!source.contains(key) && names.legacy) {
       const std::string other = names.legacy(name);
       if (!other.empty() && source.contains(prefix + other)) key = prefix + other;
     }
-    keys.push_back(key);
+    matched.keys.push_back(key);
     if (!source.contains(key)) {
       missing.push_back("\"" + key + "\"");
       continue;
     }
-    const auto expected = detail::file_shape(*parameter);
+    const auto expected = file_shape(*parameter);
     const TensorInfo& found = source.info(key);
-    if (detail::without_unit_kernel(found.shape) != detail::without_unit_kernel(expected))
+    if (without_unit_kernel(found.shape) != without_unit_kernel(expected))
       mismatched.push_back(message("\"", key, "\" is ", shape_text(found.shape), ", expected ", shape_text(expected)));
     else if (!is_floating(found.dtype))
       mismatched.push_back(
@@ -147,31 +151,49 @@ LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source&
     if (!missing.empty()) {
       const std::string first = missing.front().substr(1, missing.front().size() - 2);
       text += message(" ", missing.size(), missing.size() == 1 ? " weight is" : " weights are",
-                      " missing: ", detail::listed(missing), detail::near_keys(first, source.keys()));
+                      " missing: ", listed(missing), near_keys(first, source.keys()));
     }
     if (!mismatched.empty())
       text += message(missing.empty() ? " " : "; ", mismatched.size(), mismatched.size() == 1 ? " has" : " have",
-                      " another shape or type: ", detail::listed(mismatched));
+                      " another shape or type: ", listed(mismatched));
     throw FileError(text);
   }
+  return matched;
+}
 
+/// Reads the matched weights, converting type and layout. The report lists the other keys under `file_prefix`.
+template <class T, class Device, class Source>
+LoadReport read_parameters(const MatchedParameters<T, Device>& matched, const Source& source,
+                           const ParameterNames& names) {
   LoadReport report;
   std::vector<T> oihw;
-  for (std::size_t i = 0; i < selected.size(); ++i) {
-    AnyParameter<T, Device>& p = *selected[i].parameter;
-    if (detail::needs_permutation(p)) {
+  for (std::size_t i = 0; i < matched.keys.size(); ++i) {
+    AnyParameter<T, Device>& p = *matched.parameters[i].parameter;
+    if (needs_permutation(p)) {
       oihw.resize(static_cast<std::size_t>(p.size()));
-      source.read(keys[i], oihw.data(), p.size());
-      detail::permute_convolution(oihw.data(), p.data(), p.extents, false);
+      source.read(matched.keys[i], oihw.data(), p.size());
+      permute_convolution(oihw.data(), p.data(), p.extents, false);
     } else {
-      source.read(keys[i], p.data(), p.size());
+      source.read(matched.keys[i], p.data(), p.size());
     }
     ++report.loaded;
   }
-  const std::set<std::string> read(keys.begin(), keys.end());
+  const std::set<std::string> read(matched.keys.begin(), matched.keys.end());
+  const std::string prefix = dotted(names.file_prefix);
   for (const std::string& key : source.keys())
     if (key.starts_with(prefix) && !read.contains(key)) report.unused.push_back(key);
   return report;
+}
+
+}  // namespace detail
+
+/// Reads every selected weight of `store` from `source` (TensorTable or Checkpoint), converting type and layout. One
+/// FileError lists all missing keys and all wrong shapes; then nothing was changed. Keys of the file that no weight
+/// wants are no error: they come back in the report.
+template <class T, class Device, class Source>
+LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source,
+                           const ParameterNames& names = {}) {
+  return detail::read_parameters(detail::match_parameters(store, source, names), source, names);
 }
 
 /// Adds the selected weights to a writer as `dtype` (F32, F16, BF16 …), convolutions as OIHW. The store must live until

@@ -5,13 +5,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <functional>
-#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,23 +19,9 @@
 #include <lpo/io/dtype.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/json.hpp>
+#include <lpo/io/tensor_table.hpp>
 
 namespace lpo::inline LPO_ABI {
-
-/// One tensor of a file: row-major, little-endian, not necessarily aligned.
-struct TensorInfo {
-  DType dtype = DType::F32;
-  std::vector<index_t> shape;  ///< empty for a scalar
-  const std::byte* data = nullptr;
-  std::size_t bytes = 0;
-
-  index_t count() const { return static_cast<index_t>(bytes / dtype_size(dtype)); }
-};
-
-/// "[320, 4, 3, 3]"
-inline std::string shape_text(const std::vector<index_t>& shape) {
-  return detail::extents_text(shape.data(), static_cast<int>(shape.size()));
-}
 
 struct SafetensorsOptions {
   /// Accept bytes after the last tensor (some released files have 4); otherwise they are an error.
@@ -46,19 +30,21 @@ struct SafetensorsOptions {
   std::function<void(const std::string&)> warn = {};
 };
 
-/// A file of named tensors: 8 bytes length, JSON header, data. Nothing is copied until `read`; pointers in `TensorInfo`
-/// live as long as this object. Format: github.com/huggingface/safetensors.
-class SafetensorsFile {
+/// A file of named tensors: 8 bytes length, JSON header, data. Nothing is copied until `read`.
+/// Format: github.com/huggingface/safetensors.
+class SafetensorsFile : public TensorTable {
  public:
   /// Longest header that the format allows.
   static constexpr std::uint64_t header_limit = 100'000'000;
 
-  SafetensorsFile() = default;
+  SafetensorsFile() : TensorTable("safetensors", "") {}
 
   /// Maps `path` and checks the whole header. FileError names the file, the tensor, what was found and expected.
   explicit SafetensorsFile(const std::string& path, const SafetensorsOptions& options = {})
-      : mapping_(path), name_(path) {
-    load(mapping_.data(), mapping_.size(), options);
+      : TensorTable("safetensors", path) {
+    const auto mapping = std::make_shared<const MappedFile>(path);
+    keep(mapping);
+    load(mapping->data(), mapping->size(), options);
   }
 
   /// The same for bytes in memory, which the caller keeps alive; `name` stands in for the path in messages.
@@ -70,83 +56,7 @@ class SafetensorsFile {
     return file;
   }
 
-  const std::string& path() const { return name_; }
-
-  /// Names of all tensors, sorted.
-  std::vector<std::string> keys() const {
-    std::vector<std::string> names;
-    names.reserve(tensors_.size());
-    for (const auto& [key, info] : tensors_) names.push_back(key);
-    return names;
-  }
-
-  bool contains(std::string_view key) const { return tensors_.find(key) != tensors_.end(); }
-
-  /// Type, shape and bytes of a tensor; FileError with the nearest names if there is none.
-  const TensorInfo& info(std::string_view key) const {
-    const auto found = tensors_.find(key);
-    if (found == tensors_.end())
-      throw FileError(message("[safetensors] ", name_, ": no tensor \"", key, "\" among ", tensors_.size(),
-                              detail::near_keys(key, keys())));
-    return found->second;
-  }
-
-  /// The `__metadata__` texts.
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
-
-  /// Converts the tensor to `To` (float, double, bfloat16, half or an integer). It must have exactly `count` elements.
-  /// Floats are not read into integers: that would lose them silently.
-  template <class To>
-  void read(std::string_view key, To* destination, index_t count) const {
-    const TensorInfo& tensor = info(key);
-    if (tensor.count() != count)
-      throw FileError(message("[safetensors] ", name_, ": tensor \"", key, "\" has shape ", shape_text(tensor.shape),
-                              ", ", tensor.count(), " elements; expected ", count));
-    read_checked(key, tensor, destination);
-  }
-
-  /// The same, and the shape must be exactly `shape`.
-  template <class To>
-  void read(std::string_view key, To* destination, const std::vector<index_t>& shape) const {
-    const TensorInfo& tensor = info(key);
-    if (tensor.shape != shape)
-      throw FileError(message("[safetensors] ", name_, ": tensor \"", key, "\" has shape ", shape_text(tensor.shape),
-                              ", expected ", shape_text(shape)));
-    read_checked(key, tensor, destination);
-  }
-
-  /// All elements, converted, in row-major order.
-  template <class To>
-  std::vector<To> read_vector(std::string_view key) const {
-    const TensorInfo& tensor = info(key);
-    std::vector<To> values(static_cast<std::size_t>(tensor.count()));
-    read_checked(key, tensor, values.data());
-    return values;
-  }
-
-  /// Points into the mapping if the tensor is stored as `T` and aligned for it, so that no copy is needed; else null.
-  template <class T>
-  const T* direct(std::string_view key) const {
-    const TensorInfo& tensor = info(key);
-    const bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % alignof(T) == 0;
-    return tensor.dtype == dtype_of<T>() && aligned ? reinterpret_cast<const T*>(tensor.data) : nullptr;
-  }
-
  private:
-  template <class... Parts>
-  [[noreturn]] LPO_COLD void fail(const Parts&... parts) const {
-    throw FileError(message("[safetensors] ", name_, ": ", parts...));
-  }
-
-  template <class To>
-  void read_checked(std::string_view key, const TensorInfo& tensor, To* destination) const {
-    if constexpr (std::is_integral_v<To>) {
-      if (is_floating(tensor.dtype))
-        fail("tensor \"", key, "\" holds ", dtype_name(tensor.dtype), ", expected an integer type");
-    }
-    convert_from(tensor.dtype, tensor.data, destination, tensor.count());
-  }
-
   void load(const std::byte* data, std::size_t size, const SafetensorsOptions& options) {
     if (size < 8) fail("has ", size, " bytes, expected at least 8 (the header's length)");
     std::uint64_t header_bytes = 0;
@@ -251,11 +161,6 @@ class SafetensorsFile {
     tensor.bytes = static_cast<std::size_t>(bytes);
     return {begin, end};
   }
-
-  MappedFile mapping_;
-  std::string name_;
-  std::map<std::string, TensorInfo, std::less<>> tensors_;
-  std::map<std::string, std::string> metadata_;
 };
 
 }  // namespace lpo::inline LPO_ABI
