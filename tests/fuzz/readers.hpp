@@ -17,6 +17,8 @@
 #include <lpo/io/npy.hpp>
 #include <lpo/io/png.hpp>
 #include <lpo/io/safetensors.hpp>
+#include <lpo/io/torch_file.hpp>
+#include <lpo/io/zip_writer.hpp>
 
 namespace fuzz {
 
@@ -57,6 +59,36 @@ inline bool read_safetensors(std::string_view bytes) {
     return false;
   }
   return true;
+}
+
+/// A torch file; its tensors survive a copy as safetensors.
+inline bool read_torch_file(std::string_view bytes) {
+  try {
+    const auto file = lpo::TorchFile::from_memory(bytes.data(), bytes.size(), "fuzz.pt");
+    lpo::SafetensorsWriter writer;
+    for (const auto& [key, value] : file.metadata()) writer.set_metadata(key, value);
+    for (const std::string& key : file.keys()) {
+      const lpo::TensorInfo& info = file.info(key);
+      std::size_t count = 1;
+      for (const lpo::index_t extent : info.shape) count *= static_cast<std::size_t>(extent);
+      demand(info.bytes == count * lpo::dtype_size(info.dtype), "shape and bytes agree");
+      demand(info.bytes <= 4 * bytes.size() + (1 << 20), "tensors are not much larger than the file");
+      demand(file.read_vector<double>(key).size() == count, "all elements are read");
+      if (key != "__metadata__") writer.add(key, info.dtype, info.shape, info.data);
+    }
+    (void)writer.bytes();
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+/// A pickle by itself, as mutation seldom gets one through the archive around it.
+inline bool read_pickle(std::string_view bytes) {
+  lpo::ZipWriter zip;
+  zip.add("x/data.pkl", bytes);
+  zip.add("x/data/0", std::string(48, '\1'));
+  return read_torch_file(zip.bytes());
 }
 
 /// Asks for a value and ignores that it has another type.

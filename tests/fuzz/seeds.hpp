@@ -10,6 +10,7 @@
 #include <lpo/io/npy.hpp>
 #include <lpo/io/png.hpp>
 #include <lpo/io/safetensors.hpp>
+#include <lpo/io/torch_writer.hpp>
 
 #include "readers.hpp"
 
@@ -31,6 +32,36 @@ inline std::vector<std::string> safetensors_seeds() {
   writer.add_owned("ids", lpo::DType::I64, {1}, std::vector<int>{77});
   writer.set_metadata("format", "pt");
   return {writer.bytes(), lpo::SafetensorsWriter().bytes()};
+}
+
+inline std::vector<std::string> torch_seeds() {
+  const float values[6] = {1, 2, 3, 4, 5, 6};
+  lpo::TorchWriter writer;
+  writer.add("head", "weight", lpo::DType::F16, {2, 1, 3}, values);
+  writer.add("", "bias", lpo::DType::F32, {2}, values);
+  writer.add("", "empty", lpo::DType::I64, {0, 7}, values);
+  writer.add_number("", "scale", 2.5);
+  return {writer.bytes(), lpo::TorchWriter().bytes()};
+}
+
+/// Pickles of protocols 2 and 5; every instruction that is read occurs. Octal escapes end by themselves.
+inline std::vector<std::string> pickle_seeds() {
+  using namespace std::string_literals;
+  const std::string ordered_dict = "ccollections\nOrderedDict\n)R";
+  const std::string storage_0 = "X\001\0\0\0000X\003\0\0\0cpuK"s;
+  const std::string tensor =
+      "ctorch._utils\n_rebuild_tensor_v2\nq\001((X\007\0\0\0storageq\002ctorch\nFloatStorage\n"s + storage_0 +
+      "\014tQK\002K\002K\003\206K\001K\002\206\211"s + ordered_dict + "tR";
+  const std::string typed_tensor =
+      "ctorch._utils\n_rebuild_tensor_v3\n((X\007\0\0\0storagectorch.storage\nUntypedStorage\n"s + storage_0 +
+      "\060tQK\0(K\003K\002t(K\001K\003t\211"s + ordered_dict + "ctorch\nfloat8_e5m2\ntR";
+  const std::string parameter = "ctorch._utils\n_rebuild_parameter\n" + tensor + "\210" + ordered_dict + "\207R";
+  return {"\200\002}q\0(X\001\0\0\0a"s + tensor + "X\001\0\0\0b"s + parameter + "X\001\0\0\0cN0h\0020"s + "N" +
+              "X\001\0\0\0d"s + ordered_dict + "}X\011\0\0\0_metadataNsbu."s,
+          "\200\002}X\001\0\0\0a"s + typed_tensor + "s.",
+          "\200\005\225\100\0\0\0\0\0\0\0}\224(\214\001a](K\001M\002\003J\377\377\377\377\212\002\0\200"s +
+              "G\077\360\0\0\0\0\0\0e\214\001b\214\005torch\214\004Size\223K\001\205\205R\214\001c\210\214\001d"s +
+              "\214\004textK\007(K\001Nd\214\001e(C\001xlu."s};
 }
 
 inline std::vector<std::string> npy_seeds() {
@@ -70,6 +101,8 @@ inline std::vector<Target> targets() {
             26)}},
       {"png", read_png, png_seeds()},
       {"npy", read_npy, npy_seeds()},
+      {"torch_file", read_torch_file, torch_seeds()},
+      {"torch_pickle", read_pickle, pickle_seeds()},
   };
 }
 

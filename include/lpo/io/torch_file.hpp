@@ -51,7 +51,7 @@ class TorchFile : public TensorTable {
 
   using Kind = PickleValue::Kind;
   static constexpr int depth_limit = 32;
-  static constexpr std::size_t key_limit = 1024, visit_limit = std::size_t{1} << 20;
+  static constexpr std::size_t key_limit = 1024, visit_limit = std::size_t{1} << 18;
 
   struct Reading {
     const ZipArchive& archive;
@@ -99,7 +99,7 @@ class TorchFile : public TensorTable {
 
   /// All entries of an archive are in one folder, whose name torch chooses.
   std::string find_folder(const ZipArchive& archive) const {
-    for (const auto& [name, content] : archive.entries())
+    for (const auto& [name, entry] : archive.entries())
       if (name.ends_with("/data.pkl") && name.find('/') == name.size() - 9)
         return std::string(name.substr(0, name.size() - 8));
     fail("is a zip archive without a data.pkl, expected a file of torch.save");

@@ -57,6 +57,13 @@ constexpr std::optional<DType> dtype_of_torch(std::string_view name) {
   return std::nullopt;
 }
 
+/// The storage class for `dtype`, or "" if torch has none.
+constexpr std::string_view torch_storage_of(DType dtype) {
+  for (const TorchType& type : torch_types)
+    if (type.lpo == dtype) return type.storage;
+  return {};
+}
+
 /// Everything that a checkpoint of tensors may name.
 inline std::span<const std::string_view> torch_globals() {
   static constexpr auto names = [] {

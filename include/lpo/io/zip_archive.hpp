@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// ZipArchive: the stored (not compressed) files of a zip archive, in place.
+// ZipArchive: the stored (not compressed) files of a zip archive, read in place.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,16 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The table of contents of an archive in memory, zip64 included; all views point into that memory. Compressed and
-/// encrypted entries are refused: what lpo reads (torch's checkpoints) has none. Checksums are not compared, so that
+/// The table of contents of an archive in memory, zip64 included; all views point into that memory. Compressed entries
+/// are listed but not unpacked: what lpo reads (torch's checkpoints) has none. Checksums are not compared, so that
 /// opening a large file touches little of it. Format: APPNOTE.TXT 6.3.
 class ZipArchive {
  public:
+  struct Entry {
+    std::string_view content;  ///< as it lies in the file
+    bool stored = true;        ///< false: compressed or encrypted
+  };
+
   /// FileError if the bytes are no archive, or one that is cut off or damaged; `file` is for messages.
   ZipArchive(std::string_view bytes, std::string file) : bytes_(bytes), file_(std::move(file)) {
     const auto [begin, end, count] = find_directory();
@@ -27,16 +32,17 @@ class ZipArchive {
     if (at != end) fail("the directory has ", end - begin, " bytes, its ", count, " entries fill ", at - begin);
   }
 
-  /// Contents by name.
-  const std::map<std::string_view, std::string_view>& entries() const { return entries_; }
+  const std::map<std::string_view, Entry>& entries() const { return entries_; }
 
   bool contains(std::string_view name) const { return entries_.contains(name); }
 
-  /// The content of an entry; FileError if there is none.
+  /// The content of a stored entry; FileError if there is none.
   std::string_view content(std::string_view name) const {
     const auto found = entries_.find(name);
     if (found == entries_.end()) fail("has no entry \"", name, "\"");
-    return found->second;
+    if (!found->second.stored)
+      fail("entry \"", name, "\" is compressed or encrypted, expected stored as torch.save does; repack with zip -0");
+    return found->second.content;
   }
 
  private:
@@ -106,17 +112,15 @@ class ZipArchive {
     if (next > end) fail("the directory entry at ", at, " reaches beyond the directory");
     const std::string_view name = piece(at + header_bytes, name_bytes, "a name");
     widen(at + header_bytes + name_bytes, extra_bytes, size, packed, header);
-    if ((flags & 1) != 0) fail("entry \"", name, "\" is encrypted");
-    if (method != 0 || packed != size)
-      fail("entry \"", name, "\" is compressed (method ", method, "), expected stored; torch.save never compresses: ",
-           "write the file again with it, or repack it with zip -0");
+    const bool stored = (flags & 1) == 0 && method == 0;
+    if (stored && packed != size) fail("entry \"", name, "\" has two sizes, ", packed, " and ", size);
     // The local header repeats the name; only there stands how long its own extra field is.
     if (!has_signature(header, 0x04034b50)) fail("entry \"", name, "\" has no header at ", header);
     const std::uint64_t local_name_bytes = number(header + 26, 2), data = header + 30 + local_name_bytes;
     if (piece(header + 30, local_name_bytes, "a name") != name)
       fail("entry \"", name, "\" has another name in its own header at ", header);
-    const std::string_view content = piece(data + number(header + 28, 2), size, message("entry \"", name, "\""));
-    if (!entries_.emplace(name, content).second) fail("has two entries \"", name, "\"");
+    const std::string_view content = piece(data + number(header + 28, 2), packed, message("entry \"", name, "\""));
+    if (!entries_.emplace(name, Entry{content, stored}).second) fail("has two entries \"", name, "\"");
     return next;
   }
 
@@ -141,7 +145,7 @@ class ZipArchive {
 
   std::string_view bytes_;
   std::string file_;
-  std::map<std::string_view, std::string_view> entries_;
+  std::map<std::string_view, Entry> entries_;
 };
 
 }  // namespace lpo::inline LPO_ABI
