@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lpo, lrm, samplers, schedulers, torch_files, torch_random, unets, vae
+from goldens import clip_text, layers, lpo, lrm, reward_folders, samplers, schedulers, torch_files, torch_random, unets, vae
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -22,6 +22,8 @@ MAKERS = {
     "lrm_sd15": lambda directory: lrm.make_lrm(directory, "sd15"),
     "lrm_sdxl": lambda directory: lrm.make_lrm(directory, "sdxl"),
     "lpo_loss": lpo.make_lpo_loss,
+    "lrm_folder_sd15": lambda directory: reward_folders.make_reward_folder(directory, "sd15"),
+    "lrm_folder_sdxl": lambda directory: reward_folders.make_reward_folder(directory, "sdxl"),
     "torch_files": lambda directory: torch_files.make_torch_files(directory / "torch_files"),
 }
 

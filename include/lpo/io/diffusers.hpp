@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Model folders as diffusers lays them out: each component in a directory with config.json and safetensors weights.
+// Model folders as diffusers lays them out: each component in a directory with config.json and weights.
 #pragma once
 
 #include <charconv>
@@ -58,14 +58,39 @@ inline double as_written(float value) {
   return result;
 }
 
+/// A component whose config and weights were found to fit; nothing was read yet.
+template <class T, class Device>
+struct OpenComponent {
+  JsonConfig config;
+  Checkpoint weights;
+  ParameterNames names;
+  MatchedParameters<T, Device> matched;
+
+  ComponentReport read() && { return {std::move(config), read_parameters(matched, weights, names)}; }
+};
+
+template <class Config, class T, class Device>
+OpenComponent<T, Device> open_component(const std::string& directory, const char* basename, const Config& compiled,
+                                        const ParameterStore<T, Device>& store, const ParameterNames& names,
+                                        const std::string& variant) {
+  auto config = JsonConfig::from_file(directory + "/config.json");
+  check_config(config, compiled);
+  auto weights = open_checkpoint(directory, basename, variant);
+  auto matched = match_parameters(select_parameters(store, names), weights, names);
+  return {std::move(config), std::move(weights), names, std::move(matched)};
+}
+
 template <class Config, class T, class Device>
 ComponentReport load_component(const std::string& directory, const char* basename, const Config& compiled,
                                const ParameterStore<T, Device>& store, const ParameterNames& names,
                                const std::string& variant) {
-  ComponentReport report{JsonConfig::from_file(directory + "/config.json"), {}};
-  check_config(report.config, compiled);
-  report.weights = load_parameters(store, open_checkpoint(directory, basename, variant), names);
-  return report;
+  return open_component(directory, basename, compiled, store, names, variant).read();
+}
+
+/// `CLIPTextModel::end_token` for a config; its eos_token_id 2 means the largest id.
+inline std::int32_t end_token_of(const JsonConfig& config) {
+  const auto end = config.get_or<std::int32_t>("eos_token_id", 49407);
+  return end == 2 ? -1 : end;
 }
 
 template <class T, class Device>
@@ -109,8 +134,7 @@ ComponentReport load_text_encoder(const std::string& directory, CLIPTextModel<C,
                                   const std::string& variant = "") {
   auto report =
       detail::load_component(directory, detail::transformers_weights, C, store, {.model_prefix = prefix}, variant);
-  const auto end = report.config.template get_or<std::int32_t>("eos_token_id", 49407);
-  model.end_token = end == 2 ? -1 : end;
+  model.end_token = detail::end_token_of(report.config);
   return report;
 }
 

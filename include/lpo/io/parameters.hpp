@@ -51,6 +51,12 @@ struct NamedParameter {
 };
 
 template <class T, class Device>
+void expect_memory(const std::string& name, const AnyParameter<T, Device>& parameter) {
+  if (parameter.data() == nullptr)
+    throw ValueError(message("[parameters] \"", name, "\" has no memory yet; call the store's allocate() first"));
+}
+
+template <class T, class Device>
 std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T, Device>& store,
                                                          const ParameterNames& names) {
   static_assert(is_host_device<Device>,
@@ -60,9 +66,7 @@ std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T,
   for (const auto& entry : store.entries()) {
     if (!entry.name.starts_with(prefix)) continue;
     if (names.part != ParameterPart::all && is_lora_name(entry.name) != (names.part == ParameterPart::lora)) continue;
-    if (entry.parameter->data() == nullptr)
-      throw ValueError(
-          message("[parameters] \"", entry.name, "\" has no memory yet; call the store's allocate() first"));
+    expect_memory(entry.name, *entry.parameter);
     selected.push_back({entry.name.substr(prefix.size()), entry.parameter});
   }
   if (selected.empty())
@@ -113,18 +117,18 @@ inline std::string listed(const std::vector<std::string>& items, std::size_t lim
   return text;
 }
 
-/// The selected weights of a store with the key of each in a file that was found to fit.
+/// Weights with the key of each in a file that was found to fit.
 template <class T, class Device>
 struct MatchedParameters {
   std::vector<NamedParameter<T, Device>> parameters;
   std::vector<std::string> keys;
 };
 
-/// Finds every selected weight in `source` and compares shape and type. One FileError lists all that is wrong.
+/// Finds every weight of `parameters` in `source` and compares shape and type. One FileError lists all that is wrong.
 template <class T, class Device, class Source>
-MatchedParameters<T, Device> match_parameters(const ParameterStore<T, Device>& store, const Source& source,
-                                              const ParameterNames& names) {
-  MatchedParameters<T, Device> matched{select_parameters(store, names), {}};
+MatchedParameters<T, Device> match_parameters(std::vector<NamedParameter<T, Device>> parameters, const Source& source,
+                                              const ParameterNames& names = {}) {
+  MatchedParameters<T, Device> matched{std::move(parameters), {}};
   const std::string prefix = dotted(names.file_prefix);
   std::vector<std::string> missing, mismatched;
   for (const auto& [name, parameter] : matched.parameters) {
@@ -164,7 +168,7 @@ MatchedParameters<T, Device> match_parameters(const ParameterStore<T, Device>& s
 /// Reads the matched weights, converting type and layout. The report lists the other keys under `file_prefix`.
 template <class T, class Device, class Source>
 LoadReport read_parameters(const MatchedParameters<T, Device>& matched, const Source& source,
-                           const ParameterNames& names) {
+                           const ParameterNames& names = {}) {
   LoadReport report;
   std::vector<T> oihw;
   for (std::size_t i = 0; i < matched.keys.size(); ++i) {
@@ -193,7 +197,8 @@ LoadReport read_parameters(const MatchedParameters<T, Device>& matched, const So
 template <class T, class Device, class Source>
 LoadReport load_parameters(const ParameterStore<T, Device>& store, const Source& source,
                            const ParameterNames& names = {}) {
-  return detail::read_parameters(detail::match_parameters(store, source, names), source, names);
+  const auto matched = detail::match_parameters(detail::select_parameters(store, names), source, names);
+  return detail::read_parameters(matched, source, names);
 }
 
 /// Adds the selected weights to a writer as `dtype` (F32, F16, BF16 …), convolutions as OIHW. The store must live until

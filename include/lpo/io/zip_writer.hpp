@@ -31,9 +31,9 @@ inline std::uint32_t crc32(std::string_view bytes) {
   return ~sum;
 }
 
-/// Appends the lowest `width` bytes of `value`, lowest first.
+/// Appends `value` in `width` bytes, lowest first.
 inline void append_number(std::string& bytes, std::uint64_t value, int width) {
-  for (int i = 0; i < width; ++i) bytes += static_cast<char>((value >> (8 * i)) & 0xff);
+  for (int i = 0; i < width; ++i, value >>= 8) bytes += static_cast<char>(value & 0xff);
 }
 
 }  // namespace detail
