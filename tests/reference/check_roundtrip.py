@@ -95,6 +95,25 @@ def check_written(folder):
         expect(f"LoRA {name}", relative_error(run_unet(pipeline.unet, inputs), truth["out/sample"]))
 
 
+def check_reward_folder(folder):
+    """The UNet and the state_dict as the authors' code loads them, against those that lpo read."""
+    original = ROOT / "tests" / "golden" / "lrm_folder_sd15"
+    expected = UNet2DConditionModel.from_pretrained(original / "unet").state_dict()
+    found = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).state_dict()
+    head = ("conv_in", "time_embedding", "down_blocks", "mid_block")
+    expect("lrm unet", max(relative_error(found[key].float(), value.float()) for key, value in expected.items()
+                           if key.startswith(head)), 0)
+    expected = torch.load(original / "state_dict.pt", weights_only=True)
+    found = torch.load(folder / "state_dict.pt", weights_only=True)
+    for name in ("visual_projection", "text_projection"):
+        layer = torch.nn.Linear(*reversed(expected[name]["weight"].shape), bias=False, dtype=torch.bfloat16)
+        layer.load_state_dict(found[name])
+        expect("lrm " + name, relative_error(layer.weight.float(), expected[name]["weight"].float()), 0)
+    assert type(found["logit_scale"]) is float and found["logit_scale"] == expected["logit_scale"], found
+    assert torch.equal(load_file(folder / "head.safetensors")["visual_projection.weight"],
+                       expected["visual_projection"]["weight"])
+
+
 def write_with_diffusers(folder):
     base, _ = unets.make("sd15")
     base.save_pretrained(folder / "unet_sd15", max_shard_size="100KB")
@@ -122,6 +141,7 @@ def main():
         (folder / "lpo").mkdir()
         subprocess.run([program, "write", folder / "lpo"], check=True)
         check_written(folder / "lpo")
+        check_reward_folder(folder / "lpo" / "lrm")
         (folder / "diffusers").mkdir()
         write_with_diffusers(folder / "diffusers")
         print("diffusers wrote, lpo reads:")

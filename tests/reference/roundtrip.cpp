@@ -7,6 +7,7 @@
 #include <string>
 
 #include <lpo/io/diffusers.hpp>
+#include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/lora.hpp>
 
 #define DOCTEST_CONFIG_IMPLEMENT
@@ -80,6 +81,20 @@ void write(const std::string& to) {
   save_text_encoder(to + "/text_encoder_2", *second.model, second.store, "");
   save_scheduler(to + "/scheduler", SchedulerConfig{});
   save_model_index(to);
+
+  constexpr UNetConfig two_levels{.levels = 2,
+                                  .channels = {4, 8},
+                                  .layers_per_block = 1,
+                                  .transformer_depth = {1, 0},
+                                  .heads = {2, 2},
+                                  .context_width = 8,
+                                  .groups = 2};
+  LatentRewardModel<two_levels, 8, 6, true, float, Reference> reward;
+  ParameterStore<float, Reference> reward_store;
+  reward_store.add("", reward);
+  reward_store.allocate_frozen();
+  load_latent_reward_model(std::string(LPO_TEST_GOLDEN_DIR) + "/lrm_folder_sd15", reward, reward_store);
+  save_latent_reward_model(to + "/lrm", reward, reward_store, {}, "", DType::BF16);
 
   Golden<Unet<golden::sd15>> adapted("unet_sd15", "weights/", 4, 2.0f);  // golden alpha is 4: scale B by 2 instead
   load_parameters(adapted.store, golden::open("unet_sd15_lora"),

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -90,10 +91,12 @@ LatentRewardReport load_latent_reward_model(const std::string& directory,
   auto unet = detail::open_component(directory + "/unet", detail::diffusers_weights, C, store,
                                      {.model_prefix = detail::dotted(prefix) + "unet"}, "");
   std::vector<detail::OpenComponent<T, Device>> texts;
+  std::vector<std::int32_t> end_tokens;
   detail::for_each_reward_text(text_encoders, prefix, [&](auto& encoder, const auto& folder, const auto& name) {
     texts.push_back(detail::open_component(directory + "/" + folder, detail::transformers_weights,
                                            std::remove_cvref_t<decltype(encoder)>::config, store,
                                            {.model_prefix = name}, ""));
+    end_tokens.push_back(detail::end_token_of(texts.back().config));
   });
   const auto parameters = detail::reward_head_parameters(model);
   const TensorTable head = detail::open_reward_head(directory, parameters);
@@ -101,8 +104,9 @@ LatentRewardReport load_latent_reward_model(const std::string& directory,
 
   LatentRewardReport report{std::move(unet).read(), {}, detail::read_parameters(matched, head)};
   detail::for_each_reward_text(text_encoders, prefix, [&](auto& encoder, const auto&, const auto&) {
-    report.text_encoders.push_back(std::move(texts[report.text_encoders.size()]).read());
-    encoder.end_token = detail::end_token_of(report.text_encoders.back().config);
+    const std::size_t number = report.text_encoders.size();
+    encoder.end_token = end_tokens[number];
+    report.text_encoders.push_back(std::move(texts[number]).read());
   });
   return report;
 }
