@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Files of torch.save for tests/io/torch_file_test.cpp: everything that the reader must take, and what it must refuse."""
+"""Files of torch.save for tests/io/torch_file_test.cpp: what the reader must take, and what it must refuse."""
 
 import collections
 import os
 import pickle
 
 import torch
+
 
 class Malicious:
     def __reduce__(self):
@@ -60,9 +61,9 @@ def state_dict():
 
 def nested():
     return {"head": state_dict(), "parameter": torch.nn.Parameter(counting(torch.float32, 2, 2)), "scale": 2.6592,
-            "steps": 4000, "wide": -(2**40), "flag": True, "nothing": None, "name": "caf\u00e9", "size": torch.Size([1]),
-            "device": torch.device("cpu"), "type": torch.float16, "pair": (torch.tensor([1.0]), [torch.tensor(2)]),
-            "groups": {0: {"lr": 1e-5}}}
+            "steps": 4000, "wide": -(2**40), "flag": True, "nothing": None, "name": "caf\u00e9",
+            "size": torch.Size([1]), "device": torch.device("cpu"), "type": torch.float16,
+            "pair": (torch.tensor([1.0]), [torch.tensor(2)]), "groups": {0: {"lr": 1e-5}}}
 
 
 def make_torch_files(directory):
