@@ -252,3 +252,35 @@ TEST_CASE("a component directory: one file, a variant, or shards") {
   CHECK(has_part(index_error(R"({"weight_map":{"c":"missing.safetensors"}})"), "missing.safetensors: No such file"));
   CHECK(has_part(index_error(R"({"weights":{}})"), "expected an object with a \"weight_map\""));
 }
+
+TEST_CASE("tensors of other files and computed ones are written like any other") {
+  const lpo::half source[3] = {lpo::half(1.5f), lpo::half(-2.0f), lpo::half(0.25f)};
+  unsigned char unaligned[1 + sizeof source];
+  std::memcpy(unaligned + 1, source, sizeof source);
+  SafetensorsWriter writer;
+  writer.add_stored("stored", DType::F32, DType::F16, {3}, unaligned + 1);
+  int calls = 0;
+  writer.add_computed("computed", DType::BF16, {2, 1}, [&] { return ++calls, std::vector<float>{3.0f, -4.0f}; });
+  writer.add_computed("empty", DType::F32, {0}, [] { return std::vector<float>{}; });
+  CHECK(calls == 0);
+  TemporaryDirectory directory;
+  std::vector<std::string> order;
+  writer.write(directory.file("a"), [&](const std::string& name, std::size_t done, std::size_t total) {
+    order.push_back(lpo::message(name, " ", done, "/", total));
+  });
+  CHECK(order == std::vector<std::string>{"empty 0/16", "stored 12/16", "computed 16/16"});
+  CHECK(calls == 1);
+  const SafetensorsFile file(directory.file("a"));
+  CHECK(file.read_vector<float>("stored") == std::vector<float>{1.5f, -2.0f, 0.25f});
+  CHECK(file.read_vector<float>("computed") == std::vector<float>{3.0f, -4.0f});
+  CHECK(file.info("computed").dtype == DType::BF16);
+
+  // Stopping half-way leaves the older file, and no temporary.
+  CHECK_THROWS_AS(writer.write(directory.file("a"), [](const auto&...) { throw lpo::CancelledError("stop"); }),
+                  lpo::CancelledError);
+  CHECK(SafetensorsFile(directory.file("a")).keys().size() == 3);
+  CHECK(directory.entries() == std::vector<std::string>{"a"});
+  writer.add_computed("wrong", DType::F32, {3}, [] { return std::vector<float>(2); });
+  CHECK_THROWS_AS(writer.write(directory.file("b")), lpo::ValueError);
+  CHECK(directory.entries() == std::vector<std::string>{"a"});
+}

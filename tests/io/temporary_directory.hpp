@@ -2,6 +2,7 @@
 // A directory for one test, removed with everything in it at the end.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 #include <system_error>
 
 /// Lives in the system's temporary directory under a fresh name.
@@ -28,6 +30,14 @@ class TemporaryDirectory {
 
   std::string file(const std::string& name) const { return path_ + "/" + name; }
   const std::string& path() const { return path_; }
+
+  /// Names of what is in it, sorted.
+  std::vector<std::string> entries() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(path_)) names.push_back(entry.path().filename().string());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
 
   /// Writes a file plainly and returns its path.
   std::string write(const std::string& name, std::string_view content) const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,31 +33,46 @@ class SafetensorsWriter {
 
   /// A tensor whose bytes already have type `dtype`.
   void add(const std::string& name, DType dtype, std::vector<index_t> shape, const void* data) {
-    insert(name, Entry{dtype, dtype, std::move(shape), data, nullptr});
+    add_stored(name, dtype, dtype, std::move(shape), data);
+  }
+
+  /// A tensor whose bytes have type `source` and any alignment (those of another file, say), stored as `target`.
+  /// `owner`, if given, keeps them alive.
+  void add_stored(const std::string& name, DType target, DType source, std::vector<index_t> shape, const void* data,
+                  std::shared_ptr<const void> owner = nullptr) {
+    insert(name, Entry{target, source, std::move(shape), data, std::move(owner), {}});
   }
 
   /// A tensor of `From` (float, double, bfloat16, half, an integer) that is stored as `target`.
   template <class From>
   void add_converted(const std::string& name, DType target, std::vector<index_t> shape, const From* data) {
-    insert(name, Entry{target, dtype_of<From>(), std::move(shape), data, nullptr});
+    add_stored(name, target, dtype_of<From>(), std::move(shape), data);
   }
 
   /// The same, and the writer keeps the values.
   template <class From>
   void add_owned(const std::string& name, DType target, std::vector<index_t> shape, std::vector<From> values) {
+    expect_count(name, shape, values.size());
     auto owner = std::make_shared<const std::vector<From>>(std::move(values));
-    Entry entry{target, dtype_of<From>(), std::move(shape), owner->data(), owner};
-    if (element_count(name, entry.shape) != static_cast<index_t>(owner->size()))
-      throw ValueError(message("[safetensors] tensor \"", name, "\" has ", owner->size(), " values, but its shape is ",
-                               detail::extents_text(entry.shape.data(), static_cast<int>(entry.shape.size()))));
-    insert(name, std::move(entry));
+    const From* data = owner->data();
+    add_stored(name, target, dtype_of<From>(), std::move(shape), data, std::move(owner));
+  }
+
+  /// A tensor whose values are computed when its turn to be written comes, and forgotten after: a file of many gigabytes
+  /// needs the memory of its largest tensor.
+  void add_computed(const std::string& name, DType target, std::vector<index_t> shape,
+                    std::function<std::vector<float>()> values) {
+    insert(name, Entry{target, DType::F32, std::move(shape), nullptr, nullptr, std::move(values)});
   }
 
   std::size_t size() const { return entries_.size(); }
 
-  /// Writes the file, entirely or not at all.
-  void write(const std::string& path) const {
-    write_file_atomically(path, [&](FileSink& sink) { write_to(sink); });
+  /// Called after every tensor with its name and the bytes of all tensors so far and in all.
+  using AfterTensor = std::function<void(const std::string& name, std::size_t done, std::size_t total)>;
+
+  /// Writes the file, entirely or not at all: nothing is left of it when `after_tensor` throws.
+  void write(const std::string& path, const AfterTensor& after_tensor = {}) const {
+    write_file_atomically(path, [&](FileSink& sink) { write_to(sink, after_tensor); });
   }
 
   /// The file's bytes, for tests and small things.
@@ -65,7 +81,7 @@ class SafetensorsWriter {
       std::string text;
       void write(const void* data, std::size_t count) { text.append(static_cast<const char*>(data), count); }
     } sink;
-    write_to(sink);
+    write_to(sink, {});
     return std::move(sink.text);
   }
 
@@ -76,6 +92,7 @@ class SafetensorsWriter {
     std::vector<index_t> shape;
     const void* data;
     std::shared_ptr<const void> owner;
+    std::function<std::vector<float>()> values;  ///< instead of data
   };
   using Named = std::pair<const std::string, Entry>;
 
@@ -89,10 +106,16 @@ class SafetensorsWriter {
     return count;
   }
 
+  static void expect_count(const std::string& name, const std::vector<index_t>& shape, std::size_t values) {
+    if (element_count(name, shape) != static_cast<index_t>(values))
+      throw ValueError(message("[safetensors] tensor \"", name, "\" has ", values, " values, but its shape is ",
+                               detail::extents_text(shape.data(), static_cast<int>(shape.size()))));
+  }
+
   void insert(const std::string& name, Entry entry) {
     if (name == "__metadata__") throw ValueError("[safetensors] a tensor cannot be named \"__metadata__\"");
     const index_t count = element_count(name, entry.shape);
-    if (count != 0 && entry.data == nullptr)
+    if (count != 0 && entry.data == nullptr && !entry.values)
       throw ValueError(message("[safetensors] tensor \"", name, "\" has no data"));
     if (!entries_.emplace(name, std::move(entry)).second)
       throw ValueError(message("[safetensors] tensor \"", name, "\" was added twice"));
@@ -126,7 +149,7 @@ class SafetensorsWriter {
     std::size_t offset = 0;
     for (const Named* named : order) {
       const auto& [name, entry] = *named;
-      const std::size_t bytes = static_cast<std::size_t>(element_count(name, entry.shape)) * dtype_size(entry.dtype);
+      const std::size_t bytes = bytes_of(*named);
       text += quoted(name) + ":{\"dtype\":\"" + std::string(dtype_name(entry.dtype)) + "\",\"shape\":[";
       for (std::size_t axis = 0; axis < entry.shape.size(); ++axis)
         text += message(axis == 0 ? "" : ",", entry.shape[axis]);
@@ -139,32 +162,50 @@ class SafetensorsWriter {
     return text;
   }
 
+  static std::size_t bytes_of(const Named& named) {
+    return static_cast<std::size_t>(element_count(named.first, named.second.shape)) * dtype_size(named.second.dtype);
+  }
+
   template <class Sink>
-  void write_to(Sink& sink) const {
+  void write_to(Sink& sink, const AfterTensor& after_tensor) const {
     const std::vector<const Named*> order = in_file_order();
     const std::string text = header(order);
     unsigned char length[8];
     for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(std::uint64_t{text.size()} >> (8 * i));
     sink.write(length, sizeof length);
     sink.write(text.data(), text.size());
-    std::vector<std::byte> piece;
+    std::size_t done = 0, total = 0;
+    for (const Named* named : order) total += bytes_of(*named);
     for (const Named* named : order) {
-      const Entry& entry = named->second;
-      const index_t count = element_count(named->first, entry.shape);
-      if (count == 0) continue;
-      if (entry.dtype == entry.source) {
-        sink.write(entry.data, static_cast<std::size_t>(count) * dtype_size(entry.dtype));
-        continue;
+      if (named->second.values) {
+        const std::vector<float> values = named->second.values();
+        expect_count(named->first, named->second.shape, values.size());
+        write_tensor(sink, *named, values.data());
+      } else {
+        write_tensor(sink, *named, named->second.data);
       }
-      constexpr index_t piece_elements = 1 << 16;
-      piece.resize(piece_elements * 8);
-      for (index_t first = 0; first < count; first += piece_elements) {
-        const index_t now = std::min(piece_elements, count - first);
-        const auto* source =
-            static_cast<const std::byte*>(entry.data) + static_cast<std::size_t>(first) * dtype_size(entry.source);
-        convert(entry.source, source, entry.dtype, piece.data(), now);
-        sink.write(piece.data(), static_cast<std::size_t>(now) * dtype_size(entry.dtype));
-      }
+      done += bytes_of(*named);
+      if (after_tensor) after_tensor(named->first, done, total);
+    }
+  }
+
+  template <class Sink>
+  static void write_tensor(Sink& sink, const Named& named, const void* data) {
+    const Entry& entry = named.second;
+    const index_t count = element_count(named.first, entry.shape);
+    if (count == 0) return;
+    if (entry.dtype == entry.source) {
+      sink.write(data, bytes_of(named));
+      return;
+    }
+    constexpr index_t piece_elements = 1 << 16;
+    std::vector<std::byte> piece(piece_elements * 8);
+    for (index_t first = 0; first < count; first += piece_elements) {
+      const index_t now = std::min(piece_elements, count - first);
+      const auto* source =
+          static_cast<const std::byte*>(data) + static_cast<std::size_t>(first) * dtype_size(entry.source);
+      convert(entry.source, source, entry.dtype, piece.data(), now);
+      sink.write(piece.data(), static_cast<std::size_t>(now) * dtype_size(entry.dtype));
     }
   }
 
