@@ -19,6 +19,15 @@ inline lpo::SafetensorsFile open(const std::string& name) {
   return lpo::SafetensorsFile(std::string(LPO_TEST_GOLDEN_DIR) + "/" + name + ".safetensors");
 }
 
+/// The tensors under a prefix, as a file of their own without it; `file` must live until that is written.
+inline lpo::SafetensorsWriter part_of(const lpo::SafetensorsFile& file, const std::string& prefix) {
+  lpo::SafetensorsWriter writer;
+  for (const std::string& key : file.keys())
+    if (key.starts_with(prefix))
+      writer.add(key.substr(prefix.size()), file.info(key).dtype, file.info(key).shape, file.info(key).data);
+  return writer;
+}
+
 /// Row-major NCHW -> NHWC.
 template <class T>
 std::vector<T> channels_last(const std::vector<T>& values, index_t n, index_t c, index_t area) {

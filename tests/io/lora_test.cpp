@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 // LoRA files: every spelling reads into the same adapters, what is written is read again, merged weights do the same.
 #include <lpo/io/lora.hpp>
+#include <lpo/model/clip_text.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <memory>
+#include <set>
 
 #include "golden_file.hpp"
 #include "model/model_backends.hpp"
@@ -73,6 +76,18 @@ LoraFile respelled(std::string& bytes, Rename&& rename, float alpha_as_tensor = 
   return LoraFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "lora"));
 }
 
+/// "unet.down_blocks.1.attentions.0.x" -> "unet.input_blocks.4.1.x", with two layers per block.
+std::string ldm_name(const std::string& module) {
+  int block = 0, layer = 0, used = 0;
+  if (std::sscanf(module.c_str(), "unet.mid_block.attentions.0%n", &used) == 0 && used > 0)
+    return "unet.middle_block.1" + module.substr(static_cast<std::size_t>(used));
+  const bool down = module.starts_with("unet.down_blocks");
+  std::sscanf(module.c_str(), down ? "unet.down_blocks.%d.attentions.%d%n" : "unet.up_blocks.%d.attentions.%d%n",
+              &block, &layer, &used);
+  return message("unet.", down ? "input_blocks." : "output_blocks.", 3 * block + layer + (down ? 1 : 0), ".1",
+                 module.substr(static_cast<std::size_t>(used)));
+}
+
 std::string kohya_name(const std::string& module, char matrix) {
   return "lora_" + detail::with_underscores(module) + (matrix == 'A' ? ".lora_down.weight" : ".lora_up.weight");
 }
@@ -98,7 +113,10 @@ TEST_CASE("every spelling of a LoRA reads into the same adapters") {
       },
       kohya_name,
       [](const std::string& m, char x) {  // kohya with ldm's block numbers, as for SDXL
-        return kohya_name("unet." + detail::ldm_path(m.substr(5), 2), x);
+        return kohya_name(ldm_name(m), x);
+      },
+      [](const std::string& m, char x) {  // ComfyUI's own
+        return "diffusion_model." + ldm_name(m).substr(5) + (x == 'A' ? ".lora_down.weight" : ".lora_up.weight");
       }};
   for (const auto& spelling : spellings) {
     std::string bytes;
@@ -115,13 +133,34 @@ TEST_CASE("every spelling of a LoRA reads into the same adapters") {
 }
 
 TEST_CASE("ldm's block numbers") {
+  const auto path = [](const char* name, int layers = 2) { return detail::without_ldm_numbers(name, layers); };
   // SDXL's first transformer is input_blocks.4.1, its last output_blocks.5.1; SD1.5's last is output_blocks.11.1.
-  CHECK(detail::ldm_path("down_blocks.1.attentions.0.proj_in", 2) == "input_blocks.4.1.proj_in");
-  CHECK(detail::ldm_path("down_blocks.2.attentions.1.norm", 2) == "input_blocks.8.1.norm");
-  CHECK(detail::ldm_path("mid_block.attentions.0.norm", 2) == "middle_block.1.norm");
-  CHECK(detail::ldm_path("up_blocks.1.attentions.2.norm", 2) == "output_blocks.5.1.norm");
-  CHECK(detail::ldm_path("up_blocks.3.attentions.2.norm", 2) == "output_blocks.11.1.norm");
-  CHECK(detail::ldm_path("conv_in", 2).empty());
+  CHECK(path("input_blocks.4.1.proj_in") == "down_blocks.1.attentions.0.proj_in");
+  CHECK(path("input_blocks.8.1.norm") == "down_blocks.2.attentions.1.norm");
+  CHECK(path("middle_block.1.norm") == "mid_block.attentions.0.norm");
+  CHECK(path("output_blocks.5.1.norm") == "up_blocks.1.attentions.2.norm");
+  CHECK(path("output_blocks.11.1.norm") == "up_blocks.3.attentions.2.norm");
+  CHECK(path("input_blocks.0.0") == "conv_in");
+  CHECK(path("out.2") == "conv_out");
+  CHECK(path("label_emb.0.2") == "add_embedding.linear_2");
+  CHECK(path("input_blocks.3.0.op") == "down_blocks.0.downsamplers.0.conv");
+  CHECK(path("output_blocks.2.1.conv") == "up_blocks.0.upsamplers.0.conv");
+  CHECK(path("middle_block.2.out_layers.3") == "mid_block.resnets.1.conv2");
+  CHECK(path("input_blocks.2.0.op", 1) == "down_blocks.0.downsamplers.0.conv");
+  for (const char* other : {"conv_in", "input_blocks", "input_blocks.0.1.x", "input_blocks.x.1", "input_blocks.1.7.x",
+                            "input_blocks.99999999999999999999.1.x", "input_blocks..1", "output_blocks.1", ""})
+    CHECK(path(other) == other);
+}
+
+TEST_CASE("kohya's underscores become dots again where UNets and text encoders have them") {
+  for (const char* name :
+       {"down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0", "mid_block.attentions.0.proj_in", "conv_in",
+        "up_blocks.3.resnets.2.time_emb_proj", "down_blocks.0.downsamplers.0.conv", "time_embedding.linear_2",
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj", "add_embedding.linear_1", "conv_norm_out",
+        "text_model.encoder.layers.11.self_attn.out_proj", "text_model.encoder.layers.0.mlp.fc1", "text_projection"})
+    CHECK(detail::with_dots(detail::with_underscores(name)) == name);
+  CHECK(detail::with_dots("") == "");
+  CHECK(detail::with_dots("a") == "a");
 }
 
 TEST_CASE("alpha comes from tensors or from the metadata") {
@@ -241,11 +280,139 @@ TEST_CASE("keys that no module wants are listed") {
   writer.add_owned(base + ".lora_B.weight", DType::F32, {16, 1}, std::vector<float>(16, 1.0f));
   writer.add_owned("unet.nowhere.to_q.lora_A.weight", DType::F32, {1, 16}, std::vector<float>(16));
   writer.add_owned("unet.nowhere.to_q.lora_B.weight", DType::F32, {16, 1}, std::vector<float>(16));
-  writer.add_owned("something.dora_scale", DType::F32, {1}, std::vector<float>(1));
+  writer.add_owned("something.else", DType::F32, {1}, std::vector<float>(1));
   const std::string bytes = writer.bytes();
   Adapted model(1, 1.0f);
   const auto report = load_lora(LoraFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "x")), *model.unet);
   CHECK(report.matched == 1);
-  CHECK(report.unmatched == std::vector<std::string>{"something.dora_scale", "unet.nowhere.to_q.lora_A.weight",
+  CHECK(report.unmatched == std::vector<std::string>{"something.else", "unet.nowhere.to_q.lora_A.weight",
                                                      "unet.nowhere.to_q.lora_B.weight"});
+}
+
+TEST_CASE("adapters of another kind are named and refused") {
+  const std::pair<const char*, const char*> kinds[] = {{".dora_scale", "DoRA"},
+                                                       {".lora_magnitude_vector", "DoRA"},
+                                                       {".hada_w1_a", "LoHa"},
+                                                       {".lokr_w2", "LoKr"},
+                                                       {".lora_mid.weight", "a convolution LoRA with a mid tensor"},
+                                                       {".diff", "a full difference"},
+                                                       {".diff_b", "a full difference"},
+                                                       {".lora_B.bias", "a LoRA with a bias"}};
+  for (const auto& [suffix, kind] : kinds) {
+    SafetensorsWriter writer;
+    const std::string base = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+    writer.add_owned(base + ".lora_down.weight", DType::F32, {1, 16}, std::vector<float>(16, 1.0f));
+    writer.add_owned(base + ".lora_up.weight", DType::F32, {16, 1}, std::vector<float>(16, 1.0f));
+    writer.add_owned("lora_unet_other" + std::string(suffix), DType::F32, {1}, std::vector<float>(1));
+    writer.add_owned("lora_unet_other.alpha", DType::F32, {}, std::vector<float>(1));
+    const std::string bytes = writer.bytes();
+    const LoraFile file(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "x"));
+    CHECK(file.adapters().size() == 1);
+    REQUIRE(file.other_keys().size() == 1);
+    CHECK(file.other_keys()[0].kind == kind);
+    Adapted model(1, 1.0f);
+    const auto before = model.lora_weights();
+    for (const std::string& text : {message_of<FileError>([&] { load_lora(file, *model.unet); }),
+                                    message_of<FileError>([&] { merge_lora(file, model.store); })})
+      CHECK(has_part(text, message("1 key is of another kind than plain LoRA: \"lora_unet_other", suffix, "\" (", kind)));
+    CHECK(model.lora_weights() == before);
+  }
+}
+
+TEST_CASE("alpha_pattern takes names and anchored names, the first that matches") {
+  const auto alpha = [](const std::string& pattern) {
+    SafetensorsWriter writer;
+    writer.set_metadata("lora_adapter_metadata",
+                        R"({"unet.lora_alpha": 8, "unet.alpha_pattern": {")" + pattern + R"(": 2.0, "to_q": 3}})");
+    writer.add_owned("unet.mid.attn1.to_q.lora_A.weight", DType::F32, {1, 4}, std::vector<float>(4));
+    writer.add_owned("unet.mid.attn1.to_q.lora_B.weight", DType::F32, {4, 1}, std::vector<float>(4));
+    const std::string bytes = writer.bytes();
+    return LoraFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "x")).adapters().front()->alpha;
+  };
+  CHECK(alpha("attn1.to_q") == 2.0);
+  CHECK(alpha("^mid.attn1.to_q") == 2.0);
+  CHECK(alpha("mid\\\\.attn1.to_q$") == 2.0);
+  CHECK(alpha("^attn1.to_q") == 3.0);
+  CHECK(alpha("attn2.to_q") == 3.0);
+  CHECK(has_part(message_of<FileError>([&] { alpha("mid.*"); }), "is a regular expression"));
+}
+
+TEST_CASE("a text encoder's adapters are written and read") {
+  constexpr ClipTextConfig small{.vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
+  struct Encoder {
+    CLIPTextModel<small, float, Reference> model;
+    ParameterStore<float, Reference> store;
+    explicit Encoder(float alpha) {
+      CHECK(enable_lora<float, Reference>(model, 2, alpha) == 3 * 4);
+      store.add("", model);
+      store.allocate([](const std::string& name) { return is_lora_name(name); });
+      load_parameters(store, golden::open("clip_text"), {.file_prefix = "quick/weights/"});
+    }
+    std::vector<float> lora_weights() const {
+      std::vector<float> all;
+      for (const auto& entry : store.entries())
+        if (is_lora_name(entry.name))
+          all.insert(all.end(), entry.parameter->data(), entry.parameter->data() + entry.parameter->size());
+      return all;
+    }
+  };
+  auto first = std::make_unique<Encoder>(3.0f);
+  float next = 0;
+  for (const auto& entry : first->store.entries())
+    if (is_lora_name(entry.name))
+      for (index_t i = 0; i < entry.parameter->size(); ++i) entry.parameter->data()[i] = next += 0.5f;
+  TemporaryDirectory directory;
+  for (const LoraFormat format : {LoraFormat::diffusers, LoraFormat::kohya}) {
+    save_lora(directory.file("te.safetensors"), first->model, {.format = format, .component = "text_encoder"});
+    const LoraFile file(directory.file("te.safetensors"));
+    CHECK(file.formats() == std::set<LoraFormat>{format});
+    CHECK(file.file().contains(format == LoraFormat::kohya
+                                   ? "lora_te_text_model_encoder_layers_2_self_attn_out_proj.lora_up.weight"
+                                   : "text_encoder.text_model.encoder.layers.2.self_attn.out_proj.lora_B.weight"));
+    auto again = std::make_unique<Encoder>(1.0f);
+    const auto report = load_lora(file, again->model, "text_encoder");
+    CHECK(report.matched == 12);
+    CHECK(report.unmatched.empty());
+    CHECK(again->lora_weights() == first->lora_weights());
+    CHECK(again->model.layers[0].self_attn.q_proj.lora.scale == 1.5f);
+    CHECK_THROWS_AS(load_lora(file, again->model, "text_encoder_2"), FileError);
+  }
+}
+
+TEST_CASE("a LoRA from kohya's tools computes what it computes in diffusers") {
+  const auto golden_file = golden::open("lora_kohya");
+  const std::string bytes = golden::part_of(golden_file, "kohya/").bytes();
+  const LoraFile file(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "kohya"));
+  CHECK(file.unknown_keys().empty());
+  CHECK(file.adapters().size() == 34 + 12);
+  const auto scales = parse_json<SortedJson>(golden_file.metadata().at("scales"), "test", "scales");
+  for (const auto* adapter : file.adapters()) {
+    CAPTURE(adapter->path);
+    CHECK(adapter->scale() == scales.at(adapter->component + "." + adapter->path).get<double>());
+    const std::string key = "peft/" + adapter->component + "." + adapter->path;
+    CHECK(file.file().read_vector<float>(adapter->down) == golden_file.read_vector<float>(key + ".lora_A.weight"));
+    CHECK(file.file().read_vector<float>(adapter->up) == golden_file.read_vector<float>(key + ".lora_B.weight"));
+  }
+  Adapted merged(0, 0);
+  const auto report = merge_lora(file, merged.store);
+  CHECK(report.matched == 34);
+  CHECK(report.unmatched.size() == 12 * 3);
+  const auto& shape = golden_file.info("out/sample").shape;
+  const auto expected = golden::channels_last(golden_file.read_vector<float>("out/sample"), shape[0], shape[1],
+                                              shape[2] * shape[3]);
+  CHECK(golden::relative_error(merged.run().data(), expected.data(), static_cast<index_t>(expected.size())) < 1e-5);
+}
+
+TEST_CASE("ldm's numbers in kohya's files mean what diffusers takes them for") {
+  const auto golden_file = golden::open("lora_kohya_sdxl");
+  const std::string bytes = golden::part_of(golden_file, "kohya/").bytes();
+  const LoraFile file(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "kohya"));
+  CHECK(file.adapters().size() == 14 + 4 + 4);
+  for (const auto* adapter : file.adapters()) {
+    CAPTURE(adapter->path);
+    CHECK(adapter->scale() == 0.5);
+    const std::string key = "peft/" + adapter->component + "." + adapter->path;
+    CHECK(file.file().read_vector<float>(adapter->down) == golden_file.read_vector<float>(key + ".lora_A.weight"));
+    CHECK(file.file().read_vector<float>(adapter->up) == golden_file.read_vector<float>(key + ".lora_B.weight"));
+  }
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lpo, lrm, reward_folders, samplers, schedulers, torch_files, torch_random, unets, vae
+from goldens import clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, torch_files, torch_random, unets, vae
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -15,6 +15,8 @@ MAKERS = {
     "unet_sd21": lambda directory: unets.make_unet(directory, "sd21"),
     "unet_sdxl": lambda directory: unets.make_unet(directory, "sdxl"),
     "unet_sd15_lora": unets.make_lora,
+    "lora_kohya": lora.make_lora_kohya,
+    "lora_kohya_sdxl": lora.make_lora_kohya_sdxl,
     "vae": vae.make_vae,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,

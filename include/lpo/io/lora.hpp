@@ -12,8 +12,8 @@
 #include <vector>
 
 #include <lpo/io/lora_file.hpp>
+#include <lpo/io/lora_writer.hpp>
 #include <lpo/io/parameters.hpp>
-#include <lpo/io/safetensors_writer.hpp>
 #include <lpo/nn/linear.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -22,14 +22,6 @@ namespace lpo::inline LPO_ABI {
 struct LoraReport {
   std::size_t matched = 0;             ///< adapters that found their module
   std::vector<std::string> unmatched;  ///< keys of the file that were not used, sorted
-};
-
-/// How a LoRA is written.
-struct LoraOptions {
-  LoraFormat format = LoraFormat::diffusers;
-  DType dtype = DType::F32;
-  std::string component = "unet";                    ///< the part of the pipeline that is adapted
-  std::map<std::string, std::string> metadata = {};  ///< further texts, for example ss_base_model_version
 };
 
 namespace detail {
@@ -99,9 +91,9 @@ inline std::vector<std::string> unmatched_keys(const LoraFile& file, const std::
 /// the store first. Smaller ranks are filled up with zeros, modules that the file does not adapt get B = 0; each
 /// adapter's scale becomes the file's. FileError when nothing matches or shapes differ; then nothing was changed.
 template <class Module>
-LoraReport load_lora(const LoraFile& file, Module& model, const std::string& component = "unet",
-                     int layers_per_block = 2) {
+LoraReport load_lora(const LoraFile& file, Module& model, const std::string& component = "unet") {
   using T = typename Module::value_type;
+  file.require_plain();
   const auto adapters = detail::adapters_of(model);
   std::vector<const LoraFile::Adapter*> sources;
   std::set<const LoraFile::Adapter*> used;
@@ -109,7 +101,7 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
   for (const auto& target : adapters) {
     if (target.lora->rank == 0 || target.lora->down.data() == nullptr)
       throw ValueError("[lora] the model's adapters are off; call enable_lora and allocate the store before loading");
-    const auto* source = file.find(component, target.path, layers_per_block);
+    const auto* source = file.find(component, target.path);
     sources.push_back(source);
     if (source == nullptr) continue;
     used.insert(source);
@@ -143,67 +135,28 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
   return {used.size(), detail::unmatched_keys(file, used)};
 }
 
-/// Writes a model's adapters. `diffusers` is what pipelines and peft read today, with rank and alpha in the metadata;
-/// `diffusers_old` is what the authors of LPO publish (it has no alpha, so the scale is multiplied into the up matrix);
-/// `kohya` is for kohya's tools, ComfyUI and others, with alpha as tensors.
+/// Collects a model's adapters in a writer, as `component`: a file may hold those of a UNet and its text encoders. The
+/// model must live until the writer has written.
 template <class Module>
-void save_lora(const std::string& path, Module& model, const LoraOptions& options = {}) {
+void add_lora(LoraWriter& writer, Module& model, const std::string& component) {
   using T = typename Module::value_type;
   const auto adapters = detail::adapters_of(model);
-  SafetensorsWriter writer;
-  std::set<std::string> targets;
-  index_t rank = 0;
-  double alpha = 0;
-  for (const auto& [name, lora, weight] : adapters) {
+  if (adapters.empty()) throw ValueError("[lora] the model has no projection that can carry an adapter");
+  for (const auto& [path, lora, weight] : adapters) {
     if (lora->rank == 0 || lora->down.data() == nullptr)
       throw ValueError("[lora] the model's adapters are off; there is nothing to write");
-    rank = lora->rank;
-    alpha = static_cast<double>(lora->scale) * static_cast<double>(lora->rank);
-    // The module's own name: "to_q", or "to_out.0" where it is a number in a list.
-    std::size_t dot = name.rfind('.');
-    if (dot != std::string::npos && name.find_first_not_of("0123456789", dot + 1) == std::string::npos)
-      dot = name.rfind('.', dot - 1);
-    targets.insert(name.substr(dot == std::string::npos ? 0 : dot + 1));
-    std::string base = options.component + "." + name, down = ".lora_A.weight", up = ".lora_B.weight";
-    if (options.format == LoraFormat::diffusers_old) down = ".lora.down.weight", up = ".lora.up.weight";
-    if (options.format == LoraFormat::kohya) {
-      const std::string part = options.component == "unet"             ? "unet"
-                               : options.component == "text_encoder_2" ? "te2"
-                                                                       : "te";
-      base = "lora_" + part + "_" + detail::with_underscores(name);
-      down = ".lora_down.weight", up = ".lora_up.weight";
-      writer.add_owned(base + ".alpha", DType::F32, {}, std::vector<float>{static_cast<float>(alpha)});
-    }
-    writer.add_converted(base + down, options.dtype, {lora->rank, lora->in}, static_cast<const T*>(lora->down.data()));
-    if (options.format == LoraFormat::diffusers_old && lora->scale != 1.0f) {
-      std::vector<T> scaled(lora->up.data(), lora->up.data() + lora->up.size());
-      for (T& value : scaled)
-        value = static_cast<T>(static_cast<compute_t<T>>(value) * static_cast<compute_t<T>>(lora->scale));
-      writer.add_owned(base + up, options.dtype, {lora->out, lora->rank}, std::move(scaled));
-    } else {
-      writer.add_converted(base + up, options.dtype, {lora->out, lora->rank}, static_cast<const T*>(lora->up.data()));
-    }
+    writer.add(component, path, static_cast<double>(lora->scale) * static_cast<double>(lora->rank),
+               {dtype_of<T>(), {lora->rank, lora->in}, lora->down.data()},
+               {dtype_of<T>(), {lora->out, lora->rank}, lora->up.data()});
   }
-  if (adapters.empty()) throw ValueError("[lora] the model has no projection that can carry an adapter");
-  writer.set_metadata("format", "pt");
-  if (options.format == LoraFormat::diffusers) {
-    SortedJson config;
-    const std::string part = options.component + ".";
-    config[part + "r"] = rank;
-    config[part + "lora_alpha"] = alpha;
-    config[part + "lora_dropout"] = 0.0;
-    config[part + "bias"] = "none";
-    config[part + "target_modules"] = std::vector<std::string>(targets.begin(), targets.end());
-    config[part + "rank_pattern"] = SortedJson::object();
-    config[part + "alpha_pattern"] = SortedJson::object();
-    config[part + "use_rslora"] = false;
-    writer.set_metadata("lora_adapter_metadata", config.dump(2));
-  } else if (options.format == LoraFormat::kohya) {
-    writer.set_metadata("ss_network_module", "networks.lora");
-    writer.set_metadata("ss_network_dim", std::to_string(rank));
-    writer.set_metadata("ss_network_alpha", SortedJson(alpha).dump());
-  }
-  for (const auto& [key, value] : options.metadata) writer.set_metadata(key, value);
+  writer.name_targets_by_suffix();
+}
+
+/// Writes a model's adapters as one file, entirely or not at all.
+template <class Module>
+void save_lora(const std::string& path, Module& model, const LoraOptions& options = {}) {
+  LoraWriter writer(options);
+  add_lora(writer, model, options.component);
   writer.write(path);
 }
 
@@ -225,7 +178,8 @@ void merge_adapters(Module& model, double strength = 1.0) {
 /// model needs no adapters. FileError when nothing matches or shapes differ; then nothing was changed.
 template <class T, class Device>
 LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, const std::string& prefix = "unet",
-                      double strength = 1.0, const std::string& component = "unet", int layers_per_block = 2) {
+                      double strength = 1.0, const std::string& component = "unet") {
+  file.require_plain();
   std::vector<std::pair<const LoraFile::Adapter*, AnyParameter<T, Device>*>> pairs;
   std::set<const LoraFile::Adapter*> used;
   std::vector<std::string> wrong;
@@ -234,7 +188,7 @@ LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, co
     if (!named.name.ends_with(".weight")) continue;
     const std::string path = named.name.substr(0, named.name.size() - 7);
     if (example.empty() || path.ends_with(".to_q")) example = path;
-    const auto* source = file.find(component, path, layers_per_block);
+    const auto* source = file.find(component, path);
     if (source == nullptr) continue;
     const auto shape = detail::without_unit_kernel(detail::file_shape(*named.parameter));
     auto delta = detail::without_unit_kernel(file.file().info(source->down).shape);
