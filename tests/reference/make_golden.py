@@ -17,6 +17,7 @@ MAKERS = {
     "unet_sd15_lora": unets.make_lora,
     "lora_kohya": lora.make_lora_kohya,
     "lora_kohya_sdxl": lora.make_lora_kohya_sdxl,
+    "svd": lora.make_svd,
     "vae": vae.make_vae,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,

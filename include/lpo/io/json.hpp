@@ -169,6 +169,14 @@ std::string near_keys(std::string_view wanted, const Candidates& candidates) {
   return text + "?)";
 }
 
+/// "a, b, c and 7 more": lists stay readable however wrong the file is.
+inline std::string listed(const std::vector<std::string>& items, std::size_t limit = 20) {
+  std::string text;
+  for (std::size_t i = 0; i < items.size() && i < limit; ++i) text += (i == 0 ? "" : ", ") + items[i];
+  if (items.size() > limit) text += message(" and ", items.size() - limit, " more");
+  return text;
+}
+
 }  // namespace detail
 
 }  // namespace lpo::inline LPO_ABI

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <lpo/io/lora_file.hpp>
+#include <lpo/io/lora_merge.hpp>
 #include <lpo/io/lora_writer.hpp>
 #include <lpo/io/parameters.hpp>
 #include <lpo/nn/linear.hpp>
@@ -49,22 +50,6 @@ auto adapters_of(Module& module) {
   } visitor;
   visitor.model("", module);
   return visitor.found;
-}
-
-/// W [out, in] += scale * up [out, rank] * down [rank, in].
-template <class T>
-void add_low_rank(T* weight, const T* up, const T* down, index_t out, index_t rank, index_t in, double scale) {
-  using Value = compute_t<T>;
-  std::vector<Value> row(static_cast<std::size_t>(in));
-  for (index_t o = 0; o < out; ++o) {
-    for (index_t i = 0; i < in; ++i) row[static_cast<std::size_t>(i)] = static_cast<Value>(weight[o * in + i]);
-    for (index_t r = 0; r < rank; ++r) {
-      const Value factor = static_cast<Value>(scale) * static_cast<Value>(up[o * rank + r]);
-      const T* line = down + r * in;
-      for (index_t i = 0; i < in; ++i) row[static_cast<std::size_t>(i)] += factor * static_cast<Value>(line[i]);
-    }
-    for (index_t i = 0; i < in; ++i) weight[o * in + i] = static_cast<T>(row[static_cast<std::size_t>(i)]);
-  }
 }
 
 [[noreturn]] LPO_COLD inline void no_adapter_matched(const LoraFile& file, const std::string& component,
@@ -191,9 +176,7 @@ LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, co
     const auto* source = file.find(component, path);
     if (source == nullptr) continue;
     const auto shape = detail::without_unit_kernel(detail::file_shape(*named.parameter));
-    auto delta = detail::without_unit_kernel(file.file().info(source->down).shape);
-    const auto up = detail::without_unit_kernel(file.file().info(source->up).shape);
-    if (up.size() == 2) delta[0] = up[0];
+    const auto delta = detail::delta_shape(file.file().info(source->down).shape, file.file().info(source->up).shape);
     if (delta != shape)
       wrong.push_back(message("\"", source->down, "\" and \"", source->up, "\" make ", shape_text(delta), ", \"",
                               named.name, "\" is ", shape_text(shape)));

@@ -19,6 +19,19 @@
 
 namespace lpo::inline LPO_ABI {
 
+namespace detail {
+
+/// The shape of up * down, a 1x1 kernel left out; empty if `up` has a kernel of its own.
+inline std::vector<index_t> delta_shape(const std::vector<index_t>& down, const std::vector<index_t>& up) {
+  std::vector<index_t> delta = without_unit_kernel(down);
+  const std::vector<index_t> left = without_unit_kernel(up);
+  if (left.size() != 2 || delta.size() < 2) return {};
+  delta[0] = left[0];
+  return delta;
+}
+
+}  // namespace detail
+
 /// A LoRA file with its keys sorted by module. Text encoders' adapters are found under the components "text_encoder"
 /// and "text_encoder_2". Keys without any prefix belong to "unet".
 class LoraFile {
@@ -91,12 +104,10 @@ class LoraFile {
   /// should. Everything that loads, merges or converts a LoRA asks this first.
   void require_plain() const {
     if (other_.empty()) return;
-    std::string list;
-    for (std::size_t i = 0; i < other_.size() && i < 4; ++i)
-      list += message(i == 0 ? "" : ", ", "\"", other_[i].key, "\" (", other_[i].kind, ")");
-    if (other_.size() > 4) list += message(" and ", other_.size() - 4, " more");
+    std::vector<std::string> named;
+    for (const OtherKey& other : other_) named.push_back(message("\"", other.key, "\" (", other.kind, ")"));
     throw FileError(message("[LoraFile] ", file_.path(), ": ", other_.size(), other_.size() == 1 ? " key is" : " keys are",
-                            " of another kind than plain LoRA: ", list,
+                            " of another kind than plain LoRA: ", detail::listed(named, 4),
                             "; merge it with the tool that made it, or extract a LoRA from the merged weights"));
   }
 

@@ -82,13 +82,6 @@ std::vector<index_t> file_shape(const AnyParameter<T, Device>& p) {
   return std::vector<index_t>(p.extents, p.extents + p.rank);
 }
 
-/// A 1x1 convolution and a matrix are the same weight: [o, i, 1, 1] counts as [o, i]; and a number is a vector of one.
-inline std::vector<index_t> without_unit_kernel(std::vector<index_t> shape) {
-  if (shape.size() == 4 && shape[2] == 1 && shape[3] == 1) shape.resize(2);
-  if (shape.empty()) shape.push_back(1);
-  return shape;
-}
-
 /// OIHW -> OHWI, or back when `to_file`.
 template <class T>
 void permute_convolution(const T* from, T* to, const index_t* ohwi, bool to_file) {
@@ -109,20 +102,13 @@ bool needs_permutation(const AnyParameter<T, Device>& p) {
   return p.layout == WeightLayout::convolution && p.extents[1] * p.extents[2] != 1 && p.extents[3] != 1;
 }
 
-/// "a, b, c and 7 more": lists stay readable however wrong the file is.
-inline std::string listed(const std::vector<std::string>& items, std::size_t limit = 20) {
-  std::string text;
-  for (std::size_t i = 0; i < items.size() && i < limit; ++i) text += (i == 0 ? "" : ", ") + items[i];
-  if (items.size() > limit) text += message(" and ", items.size() - limit, " more");
-  return text;
-}
-
 /// Weights with the key of each in a file that was found to fit.
 template <class T, class Device>
 struct MatchedParameters {
   std::vector<NamedParameter<T, Device>> parameters;
   std::vector<std::string> keys;
 };
+
 
 /// Finds every weight of `parameters` in `source` and compares shape and type. One FileError lists all that is wrong.
 template <class T, class Device, class Source>

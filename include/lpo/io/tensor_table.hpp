@@ -36,6 +36,17 @@ inline std::string shape_text(const std::vector<index_t>& shape) {
   return detail::extents_text(shape.data(), static_cast<int>(shape.size()));
 }
 
+namespace detail {
+
+/// A 1x1 convolution and a matrix are the same weight: [o, i, 1, 1] counts as [o, i]; and a number is a vector of one.
+inline std::vector<index_t> without_unit_kernel(std::vector<index_t> shape) {
+  if (shape.size() == 4 && shape[2] == 1 && shape[3] == 1) shape.resize(2);
+  if (shape.empty()) shape.push_back(1);
+  return shape;
+}
+
+}  // namespace detail
+
 /// What `SafetensorsFile` and `TorchFile` have in common; they add only how it is filled. Copies share the memory;
 /// pointers in `TensorInfo` live as long as any of them.
 class TensorTable {

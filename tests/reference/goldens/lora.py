@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""LoRA files in kohya's spelling, how diffusers' own converter reads them, and what its models then compute."""
+"""LoRA files in kohya's spelling, how diffusers' own converter reads them, and what its models then compute;
+singular values for the extraction of a LoRA."""
 
 import copy
 import tempfile
 import zlib
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils.state_dict_utils import (convert_state_dict_to_diffusers, convert_state_dict_to_peft,
@@ -159,3 +161,15 @@ def make_lora_kohya_sdxl(directory):
     tensors = {"kohya/" + key: value for key, value in file.items()}
     tensors.update({"peft/" + key: value for key, value in peft.items()})
     save(directory / "lora_kohya_sdxl.safetensors", tensors, modules=SDXL_MODULES)
+
+
+def make_svd(directory):
+    tensors = {}
+    decay = torch.diag(torch.logspace(0, -4, 96, dtype=torch.float64))
+    matrices = {"wide": randn(1, 24, 90), "flat": randn(2, 120, 100),
+                "falling": (torch.linalg.qr(randn(3, 130, 96).double())[0] @ decay
+                            @ torch.linalg.qr(randn(4, 96, 96).double())[0]).float()}
+    for name, matrix in matrices.items():
+        tensors["matrix/" + name] = matrix
+        tensors["values/" + name] = torch.from_numpy(np.linalg.svd(matrix.double().numpy(), compute_uv=False))
+    save(directory / "svd.safetensors", tensors)
