@@ -194,14 +194,13 @@ inline CheckResult check_lora(const lpo::LoraFile& file, const std::vector<lpo::
   for (const auto& other : file.other_keys())
     result.problems.push_back("\"" + other.key + "\" belongs to an adapter of another kind (" + other.kind +
                               "), which lpo does not apply");
-  double largest = 0;
+  bool zero = !file.adapters().empty();
   for (const Module& module : modules_of(file)) {
+    zero = zero && module.norm == 0;
     if (!std::isfinite(module.norm))
       result.problems.push_back("\"" + module.path + "\" of " + module.component + " has values that are not finite");
-    else
-      largest = std::max(largest, module.norm);
   }
-  if (largest == 0) result.problems.push_back("all adapters are zero: the LoRA changes nothing");
+  if (zero) result.problems.push_back("all adapters are zero: the LoRA changes nothing");
   return result;
 }
 

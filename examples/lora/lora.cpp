@@ -56,10 +56,10 @@ class Meter {
   std::optional<lpo::ProgressReporter> reporter_;
 };
 
-/// The same for a writer's bytes, in MiB.
+/// The same for a writer's bytes, in MiB; none for small files.
 lpo::SafetensorsWriter::AfterTensor byte_meter(const std::string& stage) {
   return [meter = Meter(stage)](const std::string&, std::size_t done, std::size_t total) mutable {
-    meter(done >> 20, total >> 20);
+    if (total >> 20 > 0) meter(done >> 20, total >> 20);
   };
 }
 

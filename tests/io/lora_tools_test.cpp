@@ -306,6 +306,28 @@ TEST_CASE("extraction gives back a LoRA that was merged, exactly, and nothing el
   }
 }
 
+TEST_CASE("rounding to a narrower type is no difference") {
+  TemporaryDirectory directory;
+  const std::vector<float> before = {0.1f, 0.2f, 0.3f, 0.4f}, after = {0.1f, 0.2f, 0.3f, 0.9f};
+  SafetensorsWriter base, tuned;
+  for (const char* name : {"same", "other"}) {
+    base.add_converted(name + std::string(".weight"), DType::F32, {2, 2}, before.data());
+    tuned.add_converted(name + std::string(".weight"), DType::F16, {2, 2}, (name[0] == 's' ? before : after).data());
+  }
+  base.write(directory.file("base"));
+  tuned.write(directory.file("tuned"));
+  const auto wide = open_base(directory.file("base")), narrow = open_base(directory.file("tuned"));
+  for (const bool turn : {false, true}) {
+    const auto report = extract_lora(turn ? narrow : wide, turn ? wide : narrow, directory.file("out"),
+                                     {.rank = 1, .targets = {}, .file = {}, .before_weight = {}}, cpu_svd);
+    CHECK(report.unchanged == 1);
+    REQUIRE(report.layers.size() == 1);
+    CHECK(report.layers[0].energy == doctest::Approx(1.0).epsilon(1e-12));
+    CHECK(report.layers[0].norm == doctest::Approx(static_cast<double>(static_cast<float>(half(0.9f))) -
+                                                   static_cast<double>(static_cast<float>(half(0.4f)))));
+  }
+}
+
 TEST_CASE("the energy that an extraction keeps is that of numpy's largest singular values") {
   TemporaryDirectory directory;
   const auto golden_file = golden::open("svd");

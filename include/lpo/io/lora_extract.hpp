@@ -34,8 +34,8 @@ struct LoraExtractReport {
     double energy = 0;  ///< share of its square that the adapter has
   };
   std::vector<Layer> layers;
-  std::size_t unchanged = 0;            ///< weights that are equal in both checkpoints
-  std::vector<std::string> left_out;    ///< what changed and is not in the LoRA: biases, norms, other modules
+  std::size_t unchanged = 0;          ///< weights that are equal in both checkpoints
+  std::vector<std::string> left_out;  ///< what changed and is not in the LoRA: biases, norms, other modules
 
   /// Share of all squared differences of the layers.
   double energy() const {
@@ -93,19 +93,29 @@ inline bool wants_module(const std::vector<std::string>& targets, const std::str
          });
 }
 
-/// tuned - base; empty if they are equal.
+/// tuned - base; empty if they are equal. Where one is stored in a narrower type, the other is rounded to it first: the
+/// rounding of weights that nobody trained is no difference.
 inline std::vector<double> difference(const TunedWeight& weight) {
-  auto delta = weight.tuned->weights.read_vector<double>(weight.key);
+  const TensorInfo& tuned = weight.tuned->weights.info(weight.key);
   const TensorInfo& base = weight.base->weights.info(weight.key);
+  const DType common = dtype_size(base.dtype) < dtype_size(tuned.dtype) ? base.dtype : tuned.dtype;
   constexpr index_t piece = 1 << 12;
-  double values[piece];
+  std::byte rounded[piece * 8];
+  const auto read = [&](const TensorInfo& from, index_t first, index_t count, double* values) {
+    convert(from.dtype, from.data + static_cast<std::size_t>(first) * dtype_size(from.dtype), common, rounded, count);
+    convert_from(common, rounded, values, count);
+  };
+  std::vector<double> delta(static_cast<std::size_t>(tuned.count()));
+  double before[piece];
   bool changed = false;
-  for (index_t first = 0; first < base.count(); first += piece) {
-    const index_t now = std::min(piece, base.count() - first);
-    convert_from(base.dtype, base.data + static_cast<std::size_t>(first) * dtype_size(base.dtype), values, now);
+  for (index_t first = 0; first < tuned.count(); first += piece) {
+    const index_t now = std::min(piece, tuned.count() - first);
+    double* values = delta.data() + first;
+    read(tuned, first, now, values);
+    read(base, first, now, before);
     for (index_t i = 0; i < now; ++i) {
-      delta[static_cast<std::size_t>(first + i)] -= values[i];
-      changed = changed || delta[static_cast<std::size_t>(first + i)] != 0.0;
+      values[i] -= before[i];
+      changed = changed || values[i] != 0.0;
     }
   }
   if (!changed) delta.clear();
