@@ -53,8 +53,10 @@ inline std::vector<Module> modules_of(const lpo::LoraFile& file) {
   for (const auto* adapter : file.adapters()) {
     const auto& down = file.file().info(adapter->down);
     const auto& up = file.file().info(adapter->up);
-    Module module{adapter->component, adapter->path, adapter->rank, adapter->alpha, adapter->scale(),
-                  lpo::detail::delta_shape(down.shape, up.shape), down.dtype, 0};
+    Module module{adapter->component, adapter->path,
+                  adapter->rank,      adapter->alpha,
+                  adapter->scale(),   lpo::detail::delta_shape(down.shape, up.shape),
+                  down.dtype,         0};
     module.norm = std::fabs(module.scale) * product_norm(file.file().read_vector<double>(adapter->up),
                                                          file.file().read_vector<double>(adapter->down), adapter->rank);
     modules.push_back(std::move(module));
@@ -136,8 +138,13 @@ inline lpo::OrderedJson inspect_json(const lpo::LoraFile& file) {
                                 {"targets", tally_json(part.targets)}};
   json["modules"] = lpo::OrderedJson::array();
   for (const Module& m : modules)
-    json["modules"].push_back({{"component", m.component}, {"path", m.path}, {"rank", m.rank}, {"alpha", m.alpha},
-                               {"scale", m.scale}, {"shape", m.delta}, {"dtype", lpo::dtype_name(m.dtype)},
+    json["modules"].push_back({{"component", m.component},
+                               {"path", m.path},
+                               {"rank", m.rank},
+                               {"alpha", m.alpha},
+                               {"scale", m.scale},
+                               {"shape", m.delta},
+                               {"dtype", lpo::dtype_name(m.dtype)},
                                {"norm", m.norm}});
   json["unknown_keys"] = file.unknown_keys();
   json["other_kinds"] = lpo::OrderedJson::array();
@@ -148,7 +155,8 @@ inline lpo::OrderedJson inspect_json(const lpo::LoraFile& file) {
 
 inline std::string inspect_text(const lpo::LoraFile& file, bool list_modules) {
   const auto modules = modules_of(file);
-  std::string text = "file        " + file.file().path() + "\nformat      " + lpo::detail::listed(format_names(file)) + "\n";
+  std::string text =
+      "file        " + file.file().path() + "\nformat      " + lpo::detail::listed(format_names(file)) + "\n";
   for (const auto& [name, part] : counts_of(modules))
     text += name + ": " + std::to_string(part.adapters) + " adapters\n  rank      " + tally_text(part.ranks) +
             "\n  alpha     " + tally_text(part.alphas) + "\n  targets   " + tally_text(part.targets) + "\n";
@@ -205,7 +213,7 @@ inline CheckResult check_lora(const lpo::LoraFile& file, const std::vector<lpo::
 }
 
 inline lpo::OrderedJson check_json(const CheckResult& result) {
-  return {{"good", result.good()},           {"matched", result.matched},     {"matched_in", result.matched_in},
+  return {{"good", result.good()},         {"matched", result.matched},       {"matched_in", result.matched_in},
           {"unmatched", result.unmatched}, {"mismatched", result.mismatched}, {"problems", result.problems}};
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <lpo/backend/cpu/truncated_svd.hpp>
@@ -38,8 +39,9 @@ std::optional<lpo::DType> dtype_of(const std::string& name) {
 }
 
 lpo::LoraFormat format_of(const std::string& name) {
-  return name == "kohya" ? lpo::LoraFormat::kohya
-                         : name == "diffusers" ? lpo::LoraFormat::diffusers : lpo::LoraFormat::diffusers_old;
+  return name == "kohya"       ? lpo::LoraFormat::kohya
+         : name == "diffusers" ? lpo::LoraFormat::diffusers
+                               : lpo::LoraFormat::diffusers_old;
 }
 
 /// A progress line for work of `total` units; throws CancelledError after Ctrl-C.
@@ -71,7 +73,8 @@ void warn_unmatched(const std::vector<std::string>& keys) {
 
 int inspect(const Options& o) {
   const lpo::LoraFile file(o.file, o.layers_per_block);
-  const std::string text = o.json ? lora_tool::inspect_json(file).dump(2) + "\n" : lora_tool::inspect_text(file, !o.summary);
+  const std::string text =
+      o.json ? lora_tool::inspect_json(file).dump(2) + "\n" : lora_tool::inspect_text(file, !o.summary);
   std::fputs(text.c_str(), stdout);
   return 0;
 }
@@ -80,8 +83,8 @@ int check(const Options& o) {
   const auto base = lpo::open_base(o.base, o.component);
   const lpo::LoraFile file(o.file, lpo::layers_per_block_of(base));
   const auto result = lora_tool::check_lora(file, base);
-  const std::string text = o.json ? lora_tool::check_json(result).dump(2) + "\n"
-                                  : lora_tool::check_text(result, file.adapters().size());
+  const std::string text =
+      o.json ? lora_tool::check_json(result).dump(2) + "\n" : lora_tool::check_text(result, file.adapters().size());
   std::fputs(text.c_str(), stdout);
   return result.good() ? 0 : 1;
 }
@@ -91,8 +94,8 @@ int merge(const Options& o) {
   const lpo::LoraFile file(o.file, lpo::layers_per_block_of(base));
   const auto fit = lpo::fit_lora(file, base);
   if (o.strict && !fit.unmatched.empty())
-    throw lpo::FileError(lpo::message("[lora] ", o.file, ": ", fit.unmatched.size(), " keys find no weight in ", o.base, ": ",
-                                      lpo::detail::listed(fit.unmatched)));
+    throw lpo::FileError(lpo::message("[lora] ", o.file, ": ", fit.unmatched.size(), " keys find no weight in ", o.base,
+                                      ": ", lpo::detail::listed(fit.unmatched)));
   lpo::LoraMergeOptions options{o.scale, dtype_of(o.dtype), {}};
   if (lpo::directory_exists(o.base)) {
     lora_tool::merge_folder(file, o.base, base, o.out, options,
@@ -117,8 +120,8 @@ int convert(const Options& o) {
   options.fold_alpha = o.fold_alpha;
   lpo::convert_lora(file, o.out, options, base);
   if (!file.unknown_keys().empty())
-    std::fprintf(stderr, "lora: warning: %zu keys belong to no adapter and were left out: %s\n", file.unknown_keys().size(),
-                 lpo::detail::listed(file.unknown_keys()).c_str());
+    std::fprintf(stderr, "lora: warning: %zu keys belong to no adapter and were left out: %s\n",
+                 file.unknown_keys().size(), lpo::detail::listed(file.unknown_keys()).c_str());
   std::printf("converted %zu adapters to %s, read them again; wrote %s\n", file.adapters().size(), o.format.c_str(),
               o.out.c_str());
   return 0;
@@ -137,15 +140,16 @@ int extract(const Options& o) {
     weights = total;
     if (done > 0) meter(done, total);
   };
-  const auto report = lpo::extract_lora(lpo::open_base(o.base, o.component), lpo::open_base(o.tuned, o.component), o.out,
-                                        options, [](const double* a, index_t rows, index_t columns, index_t rank) {
-                                          return lpo::truncated_svd(a, rows, columns, rank);
-                                        });
+  const auto report =
+      lpo::extract_lora(lpo::open_base(o.base, o.component), lpo::open_base(o.tuned, o.component), o.out, options,
+                        [](const double* a, index_t rows, index_t columns, index_t rank) {
+                          return lpo::truncated_svd(a, rows, columns, rank);
+                        });
   meter(weights, weights);
   std::printf("energy   norm of delta W   rank   module\n");
   for (const auto& layer : report.layers)
-    std::printf("%6.2f %%   %15.6g   %4lld   %s.%s\n", 100 * layer.energy, layer.norm, static_cast<long long>(layer.rank),
-                layer.component.c_str(), layer.path.c_str());
+    std::printf("%6.2f %%   %15.6g   %4lld   %s.%s\n", 100 * layer.energy, layer.norm,
+                static_cast<long long>(layer.rank), layer.component.c_str(), layer.path.c_str());
   if (!report.left_out.empty())
     std::fprintf(stderr, "lora: warning: %zu changed weights are not in the LoRA: %s\n", report.left_out.size(),
                  lpo::detail::listed(report.left_out).c_str());
@@ -154,65 +158,109 @@ int extract(const Options& o) {
   return 0;
 }
 
+constexpr const char* base_text =
+    "a pipeline's folder (unet/, text_encoder/ ...), a component's folder, or one safetensors file";
+
+CLI::IsMember formats() { return CLI::IsMember({"diffusers", "diffusers_old", "kohya"}); }
+
+void add_component(CLI::App& command, Options& o) {
+  command.add_option("--component", o.component,
+                     "what a single file or component is: unet, text_encoder or text_encoder_2; told by its weights "
+                     "otherwise");
+}
+
+void add_layers(CLI::App& command, Options& o) {
+  command
+      .add_option("--layers-per-block", o.layers_per_block,
+                  "residual blocks per level of the UNet, for files with ldm's block numbers")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 16));
+}
+
+void add_dtype(CLI::App& command, Options& o, const char* text) {
+  command.add_option("--dtype", o.dtype, text)
+      ->capture_default_str()
+      ->check(CLI::IsMember({"keep", "fp32", "fp16", "bf16"}));
+}
+
+CLI::App* add_inspect(CLI::App& app, Options& o) {
+  auto* command = app.add_subcommand("inspect", "Show format, ranks, alphas, targets, norms of delta W, metadata.");
+  command->add_option("file", o.file, "a LoRA file")->required();
+  command->add_flag("--json", o.json, "print JSON");
+  command->add_flag("--summary", o.summary, "do not list every module");
+  add_layers(*command, o);
+  return command;
+}
+
+CLI::App* add_check(CLI::App& app, Options& o) {
+  auto* command =
+      app.add_subcommand("check", "Compare a LoRA with its base model; exit status 1 unless every key matches.");
+  command->add_option("file", o.file, "a LoRA file")->required();
+  command->add_option("--base", o.base, base_text)->required();
+  add_component(*command, o);
+  command->add_flag("--json", o.json, "print JSON");
+  return command;
+}
+
+CLI::App* add_merge(CLI::App& app, Options& o) {
+  auto* command = app.add_subcommand("merge", "Add a LoRA to the weights of its base model.");
+  command->add_option("base", o.base, base_text)->required();
+  command->add_option("lora", o.file, "a LoRA file")->required();
+  command->add_option("out", o.out, "a new folder if the base is one (all its other files are copied), else a file")
+      ->required();
+  command->add_option("--scale", o.scale, "strength; -1 takes a merged LoRA away")->capture_default_str();
+  add_dtype(*command, o, "type of the weights written");
+  add_component(*command, o);
+  command->add_flag("--strict", o.strict, "refuse a LoRA with keys that find no weight");
+  return command;
+}
+
+CLI::App* add_convert(CLI::App& app, Options& o) {
+  auto* command = app.add_subcommand("convert", "Write a LoRA in another convention, then read it again and compare.");
+  command->add_option("in", o.file, "a LoRA file")->required();
+  command->add_option("out", o.out, "the file to write")->required();
+  command->add_option("--format", o.format, "convention")->required()->check(formats());
+  add_dtype(*command, o, "type of the matrices");
+  command->add_flag("--fold-alpha", o.fold_alpha,
+                    "multiply alpha / rank into the matrices, for programs that overlook alpha");
+  command->add_option("--base", o.base, std::string("names of other architectures come from here: ") + base_text);
+  add_component(*command, o);
+  add_layers(*command, o);
+  return command;
+}
+
+CLI::App* add_extract(CLI::App& app, Options& o) {
+  auto* command = app.add_subcommand("extract", "Write the difference of two checkpoints as a LoRA of some rank.");
+  command->add_option("base", o.base, base_text)->required();
+  command->add_option("tuned", o.tuned, "the same after training")->required();
+  command->add_option("out", o.out, "the file to write")->required();
+  command->add_option("--rank", o.rank, "rank of every adapter")->capture_default_str()->check(CLI::PositiveNumber);
+  command
+      ->add_option("--conv-rank", o.kernel_rank,
+                   "rank for convolutions larger than 1x1; 0 leaves them out, -1 takes --rank")
+      ->capture_default_str()
+      ->check(CLI::Range(-1, 1 << 20));
+  command
+      ->add_option("--targets", o.targets, "ends of module names (to_q,to_k,to_v,to_out.0); all that changed otherwise")
+      ->delimiter(',');
+  command->add_option("--format", o.format, "convention")->capture_default_str()->check(formats());
+  add_dtype(*command, o, "type of the matrices; keep means fp32");
+  add_component(*command, o);
+  return command;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   Options o;
-  CLI::App app{"Inspect, check, merge, convert and extract LoRA files (safetensors) of diffusers, peft and kohya's tools.", "lora"};
+  CLI::App app{"Inspect, check, merge, convert and extract LoRA files of diffusers, peft and kohya's tools.", "lora"};
   app.require_subcommand(1);
-  const CLI::IsMember formats({"diffusers", "diffusers_old", "kohya"}), dtypes({"keep", "fp32", "fp16", "bf16"});
-  const char* base_text = "a pipeline's folder (unet/, text_encoder/ …), a component's folder, or one safetensors file";
-  const char* component_text = "what a single file or component is: unet, text_encoder or text_encoder_2; told by its weights otherwise";
-  const char* layers_text = "residual blocks per level of the UNet, for files with ldm's block numbers";
-
-  auto* inspect_command = app.add_subcommand("inspect", "Show format, ranks, alphas, targets, norms of delta W, metadata.");
-  inspect_command->add_option("file", o.file, "a LoRA file")->required();
-  inspect_command->add_flag("--json", o.json, "print JSON");
-  inspect_command->add_flag("--summary", o.summary, "do not list every module");
-  inspect_command->add_option("--layers-per-block", o.layers_per_block, layers_text)->capture_default_str()->check(CLI::Range(1, 16));
-
-  auto* check_command = app.add_subcommand("check", "Compare a LoRA with its base model; exit status 1 unless every key matches.");
-  check_command->add_option("file", o.file, "a LoRA file")->required();
-  check_command->add_option("--base", o.base, base_text)->required();
-  check_command->add_option("--component", o.component, component_text);
-  check_command->add_flag("--json", o.json, "print JSON");
-
-  auto* merge_command = app.add_subcommand("merge", "Add a LoRA to the weights of its base model.");
-  merge_command->add_option("base", o.base, base_text)->required();
-  merge_command->add_option("lora", o.file, "a LoRA file")->required();
-  merge_command->add_option("out", o.out, "a new folder if the base is one (all its other files are copied), else a file")->required();
-  merge_command->add_option("--scale", o.scale, "strength; -1 takes a merged LoRA away")->capture_default_str();
-  merge_command->add_option("--dtype", o.dtype, "type of the weights written")->capture_default_str()->check(dtypes);
-  merge_command->add_option("--component", o.component, component_text);
-  merge_command->add_flag("--strict", o.strict, "refuse a LoRA with keys that find no weight");
-
-  auto* convert_command = app.add_subcommand("convert", "Write a LoRA in another convention, then read it again and compare.");
-  convert_command->add_option("in", o.file, "a LoRA file")->required();
-  convert_command->add_option("out", o.out, "the file to write")->required();
-  convert_command->add_option("--format", o.format, "convention")->required()->check(formats);
-  convert_command->add_option("--dtype", o.dtype, "type of the matrices")->capture_default_str()->check(dtypes);
-  convert_command->add_flag("--fold-alpha", o.fold_alpha, "multiply alpha / rank into the matrices, for programs that overlook alpha");
-  convert_command->add_option("--base", o.base, std::string("names of other architectures come from here: ") + base_text);
-  convert_command->add_option("--component", o.component, component_text);
-  convert_command->add_option("--layers-per-block", o.layers_per_block, layers_text)->capture_default_str()->check(CLI::Range(1, 16));
-
-  auto* extract_command = app.add_subcommand("extract", "Write the difference of two checkpoints as a LoRA of some rank.");
-  extract_command->add_option("base", o.base, base_text)->required();
-  extract_command->add_option("tuned", o.tuned, "the same after training")->required();
-  extract_command->add_option("out", o.out, "the file to write")->required();
-  extract_command->add_option("--rank", o.rank, "rank of every adapter")->capture_default_str()->check(CLI::PositiveNumber);
-  extract_command->add_option("--conv-rank", o.kernel_rank, "rank for convolutions larger than 1x1; 0 leaves them out, -1 takes --rank")->capture_default_str()->check(CLI::Range(-1, 1 << 20));
-  extract_command->add_option("--targets", o.targets, "ends of module names (to_q,to_k,to_v,to_out.0); all that changed otherwise")->delimiter(',');
-  extract_command->add_option("--format", o.format, "convention")->capture_default_str()->check(formats);
-  extract_command->add_option("--dtype", o.dtype, "type of the matrices; keep means fp32")->capture_default_str()->check(dtypes);
-  extract_command->add_option("--component", o.component, component_text);
-
+  const std::pair<CLI::App*, int (*)(const Options&)> commands[] = {{add_inspect(app, o), inspect},
+                                                                    {add_check(app, o), check},
+                                                                    {add_merge(app, o), merge},
+                                                                    {add_convert(app, o), convert},
+                                                                    {add_extract(app, o), extract}};
   CLI11_PARSE(app, argc, argv);
-  const std::pair<CLI::App*, int (*)(const Options&)> commands[] = {{inspect_command, inspect},
-                                                                    {check_command, check},
-                                                                    {merge_command, merge},
-                                                                    {convert_command, convert},
-                                                                    {extract_command, extract}};
   int status = 0;
   const int failed = examples::run("lora", [&] {
     for (const auto& [command, action] : commands)

@@ -72,8 +72,9 @@ inline void copy_other_files(const std::string& from, const std::string& to,
   }
 }
 
-/// Merges a LoRA into the parts of the folder `from` that it adapts and writes all of it to `out`, which must not exist.
-/// With a type in `options`, the UNet and all text encoders get it. `progress(part)` gives the callback for one part.
+/// Merges a LoRA into the parts of the folder `from` that it adapts and writes all of it to `out`, which must not
+/// exist. With a type in `options`, the UNet and all text encoders get it. `progress(part)` gives the callback for one
+/// part.
 template <class Progress>
 void merge_folder(const lpo::LoraFile& file, const std::string& from, const std::vector<lpo::BaseComponent>& base,
                   const std::string& out, const lpo::LoraMergeOptions& options, Progress&& progress) {

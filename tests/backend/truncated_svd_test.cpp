@@ -35,7 +35,8 @@ double deviation(const std::vector<double>& v, index_t count, index_t length, in
     for (index_t b = 0; b < count; ++b) {
       double dot = 0;
       for (index_t i = 0; i < length; ++i)
-        dot += v[static_cast<std::size_t>(a * vector_step + i * step)] * v[static_cast<std::size_t>(b * vector_step + i * step)];
+        dot += v[static_cast<std::size_t>(a * vector_step + i * step)] *
+               v[static_cast<std::size_t>(b * vector_step + i * step)];
       worst = std::max(worst, std::fabs(dot - (a == b ? 1.0 : 0.0)));
     }
   return worst;
@@ -44,7 +45,8 @@ double deviation(const std::vector<double>& v, index_t count, index_t length, in
 std::vector<double> transposed(const std::vector<double>& a, index_t rows, index_t columns) {
   std::vector<double> t(a.size());
   for (index_t i = 0; i < rows; ++i)
-    for (index_t j = 0; j < columns; ++j) t[static_cast<std::size_t>(j * rows + i)] = a[static_cast<std::size_t>(i * columns + j)];
+    for (index_t j = 0; j < columns; ++j)
+      t[static_cast<std::size_t>(j * rows + i)] = a[static_cast<std::size_t>(i * columns + j)];
   return t;
 }
 

@@ -122,7 +122,8 @@ TEST_CASE("a check fails for keys without weights, other shapes, zeros and value
   loha.write(directory.file("lora"));
   CHECK(check().problems.size() == 4);
   CHECK(has_part(check().problems[0], "(LoHa)"));
-  CHECK(has_part(lora_tool::inspect_text(LoraFile(directory.file("lora")), true), "lora_unet_a_to_q.hada_w1_a  (LoHa)"));
+  CHECK(
+      has_part(lora_tool::inspect_text(LoraFile(directory.file("lora")), true), "lora_unet_a_to_q.hada_w1_a  (LoHa)"));
 }
 
 TEST_CASE("a merged folder is a whole pipeline, or is not there") {
@@ -151,7 +152,8 @@ TEST_CASE("a merged folder is a whole pipeline, or is not there") {
 
   // A type is for all parts that a LoRA could adapt.
   lora_tool::merge_folder(lora, base_path, base, directory.file("half"), {.dtype = DType::F16}, silent);
-  CHECK(SafetensorsFile(directory.file("half/text_encoder/model.safetensors")).info("a.to_q.weight").dtype == DType::F16);
+  CHECK(SafetensorsFile(directory.file("half/text_encoder/model.safetensors")).info("a.to_q.weight").dtype ==
+        DType::F16);
 
   const auto entries = directory.entries();
   CHECK(has_part(message_of<FileError>([&] { lora_tool::merge_folder(lora, base_path, base, out, {}, silent); }),

@@ -314,7 +314,8 @@ TEST_CASE("adapters of another kind are named and refused") {
     const auto before = model.lora_weights();
     for (const std::string& text : {message_of<FileError>([&] { load_lora(file, *model.unet); }),
                                     message_of<FileError>([&] { merge_lora(file, model.store); })})
-      CHECK(has_part(text, message("1 key is of another kind than plain LoRA: \"lora_unet_other", suffix, "\" (", kind)));
+      CHECK(
+          has_part(text, message("1 key is of another kind than plain LoRA: \"lora_unet_other", suffix, "\" (", kind)));
     CHECK(model.lora_weights() == before);
   }
 }
@@ -398,8 +399,8 @@ TEST_CASE("a LoRA from kohya's tools computes what it computes in diffusers") {
   CHECK(report.matched == 34);
   CHECK(report.unmatched.size() == 12 * 3);
   const auto& shape = golden_file.info("out/sample").shape;
-  const auto expected = golden::channels_last(golden_file.read_vector<float>("out/sample"), shape[0], shape[1],
-                                              shape[2] * shape[3]);
+  const auto expected =
+      golden::channels_last(golden_file.read_vector<float>("out/sample"), shape[0], shape[1], shape[2] * shape[3]);
   CHECK(golden::relative_error(merged.run().data(), expected.data(), static_cast<index_t>(expected.size())) < 1e-5);
 }
 

@@ -48,7 +48,8 @@ const auto cpu_svd = [](const double* a, index_t rows, index_t columns, index_t 
 /// up * down of an adapter, times its scale.
 std::vector<double> delta_of(const LoraFile& file, const LoraFile::Adapter& adapter) {
   const auto up = file.file().read_vector<double>(adapter.up), down = file.file().read_vector<double>(adapter.down);
-  const std::size_t rank = static_cast<std::size_t>(adapter.rank), rows = up.size() / rank, columns = down.size() / rank;
+  const std::size_t rank = static_cast<std::size_t>(adapter.rank), rows = up.size() / rank,
+                    columns = down.size() / rank;
   std::vector<double> delta(rows * columns);
   for (std::size_t o = 0; o < rows; ++o)
     for (std::size_t r = 0; r < rank; ++r)
@@ -148,7 +149,8 @@ TEST_CASE("a LoRA that does not fit its base is refused, with names") {
   CHECK(std::count(fit.unmatched.begin(), fit.unmatched.end(),
                    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight") == 1);
   const auto wrong = message_of<FileError>([&] { merge_lora_file(lora, other, fit, other[0], out); });
-  CHECK(has_part(wrong, "make [16, 12], \"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight\" is [16, 16]"));
+  CHECK(has_part(wrong,
+                 "make [16, 12], \"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight\" is [16, 16]"));
 
   golden::part_of(golden::open("vae"), "weights/").write(pipeline.directory.file("vae.safetensors"));
   const auto vae = open_base(pipeline.directory.file("vae.safetensors"));
@@ -156,7 +158,8 @@ TEST_CASE("a LoRA that does not fit its base is refused, with names") {
   CHECK(has_part(none, "none of its 46 adapters belongs to"));
   CHECK_FALSE(file_exists(out));
 
-  CHECK(has_part(message_of<FileError>([&] { open_base(pipeline.directory.file("nowhere")); }), "no such file or folder"));
+  CHECK(has_part(message_of<FileError>([&] { open_base(pipeline.directory.file("nowhere")); }),
+                 "no such file or folder"));
   SafetensorsWriter joint;
   joint.add_owned("model.diffusion_model.out.2.weight", DType::F32, {1}, std::vector<float>(1));
   joint.write(pipeline.directory.file("joint.safetensors"));
@@ -223,7 +226,8 @@ TEST_CASE("conversion renames as diffusers does and keeps every delta") {
     CHECK(folded.formats() == std::set<LoraFormat>{options.format});
     for (const auto* adapter : folded.adapters()) {
       CHECK(adapter->scale() == 1.0);
-      const auto expected = delta_of(lora, *lora.find(adapter->component, adapter->path)), found = delta_of(folded, *adapter);
+      const auto expected = delta_of(lora, *lora.find(adapter->component, adapter->path)),
+                 found = delta_of(folded, *adapter);
       CHECK(golden::relative_error(found.data(), expected.data(), static_cast<index_t>(expected.size())) < 1e-6);
     }
   }
@@ -252,7 +256,8 @@ TEST_CASE("SDXL's kohya files become diffusers' names and te1, te2 again") {
 TEST_CASE("names of other architectures need the base") {
   TemporaryDirectory directory;
   SafetensorsWriter lora, base;
-  lora.add_owned("lora_unet_single_blocks_0_my_layer.lora_down.weight", DType::F32, {1, 2}, std::vector<float>(2, 1.0f));
+  lora.add_owned("lora_unet_single_blocks_0_my_layer.lora_down.weight", DType::F32, {1, 2},
+                 std::vector<float>(2, 1.0f));
   lora.add_owned("lora_unet_single_blocks_0_my_layer.lora_up.weight", DType::F32, {2, 1}, std::vector<float>(2, 1.0f));
   lora.write(directory.file("in"));
   base.add_owned("single_blocks.0.my_layer.weight", DType::F32, {2, 2}, std::vector<float>(4));
@@ -297,7 +302,8 @@ TEST_CASE("extraction gives back a LoRA that was merged, exactly, and nothing el
     const auto* adapter = extracted.find(layer.component, layer.path);
     REQUIRE(adapter != nullptr);
     CHECK(adapter->scale() == 1.0);
-    const auto expected = delta_of(lora, *lora.find(layer.component, layer.path)), found = delta_of(extracted, *adapter);
+    const auto expected = delta_of(lora, *lora.find(layer.component, layer.path)),
+               found = delta_of(extracted, *adapter);
     // tuned was rounded to float: the difference has an error of 6e-8 of the weight, not of itself.
     CHECK(golden::relative_error(found.data(), expected.data(), static_cast<index_t>(expected.size())) < 2e-6);
     double norm = 0;

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
-from goldens import clip_text, unets, vae as vaes  # noqa: E402
+from goldens import clip_text, lora as loras, unets, vae as vaes  # noqa: E402
 from goldens.common import randomise, relative_error  # noqa: E402
 
 failures = 0
@@ -114,6 +114,65 @@ def check_reward_folder(folder):
                        expected["visual_projection"]["weight"])
 
 
+def adapters_of(pipeline):
+    """(component, module): (down, up, scale) of all adapters that diffusers made."""
+    name_of = "default_0"
+    return {(part, name): (module.lora_A[name_of].weight, module.lora_B[name_of].weight, module.scaling[name_of])
+            for part in ("unet", "text_encoder") for name, module in getattr(pipeline, part).named_modules()
+            if hasattr(module, "scaling") and name_of in module.scaling}
+
+
+def check_lora_of_both(folder):
+    """Files with adapters of UNet (rank 4, alpha 2) and text encoder (rank 2, alpha 3)."""
+    unet, encoder = unets.make("sd15")[0], loras.text_encoder()
+    truth = load_file(str(folder / "both_diffusers.safetensors"))
+    for form in ("diffusers", "kohya", "diffusers_old"):
+        pipeline = loras.pipeline_of(unet, encoder)
+        pipeline.load_lora_weights(str(folder), weight_name=f"both_{form}.safetensors")
+        found = adapters_of(pipeline)
+        assert len(found) * 2 == len(truth), (len(found), len(truth))
+        worst, scales = 0.0, set()
+        for (part, name), (down, up, scale) in found.items():
+            key = f"{part}.{name}"
+            expected = 0.5 if part == "unet" else 1.5
+            if form == "diffusers_old":  # has no alpha
+                up, scale = up / expected, scale * expected
+            worst = max(worst, relative_error(down, truth[key + ".lora_A.weight"]),
+                        relative_error(up, truth[key + ".lora_B.weight"]), abs(scale - expected))
+            scales.add((part, scale))
+        expect(f"LoRA {form} of both parts, tensors and scales {sorted(scales)}", worst, 1e-6)
+
+
+def check_converted(folder):
+    """kohya's file of the goldens, converted and merged by lpo, against what diffusers makes of the original."""
+    unet, encoder = unets.make("sd15")[0], loras.text_encoder()
+    truth = golden("lora_kohya")
+    inputs, ids = golden("unet_sd15"), torch.tensor(clip_text.TOKENS["quick"])
+
+    def compare(name, pipeline):
+        with torch.no_grad():
+            expect(f"{name}, UNet", relative_error(run_unet(pipeline.unet, inputs), truth["out/sample"]))
+            expect(f"{name}, text encoder",
+                   relative_error(pipeline.text_encoder(ids).last_hidden_state, truth["out/last_hidden_state"]))
+
+    for form in ("kohya", "diffusers", "diffusers_old", "folded"):
+        pipeline = loras.pipeline_of(unet, encoder)
+        pipeline.load_lora_weights(str(folder), weight_name=f"to_{form}.safetensors")
+        compare(f"converted to {form}", pipeline)
+    pipeline.unet = UNet2DConditionModel.from_pretrained(folder / "merged" / "unet")
+    pipeline.text_encoder = CLIPTextModel.from_pretrained(folder / "merged" / "text_encoder")
+    compare("merged by lpo", pipeline)
+    fused = loras.pipeline_of(unet, encoder)
+    fused.load_lora_weights(str(folder), weight_name="kohya.safetensors")
+    fused.fuse_lora()
+    fused.unload_lora_weights()
+    for part in ("unet", "text_encoder"):
+        merged, expected = getattr(pipeline, part).state_dict(), getattr(fused, part).state_dict()
+        assert merged.keys() == expected.keys()
+        expect(f"weights of {part} against fuse_lora",
+               max(relative_error(merged[key].float(), value.float()) for key, value in expected.items()), 1e-6)
+
+
 def write_with_diffusers(folder):
     base, _ = unets.make("sd15")
     base.save_pretrained(folder / "unet_sd15", max_shard_size="100KB")
@@ -136,12 +195,22 @@ def main():
         folder = Path(name)
         program = folder / "roundtrip"
         subprocess.run([os.environ.get("CXX", "c++"), "-std=c++20", "-O1", f"-I{ROOT / 'include'}", f"-I{ROOT / 'tests'}",
+                        f"-I{ROOT / 'examples'}",
                         f'-DLPO_TEST_GOLDEN_DIR="{ROOT / "tests" / "golden"}"', str(HERE / "roundtrip.cpp"), "-o",
                         str(program)], check=True)
         (folder / "lpo").mkdir()
         subprocess.run([program, "write", folder / "lpo"], check=True)
         check_written(folder / "lpo")
         check_reward_folder(folder / "lpo" / "lrm")
+        check_lora_of_both(folder / "lpo")
+        print("lpo converts and merges, diffusers reads:")
+        (folder / "lora" / "base").mkdir(parents=True)
+        unets.make("sd15")[0].save_pretrained(folder / "lora" / "base" / "unet")
+        loras.text_encoder().save_pretrained(folder / "lora" / "base" / "text_encoder")
+        save_file({key.removeprefix("kohya/"): value for key, value in golden("lora_kohya").items()
+                   if key.startswith("kohya/")}, str(folder / "lora" / "kohya.safetensors"))
+        subprocess.run([program, "convert", folder / "lora"], check=True)
+        check_converted(folder / "lora")
         (folder / "diffusers").mkdir()
         write_with_diffusers(folder / "diffusers")
         print("diffusers wrote, lpo reads:")

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The C++ half of check_roundtrip.py: writes model folders and LoRA files from golden weights, or reads what diffusers
-// wrote and compares it with them.
+// The C++ half of check_roundtrip.py: writes model folders and LoRA files from golden weights, reads what diffusers
+// wrote and compares it with them, converts and merges LoRA files.
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <string>
 
 #include <lpo/io/diffusers.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/lora.hpp>
+#include <lpo/io/lora_convert.hpp>
+
+#include "lora/merge_folder.hpp"
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "model/unet_goldens.hpp"
@@ -105,6 +107,30 @@ void write(const std::string& to) {
   save_lora(to + "/lora_diffusers.safetensors", *adapted.model, {.format = LoraFormat::diffusers});
   save_lora(to + "/lora_old.safetensors", *adapted.model, {.format = LoraFormat::diffusers_old});
   save_lora(to + "/lora_kohya.safetensors", *adapted.model, {.format = LoraFormat::kohya});
+
+  // One file for UNet and text encoder, ranks 4 and 2, alphas 2 and 3.
+  Golden<Text<quick>> spoken("clip_text", "quick/weights/", 2, 3.0f);
+  RandomStream random(1);
+  for (const auto& entry : spoken.store.entries())
+    if (is_lora_name(entry.name))
+      for (index_t i = 0; i < entry.parameter->size(); ++i) entry.parameter->data()[i] = 0.3f * random.normal();
+  for (const LoraFormat format : {LoraFormat::diffusers, LoraFormat::diffusers_old, LoraFormat::kohya}) {
+    LoraWriter writer({.format = format});
+    add_lora(writer, *adapted.model, "unet");
+    add_lora(writer, *spoken.model, "text_encoder");
+    writer.write(to + "/both_" + lora_format_name(format) + ".safetensors");
+  }
+}
+
+/// Converts kohya.safetensors to every form and merges it into the folder base.
+void convert(const std::string& folder) {
+  const auto base = open_base(folder + "/base");
+  const LoraFile lora(folder + "/kohya.safetensors");
+  for (const LoraFormat format : {LoraFormat::diffusers, LoraFormat::diffusers_old, LoraFormat::kohya})
+    convert_lora(lora, folder + "/to_" + lora_format_name(format) + ".safetensors", {.format = format, .dtype = {}});
+  convert_lora(lora, folder + "/to_folded.safetensors", {.dtype = {}, .fold_alpha = true});
+  lora_tool::merge_folder(lora, folder + "/base", base, folder + "/merged", {},
+                          [](const BaseComponent&) { return SafetensorsWriter::AfterTensor{}; });
 }
 
 int failures = 0;
@@ -145,12 +171,15 @@ void read(const std::string& from) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3 || (std::strcmp(arguments[1], "write") != 0 && std::strcmp(arguments[1], "read") != 0)) {
-    std::fprintf(stderr, "usage: roundtrip write|read FOLDER\n");
+  const std::string command = count == 3 ? arguments[1] : "";
+  if (command != "write" && command != "read" && command != "convert") {
+    std::fprintf(stderr, "usage: roundtrip write|read|convert FOLDER\n");
     return 2;
   }
   try {
-    arguments[1][0] == 'w' ? write(arguments[2]) : read(arguments[2]);
+    if (command == "write") write(arguments[2]);
+    if (command == "read") read(arguments[2]);
+    if (command == "convert") convert(arguments[2]);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

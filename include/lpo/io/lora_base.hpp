@@ -45,8 +45,8 @@ inline std::string component_of_keys(const SafetensorsDirectory& weights) {
 
 }  // namespace detail
 
-/// Opens what a LoRA may adapt: one safetensors file, one component's folder, or the folder of a pipeline with unet/ and
-/// text encoders. `component` says what a single file or component is; "" tells it from the folder's name or the
+/// Opens what a LoRA may adapt: one safetensors file, one component's folder, or the folder of a pipeline with unet/
+/// and text encoders. `component` says what a single file or component is; "" tells it from the folder's name or the
 /// weights' names. FileError if there are no weights.
 inline std::vector<BaseComponent> open_base(const std::string& path, const std::string& component = "") {
   std::vector<BaseComponent> parts;
@@ -76,7 +76,8 @@ inline std::vector<BaseComponent> open_base(const std::string& path, const std::
   return parts;
 }
 
-/// How many residual blocks a level of the base's UNet has, for LoRA files with ldm's block numbers; 2 if there is none.
+/// How many residual blocks a level of the base's UNet has, for LoRA files with ldm's block numbers; 2 if there is
+/// none.
 inline int layers_per_block_of(const std::vector<BaseComponent>& base) {
   for (const BaseComponent& part : base) {
     int layers = 0;
@@ -123,8 +124,8 @@ inline LoraFit fit_lora(const LoraFile& file, const std::vector<BaseComponent>& 
     if (delta == weight)
       fit.targets.push_back(at->second);
     else
-      fit.mismatched.push_back(message("\"", adapter->down, "\" and \"", adapter->up, "\" make ", shape_text(delta), ", \"",
-                                       at->second.key, "\" is ", shape_text(weight)));
+      fit.mismatched.push_back(message("\"", adapter->down, "\" and \"", adapter->up, "\" make ", shape_text(delta),
+                                       ", \"", at->second.key, "\" is ", shape_text(weight)));
   }
   for (const std::string& key : file.unknown_keys()) fit.unmatched.push_back(key);
   for (const auto& other : file.other_keys()) fit.unmatched.push_back(other.key);

@@ -40,8 +40,8 @@ inline void require_same_adapters(const LoraFile& one, const LoraFile& other, bo
   };
   const auto left = one.adapters(), right = other.adapters();
   if (left.size() != right.size())
-    throw FileError(message("[lora] ", other.file().path(), " has ", right.size(), " adapters, ", one.file().path(), " ",
-                            left.size()));
+    throw FileError(message("[lora] ", other.file().path(), " has ", right.size(), " adapters, ", one.file().path(),
+                            " ", left.size()));
   for (std::size_t i = 0; i < left.size(); ++i) {
     const double scale = folded ? 1.0 : left[i]->scale();
     const bool same = left[i]->component == right[i]->component &&
@@ -49,16 +49,16 @@ inline void require_same_adapters(const LoraFile& one, const LoraFile& other, bo
                       left[i]->rank == right[i]->rank &&
                       std::fabs(scale - right[i]->scale()) <= 1e-6 * std::fabs(scale);
     if (!same)
-      throw FileError(message("[lora] ", other.file().path(), " has ", describe(*right[i]), " where ", one.file().path(),
-                              " has ", describe(*left[i])));
+      throw FileError(message("[lora] ", other.file().path(), " has ", describe(*right[i]), " where ",
+                              one.file().path(), " has ", describe(*left[i])));
   }
 }
 
 }  // namespace detail
 
-/// Writes the adapters of `file` in another form; `options.component` is not used. kohya's names have no dots: they come
-/// from the base, if one is given, else from what UNets and CLIP are known to contain (FileError for other models).
-/// Texts of the old metadata are kept where they still hold. The file is read again and compared.
+/// Writes the adapters of `file` in another form; `options.component` is not used. kohya's names have no dots: they
+/// come from the base, if one is given, else from what UNets and CLIP are known to contain (FileError for other
+/// models). Texts of the old metadata are kept where they still hold. The file is read again and compared.
 inline void convert_lora(const LoraFile& file, const std::string& path, LoraOptions options,
                          const std::vector<BaseComponent>& base = {}) {
   file.require_plain();
@@ -80,7 +80,8 @@ inline void convert_lora(const LoraFile& file, const std::string& path, LoraOpti
                lora_matrix(file.file().info(adapter->down)), lora_matrix(file.file().info(adapter->up)));
   }
   writer.write(path);
-  detail::require_same_adapters(file, LoraFile(path), options.fold_alpha || options.format == LoraFormat::diffusers_old);
+  detail::require_same_adapters(file, LoraFile(path),
+                                options.fold_alpha || options.format == LoraFormat::diffusers_old);
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -79,8 +79,8 @@ inline std::vector<TunedWeight> paired_weights(const std::vector<BaseComponent>&
     }
   }
   if (!wrong.empty())
-    throw FileError(message("[lora] ", tuned.front().weights.path(), " is not a tuned ", base.front().weights.path(), ": ",
-                            listed(wrong)));
+    throw FileError(message("[lora] ", tuned.front().weights.path(), " is not a tuned ", base.front().weights.path(),
+                            ": ", listed(wrong)));
   if (pairs.empty())
     throw FileError(message("[lora] ", tuned.front().weights.path(), " and ", base.front().weights.path(),
                             " have no part in common"));
@@ -147,8 +147,8 @@ LoraExtractReport extract_lora(const std::vector<BaseComponent>& base, const std
     const bool kernel = shape.size() == 4 && shape[2] * shape[3] != 1;
     const index_t wanted = kernel && options.kernel_rank >= 0 ? options.kernel_rank : options.rank;
     // What peft can adapt: Linear and Conv2d. Embeddings are matrices, too, but not these.
-    const bool adaptable = pair.key.ends_with(".weight") && (shape.size() == 2 || shape.size() == 4) &&
-                           !module.ends_with("embedding");
+    const bool adaptable =
+        pair.key.ends_with(".weight") && (shape.size() == 2 || shape.size() == 4) && !module.ends_with("embedding");
     if (!adaptable || wanted == 0 || !detail::wants_module(options.targets, module)) {
       report.left_out.push_back(pair.key);
       continue;
@@ -159,8 +159,7 @@ LoraExtractReport extract_lora(const std::vector<BaseComponent>& base, const std
     double square = 0, kept = 0;
     for (const double value : delta) square += value * value;
     for (const double value : factors.values) kept += value * value;
-    if (!std::isfinite(square))
-      throw FileError(message("[lora] \"", pair.key, "\" has values that are not finite"));
+    if (!std::isfinite(square)) throw FileError(message("[lora] \"", pair.key, "\" has values that are not finite"));
     report.layers.push_back({pair.tuned->name, module, rank, std::sqrt(square), std::min(1.0, kept / square)});
 
     std::vector<float> up(static_cast<std::size_t>(rows * rank)), down(static_cast<std::size_t>(rank * columns));
@@ -180,9 +179,9 @@ LoraExtractReport extract_lora(const std::vector<BaseComponent>& base, const std
                lora_matrix(std::move(up_shape), std::move(up)));
   }
   if (report.layers.empty())
-    throw FileError(message("[lora] ", tuned.front().weights.path(), " differs from ", base.front().weights.path(),
-                            report.left_out.empty() ? " in nothing" : " only in what is left out: ",
-                            detail::listed(report.left_out)));
+    throw FileError(message(
+        "[lora] ", tuned.front().weights.path(), " differs from ", base.front().weights.path(),
+        report.left_out.empty() ? " in nothing" : " only in what is left out: ", detail::listed(report.left_out)));
   writer.write(path);
   return report;
 }

@@ -106,7 +106,8 @@ class LoraFile {
     if (other_.empty()) return;
     std::vector<std::string> named;
     for (const OtherKey& other : other_) named.push_back(message("\"", other.key, "\" (", other.kind, ")"));
-    throw FileError(message("[LoraFile] ", file_.path(), ": ", other_.size(), other_.size() == 1 ? " key is" : " keys are",
+    throw FileError(message("[LoraFile] ", file_.path(), ": ", other_.size(),
+                            other_.size() == 1 ? " key is" : " keys are",
                             " of another kind than plain LoRA: ", detail::listed(named, 4),
                             "; merge it with the tool that made it, or extract a LoRA from the merged weights"));
   }

@@ -15,7 +15,7 @@
 namespace lpo::inline LPO_ABI {
 
 struct LoraMergeOptions {
-  double strength = 1.0;       ///< W += strength * alpha / rank * up * down
+  double strength = 1.0;            ///< W += strength * alpha / rank * up * down
   std::optional<DType> dtype = {};  ///< of all weights; nothing keeps the type of each
   /// After every tensor; throwing stops the work and leaves no file.
   SafetensorsWriter::AfterTensor after_tensor = {};
@@ -48,21 +48,23 @@ inline void require_fit(const LoraFile& file, const std::vector<BaseComponent>& 
   std::vector<std::string> parts;
   for (const BaseComponent& part : base) parts.push_back(part.name);
   const auto* first = file.adapters().front();
-  throw FileError(message("[lora] ", file.file().path(), ": none of its ", file.adapters().size(), " adapters belongs to ",
-                          base.front().weights.path(), "; the file has for example \"", first->path, "\" of ",
-                          first->component, ", the base the parts ", listed(parts)));
+  throw FileError(message("[lora] ", file.file().path(), ": none of its ", file.adapters().size(),
+                          " adapters belongs to ", base.front().weights.path(), "; the file has for example \"",
+                          first->path, "\" of ", first->component, ", the base the parts ", listed(parts)));
 }
 
 }  // namespace detail
 
 /// Writes the weights of one part with the LoRA's differences added, as one safetensors file. Sums are float32, rounded
-/// once to the type that is written. `fit` comes from `fit_lora`; FileError when shapes differ or nothing matches at all.
+/// once to the type that is written. `fit` comes from `fit_lora`; FileError when shapes differ or nothing matches at
+/// all.
 inline void merge_lora_file(const LoraFile& file, const std::vector<BaseComponent>& base, const LoraFit& fit,
                             const BaseComponent& part, const std::string& path, const LoraMergeOptions& options = {}) {
   file.require_plain();
   detail::require_fit(file, base, fit);
   if (options.dtype && !is_floating(*options.dtype))
-    throw ValueError(message("[lora] weights cannot be stored as ", dtype_name(*options.dtype), "; use F32, F16 or BF16"));
+    throw ValueError(
+        message("[lora] weights cannot be stored as ", dtype_name(*options.dtype), "; use F32, F16 or BF16"));
   std::map<std::string, const LoraFile::Adapter*> adapter_of;
   for (const LoraTarget& target : fit.targets)
     if (target.part == &part) adapter_of[target.key] = target.adapter;

@@ -51,21 +51,19 @@ inline void replace_first(std::string& text, std::string_view from, std::string_
 /// "down_blocks_0_resnets_1_conv_shortcut" -> "down_blocks.0.resnets.1.conv_shortcut". kohya's names have lost the
 /// difference between dot and underscore; the words with underscores in UNets and CLIP's text encoders restore it.
 inline std::string with_dots(const std::string& name) {
-  static constexpr std::string_view words[] = {
-      "down_blocks",     "up_blocks",      "mid_block",       "transformer_blocks", "to_q",           "to_k",
-      "to_v",            "to_out",         "proj_in",         "proj_out",           "time_emb_proj",  "conv_shortcut",
-      "conv_in",         "conv_out",       "conv_norm_out",   "time_embedding",     "add_embedding",  "class_embedding",
-      "linear_1",        "linear_2",       "text_model",      "self_attn",          "q_proj",         "k_proj",
-      "v_proj",          "out_proj",       "text_projection", "token_embedding",    "layer_norm1",    "layer_norm2",
-      "final_layer_norm", "position_embedding", "input_blocks", "middle_block",     "output_blocks",  "in_layers",
-      "out_layers",      "emb_layers",     "skip_connection", "time_embed",         "label_emb"};
+  static constexpr std::string_view words =
+      " down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj "
+      "conv_shortcut conv_in conv_out conv_norm_out time_embedding add_embedding class_embedding linear_1 linear_2 "
+      "text_model self_attn q_proj k_proj v_proj out_proj text_projection token_embedding position_embedding "
+      "layer_norm1 layer_norm2 final_layer_norm input_blocks middle_block output_blocks in_layers out_layers "
+      "emb_layers skip_connection time_embed label_emb ";
   std::string dotted;
   for (std::size_t at = 0; at < name.size();) {
     std::size_t length = std::min(name.find('_', at), name.size()) - at;
-    for (const std::string_view word : words) {
-      const std::size_t end = at + word.size();
-      if (word.size() > length && name.compare(at, word.size(), word) == 0 && (end == name.size() || name[end] == '_'))
-        length = word.size();
+    for (std::size_t end = at + length; end < name.size();) {
+      end = std::min(name.find('_', end + 1), name.size());
+      if (end - at > 20) break;  // longer than every word
+      if (words.find(" " + name.substr(at, end - at) + " ") != std::string_view::npos) length = end - at;
     }
     dotted += (at == 0 ? "" : ".") + name.substr(at, length);
     at += length + 1;
@@ -138,16 +136,15 @@ inline std::optional<std::pair<LoraRole, LoraFormat>> take_lora_role(std::string
     LoraRole role;
     LoraFormat format;
   };
-  static constexpr Suffix suffixes[] = {
-      {".lora_down.weight", LoraRole::down, LoraFormat::kohya},
-      {".lora_up.weight", LoraRole::up, LoraFormat::kohya},
-      {".alpha", LoraRole::alpha, LoraFormat::kohya},
-      {".lora.down.weight", LoraRole::down, LoraFormat::diffusers_old},
-      {".lora.up.weight", LoraRole::up, LoraFormat::diffusers_old},
-      {"_lora.down.weight", LoraRole::down, LoraFormat::diffusers_old},
-      {"_lora.up.weight", LoraRole::up, LoraFormat::diffusers_old},
-      {".lora_linear_layer.down.weight", LoraRole::down, LoraFormat::diffusers_old},
-      {".lora_linear_layer.up.weight", LoraRole::up, LoraFormat::diffusers_old}};
+  static constexpr Suffix suffixes[] = {{".lora_down.weight", LoraRole::down, LoraFormat::kohya},
+                                        {".lora_up.weight", LoraRole::up, LoraFormat::kohya},
+                                        {".alpha", LoraRole::alpha, LoraFormat::kohya},
+                                        {".lora.down.weight", LoraRole::down, LoraFormat::diffusers_old},
+                                        {".lora.up.weight", LoraRole::up, LoraFormat::diffusers_old},
+                                        {"_lora.down.weight", LoraRole::down, LoraFormat::diffusers_old},
+                                        {"_lora.up.weight", LoraRole::up, LoraFormat::diffusers_old},
+                                        {".lora_linear_layer.down.weight", LoraRole::down, LoraFormat::diffusers_old},
+                                        {".lora_linear_layer.up.weight", LoraRole::up, LoraFormat::diffusers_old}};
   for (const auto& [text, role, format] : suffixes) {
     if (!key.ends_with(text)) continue;
     const bool processor = text[0] == '_';  // attn1.processor.to_q_lora.down.weight, diffusers before 0.17
@@ -174,15 +171,12 @@ inline std::optional<std::pair<LoraRole, LoraFormat>> take_lora_role(std::string
 
 /// Takes the prefixes off a path and tells which part of a pipeline they mean; keys without any belong to "unet".
 inline std::string take_lora_component(std::string& path) {
-  static constexpr std::pair<const char*, const char*> prefixes[] = {{"base_model.model.", ""},
-                                                                     {"unet.", "unet"},
-                                                                     {"diffusion_model.", "unet"},
-                                                                     {"text_encoder_2.", "text_encoder_2"},
-                                                                     {"text_encoder.", "text_encoder"},
-                                                                     {"lora_unet_", "unet"},
-                                                                     {"lora_te1_", "text_encoder"},
-                                                                     {"lora_te2_", "text_encoder_2"},
-                                                                     {"lora_te_", "text_encoder"}};
+  static constexpr std::pair<const char*, const char*> prefixes[] = {
+      {"base_model.model.", ""},         {"unet.", "unet"},
+      {"diffusion_model.", "unet"},      {"text_encoder_2.", "text_encoder_2"},
+      {"text_encoder.", "text_encoder"}, {"lora_unet_", "unet"},
+      {"lora_te1_", "text_encoder"},     {"lora_te2_", "text_encoder_2"},
+      {"lora_te_", "text_encoder"}};
   std::string component;
   for (bool again = true; again;) {
     again = false;

@@ -112,8 +112,8 @@ class LoraWriter {
   std::string base_of(const std::string& component, const std::string& path) const {
     if (options_.format != LoraFormat::kohya) return component + "." + path;
     // SDXL's first text encoder is te1, SD1.5's only one te.
-    const std::string part = component == "text_encoder_2" ? "te2"
-                             : component != "text_encoder" ? component
+    const std::string part = component == "text_encoder_2"         ? "te2"
+                             : component != "text_encoder"         ? component
                              : entries_.contains("text_encoder_2") ? "te1"
                                                                    : "te";
     return "lora_" + part + "_" + detail::with_underscores(path);
@@ -136,8 +136,8 @@ class LoraWriter {
   void add_matrix(SafetensorsWriter& writer, const std::string& key, const LoraMatrix& matrix, double scale) const {
     const DType target = options_.dtype.value_or(matrix.dtype);
     if (!is_floating(target))
-      throw ValueError(message("[LoraWriter] \"", key, "\" cannot be stored as ", dtype_name(target),
-                               "; use F32, F16 or BF16"));
+      throw ValueError(
+          message("[LoraWriter] \"", key, "\" cannot be stored as ", dtype_name(target), "; use F32, F16 or BF16"));
     if (scale == 1.0) {
       writer.add_stored(key, target, matrix.dtype, matrix.shape, matrix.data, matrix.owner);
       return;

@@ -58,8 +58,8 @@ class SafetensorsWriter {
     add_stored(name, target, dtype_of<From>(), std::move(shape), data, std::move(owner));
   }
 
-  /// A tensor whose values are computed when its turn to be written comes, and forgotten after: a file of many gigabytes
-  /// needs the memory of its largest tensor.
+  /// A tensor whose values are computed when its turn to be written comes, and forgotten after: a file of many
+  /// gigabytes needs the memory of its largest tensor.
   void add_computed(const std::string& name, DType target, std::vector<index_t> shape,
                     std::function<std::vector<float>()> values) {
     insert(name, Entry{target, DType::F32, std::move(shape), nullptr, nullptr, std::move(values)});

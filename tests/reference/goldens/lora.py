@@ -29,7 +29,8 @@ UNET_MODULES = {(4, 1.0): [f"{t}.transformer_blocks.0.{name}" for t in TRANSFORM
                            "down_blocks.1.resnets.0.time_emb_proj", "down_blocks.0.downsamplers.0.conv",
                            "mid_block.resnets.1.conv2", "up_blocks.0.upsamplers.0.conv"]}
 TEXT_MODULES = [f"text_model.encoder.layers.{layer}.{name}" for layer in (0, 2) for name in
-                ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")]
+                ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",
+                 "mlp.fc2")]
 
 # ldm's name of a module and diffusers' name, for the small SDXL UNet.
 SDXL_MODULES = {
@@ -43,7 +44,8 @@ SDXL_MODULES = {
     "middle_block_0_in_layers_2": "mid_block.resnets.0.conv1",
     "middle_block_1_transformer_blocks_0_ff_net_0_proj": "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
     "middle_block_2_out_layers_3": "mid_block.resnets.1.conv2",
-    "output_blocks_0_1_transformer_blocks_1_attn1_to_out_0": "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_out.0",
+    "output_blocks_0_1_transformer_blocks_1_attn1_to_out_0":
+        "up_blocks.0.attentions.0.transformer_blocks.1.attn1.to_out.0",
     "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
     "output_blocks_5_1_proj_out": "up_blocks.1.attentions.2.proj_out",
     "output_blocks_8_0_skip_connection": "up_blocks.2.resnets.2.conv_shortcut",
@@ -90,7 +92,8 @@ def to_peft(state_dict):
 def pipeline_of(unet, encoder):
     return StableDiffusionPipeline(
         unet=copy.deepcopy(unet), text_encoder=copy.deepcopy(encoder), vae=None, tokenizer=None, safety_checker=None,
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), feature_extractor=None, requires_safety_checker=False)
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), feature_extractor=None,
+        requires_safety_checker=False)
 
 
 def make_lora_kohya(directory):

@@ -87,8 +87,9 @@ TruncatedSvd truncated_svd_of_wide(const Matrix& a, index_t rank, std::uint64_t 
 }  // namespace detail
 
 /// The best approximation of a [rows, columns] (row-major) by a matrix of `rank`, iterated until one more
-/// pass adds less than `tolerance` of its energy sum s^2. Exact for small matrices and where rank is no less than about a quarter of
-/// the smaller side. Singular values below 1e-8 of the largest are lost in rounding. The same seed gives the same bits.
+/// pass adds less than `tolerance` of its energy sum s^2. Exact for small matrices and where rank is no less than about
+/// a quarter of the smaller side. Singular values below 1e-8 of the largest are lost in rounding. The same seed gives
+/// the same bits.
 inline TruncatedSvd truncated_svd(const double* a, index_t rows, index_t columns, index_t rank, std::uint64_t seed = 0,
                                   double tolerance = 1e-6) {
   if (rank < 1 || rank > std::min(rows, columns))
