@@ -155,7 +155,8 @@ def check_converted(folder):
             expect(f"{name}, text encoder",
                    relative_error(pipeline.text_encoder(ids).last_hidden_state, truth["out/last_hidden_state"]))
 
-    for form in ("kohya", "diffusers", "diffusers_old", "folded"):
+    # Not diffusers_old: with the three ranks of this file, diffusers takes the first one as alpha of all adapters.
+    for form in ("kohya", "diffusers", "folded"):
         pipeline = loras.pipeline_of(unet, encoder)
         pipeline.load_lora_weights(str(folder), weight_name=f"to_{form}.safetensors")
         compare(f"converted to {form}", pipeline)
