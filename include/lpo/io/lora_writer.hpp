@@ -43,7 +43,8 @@ inline LoraMatrix lora_matrix(const TensorInfo& tensor) { return {tensor.dtype, 
 
 /// How a LoRA is written. `diffusers` is what pipelines and peft read today, with rank and alpha in the metadata;
 /// `diffusers_old` is what the authors of LPO publish (it has no alpha, so alpha / rank is multiplied into the up
-/// matrices; diffusers reads such a file right only where all adapters of a part have one rank); `kohya` is for kohya's tools, ComfyUI and others, with alpha as tensors and in the metadata.
+/// matrices; diffusers reads such a file right only where all adapters of a part have one rank); `kohya` is for kohya's
+/// tools, ComfyUI and others, with alpha as tensors and in the metadata.
 struct LoraOptions {
   LoraFormat format = LoraFormat::diffusers;
   std::optional<DType> dtype = DType::F32;           ///< nothing: the type that the matrices have
