@@ -4,6 +4,8 @@
 
 #include <array>
 #include <cstring>
+#include <filesystem>
+#include <iterator>
 #include <lpo/io/safetensors.hpp>
 
 #include "temporary_directory.hpp"
@@ -104,6 +106,45 @@ TEST_CASE("a large converted tensor is written in pieces without seams") {
   writer.add_converted("x", DType::F16, {200001}, values.data());
   const std::string bytes = writer.bytes();
   CHECK(open_bytes(bytes).read_vector<float>("x") == values);
+}
+
+TEST_CASE("a tensor is joined from pieces of several types while it is written") {
+  const std::vector<float> top = {1.0f, 2.0f};
+  const std::vector<lpo::half> middle = {lpo::half(3.0f), lpo::half(-0.5f)};
+  const std::vector<double> bottom = {0.25, 65536.0};
+  SafetensorsWriter writer;
+  writer.add_pieces("joined", DType::BF16, {3, 2},
+                    {{DType::F32, top.data(), 2}, {DType::F16, middle.data(), 2}, {DType::F64, bottom.data(), 2}});
+  writer.add_pieces("empty", DType::F32, {0, 2}, {});
+  CHECK(writer.data_bytes() == 12);
+  const auto plan = writer.plan();
+  REQUIRE(plan.size() == 2);
+  CHECK(plan[0].name == "empty");  // wider types come first
+  CHECK(plan[1].bytes == 12);
+  const std::string bytes = writer.bytes();
+  CHECK(open_bytes(bytes).read_vector<float>("joined") == std::vector<float>{1.0f, 2.0f, 3.0f, -0.5f, 0.25f, 65536.0f});
+  CHECK_THROWS_WITH_AS(writer.add_pieces("short", DType::F32, {3}, {{DType::F32, top.data(), 2}}),
+                       "[safetensors] tensor \"short\" has 2 values, but its shape is [3]", lpo::ValueError);
+}
+
+TEST_CASE("writing reports its progress, and a cancelled file does not come to be") {
+  const TemporaryDirectory directory;
+  const std::vector<float> values(8, 1.0f);
+  SafetensorsWriter writer;
+  writer.add("a", DType::F32, {8}, values.data());
+  writer.add("b", DType::F32, {2, 4}, values.data());
+  std::vector<std::size_t> done;
+  writer.write(directory.file("whole"), [&](std::size_t bytes) {
+    done.push_back(bytes);
+    return true;
+  });
+  CHECK(done == std::vector<std::size_t>{32, 64});
+  CHECK_THROWS_AS(writer.write(directory.file("whole"), [](std::size_t) { return false; }), lpo::CancelledError);
+  CHECK_THROWS_AS(writer.write(directory.file("none"), [](std::size_t) { return false; }), lpo::CancelledError);
+  CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 1);
+  const SafetensorsFile whole(directory.file("whole"));
+  whole.release_pages();
+  CHECK(whole.read_vector<float>("b") == values);
 }
 
 TEST_CASE("unaligned data is read by copying") {

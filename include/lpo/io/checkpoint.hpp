@@ -83,6 +83,11 @@ class Checkpoint {
     return shard(key).template direct<T>(key);
   }
 
+  /// See `MappedFile::release_pages`.
+  void release_pages() const {
+    for (const TensorTable& shard : shards_) shard.release_pages();
+  }
+
  private:
   Checkpoint(const std::string& index_path, const std::string& index_text, const SafetensorsOptions& options)
       : name_(index_path) {

@@ -23,6 +23,25 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// Elements that lie one after the other in memory, any alignment: the whole of a tensor or a run of its rows.
+struct TensorPiece {
+  DType dtype;
+  const void* data;
+  index_t count;
+  std::shared_ptr<const void> owner = {};  ///< keeps `data` alive, where nobody else does
+};
+
+/// What a file that is yet to be written will hold.
+struct PlannedTensor {
+  std::string name;
+  DType dtype;
+  std::vector<index_t> shape;
+  std::size_t bytes;
+};
+
+/// Called after every tensor with its name and the bytes of all tensors so far and in all; false stops the writing.
+using WriteCallback = std::function<bool(const std::string& name, std::size_t done, std::size_t total)>;
+
 /// Tensors are sorted by type (widest first), then name, without gaps; the header is padded with spaces to 8 bytes.
 /// Tensors added by pointer are not copied: they must live until `write`, which also does the type conversion, in
 /// pieces.
@@ -40,7 +59,8 @@ class SafetensorsWriter {
   /// `owner`, if given, keeps them alive.
   void add_stored(const std::string& name, DType target, DType source, std::vector<index_t> shape, const void* data,
                   std::shared_ptr<const void> owner = nullptr) {
-    insert(name, Entry{target, source, std::move(shape), data, std::move(owner), {}});
+    const index_t count = element_count(name, shape);
+    insert(name, Entry{target, std::move(shape), {{source, data, count, std::move(owner)}}, {}});
   }
 
   /// A tensor of `From` (float, double, bfloat16, half, an integer) that is stored as `target`.
@@ -52,27 +72,44 @@ class SafetensorsWriter {
   /// The same, and the writer keeps the values.
   template <class From>
   void add_owned(const std::string& name, DType target, std::vector<index_t> shape, std::vector<From> values) {
-    expect_count(name, shape, values.size());
     auto owner = std::make_shared<const std::vector<From>>(std::move(values));
-    const From* data = owner->data();
-    add_stored(name, target, dtype_of<From>(), std::move(shape), data, std::move(owner));
+    const auto* const data = owner->data();
+    const auto count = static_cast<index_t>(owner->size());
+    insert(name, Entry{target, std::move(shape), {{dtype_of<From>(), data, count, std::move(owner)}}, {}});
+  }
+
+  /// A tensor that is stored as `target` and whose elements are those of the pieces, one after the other.
+  void add_pieces(const std::string& name, DType target, std::vector<index_t> shape, std::vector<TensorPiece> pieces) {
+    insert(name, Entry{target, std::move(shape), std::move(pieces), {}});
   }
 
   /// A tensor whose values are computed when its turn to be written comes, and forgotten after: a file of many
   /// gigabytes needs the memory of its largest tensor.
   void add_computed(const std::string& name, DType target, std::vector<index_t> shape,
                     std::function<std::vector<float>()> values) {
-    insert(name, Entry{target, DType::F32, std::move(shape), nullptr, nullptr, std::move(values)});
+    insert(name, Entry{target, std::move(shape), {}, std::move(values)});
   }
 
   std::size_t size() const { return entries_.size(); }
 
-  /// Called after every tensor with its name and the bytes of all tensors so far and in all.
-  using AfterTensor = std::function<void(const std::string& name, std::size_t done, std::size_t total)>;
+  /// All tensors in the order of the file.
+  std::vector<PlannedTensor> plan() const {
+    std::vector<PlannedTensor> tensors;
+    for (const Named* named : in_file_order())
+      tensors.push_back({named->first, named->second.dtype, named->second.shape, stored_bytes(*named)});
+    return tensors;
+  }
 
-  /// Writes the file, entirely or not at all: nothing is left of it when `after_tensor` throws.
-  void write(const std::string& path, const AfterTensor& after_tensor = {}) const {
-    write_file_atomically(path, [&](FileSink& sink) { write_to(sink, after_tensor); });
+  /// Bytes of all tensors, without the header.
+  std::size_t data_bytes() const {
+    std::size_t bytes = 0;
+    for (const Named& named : entries_) bytes += stored_bytes(named);
+    return bytes;
+  }
+
+  /// Writes the file, entirely or not at all. CancelledError if the callback says so; then there is no file either.
+  void write(const std::string& path, const WriteCallback& callback = {}) const {
+    write_file_atomically(path, [&](FileSink& sink) { write_to(sink, callback); });
   }
 
   /// The file's bytes, for tests and small things.
@@ -88,11 +125,9 @@ class SafetensorsWriter {
  private:
   struct Entry {
     DType dtype;
-    DType source;
     std::vector<index_t> shape;
-    const void* data;
-    std::shared_ptr<const void> owner;
-    std::function<std::vector<float>()> values;  ///< instead of data
+    std::vector<TensorPiece> pieces;
+    std::function<std::vector<float>()> values;  ///< instead of pieces
   };
   using Named = std::pair<const std::string, Entry>;
 
@@ -106,19 +141,28 @@ class SafetensorsWriter {
     return count;
   }
 
-  static void expect_count(const std::string& name, const std::vector<index_t>& shape, std::size_t values) {
-    if (element_count(name, shape) != static_cast<index_t>(values))
+  static void expect_count(const std::string& name, const std::vector<index_t>& shape, index_t values) {
+    if (element_count(name, shape) != values)
       throw ValueError(message("[safetensors] tensor \"", name, "\" has ", values, " values, but its shape is ",
                                detail::extents_text(shape.data(), static_cast<int>(shape.size()))));
   }
 
   void insert(const std::string& name, Entry entry) {
     if (name == "__metadata__") throw ValueError("[safetensors] a tensor cannot be named \"__metadata__\"");
-    const index_t count = element_count(name, entry.shape);
-    if (count != 0 && entry.data == nullptr && !entry.values)
-      throw ValueError(message("[safetensors] tensor \"", name, "\" has no data"));
+    element_count(name, entry.shape);  // or the shape is impossible
+    index_t given = 0;
+    for (const TensorPiece& piece : entry.pieces) {
+      if (piece.count != 0 && piece.data == nullptr)
+        throw ValueError(message("[safetensors] tensor \"", name, "\" has no data"));
+      given += piece.count;
+    }
+    if (!entry.values) expect_count(name, entry.shape, given);
     if (!entries_.emplace(name, std::move(entry)).second)
       throw ValueError(message("[safetensors] tensor \"", name, "\" was added twice"));
+  }
+
+  static std::size_t stored_bytes(const Named& named) {
+    return static_cast<std::size_t>(element_count(named.first, named.second.shape)) * dtype_size(named.second.dtype);
   }
 
   static std::string quoted(const std::string& text) {
@@ -149,7 +193,7 @@ class SafetensorsWriter {
     std::size_t offset = 0;
     for (const Named* named : order) {
       const auto& [name, entry] = *named;
-      const std::size_t bytes = bytes_of(*named);
+      const std::size_t bytes = stored_bytes(*named);
       text += quoted(name) + ":{\"dtype\":\"" + std::string(dtype_name(entry.dtype)) + "\",\"shape\":[";
       for (std::size_t axis = 0; axis < entry.shape.size(); ++axis)
         text += message(axis == 0 ? "" : ",", entry.shape[axis]);
@@ -162,50 +206,47 @@ class SafetensorsWriter {
     return text;
   }
 
-  static std::size_t bytes_of(const Named& named) {
-    return static_cast<std::size_t>(element_count(named.first, named.second.shape)) * dtype_size(named.second.dtype);
-  }
-
   template <class Sink>
-  void write_to(Sink& sink, const AfterTensor& after_tensor) const {
+  void write_to(Sink& sink, const WriteCallback& callback) const {
     const std::vector<const Named*> order = in_file_order();
     const std::string text = header(order);
     unsigned char length[8];
     for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(std::uint64_t{text.size()} >> (8 * i));
     sink.write(length, sizeof length);
     sink.write(text.data(), text.size());
-    std::size_t done = 0, total = 0;
-    for (const Named* named : order) total += bytes_of(*named);
+    std::vector<std::byte> converted;
+    std::size_t done = 0;
+    const std::size_t total = data_bytes();
     for (const Named* named : order) {
-      if (named->second.values) {
-        const std::vector<float> values = named->second.values();
-        expect_count(named->first, named->second.shape, values.size());
-        write_tensor(sink, *named, values.data());
-      } else {
-        write_tensor(sink, *named, named->second.data);
+      const Entry& entry = named->second;
+      for (const TensorPiece& piece : entry.pieces) write_piece(sink, piece, entry.dtype, converted);
+      if (entry.values) {
+        const std::vector<float> values = entry.values();
+        expect_count(named->first, entry.shape, static_cast<index_t>(values.size()));
+        write_piece(sink, {DType::F32, values.data(), static_cast<index_t>(values.size())}, entry.dtype, converted);
       }
-      done += bytes_of(*named);
-      if (after_tensor) after_tensor(named->first, done, total);
+      done += stored_bytes(*named);
+      if (callback && !callback(named->first, done, total))
+        throw CancelledError(message("[safetensors] cancelled after ", done, " bytes of data; nothing was kept"));
     }
   }
 
+  /// `converted` is scratch, kept from piece to piece.
   template <class Sink>
-  static void write_tensor(Sink& sink, const Named& named, const void* data) {
-    const Entry& entry = named.second;
-    const index_t count = element_count(named.first, entry.shape);
-    if (count == 0) return;
-    if (entry.dtype == entry.source) {
-      sink.write(data, bytes_of(named));
+  static void write_piece(Sink& sink, const TensorPiece& piece, DType target, std::vector<std::byte>& converted) {
+    if (piece.count == 0) return;
+    if (piece.dtype == target) {
+      sink.write(piece.data, static_cast<std::size_t>(piece.count) * dtype_size(target));
       return;
     }
-    constexpr index_t piece_elements = 1 << 16;
-    std::vector<std::byte> piece(piece_elements * 8);
-    for (index_t first = 0; first < count; first += piece_elements) {
-      const index_t now = std::min(piece_elements, count - first);
-      const auto* source =
-          static_cast<const std::byte*>(data) + static_cast<std::size_t>(first) * dtype_size(entry.source);
-      convert(entry.source, source, entry.dtype, piece.data(), now);
-      sink.write(piece.data(), static_cast<std::size_t>(now) * dtype_size(entry.dtype));
+    constexpr index_t step = 1 << 16;
+    converted.resize(step * 8);
+    for (index_t first = 0; first < piece.count; first += step) {
+      const index_t now = std::min(step, piece.count - first);
+      const auto* const source =
+          static_cast<const std::byte*>(piece.data) + static_cast<std::size_t>(first) * dtype_size(piece.dtype);
+      convert(piece.dtype, source, target, converted.data(), now);
+      sink.write(converted.data(), static_cast<std::size_t>(now) * dtype_size(target));
     }
   }
 

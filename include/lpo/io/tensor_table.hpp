@@ -17,6 +17,7 @@
 #include <lpo/base/error.hpp>
 #include <lpo/base/extents.hpp>
 #include <lpo/io/dtype.hpp>
+#include <lpo/io/file.hpp>
 #include <lpo/io/json.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -111,6 +112,11 @@ class TensorTable {
     return tensor.dtype == dtype_of<T>() && aligned ? reinterpret_cast<const T*>(tensor.data) : nullptr;
   }
 
+  /// See `MappedFile::release_pages`.
+  void release_pages() const {
+    for (const auto& mapping : mappings_) mapping->release_pages();
+  }
+
  protected:
   /// `format` names the reader in messages and must be a literal; `name` is the path or stands in for it.
   TensorTable(const char* format, std::string name) : name_(std::move(name)), format_(format) {}
@@ -122,6 +128,7 @@ class TensorTable {
 
   /// Keeps the memory that tensors point into alive for as long as the table.
   void keep(std::shared_ptr<const void> memory) { memory_.push_back(std::move(memory)); }
+  void keep(std::shared_ptr<const MappedFile> mapping) { mappings_.push_back(std::move(mapping)); }
 
   std::string name_;
   std::map<std::string, TensorInfo, std::less<>> tensors_;
@@ -138,6 +145,7 @@ class TensorTable {
   }
 
   std::vector<std::shared_ptr<const void>> memory_;
+  std::vector<std::shared_ptr<const MappedFile>> mappings_;
   const char* format_;
 };
 
