@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, torch_files, torch_random, unets, vae
+from goldens import clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, single_file, torch_files, torch_random, unets, vae
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -28,6 +28,10 @@ MAKERS = {
     "lrm_folder_sd15": lambda directory: reward_folders.make_reward_folder(directory, "sd15"),
     "lrm_folder_sdxl": lambda directory: reward_folders.make_reward_folder(directory, "sdxl"),
     "torch_files": lambda directory: torch_files.make_torch_files(directory / "torch_files"),
+    "single_file_sd15": lambda directory: single_file.make_single_file(directory, "sd15"),
+    "single_file_sd21": lambda directory: single_file.make_single_file(directory, "sd21"),
+    "single_file_sdxl": lambda directory: single_file.make_single_file(directory, "sdxl"),
+    "single_file_names": single_file.make_single_file_names,
 }
 
 

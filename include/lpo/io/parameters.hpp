@@ -109,7 +109,6 @@ struct MatchedParameters {
   std::vector<std::string> keys;
 };
 
-
 /// Finds every weight of `parameters` in `source` and compares shape and type. One FileError lists all that is wrong.
 template <class T, class Device, class Source>
 MatchedParameters<T, Device> match_parameters(std::vector<NamedParameter<T, Device>> parameters, const Source& source,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
-DTYPE_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+DTYPE_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 # The last matrix of most residual branches is small, as in a trained network: with unit gains the gradients of these
