@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // diffusers' directories: released configs fit the presets, differences are listed, what is written is read again.
+#include <lpo/io/config_from_json.hpp>
 #include <lpo/io/diffusers.hpp>
 
 #include <doctest/doctest.h>
@@ -106,6 +107,30 @@ TEST_CASE("what compiled configs write is read as themselves") {
   check_fits(vae_json(presets::sd_vae, 0.13025).text(), presets::sd_vae);
   for (const ClipTextConfig& c : {presets::clip_l, presets::clip_h, presets::clip_bigg})
     check_fits(clip_text_json(c).text(), c);
+}
+
+TEST_CASE("architectures are read from config.json") {
+  const auto json = [](const std::string& text) { return JsonConfig::from_text(text, "config.json"); };
+  CHECK(unet_config_from_json(json(sd15_unet)) == presets::sd15);
+  CHECK(unet_config_from_json(json(sd21_unet)) == presets::sd21);
+  const auto xl = unet_config_from_json(json(sdxl_unet));
+  CHECK(xl == presets::sdxl);
+  for (const UNetConfig& c : {golden::sd15, golden::sd21, golden::sdxl})
+    CHECK(unet_config_from_json(unet_json(c)) == c);
+  CHECK(unet_config_from_json(json(golden::open("unet_sdxl").metadata().at("config"))) == golden::sdxl);
+  CHECK(vae_config_from_json(json(golden::open("vae").metadata().at("config"))) == small_vae);
+  CHECK(vae_config_from_json(vae_json(presets::sd_vae, 1)) == presets::sd_vae);
+  CHECK(clip_text_config_from_json(json(golden::open("clip_text").metadata().at("config_quick"))) == small_text);
+  for (const ClipTextConfig& c : {presets::clip_l, presets::clip_h, presets::clip_bigg})
+    CHECK(clip_text_config_from_json(clip_text_json(c)) == c);
+
+  CHECK(message_of<FileError>([&] { unet_config_from_json(json(R"({"class_embed_type": "timestep"})")); }) ==
+        "[config] config.json: does not match any UNet of lpo: class_embed_type is \"timestep\" in the file, null in the "
+        "model");
+  CHECK(message_of<FileError>([&] { vae_config_from_json(json(R"({"block_out_channels": [1, 1, 1, 1, 1]})")); }) ==
+        "[config] config.json: block_out_channels has 5 levels, expected 1 to 4");
+  CHECK_THROWS_AS(clip_text_config_from_json(json(R"({"hidden_size": "wide"})")), FileError);
+  CHECK_THROWS_AS(unet_config_from_json(json(R"({"layers_per_block": [1, 2, 2, 2]})")), FileError);
 }
 
 TEST_CASE("UNets that diffusers cannot build are not written") {
@@ -220,6 +245,11 @@ TEST_CASE("the model index lists components") {
   CHECK(index.pipeline == "StableDiffusionPipeline");
   CHECK(index.components == ModelIndex::stable_diffusion().components);
   CHECK(has_part(directory.read("model_index.json"), "\"safety_checker\": [\n    null,\n    null\n  ]"));
+  save_model_index(directory.path(), ModelIndex::stable_diffusion_xl());
+  const auto xl = load_model_index(directory.path());
+  CHECK(xl.pipeline == "StableDiffusionXLPipeline");
+  CHECK(xl.components.at("text_encoder_2").second == "CLIPTextModelWithProjection");
+  CHECK(has_part(directory.read("model_index.json"), "\"force_zeros_for_empty_prompt\": true"));
 }
 
 TEST_CASE("a component that was saved is loaded again, unknown keys and all") {

@@ -29,7 +29,11 @@ inline std::vector<SinglePipeline> single_pipelines() {
   projected.width = projected.projection = 8, projected.layers = 3, projected.quick_gelu = false;
   return {{"sd15",
            lpo::CheckpointFamily::v1,
-           {.channels = {4, 8, 8, 8}, .transformer_depth = {1, 1, 1, 0}, .heads = {0, 8, 8, 8}, .context_width = 6, .groups = 0},
+           {.channels = {4, 8, 8, 8},
+            .transformer_depth = {1, 1, 1, 0},
+            .heads = {0, 8, 8, 8},
+            .context_width = 6,
+            .groups = 0},
            {.levels = 3, .channels = {4, 8, 8, 0}, .groups = 0},
            {clip}},
           {"sd21",

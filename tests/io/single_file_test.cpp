@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Single-file checkpoints: names of the published models, small pipelines that diffusers converted, what files may lack.
+// Single-file checkpoints: names of the published models, small pipelines that diffusers converted, what files may
+// lack.
 #include <lpo/io/load_single_file.hpp>
 
 #include <doctest/doctest.h>
@@ -46,9 +47,7 @@ SafetensorsFile changed(const SafetensorsFile& file, std::string& bytes, const R
   return SafetensorsFile::from_memory(bytes.data(), bytes.size(), "changed.safetensors");
 }
 
-SingleFile single(SafetensorsFile file) {
-  return SingleFile(std::make_shared<const SafetensorsFile>(std::move(file)));
-}
+SingleFile single(SafetensorsFile file) { return SingleFile(std::make_shared<const SafetensorsFile>(std::move(file))); }
 
 }  // namespace
 
@@ -139,8 +138,14 @@ TEST_CASE("compiled models load from a single file") {
                                           .addition_time_width = 3,
                                           .addition_width = 26};
   static constexpr VaeConfig vae_config{.levels = 2, .channels = {4, 4, 0, 0}, .layers_per_block = 1, .groups = 2};
-  static constexpr ClipTextConfig text_config{
-      .vocabulary = 12, .width = 8, .hidden = 10, .layers = 3, .heads = 2, .positions = 5, .quick_gelu = false, .projection = 8};
+  static constexpr ClipTextConfig text_config{.vocabulary = 12,
+                                              .width = 8,
+                                              .hidden = 10,
+                                              .layers = 3,
+                                              .heads = 2,
+                                              .positions = 5,
+                                              .quick_gelu = false,
+                                              .projection = 8};
   const SingleFile file(golden_path("sdxl"));
   auto unet = std::make_unique<UNet2DCondition<unet_config, float, Reference>>();
   auto vae = std::make_unique<AutoencoderKL<vae_config, float, Reference>>();
@@ -160,7 +165,8 @@ TEST_CASE("compiled models load from a single file") {
     std::vector<float> mine(entry.parameter->data(), entry.parameter->data() + entry.parameter->size());
     if (detail::needs_permutation(*entry.parameter)) {
       std::vector<float> permuted(mine.size());
-      detail::permute_convolution(static_cast<const float*>(mine.data()), permuted.data(), entry.parameter->extents, true);
+      detail::permute_convolution(static_cast<const float*>(mine.data()), permuted.data(), entry.parameter->extents,
+                                  true);
       mine = permuted;
     }
     if (mine != oihw) FAIL_CHECK(entry.name);
@@ -223,8 +229,9 @@ TEST_CASE("files with one component, other prefixes, or wrapped keys") {
   }
   SUBCASE("averaged weights alone are no checkpoint") {
     const auto error = message_of<FileError>([&] { single(changed(whole, bytes, below("model_ema.", "model_ema."))); });
-    CHECK(error == "[checkpoint] changed.safetensors: has no UNet, autoencoder or text encoder in the layout of single "
-                   "files; its first keys: model_ema.decay, model_ema.diffusion_modelout2bias");
+    CHECK(error ==
+          "[checkpoint] changed.safetensors: has no UNet, autoencoder or text encoder in the layout of single "
+          "files; its first keys: model_ema.decay, model_ema.diffusion_modelout2bias");
   }
   SUBCASE("a component of a diffusers folder is recognised") {
     SafetensorsWriter writer;
@@ -246,13 +253,12 @@ TEST_CASE("missing and foreign tensors are listed in one error") {
     if (key == unet + "input_blocks.0.0.bias" || key == unet + "middle_block.1.norm.bias") return std::string();
     return key == unet + "out.2.bias" ? unet + "control.bias" : key;
   }));
-  CHECK_THROWS_WITH_AS(
-      file.unet(file.unet_config()),
-      "[checkpoint] changed.safetensors does not fit the architecture: 3 tensors are missing: "
-      "model.diffusion_model.input_blocks.0.0.bias, model.diffusion_model.middle_block.1.norm.bias, "
-      "model.diffusion_model.out.2.bias; 1 tensor under \"model.diffusion_model.\" is not part of it: "
-      "model.diffusion_model.control.bias",
-      FileError);
+  CHECK_THROWS_WITH_AS(file.unet(file.unet_config()),
+                       "[checkpoint] changed.safetensors does not fit the architecture: 3 tensors are missing: "
+                       "model.diffusion_model.input_blocks.0.0.bias, model.diffusion_model.middle_block.1.norm.bias, "
+                       "model.diffusion_model.out.2.bias; 1 tensor under \"model.diffusion_model.\" is not part of it: "
+                       "model.diffusion_model.control.bias",
+                       FileError);
   CHECK_NOTHROW(file.vae(file.vae_config()));
 }
 
@@ -265,7 +271,9 @@ TEST_CASE("tensors that cannot be unpacked are named") {
   const std::string bytes = writer.bytes();
   const auto file = SafetensorsFile::from_memory(bytes.data(), bytes.size(), "file");
   const auto open = [&](const char* key, WeightPacking packing) {
-    return message_of<FileError>([&] { RenamedWeights(file, "", {{"weight", key, packing}}, [](auto) { return true; }); });
+    return message_of<FileError>([&] {
+      RenamedWeights(file, "", {{"weight", key, packing}}, [](auto) { return true; });
+    });
   };
   CHECK(open("joined", WeightPacking::key) ==
         "[checkpoint] file: tensor \"joined\" has shape [4, 2], expected three equal parts along the first axis");

@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <string>
@@ -195,6 +196,15 @@ struct ModelIndex {
              {"tokenizer", {"transformers", "CLIPTokenizer"}},
              {"scheduler", {"diffusers", std::string(diffusers_class_of(sampler))}}}};
   }
+
+  /// The parts of SDXL.
+  static ModelIndex stable_diffusion_xl() {
+    ModelIndex index = stable_diffusion();
+    index.pipeline = "StableDiffusionXLPipeline";
+    index.components["text_encoder_2"] = {"transformers", "CLIPTextModelWithProjection"};
+    index.components["tokenizer_2"] = {"transformers", "CLIPTokenizer"};
+    return index;
+  }
 };
 
 inline ModelIndex load_model_index(const std::string& directory) {
@@ -206,19 +216,28 @@ inline ModelIndex load_model_index(const std::string& directory) {
   return index;
 }
 
-inline void save_model_index(const std::string& directory, const ModelIndex& index = ModelIndex::stable_diffusion()) {
-  make_directories(directory);
+inline JsonConfig model_index_json(const ModelIndex& index) {
   JsonConfig json("model_index");
   json.set("_class_name", index.pipeline);
   json.set("_diffusers_version", detail::diffusers_version);
   for (const auto& [name, part] : index.components) json.set(name, std::vector<std::string>{part.first, part.second});
+  const auto set_absent = [&](std::initializer_list<const char*> names) {
+    for (const char* name : names)
+      if (!index.components.contains(name)) json.set(name, std::vector<std::optional<std::string>>(2));
+  };
   if (index.pipeline == "StableDiffusionPipeline") {
-    using Absent = std::vector<std::optional<std::string>>;
-    for (const char* name : {"feature_extractor", "image_encoder", "safety_checker"})
-      if (!index.components.contains(name)) json.set(name, Absent{std::nullopt, std::nullopt});
+    set_absent({"feature_extractor", "image_encoder", "safety_checker"});
     json.set("requires_safety_checker", false);
+  } else if (index.pipeline == "StableDiffusionXLPipeline") {
+    set_absent({"feature_extractor", "image_encoder"});
+    json.set("force_zeros_for_empty_prompt", true);
   }
-  json.write(directory + "/model_index.json");
+  return json;
+}
+
+inline void save_model_index(const std::string& directory, const ModelIndex& index = ModelIndex::stable_diffusion()) {
+  make_directories(directory);
+  model_index_json(index).write(directory + "/model_index.json");
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -158,10 +158,11 @@ inline CanonicalConfig canonical_clip_text(const JsonConfig& file) {
   return out;
 }
 
-/// FileError that lists every setting in which the file differs from the compiled model.
-inline void expect_same_config(const std::string& file, const CanonicalConfig& found, const CanonicalConfig& compiled) {
+/// FileError that lists every setting in which the file differs from `model`, which is what `model_name` says.
+inline void expect_same_config(const std::string& file, const CanonicalConfig& found, const CanonicalConfig& model,
+                               const char* model_name = "the compiled model") {
   std::string differences;
-  for (const auto& [key, value] : compiled.items()) {
+  for (const auto& [key, value] : model.items()) {
     const auto other = found.find(key);
     const OrderedJson absent(nullptr);
     const OrderedJson& in_file = other == found.end() ? absent : *other;
@@ -170,7 +171,7 @@ inline void expect_same_config(const std::string& file, const CanonicalConfig& f
                            json_preview(value), " in the model");
   }
   if (!differences.empty())
-    throw FileError(message("[config] ", file, ": does not match the compiled model:", differences));
+    throw FileError(message("[config] ", file, ": does not match ", model_name, ":", differences));
 }
 
 /// `file`'s keys (those the model does not know about, sizes, notes) under the model's own.

@@ -145,12 +145,10 @@ ClipTextConfig clip_text_config_from_ldm(const Source& source, const std::string
                                          bool projected) {
   const detail::LdmShapes s(source, prefix);
   ClipTextConfig c;
-  const std::string table =
-      open_clip ? "token_embedding.weight" : "text_model.embeddings.token_embedding.weight";
+  const std::string table = open_clip ? "token_embedding.weight" : "text_model.embeddings.token_embedding.weight";
   c.vocabulary = s.extent(table, 0);
   c.width = s.extent(table, 1);
-  c.positions =
-      s.extent(open_clip ? "positional_embedding" : "text_model.embeddings.position_embedding.weight", 0);
+  c.positions = s.extent(open_clip ? "positional_embedding" : "text_model.embeddings.position_embedding.weight", 0);
   const std::string layers = open_clip ? "transformer.resblocks." : "text_model.encoder.layers.";
   c.layers = s.count(layers, open_clip ? ".ln_1.weight" : ".layer_norm1.weight");
   c.hidden = s.extent(layers + (open_clip ? "0.mlp.c_fc.weight" : "0.mlp.fc1.weight"), 0);
@@ -158,8 +156,7 @@ ClipTextConfig clip_text_config_from_ldm(const Source& source, const std::string
   c.heads = c.width % 64 == 0 ? c.width / 64 : 0;
   c.quick_gelu = !open_clip;
   c.projection = 0;
-  if (projected)
-    c.projection = open_clip ? s.extent("text_projection", 1) : s.extent("text_projection.weight", 0);
+  if (projected) c.projection = open_clip ? s.extent("text_projection", 1) : s.extent("text_projection.weight", 0);
   return c;
 }
 

@@ -18,9 +18,9 @@ inline constexpr float usual_scaling_factor(CheckpointFamily family) {
   return family == CheckpointFamily::xl ? 0.13025f : 0.18215f;
 }
 
-/// Reads the file's UNet into the weights that `store` holds under `prefix`; the model may be the encoder half. FileError
-/// lists all that does not fit the compiled model; then nothing was changed. The number of heads is not in the file:
-/// choose the right preset.
+/// Reads the file's UNet into the weights that `store` holds under `prefix`; the model may be the encoder half.
+/// FileError lists all that does not fit the compiled model; then nothing was changed. The number of heads is not in
+/// the file: choose the right preset.
 template <UNetConfig C, class T, class Device>
 LoadReport load_unet(const SingleFile& file, const UNetEncoder<C, T, Device>&, const ParameterStore<T, Device>& store,
                      const std::string& prefix = "unet") {

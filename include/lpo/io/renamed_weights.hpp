@@ -32,12 +32,12 @@ void expect_all_weights(const Source& source, const std::string& prefix, const s
   if (missing.empty() && foreign.empty()) return;
   std::string text = message("[checkpoint] ", source.path(), " does not fit the architecture:");
   if (!missing.empty())
-    text += message(" ", missing.size(), missing.size() == 1 ? " tensor is" : " tensors are", " missing: ",
-                    listed(missing));
+    text += message(" ", missing.size(), missing.size() == 1 ? " tensor is" : " tensors are",
+                    " missing: ", listed(missing));
   if (!foreign.empty())
     text += message(missing.empty() ? " " : "; ", foreign.size(), foreign.size() == 1 ? " tensor" : " tensors",
-                    prefix.empty() ? "" : " under \"" + prefix + "\"",
-                    foreign.size() == 1 ? " is" : " are", " not part of it: ", listed(foreign));
+                    prefix.empty() ? "" : " under \"" + prefix + "\"", foreign.size() == 1 ? " is" : " are",
+                    " not part of it: ", listed(foreign));
   throw FileError(text);
 }
 
@@ -156,8 +156,8 @@ class RenamedWeights {
   std::vector<std::shared_ptr<const std::vector<std::byte>>> copies_;
 };
 
-/// Adds all weights of `source` (a RenamedWeights, a SafetensorsFile …) to a writer under their own names, as `dtype` or
-/// else in the type they have. The source must live until the writer has written.
+/// Adds all weights of `source` (a RenamedWeights, a SafetensorsFile …) to a writer under their own names, as `dtype`
+/// or else in the type they have. The source must live until the writer has written.
 template <class Source>
 void add_weights(SafetensorsWriter& writer, const Source& source, std::optional<DType> dtype = {}) {
   for (const std::string& name : source.keys()) {
@@ -167,9 +167,9 @@ void add_weights(SafetensorsWriter& writer, const Source& source, std::optional<
   }
 }
 
-/// Adds the weights of a component, which `source` has under diffusers' names, to a writer as a single file stores them.
-/// `legacy` gives another name that older files use for a weight, or "". FileError as for `RenamedWeights`. The source
-/// must live until the writer has written.
+/// Adds the weights of a component, which `source` has under diffusers' names, to a writer as a single file stores
+/// them. `legacy` gives another name that older files use for a weight, or "". FileError as for `RenamedWeights`. The
+/// source must live until the writer has written.
 template <class Source>
 void add_stored_weights(SafetensorsWriter& writer, const Source& source, const std::string& prefix,
                         const std::vector<StoredWeight>& weights, std::optional<DType> dtype = {},

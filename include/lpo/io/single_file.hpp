@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// SingleFile: a Stable Diffusion checkpoint in one file (ldm layout), its family, and its components by diffusers' names.
+// SingleFile: a Stable Diffusion checkpoint in one file (ldm layout), its family, and its components by diffusers'
+// names.
 #pragma once
 
 #include <algorithm>
@@ -129,9 +130,8 @@ class SingleFile {
   RenamedWeights vae(const VaeConfig& c) const {
     expect(has_vae_, "autoencoder");
     // Autoencoders are also published as their training left them.
-    return {*this, vae_prefix_, ldm_vae_weights(c), [](std::string_view key) {
-              return key.starts_with("loss.") || key.starts_with("model_ema.");
-            }};
+    return {*this, vae_prefix_, ldm_vae_weights(c),
+            [](std::string_view key) { return key.starts_with("loss.") || key.starts_with("model_ema."); }};
   }
   RenamedWeights text_encoder(const ClipTextConfig& c, std::size_t which = 0) const {
     const TextEncoderPlace& place = text_place(which);
@@ -147,7 +147,9 @@ class SingleFile {
   std::vector<std::string> other_keys() const {
     std::vector<std::string> others;
     for (const auto& [key, info] : tensors_) {
-      const auto below = [&, name = std::string_view(key)](std::string_view prefix) { return name.starts_with(prefix); };
+      const auto below = [&, name = std::string_view(key)](std::string_view prefix) {
+        return name.starts_with(prefix);
+      };
       const bool known = (has_unet_ && below(unet_prefix_)) || (has_vae_ && below(vae_prefix_)) ||
                          std::any_of(text_.begin(), text_.end(), [&](const auto& p) { return below(p.prefix); }) ||
                          below("model_ema.") || key.find('.') == std::string::npos || below("denoiser.") ||
@@ -164,7 +166,8 @@ class SingleFile {
 
   const TextEncoderPlace& text_place(std::size_t which) const {
     if (which >= text_.size())
-      throw FileError(message("[checkpoint] ", path_, ": has ", text_.size(), " text encoders, asked for number ", which));
+      throw FileError(
+          message("[checkpoint] ", path_, ": has ", text_.size(), " text encoders, asked for number ", which));
     return text_[which];
   }
 
@@ -203,8 +206,9 @@ class SingleFile {
     const bool part = std::any_of(tensors_.begin(), tensors_.end(), [](const auto& entry) {
       return entry.first.find("down_blocks.0.") != std::string::npos || entry.first.starts_with("text_model.");
     });
-    throw FileError(message("[checkpoint] ", path_, ": has no UNet, autoencoder or text encoder in the layout of single ",
-                            "files", part ? "; it looks like a component of a diffusers folder: give the folder" : "",
+    throw FileError(message("[checkpoint] ", path_,
+                            ": has no UNet, autoencoder or text encoder in the layout of single ", "files",
+                            part ? "; it looks like a component of a diffusers folder: give the folder" : "",
                             "; its first keys: ", some.empty() ? std::string("none") : detail::listed(some)));
   }
 
