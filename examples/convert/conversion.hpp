@@ -25,13 +25,13 @@ namespace conversion {
 inline constexpr std::array<const char*, 4> component_names = {"unet", "vae", "text_encoder", "text_encoder_2"};
 
 struct Options {
-  std::string from, to;
-  std::optional<lpo::DType> dtype;  ///< nothing: every tensor keeps its type
-  std::string variant;              ///< "fp16": `….fp16.safetensors` in the folder
-  std::string component;            ///< one of component_names; "": all
-  std::string tokenizer;            ///< folder with vocab.json and merges.txt, or tokenizer.json
-  std::string config;               ///< diffusers folder whose config.json files are taken instead of deduced ones
-  std::string prediction_type;      ///< "epsilon" or "v_prediction"; "": as the file says or its family usually is
+  std::string from = {}, to = {};
+  std::optional<lpo::DType> dtype = {};  ///< nothing: every tensor keeps its type
+  std::string variant = {};              ///< "fp16": `….fp16.safetensors` in the folder
+  std::string component = {};            ///< one of component_names; "": all
+  std::string tokenizer = {};            ///< folder with vocab.json and merges.txt, or tokenizer.json
+  std::string config = {};               ///< diffusers folder whose config.json files are taken instead of deduced ones
+  std::string prediction_type = {};      ///< "epsilon" or "v_prediction"; "": as the file says or its family usually is
   bool overwrite = false;
 
   bool wants(const std::string& name) const { return component.empty() || component == name; }
@@ -178,7 +178,6 @@ inline lpo::JsonConfig scheduler_config(const lpo::SingleFile& file, const Optio
 inline Plan plan_folder(const Options& o) {
   const auto file = std::make_shared<const lpo::SingleFile>(o.from);
   Plan plan;
-  plan.source = file;
   plan.release_pages = [file] { file->release_pages(); };
   plan.summary = lpo::message(lpo::name_of(file->family()), " checkpoint");
   const bool xl = file->family() == lpo::CheckpointFamily::xl;
@@ -342,7 +341,9 @@ inline void execute(const Plan& plan, const lpo::ProgressCallback& progress = {}
   const std::size_t total = plan.data_bytes();
   lpo::ProgressReporter reporter("writing (MB)", 0, static_cast<lpo::index_t>(total / megabyte + 1), progress);
   std::size_t before = 0, released = 0;
+  lpo::index_t reported = 0;
   for (const auto& weights : plan.weights) {
+    if (!reporter.report(reported)) throw lpo::CancelledError("[convert] stopped before " + weights.path);
     lpo::make_directories(lpo::detail::directory_of(weights.path));
     weights.writer.write(weights.path, [&](std::size_t bytes) {
       const std::size_t done = before + bytes;
@@ -350,7 +351,11 @@ inline void execute(const Plan& plan, const lpo::ProgressCallback& progress = {}
         plan.release_pages();
         released = done;
       }
-      return reporter.report(static_cast<lpo::index_t>(done / megabyte + (done == total ? 1 : 0)));
+      // Small tensors would draw the same line again and again.
+      const auto step = static_cast<lpo::index_t>(done / megabyte + (done == total ? 1 : 0));
+      if (step == reported) return true;
+      reported = step;
+      return reporter.report(step);
     });
     before += weights.writer.data_bytes();
   }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Single-file checkpoints: small pipelines of three families in ldm layout, and the names of the real ones.
 
-The names are diffusers' own: what is written here, diffusers' converters must turn back into the pipelines' state dicts.
+The names are diffusers' own: its converters must turn what is written here back into the pipelines' state dicts.
 """
 
 import gzip
@@ -54,7 +54,8 @@ SMALL = {
 REAL_VAE = vae(4, [128, 256, 512, 512], 2)
 REAL = {
     "sd15": {"unet": {"cross_attention_dim": 768}, "vae": REAL_VAE, "text_encoders": [text(12, 768, 3072, 12)]},
-    "sd21": {"unet": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "sd21": {"unet": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+                      "use_linear_projection": True},
              "vae": REAL_VAE, "text_encoders": [text(23, 1024, 4096, 16)]},
     "sdxl": {"unet": {**CROSS_XL, "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
                       "transformer_layers_per_block": [1, 2, 10], "cross_attention_dim": 2048,
@@ -114,7 +115,8 @@ def ldm_unet_name(name, config, names):
                 else f"middle_block.1.{found[3]}")
     if found := re.match(r"up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", name):
         row = int(found[1]) * (layers + 1) + int(found[3])
-        return f"output_blocks.{row}." + ("0." + replaced(found[4], RESNET) if found[2] == "resnets" else "1." + found[4])
+        rest = "0." + replaced(found[4], RESNET) if found[2] == "resnets" else "1." + found[4]
+        return f"output_blocks.{row}.{rest}"
     found = re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.(.*)", name)
     attention = any(other.startswith(f"up_blocks.{found[1]}.attentions.") for other in names)
     return f"output_blocks.{int(found[1]) * (layers + 1) + layers}.{2 if attention else 1}.{found[2]}"
@@ -166,29 +168,33 @@ def single_file_of(family, parts):
     return checkpoint, names
 
 
+def check_component(family, checkpoint, component, module, expected):
+    """diffusers' converter must give back exactly this state dict."""
+    if component == "unet":
+        converted = ldm.convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(module.config))
+    elif component == "vae":
+        converted = ldm.convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(module.config))
+    elif component == "text_encoder" and family != "sd21":
+        converted = ldm.convert_ldm_clip_checkpoint(dict(checkpoint))
+    else:
+        prefix = TEXT_PREFIXES[family][component == "text_encoder_2"]
+        converted = ldm.convert_open_clip_checkpoint(module, dict(checkpoint), prefix=prefix)
+    for weights in (converted, expected):
+        weights.pop("text_model.embeddings.position_ids", None)  # no weight; transformers passes over it
+    assert set(converted) == set(expected), (component, set(converted) ^ set(expected))
+    for name, tensor in expected.items():
+        assert converted[name].shape == tensor.shape, (component, name)
+        assert tensor.is_meta or torch.equal(converted[name], tensor), (component, name)
+
+
 def check_with_diffusers(family, checkpoint, parts):
-    """diffusers' converters must give back exactly the state dicts."""
     for component, module in parts.items():
-        if component == "unet":
-            converted = ldm.convert_ldm_unet_checkpoint(dict(checkpoint), config=dict(module.config))
-        elif component == "vae":
-            converted = ldm.convert_ldm_vae_checkpoint(dict(checkpoint), config=dict(module.config))
-        elif component == "text_encoder" and family != "sd21":
-            converted = ldm.convert_ldm_clip_checkpoint(dict(checkpoint))
-        else:
-            prefix = TEXT_PREFIXES[family][component == "text_encoder_2"]
-            converted = ldm.convert_open_clip_checkpoint(module, dict(checkpoint), prefix=prefix)
-        converted.pop("text_model.embeddings.position_ids", None)  # no weight; transformers passes over it
-        expected = state_of(component, module)
-        assert set(converted) == set(expected), (component, set(converted) ^ set(expected))
-        for name, tensor in expected.items():
-            assert converted[name].shape == tensor.shape, (component, name)
-            assert tensor.is_meta or torch.equal(converted[name], tensor), (component, name)
+        check_component(family, checkpoint, component, module, state_of(component, module))
 
 
 def make_single_file(directory, family):
-    """A small pipeline, weights filled by `value`, and what real files have besides: averaged weights, tables, SD2's last
-    text layer."""
+    """A small pipeline, weights filled by `value`, and what real files have besides: averaged weights, tables, the
+    last text layer of SD2."""
     parts = models_of(family, SMALL)
     checkpoint, _ = single_file_of(family, parts)
     check_with_diffusers(family, checkpoint, parts)
@@ -198,7 +204,7 @@ def make_single_file(directory, family):
         extra["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(5)[None]
     if family == "sd21":
         last = "cond_stage_model.model.transformer.resblocks.22."
-        extra.update({key.replace(".22.", ".23."): tensor for key, tensor in checkpoint.items() if key.startswith(last)})
+        extra.update({key.replace(".22.", ".23."): checkpoint[key] for key in checkpoint if key.startswith(last)})
         extra["cond_stage_model.model.text_projection"] = torch.ones(4, 4)
         extra["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
     if family == "sdxl":
