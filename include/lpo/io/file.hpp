@@ -113,8 +113,8 @@ class MappedFile {
     if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
   }
 
-  /// Gives back the memory of pages that were read; they are fetched from the file again when touched. For programs that
-  /// walk through files larger than the memory they may take.
+  /// Gives back the memory of pages that were read; they are fetched from the file again when touched. For programs
+  /// that walk through files larger than the memory they may take.
   void release_pages() const {
     if (data_ != nullptr) ::madvise(const_cast<std::byte*>(data_), size_, MADV_DONTNEED);
   }
