@@ -3,7 +3,7 @@
 """Small pipelines through examples/convert and back, read by diffusers on both sides. Not part of the tests: it needs
 the packages of requirements.txt and the built program.
 
-    ~/lpo-reference/bin/python tests/reference/check_single_file.py build/examples/convert/convert
+    ~/lpo-reference/bin/python tests/reference/check_single_file.py build/examples/convert/convert [sd15 …]
 """
 
 import subprocess
@@ -15,6 +15,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.modeling_utils import load_state_dict
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -33,13 +34,13 @@ def save_pipeline(family, folder):
                 "pad_token_id": 689})
         for kind, config in single_file.SMALL[family]["text_encoders"]]
     parts = single_file.models_of(family, configs)
-    from transformers import CLIPTokenizer
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    # open_clip pads with id 0, which is "!".
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, **({"pad_token": "!"} if family == "sd21" else {}))
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
                               set_alpha_to_one=False, steps_offset=1)
     more = {"scheduler": scheduler, "tokenizer": tokenizer}
     if family == "sdxl":
-        more["tokenizer_2"] = tokenizer
+        more["tokenizer_2"] = CLIPTokenizer.from_pretrained(TOKENIZER, pad_token="!")
         pipeline = StableDiffusionXLPipeline(**{name: randomise(part, 10) for name, part in parts.items()}, **more,
                                              add_watermarker=False)
     else:
@@ -65,7 +66,7 @@ def main():
     def run(*arguments):
         subprocess.run([convert, *map(str, arguments)], check=True, capture_output=True)
 
-    for family in single_file.SMALL:
+    for family in sys.argv[2:] or single_file.SMALL:
         kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
