@@ -295,3 +295,43 @@ TEST_CASE("UNets that no lpo config describes are refused") {
   CHECK_THROWS_WITH_AS(file.unet_config(),
                        "[checkpoint] changed.safetensors: level 1 of the UNet has 1 layers, expected 2", FileError);
 }
+
+TEST_CASE("no shape makes a file do anything but load or be refused") {
+  /// Another reader than SafetensorsFile: one whose tensors lie about their shape.
+  struct Altered {
+    std::map<std::string, TensorInfo, std::less<>> tensors;
+    std::string path() const { return "altered"; }
+    std::vector<std::string> keys() const {
+      std::vector<std::string> names;
+      for (const auto& [key, info] : tensors) names.push_back(key);
+      return names;
+    }
+    const TensorInfo& info(const std::string& key) const { return tensors.at(key); }
+  };
+  const SafetensorsFile whole(golden_path("sdxl"));
+  const auto keys = whole.keys();
+  int refused = 0, loaded = 0;
+  for (std::size_t at = 0; at < keys.size(); at += 29) {
+    const TensorInfo& original = whole.info(keys[at]);
+    const std::vector<std::vector<index_t>> shapes = {
+        {}, {0}, {original.count()}, {original.count(), 1}, {1, 1, 1, original.count()}};
+    for (const auto& shape : shapes) {
+      auto altered = std::make_shared<Altered>();
+      for (const std::string& key : keys) altered->tensors[key] = whole.info(key);
+      TensorInfo& tensor = altered->tensors[keys[at]];
+      tensor.shape = shape;
+      tensor.bytes = dtype_size(tensor.dtype);
+      for (const index_t extent : shape) tensor.bytes *= static_cast<std::size_t>(extent);
+      CAPTURE(keys[at]);
+      try {
+        const SingleFile file(std::shared_ptr<const Altered>(std::move(altered)));
+        for (const auto& [component, weights] : golden::components_of(file))
+          for (const std::string& name : weights.keys()) loaded += weights.read_vector<float>(name).empty() ? 0 : 1;
+      } catch (const FileError&) {
+        ++refused;
+      }
+    }
+  }
+  CHECK(refused > 0);
+  CHECK(loaded > 0);
+}
