@@ -245,7 +245,7 @@ inline Plan plan_single_file(const Options& o) {
   struct Part {
     std::string name;
     lpo::JsonConfig json;
-    lpo::SafetensorsDirectory weights;
+    lpo::Checkpoint weights;
   };
   auto parts = std::make_shared<std::vector<Part>>();
   for (const std::string name : component_names) {
@@ -345,7 +345,7 @@ inline void execute(const Plan& plan, const lpo::ProgressCallback& progress = {}
   for (const auto& weights : plan.weights) {
     if (!reporter.report(reported)) throw lpo::CancelledError("[convert] stopped before " + weights.path);
     lpo::make_directories(lpo::detail::directory_of(weights.path));
-    weights.writer.write(weights.path, [&](std::size_t bytes) {
+    weights.writer.write(weights.path, [&](const std::string&, std::size_t bytes, std::size_t) {
       const std::size_t done = before + bytes;
       if (done - released >= release_every) {
         plan.release_pages();

@@ -59,9 +59,10 @@ class Meter {
 };
 
 /// The same for a writer's bytes, in MiB; none for small files.
-lpo::SafetensorsWriter::AfterTensor byte_meter(const std::string& stage) {
+lpo::WriteCallback byte_meter(const std::string& stage) {
   return [meter = Meter(stage)](const std::string&, std::size_t done, std::size_t total) mutable {
-    if (total >> 20 > 0) meter(done >> 20, total >> 20);
+    if (total >> 20 > 0) meter(done >> 20, total >> 20);  // throws when interrupted
+    return true;
   };
 }
 
@@ -101,7 +102,7 @@ int merge(const Options& o) {
     lora_tool::merge_folder(file, o.base, base, o.out, options,
                             [](const lpo::BaseComponent& part) { return byte_meter(part.name + " (MiB)"); });
   } else {
-    options.after_tensor = byte_meter(base.front().name + " (MiB)");
+    options.progress = byte_meter(base.front().name + " (MiB)");
     lpo::merge_lora_file(file, base, fit, base.front(), o.out, options);
   }
   warn_unmatched(fit.unmatched);

@@ -91,7 +91,7 @@ void merge_folder(const lpo::LoraFile& file, const std::string& from, const std:
   copy_other_files(from, folder.path(), rewritten);
   for (const auto* part : rewritten) {
     lpo::LoraMergeOptions one = options;
-    one.after_tensor = progress(*part);
+    one.progress = progress(*part);
     lpo::merge_lora_file(file, base, fit, *part, folder.path() + "/" + part->file_name, one);
   }
   folder.keep();

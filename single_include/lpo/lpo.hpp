@@ -8103,11 +8103,11 @@ struct ClipTextOutput {
 
 namespace detail {
 
-/// Causal multi-head self-attention with biases. Keys: q_proj, k_proj, v_proj, out_proj.
+/// Causal multi-head self-attention with biases. Keys: q_proj, k_proj, v_proj, out_proj. All four can carry a LoRA.
 template <int Width, int Heads, class T, class Device>
 struct ClipAttention {
   static_assert(Width % Heads == 0, "lpo CLIPTextModel: the width must be a multiple of the heads");
-  Linear<Width, Width, T, Device> q_proj, k_proj, v_proj, out_proj;
+  LoraLinear<Width, Width, T, Device, true> q_proj, k_proj, v_proj, out_proj;
 
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& x) {
     const Var<T, 3, Device> q = q_proj(x), k = k_proj(x), v = v_proj(x);

@@ -130,7 +130,7 @@ void convert(const std::string& folder) {
     convert_lora(lora, folder + "/to_" + lora_format_name(format) + ".safetensors", {.format = format, .dtype = {}});
   convert_lora(lora, folder + "/to_folded.safetensors", {.dtype = {}, .fold_alpha = true});
   lora_tool::merge_folder(lora, folder + "/base", base, folder + "/merged", {},
-                          [](const BaseComponent&) { return SafetensorsWriter::AfterTensor{}; });
+                          [](const BaseComponent&) { return WriteCallback{}; });
 }
 
 int failures = 0;

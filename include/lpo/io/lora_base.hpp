@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <lpo/io/lora_file.hpp>
-#include <lpo/io/safetensors_directory.hpp>
+#include <lpo/io/checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -18,7 +18,7 @@ namespace lpo::inline LPO_ABI {
 struct BaseComponent {
   std::string name;       ///< "unet", "text_encoder" or "text_encoder_2"
   std::string file_name;  ///< what a file with all of its weights is called: "unet/diffusion_pytorch_model.safetensors"
-  SafetensorsDirectory weights;
+  Checkpoint weights;
 };
 
 namespace detail {
@@ -33,7 +33,7 @@ inline BaseComponent open_component(const std::string& folder, const std::string
 }
 
 /// "unet" or "text_encoder", by the names of the weights.
-inline std::string component_of_keys(const SafetensorsDirectory& weights) {
+inline std::string component_of_keys(const Checkpoint& weights) {
   for (const std::string& key : weights.keys()) {
     if (key.starts_with("text_model.")) return "text_encoder";
     if (key.starts_with("model.diffusion_model.") || key.starts_with("first_stage_model."))
@@ -50,11 +50,11 @@ inline std::string component_of_keys(const SafetensorsDirectory& weights) {
 /// weights' names. FileError if there are no weights.
 inline std::vector<BaseComponent> open_base(const std::string& path, const std::string& component = "") {
   std::vector<BaseComponent> parts;
-  const auto named = [&](const SafetensorsDirectory& weights) {
+  const auto named = [&](const Checkpoint& weights) {
     return component.empty() ? detail::component_of_keys(weights) : component;
   };
   if (file_exists(path)) {
-    SafetensorsDirectory weights(path);
+    Checkpoint weights(path);
     const std::string name = named(weights);
     parts.push_back({name, path.substr(path.find_last_of('/') + 1), std::move(weights)});
     return parts;

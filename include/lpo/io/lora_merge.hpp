@@ -17,8 +17,7 @@ namespace lpo::inline LPO_ABI {
 struct LoraMergeOptions {
   double strength = 1.0;            ///< W += strength * alpha / rank * up * down
   std::optional<DType> dtype = {};  ///< of all weights; nothing keeps the type of each
-  /// After every tensor; throwing stops the work and leaves no file.
-  SafetensorsWriter::AfterTensor after_tensor = {};
+  WriteCallback progress = {};      ///< after every tensor; false stops the work and leaves no file
 };
 
 namespace detail {
@@ -89,7 +88,7 @@ inline void merge_lora_file(const LoraFile& file, const std::vector<BaseComponen
       return values;
     });
   }
-  writer.write(path, options.after_tensor);
+  writer.write(path, options.progress);
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -58,7 +58,7 @@ inline std::shared_ptr<const std::vector<std::byte>> transposed_bytes(const Tens
 /// into the file, which must live as long as this object; only transposed matrices are copied.
 class RenamedWeights {
  public:
-  /// `source`: a SafetensorsFile, a SafetensorsDirectory, a SingleFile. `weights` without `prefix`, which their stored
+  /// `source`: a SafetensorsFile, a Checkpoint, a SingleFile. `weights` without `prefix`, which their stored
   /// names have in the file. FileError lists the weights that are missing and the keys under the prefix that neither
   /// belong to a weight nor pass `ignored`.
   template <class Source>

@@ -3,6 +3,5 @@
 #pragma once
 
 #include <lpo/io/checkpoint.hpp>
-#include <lpo/io/safetensors_directory.hpp>
 #include <lpo/io/safetensors_file.hpp>
 #include <lpo/io/safetensors_writer.hpp>

@@ -17,7 +17,7 @@
 #include <lpo/io/ldm_config.hpp>
 #include <lpo/io/ldm_names.hpp>
 #include <lpo/io/renamed_weights.hpp>
-#include <lpo/io/safetensors_file.hpp>
+#include <lpo/io/checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -54,9 +54,10 @@ inline std::vector<StoredWeight> text_encoder_weights(const TextEncoderPlace& pl
 /// passed over. Nothing is copied; what the members return points into the file and must not outlive this object.
 class SingleFile {
  public:
-  /// FileError if the file has no component in this layout. Some released files have bytes at their end: accepted.
+  /// A safetensors file, or one of torch's (.ckpt). FileError if the file has no component in this layout. Some released
+  /// files have bytes at their end: accepted.
   explicit SingleFile(const std::string& path)
-      : SingleFile(std::make_shared<const SafetensorsFile>(path, SafetensorsOptions{.allow_trailing_bytes = true})) {}
+      : SingleFile(std::make_shared<const TensorTable>(open_tensor_file(path, {.allow_trailing_bytes = true}))) {}
 
   /// The same over any other reader with `path`, `keys` and `info`.
   template <class Source>
