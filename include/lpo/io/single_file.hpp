@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/io/checkpoint.hpp>
 #include <lpo/io/ldm_config.hpp>
 #include <lpo/io/ldm_names.hpp>
 #include <lpo/io/renamed_weights.hpp>
-#include <lpo/io/checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
 
