@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from goldens import clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, single_file, torch_files, torch_random, unets, vae
+from goldens import (clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
+                     torch_files, torch_random, unets, vae)
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -18,6 +19,7 @@ MAKERS = {
     "lora_kohya": lora.make_lora_kohya,
     "lora_kohya_sdxl": lora.make_lora_kohya_sdxl,
     "svd": lora.make_svd,
+    "sdxl_prompts": sdxl.make_sdxl_prompts,
     "vae": vae.make_vae,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,

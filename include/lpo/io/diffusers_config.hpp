@@ -158,20 +158,29 @@ inline CanonicalConfig canonical_clip_text(const JsonConfig& file) {
   return out;
 }
 
-/// FileError that lists every setting in which the file differs from `model`, which is what `model_name` says.
-inline void expect_same_config(const std::string& file, const CanonicalConfig& found, const CanonicalConfig& model,
-                               const char* model_name = "the compiled model") {
-  std::string differences;
+/// Every setting in which the file differs from the model, with both values.
+inline std::vector<std::string> differences(const CanonicalConfig& found, const CanonicalConfig& model) {
+  std::vector<std::string> list;
   for (const auto& [key, value] : model.items()) {
     const auto other = found.find(key);
     const OrderedJson absent(nullptr);
     const OrderedJson& in_file = other == found.end() ? absent : *other;
     if (in_file == value) continue;
-    differences += message(differences.empty() ? " " : "; ", key, " is ", json_preview(in_file), " in the file, ",
-                           json_preview(value), " in the model");
+    list.push_back(message(key, " is ", json_preview(in_file), " in the file, ", json_preview(value), " in the model"));
   }
-  if (!differences.empty())
-    throw FileError(message("[config] ", file, ": does not match ", model_name, ":", differences));
+  return list;
+}
+
+/// FileError that lists them, if there are any; `model_name` says what the file is compared with.
+inline void expect_no_differences(const std::string& file, const std::vector<std::string>& list,
+                                  const char* model_name = "the compiled model") {
+  std::string all;
+  for (const std::string& one : list) all += (all.empty() ? " " : "; ") + one;
+  if (!all.empty()) throw FileError(message("[config] ", file, ": does not match ", model_name, ":", all));
+}
+inline void expect_same_config(const std::string& file, const CanonicalConfig& found, const CanonicalConfig& model,
+                               const char* model_name = "the compiled model") {
+  expect_no_differences(file, differences(found, model), model_name);
 }
 
 /// `file`'s keys (those the model does not know about, sizes, notes) under the model's own.
@@ -284,17 +293,22 @@ inline JsonConfig clip_text_json(const ClipTextConfig& c, std::int32_t end_token
   return json;
 }
 
-/// FileError listing each setting in which `file` differs from the compiled config, with both values. Settings that the
-/// file leaves out mean diffusers' defaults. Afterwards `file.unread_keys()` are those that nobody knows.
-inline void check_config(const JsonConfig& file, const UNetConfig& compiled) {
-  detail::expect_same_config(file.name(), detail::canonical_unet(file), detail::canonical_unet(unet_json(compiled)));
+/// Each setting in which `file` differs from the compiled config, as "key is 4 in the file, 8 in the model". Settings that
+/// the file leaves out mean diffusers' defaults. Afterwards `file.unread_keys()` are those that nobody knows.
+inline std::vector<std::string> config_differences(const JsonConfig& file, const UNetConfig& compiled) {
+  return detail::differences(detail::canonical_unet(file), detail::canonical_unet(unet_json(compiled)));
 }
-inline void check_config(const JsonConfig& file, const VaeConfig& compiled) {
-  detail::expect_same_config(file.name(), detail::canonical_vae(file), detail::canonical_vae(vae_json(compiled, 1.0)));
+inline std::vector<std::string> config_differences(const JsonConfig& file, const VaeConfig& compiled) {
+  return detail::differences(detail::canonical_vae(file), detail::canonical_vae(vae_json(compiled, 1.0)));
 }
-inline void check_config(const JsonConfig& file, const ClipTextConfig& compiled) {
-  detail::expect_same_config(file.name(), detail::canonical_clip_text(file),
-                             detail::canonical_clip_text(clip_text_json(compiled)));
+inline std::vector<std::string> config_differences(const JsonConfig& file, const ClipTextConfig& compiled) {
+  return detail::differences(detail::canonical_clip_text(file), detail::canonical_clip_text(clip_text_json(compiled)));
+}
+
+/// FileError that lists them, if there are any.
+template <class Config>
+void check_config(const JsonConfig& file, const Config& compiled) {
+  detail::expect_no_differences(file.name(), config_differences(file, compiled));
 }
 
 namespace detail {

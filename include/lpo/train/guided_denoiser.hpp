@@ -17,28 +17,49 @@ template <class T, class Device>
 struct PromptBatch {
   Tensor<T, 3, Device> context;        ///< [n, tokens, width]
   Tensor<T, 3, Device> context_empty;  ///< of the empty prompt [1, tokens, width]
-  Tensor<T, 2, Device> pooled;         ///< [n, width]; for scoring
+  Tensor<T, 2, Device> pooled;         ///< [n, width]; for scoring, and what SDXL adds to the time embedding
+  Tensor<T, 2, Device> pooled_empty;   ///< [1, width]
+  std::vector<float> time_ids;         ///< SDXL: 6 numbers, the same for all rows; empty otherwise
 
   index_t size() const { return context.extent(0); }
 };
 
 namespace detail {
 
-/// Rows `rows` of a tensor [n, tokens, width], then `empty` as often: the conditional and the unconditional half of a batch,
-/// in the order that `unconditional_first` says. Dense, on the tape.
-template <class T, class Device>
-Var<T, 3, Device> paired_context(Tape<Device>& tape, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
-                                 bool unconditional_first) {
-  const index_t n = static_cast<index_t>(rows.size()), row = prompts.context.extent(1) * prompts.context.extent(2);
-  const auto out = make_output<T>(tape, Extents<3>{2 * n, prompts.context.extent(1), prompts.context.extent(2)}, false);
+/// Rows `rows` of `states` [n, ...], then the one row of `empty` as often: the conditional and the unconditional half of a
+/// batch, in the order that `unconditional_first` says. Dense, on the tape.
+template <class T, int Rank, class Device>
+Var<T, Rank, Device> paired_rows(Tape<Device>& tape, const Tensor<T, Rank, Device>& states, const Tensor<T, Rank, Device>& empty,
+                                 std::span<const index_t> rows, bool unconditional_first) {
+  const index_t n = static_cast<index_t>(rows.size()), row = empty.size();
+  auto extents = states.extents();
+  extents[0] = 2 * n;
+  const auto out = make_output<T>(tape, extents, false);
   T* conditional = out.data() + (unconditional_first ? n * row : 0);
-  T* empty = out.data() + (unconditional_first ? 0 : n * row);
+  T* unconditional = out.data() + (unconditional_first ? 0 : n * row);
   for (index_t i = 0; i < n; ++i) {
-    kernel::CopyRows<Device>::run(tape.context(), 1, row, prompts.context.data() + rows[static_cast<std::size_t>(i)] * row, row,
+    kernel::CopyRows<Device>::run(tape.context(), 1, row, states.data() + rows[static_cast<std::size_t>(i)] * row, row,
                                   conditional + i * row, row, false);
-    kernel::CopyRows<Device>::run(tape.context(), 1, row, prompts.context_empty.data(), row, empty + i * row, row, false);
+    kernel::CopyRows<Device>::run(tape.context(), 1, row, empty.data(), row, unconditional + i * row, row, false);
   }
   return out;
+}
+
+/// `time_ids` once per row.
+template <class T, class Device>
+std::vector<float> repeated_time_ids(const PromptBatch<T, Device>& prompts, index_t rows) {
+  std::vector<float> ids;
+  for (index_t i = 0; i < rows; ++i) ids.insert(ids.end(), prompts.time_ids.begin(), prompts.time_ids.end());
+  return ids;
+}
+
+/// ShapeError unless the prompts carry what a UNet with added conditioning needs.
+template <class UNet, class T, class Device>
+void expect_added_conditioning(const char* operation, const PromptBatch<T, Device>& prompts) {
+  if constexpr (UNet::config.addition_width > 0)
+    if (prompts.time_ids.size() != 6 || prompts.pooled.size() == 0 || prompts.pooled_empty.size() == 0)
+      throw ShapeError(message("[", operation, "] this UNet also needs pooled text and 6 time ids, the prompts have ",
+                               prompts.time_ids.size(), " ids; encode them with SdxlTextEncoder"));
 }
 
 }  // namespace detail
@@ -50,8 +71,16 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
                                     const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
   std::vector<float> twice(timesteps.begin(), timesteps.end());
   twice.insert(twice.end(), timesteps.begin(), timesteps.end());
-  const auto context = detail::paired_context(latents.tape(), prompts, rows, true);
-  return unet(concat_batch(latents, latents), UNetCondition<T, Device>{twice, context, {}, {}});
+  auto& tape = latents.tape();
+  UNetCondition<T, Device> condition{twice, detail::paired_rows(tape, prompts.context, prompts.context_empty, rows, true), {}, {}};
+  std::vector<float> time_ids;
+  if constexpr (UNet::config.addition_width > 0) {
+    detail::expect_added_conditioning<UNet>("paired_prediction", prompts);
+    condition.text_embedding = detail::paired_rows(tape, prompts.pooled, prompts.pooled_empty, rows, true);
+    time_ids = detail::repeated_time_ids(prompts, 2 * static_cast<index_t>(rows.size()));
+    condition.time_ids = time_ids;
+  }
+  return unet(concat_batch(latents, latents), condition);
 }
 
 /// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c].
@@ -64,7 +93,8 @@ Var<T, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& pr
   });
 }
 
-/// Satisfies NoisePredictor: predicts for row b of a batch under prompt b.
+/// Satisfies NoisePredictor: predicts for row b of a batch under prompt b. At scale 1 there is nothing to guide, and the
+/// unconditional half is not computed.
 template <class UNet>
 class GuidedDenoiser {
  public:
@@ -89,6 +119,11 @@ class GuidedDenoiser {
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
     const std::vector<float> timesteps(rows_.size(), static_cast<float>(timestep));
+    if (scale_ == 1) {
+      evaluate(&tape_.context(), prediction, 1.0 * conditional(constant(tape_, latents), timesteps));
+      tape_.rewind(start);
+      return;
+    }
     const auto both = paired_prediction(unet_, *prompts_, std::span<const index_t>(rows_), constant(tape_, latents),
                                         std::span<const float>(timesteps));  // [2n, h, w, c]
     const View<const T, 4, Device> rows = both.view();
@@ -99,6 +134,18 @@ class GuidedDenoiser {
   }
 
  private:
+  Var<T, 4, Device> conditional(const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
+    UNetCondition<T, Device> condition{timesteps, constant(tape_, prompts_->context), {}, {}};
+    std::vector<float> time_ids;
+    if constexpr (UNet::config.addition_width > 0) {
+      detail::expect_added_conditioning<UNet>("GuidedDenoiser", *prompts_);
+      condition.text_embedding = constant(tape_, prompts_->pooled);
+      time_ids = detail::repeated_time_ids(*prompts_, prompts_->size());
+      condition.time_ids = time_ids;
+    }
+    return unet_(latents, condition);
+  }
+
   Tape<Device>& tape_;
   UNet& unet_;
   double scale_, rescale_;

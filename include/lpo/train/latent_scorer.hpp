@@ -43,10 +43,20 @@ class LatentScorer {
     std::vector<index_t> rows;
     for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % b);
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
-    const auto both = detail::paired_context(tape_, *prompts_, std::span<const index_t>(rows), false);
+    const std::span<const index_t> of_rows(rows);
+    const auto both = detail::paired_rows(tape_, prompts_->context, prompts_->context_empty, of_rows, false);
     RewardPrompt<T, Device> prompt;
     prompt.context = both.slice(0, 0, n);
     prompt.context_empty = both.slice(0, n, 2 * n);
+    std::vector<float> time_ids;
+    if constexpr (Lrm::config.addition_width > 0) {
+      detail::expect_added_conditioning<Lrm>("LatentScorer", *prompts_);
+      const auto texts = detail::paired_rows(tape_, prompts_->pooled, prompts_->pooled_empty, of_rows, false);
+      prompt.text_embedding = texts.slice(0, 0, n);
+      prompt.text_embedding_empty = texts.slice(0, n, 2 * n);
+      time_ids = detail::repeated_time_ids(*prompts_, n);
+      prompt.time_ids = time_ids;
+    }
     const index_t width = prompts_->pooled.extent(1);
     const auto pooled = make_output<T>(tape_, Extents<2>{n, width}, false);
     for (index_t i = 0; i < n; ++i)
@@ -76,6 +86,8 @@ PromptBatch<T, Device> encode_prompts(Tape<Device>& tape, Encoder& encoder, std:
   prompts.context = Tensor<T, 3, Device>::copy_of(states.context.view());
   prompts.context_empty = Tensor<T, 3, Device>::copy_of(empty.context.view());
   prompts.pooled = Tensor<T, 2, Device>::copy_of(states.pooled.view());
+  prompts.pooled_empty = Tensor<T, 2, Device>::copy_of(empty.pooled.view());
+  prompts.time_ids = states.time_ids;
   tape.rewind(start);
   return prompts;
 }

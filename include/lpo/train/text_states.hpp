@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include <lpo/autograd/var.hpp>
 
@@ -13,7 +14,8 @@ namespace lpo::inline LPO_ABI {
 template <class T, class Device>
 struct TextStates {
   Var<T, 3, Device> context;  ///< [n, tokens, width], for cross-attention
-  Var<T, 2, Device> pooled;   ///< [n, width], for the score (SD1: final-norm state at the first EOS)
+  Var<T, 2, Device> pooled;   ///< [n, width]; SD1: final-norm state at the first EOS; SDXL: projected, of its second encoder
+  std::vector<float> time_ids = {};  ///< SDXL: original size, crop, target size, the same 6 numbers for all rows
 };
 
 /// `encode(tape, ids, n)` runs n prompts of equal token count; `encode_empty(tape)` the empty prompt, one row.
