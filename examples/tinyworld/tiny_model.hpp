@@ -12,25 +12,9 @@
 #include <lpo/train/clip_text_encoder.hpp>
 #include <lpo/train/latent_scorer.hpp>
 
+#include "tiny_config.hpp"
+
 namespace tinyworld {
-
-inline constexpr lpo::VaeConfig vae_config{.levels = 3,
-                                           .channels = {16, 32, 32, 0},
-                                           .layers_per_block = 1,
-                                           .groups = 8,
-                                           .mid_attention = false};  // 32x32x3 -> 8x8x4
-
-inline constexpr lpo::ClipTextConfig text_config{
-    .vocabulary = 690, .width = 64, .hidden = 256, .layers = 2, .heads = 4, .positions = 24};
-
-inline constexpr lpo::UNetConfig unet_config{.levels = 3,
-                                             .channels = {32, 64, 96, 0},
-                                             .layers_per_block = 1,
-                                             .transformer_depth = {1, 1, 1, 0},
-                                             .heads = {4, 4, 4, 0},
-                                             .mid_depth = 1,
-                                             .context_width = 64,
-                                             .groups = 16};
 
 using Device = lpo::Cpu;
 using Vae = lpo::AutoencoderKL<vae_config, float, Device>;

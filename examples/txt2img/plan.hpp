@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+// What a job will need: shown by --dry-run before anything is read.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "pipelines.hpp"
+
+namespace txt2img {
+
+/// Numbers of floats in memory at once, roughly: every skip connection of the UNet, and the widest layer's inputs and
+/// outputs (a transformer's feed-forward is 8 widths, its queries, keys, values, norms and sums 9; a resnet's concatenated
+/// input and the rest 8).
+inline double unet_activations(const lpo::UNetConfig& c, double rows, double height, double width) {
+  double skips = 0, widest = 0, area = height * width;
+  for (int level = 0; level < c.levels; ++level) {
+    const double channels = c.level_channels(level);
+    const bool attends = c.transformer_depth[static_cast<std::size_t>(level)] > 0;
+    skips += area * channels * (c.layers_per_block + 1);
+    widest = std::max(widest, area * channels * (attends ? 17 : 8));
+    area /= 4;
+  }
+  return rows * (skips + widest);
+}
+
+/// The same for decoding one picture: three maps of the wider and three of the narrower width at full size.
+inline double vae_activations(const lpo::VaeConfig& c, double height, double width) {
+  return 3 * height * width * (c.level_channels(0) + c.level_channels(c.levels > 1 ? 1 : 0));
+}
+
+inline std::string memory_text(double bytes) {
+  char text[32];
+  if (bytes >= 1e9)
+    std::snprintf(text, sizeof text, "%.2f GB", bytes / 1e9);
+  else
+    std::snprintf(text, sizeof text, "%.1f MB", bytes / 1e6);
+  return text;
+}
+
+inline void print_plan(const Job& job, const examples::ModelFamily& family, const std::string& output_dir) {
+  const int factor = family.vae.factor();
+  const std::size_t pictures = job.prompts.size() * static_cast<std::size_t>(job.images_per_prompt);
+  std::printf("model        %s (%s)\n", job.model.c_str(), family.name);
+  std::printf("prompts      %zu, %d pictures each: %zu pictures in %s\n", job.prompts.size(), job.images_per_prompt, pictures,
+              output_dir.c_str());
+  std::printf("size         %d x %d, latents %d x %d x %d\n", job.width, job.height, job.width / factor, job.height / factor,
+              family.unet.in_channels);
+  std::printf("sampler      %s, %d steps, %s prediction, %s spacing\n", display_name(job.schedule.sampler).c_str(), job.steps,
+              std::string(lpo::name_of(job.schedule.prediction_type)).c_str(),
+              std::string(lpo::name_of(job.schedule.timestep_spacing)).c_str());
+  std::printf("guidance     %s%s\n", short_text(job.guidance_scale).c_str(),
+              job.guidance_scale == 1 ? " (off: the prompt alone)" : "");
+  std::printf("noise        %s, seeds %llu to %llu\n", job.torch_noise ? "torch" : "philox",
+              static_cast<unsigned long long>(job.seed),
+              static_cast<unsigned long long>(job.seed + static_cast<std::uint64_t>(job.images_per_prompt) - 1));
+  for (const Lora& lora : job.loras) std::printf("lora         %s, strength %s\n", lora.path.c_str(), short_text(lora.scale).c_str());
+  std::printf("weights      parameters       on disk     in memory (float32)\n");
+  double total = 0;
+  const auto component = [&](const char* name, const char* basename) {
+    const auto size = examples::weight_size(job.model + "/" + name, basename, job.variant);
+    const double bytes = 4 * static_cast<double>(size.parameters);
+    total += bytes;
+    std::printf("  %-16s %11lld %12s %12s\n", name, static_cast<long long>(size.parameters),
+                memory_text(static_cast<double>(size.file_bytes)).c_str(), memory_text(bytes).c_str());
+  };
+  component("text_encoder", "model");
+  if (family.two_text_encoders) component("text_encoder_2", "model");
+  component("unet", "diffusion_pytorch_model");
+  component("vae", "diffusion_pytorch_model");
+  const double rows = static_cast<double>(std::min<std::size_t>(pictures, static_cast<std::size_t>(job.batch_size))) *
+                      (job.guidance_scale == 1 ? 1 : 2);
+  const double denoising = 4 * unet_activations(family.unet, rows, job.height / factor, job.width / factor);
+  const double decoding = 4 * vae_activations(family.vae, job.height, job.width);
+  std::printf("activations  about %s while denoising (%d rows), %s while decoding\n", memory_text(denoising).c_str(),
+              static_cast<int>(rows), memory_text(decoding).c_str());
+  std::printf("memory       about %s\n", memory_text(total + std::max(denoising, decoding)).c_str());
+}
+
+}  // namespace txt2img
