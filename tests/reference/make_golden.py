@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from goldens import (clip_text, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
+from goldens import (clip_text, images, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
                      torch_files, torch_random, unets, vae)
 
 MAKERS = {
     "layers": layers.make_layers,
+    "images": images.make_images,
     "clip_text": clip_text.make_clip_text,
     "unet_sd15": lambda directory: unets.make_unet(directory, "sd15"),
     "unet_sd21": lambda directory: unets.make_unet(directory, "sd21"),
