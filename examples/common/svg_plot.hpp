@@ -329,4 +329,19 @@ inline std::string bar_plot(const std::vector<std::string>& categories, const Pl
   return canvas.finish();
 }
 
+/// A plot as a file of its own, light, with colours for the kinds a to f.
+inline std::string standalone_svg(std::string plot) {
+  static constexpr std::string_view style = "<style>.plot{background:#fff;font-family:sans-serif}.plot text{font-size:11px;fill:#777}"
+      ".plot .label,.plot .note{fill:#444}.plot .mid{text-anchor:middle}.plot .end{text-anchor:end}.plot path{fill:none}"
+      ".plot .halo{paint-order:stroke;stroke:#fff;stroke-width:4px}.plot .grid{stroke:#e4e4e4}.plot .axis{stroke:#777}"
+      ".plot .guide{stroke:#444;stroke-dasharray:3 4}.plot .line{stroke-width:2;stroke-linejoin:round}"
+      ".plot .raw{stroke-opacity:.28}.plot .dot{stroke:#fff;stroke-width:1.5}"
+      ".s-a{stroke:#2a78d6}.s-b{stroke:#d1495b}.s-c{stroke:#2f9e64}.s-d{stroke:#8a5cc2}.s-e{stroke:#d08a1d}.s-f{stroke:#4a5568}"
+      ".plot .f-a{fill:#2a78d6}.plot .f-b{fill:#d1495b}.plot .f-c{fill:#2f9e64}.plot .f-d{fill:#8a5cc2}.plot .f-e{fill:#d08a1d}"
+      ".plot .f-f{fill:#4a5568}</style>";
+  plot.insert(plot.find('>') + 1, style);
+  plot.insert(4, " xmlns=\"http://www.w3.org/2000/svg\"");
+  return plot + "\n";
+}
+
 }  // namespace examples

@@ -111,7 +111,7 @@ int main(int argc, char** argv) {
   add("seed", o.seed, "seed of the first picture of each prompt");
   add("scheduler", o.scheduler, "ddim, ddpm, euler, euler_a, dpm++_2m, dpm++_2m_karras or pndm [the model's]");
   add("eta", o.eta, "DDIM: 0 is deterministic, 1 is DDPM")->check(CLI::Range(0.0, 1.0));
-  add("lora", o.loras, "LoRA FILE or FILE:STRENGTH; may be repeated");
+  add("lora", o.loras, "LoRA FILE or FILE:STRENGTH; may be repeated")->allow_extra_args(false);
   add("rng", o.rng, "noise: torch (diffusers' picture for a seed) or philox")->check(CLI::IsMember({"torch", "philox"}));
   add("dtype", o.dtype, "how weights are kept in memory; only float32 is compiled in, 16-bit files are widened")
       ->check(CLI::IsMember({"float32"}));

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+// score with a reward model of the tiny world: pictures and latents, formats, the plot, and what is refused.
+#ifdef LPO_PROGRAM_SCORE
+#include <doctest/doctest.h>
+
+#include <memory>
+#include <tuple>
+
+#include <lpo/io/latent_reward_folder.hpp>
+#include <lpo/io/npy.hpp>
+#include <lpo/io/png.hpp>
+#include <tinyworld/tiny_config.hpp>
+
+#include "../io/temporary_directory.hpp"
+#include "program.hpp"
+
+namespace {
+
+const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
+
+/// A reward model of the tiny world's architecture with random weights.
+void write_reward_model(const std::string& folder) {
+  using Lrm = lpo::LatentRewardModel<tinyworld::unet_config, tinyworld::text_config.width, 128, true, float, lpo::Cpu>;
+  const auto lrm = std::make_unique<Lrm>();
+  const auto text = std::make_unique<lpo::CLIPTextModel<tinyworld::text_config, float, lpo::Cpu>>();
+  lpo::ParameterStore<float, lpo::Cpu> store;
+  store.add("", *lrm);
+  store.add("text_encoder", *text);
+  store.allocate_frozen();
+  store.initialize(4);
+  lpo::save_latent_reward_model(folder, *lrm, store, std::tie(*text));
+}
+
+/// A picture of stripes, and a latent twice.
+struct Inputs {
+  TemporaryDirectory directory;
+  std::string lrm = directory.file("lrm"), picture = directory.file("stripes.png"), latents = directory.file("latents.npy");
+
+  Inputs() {
+    write_reward_model(lrm);
+    lpo::RgbImage image(40, 24);
+    for (int y = 0; y < image.height; ++y)
+      for (int x = 0; x < image.width; ++x) image.at(x, y)[x / 8 % 3] = 255;
+    lpo::write_png(picture, image);
+    std::vector<float> values;
+    for (int i = 0; i < 2 * 4 * 8 * 8; ++i) values.push_back(0.1f * static_cast<float>(i % 256 % 17 - 8));
+    lpo::write_npy(latents, values.data(), {2, 4, 8, 8});
+  }
+
+  ProgramResult score(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), {"--lrm", lrm, "--pretrained_model_name_or_path", model, "--threads", "1"});
+    return run_program(LPO_PROGRAM_SCORE, arguments);
+  }
+};
+
+/// The part of what was printed that is not progress.
+std::string from(const std::string& printed, const std::string& begin) {
+  const std::size_t at = printed.find(begin);
+  return at == std::string::npos ? "" : printed.substr(at);
+}
+
+}  // namespace
+
+TEST_CASE("score prints the same numbers as table, CSV and JSON, and draws them") {
+  const Inputs inputs;
+  const std::string plot = inputs.directory.file("plot.svg");
+  const std::vector<std::string> what = {inputs.picture, inputs.latents, "--timesteps", "201,1", "--prompt", "a red circle",
+                                         "--prompt", "a \"blue\" square, small", "--seed", "3", "--plot", plot};
+  const auto with = [&](const std::string& format) {
+    auto arguments = what;
+    arguments.insert(arguments.end(), {"--format", format});
+    return inputs.score(arguments);
+  };
+  const auto table = with("table");
+  CAPTURE(table.printed);
+  REQUIRE(table.status == 0);
+  const std::string csv = from(with("csv").printed, "input,prompt,timestep,score\n");
+  CHECK(csv == from(with("csv").printed, "input,"));  // the same every time
+  const auto json = lpo::parse_json<lpo::SortedJson>(from(with("json").printed, "[\n"), "test", "printed");
+  REQUIRE(json.size() == 6);  // three inputs, two prompts
+  CHECK(json[0]["input"] == inputs.picture);
+  CHECK(json[2]["input"] == inputs.latents + "[0]");
+  CHECK(json[0]["timesteps"] == std::vector<int>{201, 1});
+  for (const auto& entry : json) {
+    REQUIRE(entry["scores"].size() == 2);
+    for (const auto& value : entry["scores"]) {
+      char text[32];
+      std::snprintf(text, sizeof text, "%.4f", value.get<double>());
+      CHECK(has_part(csv, std::string(text) + "\n"));
+      CHECK(has_part(table.printed, text));
+    }
+  }
+  CHECK(json[2]["scores"] == json[4]["scores"]);  // two equal latents see equal noise
+  CHECK(json[0]["scores"] != json[1]["scores"]);
+  CHECK(has_part(csv, inputs.picture + ",\"a \"\"blue\"\" square, small\",201,"));
+  const std::string svg = inputs.directory.read("plot.svg");
+  CHECK(svg.starts_with("<svg xmlns="));
+  CHECK(has_part(svg, "stripes.png: a red circle"));
+}
+
+TEST_CASE("score takes latents as they are where they are noisy already") {
+  const Inputs inputs;
+  const auto run = [&](const std::string& seed, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {inputs.latents, "--prompt", "x", "--format", "csv", "--timesteps", "501", "--seed", seed};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return from(inputs.score(arguments).printed, "input,");
+  };
+  CHECK(run("1", {"--noisy_latents"}) == run("2", {"--noisy-latents"}));
+  CHECK_FALSE(run("1", {}) == run("2", {}));
+  CHECK_FALSE(run("1", {"--noises", "2"}) == run("1", {}));
+  CHECK_FALSE(run("1", {}).empty());
+}
+
+TEST_CASE("score says what is wrong") {
+  const Inputs inputs;
+  CHECK(has_part(inputs.score({inputs.picture}).printed, "[score] there is no prompt; give --prompt or --prompt_file"));
+  CHECK(has_part(inputs.score({inputs.directory.write("x.txt", "hello"), "--prompt", "x"}).printed,
+                 "x.txt: is no PNG, JPEG, .npy or .safetensors file"));
+  CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--timesteps", "1000"}).printed, "timestep 1000 is outside 0..999"));
+  CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--plot", "a.pdf"}).printed, "plots are SVG files"));
+  const float few[] = {1, 2, 3, 4};
+  lpo::write_npy(inputs.latents, few, {4});
+  CHECK(has_part(inputs.score({inputs.latents, "--prompt", "x"}).printed,
+                 "has shape [4], expected latents [channels, h, w] or [n, channels, h, w]"));
+  lpo::write_npy(inputs.latents, few, {1, 2, 2});
+  CHECK(has_part(inputs.score({inputs.latents, "--prompt", "x"}).printed, "expected 4 channels of 2 x 2"));
+  CHECK(inputs.score({"--wrong"}).status != 0);
+}
+#endif
