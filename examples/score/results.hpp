@@ -28,14 +28,21 @@ inline std::string csv_text(const std::string& text) {
   return quoted + "\"";
 }
 
+/// At most `limit` bytes, not cut inside a character.
+inline std::string shortened(const std::string& text, std::size_t limit) {
+  if (text.size() <= limit) return text;
+  std::size_t end = limit - 3;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "...";
+}
+
 /// A line per input and prompt, a column per timestep. The best input of each prompt and timestep has a star.
 inline std::string table_text(const Job& job, const Scores& scores) {
   std::vector<std::vector<std::string>> lines = {{"input", "prompt"}};
   for (const int t : job.timesteps) lines[0].push_back("t = " + std::to_string(t));
   for (std::size_t i = 0; i < job.inputs.size(); ++i)
     for (std::size_t p = 0; p < job.prompts.size(); ++p) {
-      const std::string& prompt = job.prompts[p];
-      lines.push_back({job.inputs[i].name, prompt.size() > 40 ? prompt.substr(0, 37) + "..." : prompt});
+      lines.push_back({job.inputs[i].name, shortened(job.prompts[p], 40)});
       for (std::size_t t = 0; t < job.timesteps.size(); ++t) {
         bool best = job.inputs.size() > 1;
         for (std::size_t other = 0; other < job.inputs.size(); ++other)
@@ -91,7 +98,7 @@ inline std::string plot_svg(const Job& job, const Scores& scores) {
     for (std::size_t p = 0; p < job.prompts.size(); ++p) {
       examples::PlotSeries one;
       one.name = job.inputs[i].name.substr(job.inputs[i].name.find_last_of('/') + 1);
-      if (job.prompts.size() > 1) one.name += ": " + job.prompts[p].substr(0, 24);
+      if (job.prompts.size() > 1) one.name += ": " + shortened(job.prompts[p], 24);
       one.kind = kinds[series.size() % 6];
       one.markers = true;
       std::vector<std::pair<int, float>> points;
