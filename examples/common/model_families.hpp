@@ -19,20 +19,15 @@ struct ModelFamily {
   lpo::UNetConfig unet;
   lpo::VaeConfig vae;
   lpo::ClipTextConfig text;
-  lpo::ClipTextConfig text_2{};      ///< of SDXL
-  bool two_text_encoders = false;    ///< SDXL
-  double default_guidance = 7.5;     ///< as diffusers' pipelines
+  lpo::ClipTextConfig text_2{};    ///< of SDXL
+  bool two_text_encoders = false;  ///< SDXL
+  double default_guidance = 7.5;   ///< as diffusers' pipelines
 };
 
 inline constexpr ModelFamily sd15_family{"sd15", lpo::presets::sd15, lpo::presets::sd_vae, lpo::presets::clip_l};
 inline constexpr ModelFamily sd21_family{"sd21", lpo::presets::sd21, lpo::presets::sd_vae, lpo::presets::clip_h};
-inline constexpr ModelFamily sdxl_family{"sdxl",
-                                         lpo::presets::sdxl,
-                                         lpo::presets::sd_vae,
-                                         lpo::presets::clip_l,
-                                         lpo::presets::clip_bigg,
-                                         true,
-                                         5.0};
+inline constexpr ModelFamily sdxl_family{
+    "sdxl", lpo::presets::sdxl, lpo::presets::sd_vae, lpo::presets::clip_l, lpo::presets::clip_bigg, true, 5.0};
 inline constexpr ModelFamily tiny_family{"tiny world", tinyworld::unet_config, tinyworld::vae_config,
                                          tinyworld::text_config};
 
@@ -59,7 +54,8 @@ inline std::vector<std::string> pipeline_differences(const std::string& folder, 
   return list;
 }
 
-/// The entry of `table` (each with a `family`) whose family the folder holds. FileError says in what the nearest differs.
+/// The entry of `table` (each with a `family`) whose family the folder holds. FileError says in what the nearest
+/// differs.
 template <class Table, class Differences>
 const auto& match_family(const std::string& folder, const Table& table, const Differences& differences) {
   const char* nearest = "";
@@ -73,8 +69,8 @@ const auto& match_family(const std::string& folder, const Table& table, const Di
   }
   std::string text;
   for (const std::string& one : fewest) text += (text.empty() ? "" : "; ") + one;
-  throw lpo::FileError(lpo::message("[model] ", folder, ": is none of the models that this program is compiled for (", names,
-                                    "); nearest is ", nearest, ", from which it differs in: ", text));
+  throw lpo::FileError(lpo::message("[model] ", folder, ": is none of the models that this program is compiled for (",
+                                    names, "); nearest is ", nearest, ", from which it differs in: ", text));
 }
 
 /// Parameters and bytes of a component's weights, from the headers of its files.

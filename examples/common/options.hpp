@@ -26,7 +26,9 @@ inline std::vector<std::string> read_captions(const std::string& path) {
   std::vector<std::string> captions;
   for (const auto& entry : list) {
     const auto found = entry.is_object() ? entry.find("caption") : entry.end();
-    const lpo::SortedJson* const text = entry.is_string() ? &entry : entry.is_object() && found != entry.end() ? &*found : nullptr;
+    const lpo::SortedJson* const text = entry.is_string()                           ? &entry
+                                        : entry.is_object() && found != entry.end() ? &*found
+                                                                                    : nullptr;
     if (text == nullptr || !text->is_string())
       fail("entry " + std::to_string(captions.size()) + " is " + lpo::json_preview(entry) +
            ", expected a text or an object with a \"caption\"");

@@ -70,8 +70,8 @@ inline std::string csv_lines(const Job& job, const Scores& scores) {
   for (std::size_t i = 0; i < job.inputs.size(); ++i)
     for (std::size_t p = 0; p < job.prompts.size(); ++p)
       for (std::size_t t = 0; t < job.timesteps.size(); ++t)
-        text += csv_text(job.inputs[i].name) + "," + csv_text(job.prompts[p]) + "," + std::to_string(job.timesteps[t]) + "," +
-                number_text(static_cast<double>(scores.at(i, p, t))) + "\n";
+        text += csv_text(job.inputs[i].name) + "," + csv_text(job.prompts[p]) + "," + std::to_string(job.timesteps[t]) +
+                "," + number_text(static_cast<double>(scores.at(i, p, t))) + "\n";
   return text;
 }
 

@@ -87,18 +87,24 @@ int main(int argc, char** argv) {
   };
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  app.add_option("inputs", files, "PNG and JPEG pictures; latents [n, channels, h, w] in .npy and .safetensors files")->required();
-  add("lrm", job.reward_model, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")->required();
-  add("pretrained_model_name_or_path", job.base_model, "base model folder: its vae, tokenizers and scheduler are used")->required();
+  app.add_option("inputs", files, "PNG and JPEG pictures; latents [n, channels, h, w] in .npy and .safetensors files")
+      ->required();
+  add("lrm", job.reward_model, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")
+      ->required();
+  add("pretrained_model_name_or_path", job.base_model, "base model folder: its vae, tokenizers and scheduler are used")
+      ->required();
   add("prompt", job.prompts, "what the pictures should show; may be repeated")->allow_extra_args(false);
   add("prompt_file", prompt_file, "JSON list of prompts, or of objects with a \"caption\"");
   add("timesteps", timesteps, "noise levels, for example 1,201,401")->allow_extra_args(false)->delimiter(',');
   add("seed", job.seed, "seed of the noise, which is the same for every input and timestep");
-  add("noises", job.noises, "scores are means over so many noises, of seeds seed, seed + 1, ...")->check(CLI::PositiveNumber);
+  add("noises", job.noises, "scores are means over so many noises, of seeds seed, seed + 1, ...")
+      ->check(CLI::PositiveNumber);
   add("rng", rng, "noise: torch or philox")->check(CLI::IsMember({"torch", "philox"}));
-  app.add_flag(examples::both_spellings("noisy_latents"), job.noisy_latents, "latents are noisy already: nothing is added");
+  app.add_flag(examples::both_spellings("noisy_latents"), job.noisy_latents,
+               "latents are noisy already: nothing is added");
   add("lrm_guidance", job.guidance, "visual feature enhancement; 1 is none");
-  add("resolution", resolution, "pictures are resized to this square; 0 takes the base model's")->check(CLI::NonNegativeNumber);
+  add("resolution", resolution, "pictures are resized to this square; 0 takes the base model's")
+      ->check(CLI::NonNegativeNumber);
   add("batch_size", job.batch_size, "latents at once")->check(CLI::PositiveNumber);
   add("threads", job.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   add("format", format, "what is printed")->check(CLI::IsMember({"table", "csv", "json"}));

@@ -37,17 +37,20 @@ lpo::Tensor<float, 4> clean_latents(lpo::Tape<Cpu>& tape, const Job& job) {
     const Input& input = job.inputs[i];
     float* out = latents.data() + static_cast<index_t>(i) * height * width * channels;
     if (!input.latent.empty()) {
-      if (input.height != height || input.width != width || static_cast<index_t>(input.latent.size()) != height * width * channels)
-        throw lpo::ShapeError(lpo::message("[score] ", input.name, ": a latent of ", input.latent.size(), " numbers, ", input.height,
-                                           " x ", input.width, "; expected ", channels, " channels of ", height, " x ", width));
+      if (input.height != height || input.width != width ||
+          static_cast<index_t>(input.latent.size()) != height * width * channels)
+        throw lpo::ShapeError(lpo::message("[score] ", input.name, ": a latent of ", input.latent.size(), " numbers, ",
+                                           input.height, " x ", input.width, "; expected ", channels, " channels of ",
+                                           height, " x ", width));
       for (index_t at = 0; at < height * width; ++at)
         for (index_t c = 0; c < channels; ++c)
           out[at * channels + c] = input.latent[static_cast<std::size_t>(c * height * width + at)];
       continue;
     }
     if (height != side || width != side)
-      throw lpo::ShapeError(lpo::message("[score] ", input.name, ": pictures of ", job.resolution, " pixels have latents of ", side,
-                                         " x ", side, ", the latents are ", height, " x ", width, "; score them apart"));
+      throw lpo::ShapeError(lpo::message("[score] ", input.name, ": pictures of ", job.resolution,
+                                         " pixels have latents of ", side, " x ", side, ", the latents are ", height,
+                                         " x ", width, "; score them apart"));
     if (!vae) {
       vae = std::make_unique<Vae>();
       store.add("vae", *vae);
@@ -102,7 +105,8 @@ Scores score_inputs(const Job& job) {
   std::vector<float> row(job.inputs.size());
   examples::ProgressBar bar;
   const int draws = job.noisy_latents ? 1 : job.noises;
-  lpo::ProgressReporter reporter("score", 0, static_cast<index_t>(scores.prompts * scores.timesteps) * draws, std::ref(bar));
+  lpo::ProgressReporter reporter("score", 0, static_cast<index_t>(scores.prompts * scores.timesteps) * draws,
+                                 std::ref(bar));
   index_t done = 0;
   for (int draw = 0; draw < draws; ++draw) {
     const std::uint64_t seed = job.seed + static_cast<std::uint64_t>(draw);
@@ -114,7 +118,8 @@ Scores score_inputs(const Job& job) {
     for (index_t i = 0; i < noises.extent(0); ++i)
       std::copy(noise.data(), noise.data() + noise.size(), noises.data() + i * noise.size());
     for (std::size_t p = 0; p < scores.prompts; ++p) {
-      const auto prompts = text.encode(tape, {job.prompts[p]}, "", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
+      const auto prompts =
+          text.encode(tape, {job.prompts[p]}, "", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
       scorer.set_prompts(prompts);
       for (std::size_t t = 0; t < scores.timesteps; ++t) {
         const std::vector<int> timesteps(job.inputs.size(), job.timesteps[t]);

@@ -51,7 +51,8 @@ struct Model {
     for (const std::string& part : parts) {
       const bool known = part == "unet" || part == "text_encoder" || (part == "text_encoder_2" && text.second);
       if (!known)
-        throw lpo::FileError(lpo::message("[txt2img] ", lora.path, ": adapts \"", part, "\", which this model does not have"));
+        throw lpo::FileError(
+            lpo::message("[txt2img] ", lora.path, ": adapts \"", part, "\", which this model does not have"));
       lpo::merge_lora(file, store, part, lora.scale, part, F.unet.layers_per_block);
     }
   }
@@ -76,7 +77,8 @@ class PictureNoise {
   }
 
  private:
-  void fill(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, std::uint32_t operation, std::uint32_t step) {
+  void fill(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, std::uint32_t operation,
+            std::uint32_t step) {
     if (torch_)
       lpo::fill_torch_normal(context, row, generator_);
     else
@@ -96,9 +98,11 @@ std::vector<lpo::RgbImage> decode(lpo::Tape<Cpu>& tape, Model<F>& model, const l
   for (index_t i = 0; i < latents.extent(0); ++i) {
     const auto start = tape.snapshot();
     const lpo::View<const float, 4, Cpu> row = latents.slice(0, i, i + 1);
-    const lpo::Var<float, 4, Cpu> unscaled = lpo::constant(tape, row) * (1.0 / static_cast<double>(model.vae.scaling_factor));
+    const lpo::Var<float, 4, Cpu> unscaled =
+        lpo::constant(tape, row) * (1.0 / static_cast<double>(model.vae.scaling_factor));
     const lpo::Var<float, 4, Cpu> pixels = model.vae.decode(unscaled);
-    images.push_back(lpo::image_of_values(pixels.data(), static_cast<int>(pixels.extent(2)), static_cast<int>(pixels.extent(1))));
+    images.push_back(
+        lpo::image_of_values(pixels.data(), static_cast<int>(pixels.extent(2)), static_cast<int>(pixels.extent(1))));
     tape.rewind(start);
   }
   return images;
@@ -115,7 +119,8 @@ void generate(const Job& job, PictureWriter& writer) {
 
   std::vector<Request> requests;
   for (const std::string& prompt : job.prompts)
-    for (int i = 0; i < job.images_per_prompt; ++i) requests.push_back({prompt, job.seed + static_cast<std::uint64_t>(i)});
+    for (int i = 0; i < job.images_per_prompt; ++i)
+      requests.push_back({prompt, job.seed + static_cast<std::uint64_t>(i)});
   const std::size_t batch = static_cast<std::size_t>(job.batch_size), batches = (requests.size() + batch - 1) / batch;
   const auto steps = static_cast<index_t>(sampler.steps().size());
   examples::ProgressBar bar;

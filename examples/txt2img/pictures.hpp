@@ -50,8 +50,8 @@ inline std::string parameters_text(const Job& job, const std::string& prompt, st
   std::string text = prompt + "\n";
   if (!job.negative_prompt.empty()) text += "Negative prompt: " + job.negative_prompt + "\n";
   text += lpo::message("Steps: ", job.steps, ", Sampler: ", display_name(job.schedule.sampler),
-                       ", CFG scale: ", short_text(job.guidance_scale), ", Seed: ", seed, ", Size: ", job.width, "x", job.height,
-                       ", Model: ", job.model_name);
+                       ", CFG scale: ", short_text(job.guidance_scale), ", Seed: ", seed, ", Size: ", job.width, "x",
+                       job.height, ", Model: ", job.model_name);
   if (job.guidance_rescale != 0) text += ", CFG rescale: " + short_text(job.guidance_rescale);
   if (job.eta != 0) text += ", Eta: " + short_text(job.eta);
   for (const Lora& lora : job.loras) text += lpo::message(", Lora: ", lora.path, ":", short_text(lora.scale));
@@ -99,7 +99,8 @@ class PictureWriter {
     const int square = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(images_.size()))));
     const int columns = job_.prompts.size() > 1 && job_.images_per_prompt > 1 ? job_.images_per_prompt : square;
     const std::string path = folder_ + "/grid.png";
-    lpo::write_png(path, lpo::tile_images(images_, columns), {{"parameters", parameters_text(job_, job_.prompts[0], job_.seed)}});
+    lpo::write_png(path, lpo::tile_images(images_, columns),
+                   {{"parameters", parameters_text(job_, job_.prompts[0], job_.seed)}});
     return path;
   }
 

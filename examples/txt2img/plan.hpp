@@ -11,8 +11,8 @@
 namespace txt2img {
 
 /// Numbers of floats in memory at once, roughly: every skip connection of the UNet, and the widest layer's inputs and
-/// outputs (a transformer's feed-forward is 8 widths, its queries, keys, values, norms and sums 9; a resnet's concatenated
-/// input and the rest 8).
+/// outputs (a transformer's feed-forward is 8 widths, its queries, keys, values, norms and sums 9; a resnet's
+/// concatenated input and the rest 8).
 inline double unet_activations(const lpo::UNetConfig& c, double rows, double height, double width) {
   double skips = 0, widest = 0, area = height * width;
   for (int level = 0; level < c.levels; ++level) {
@@ -43,19 +43,20 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, cons
   const int factor = family.vae.factor();
   const std::size_t pictures = job.prompts.size() * static_cast<std::size_t>(job.images_per_prompt);
   std::printf("model        %s (%s)\n", job.model.c_str(), family.name);
-  std::printf("prompts      %zu, %d pictures each: %zu pictures in %s\n", job.prompts.size(), job.images_per_prompt, pictures,
-              output_dir.c_str());
-  std::printf("size         %d x %d, latents %d x %d x %d\n", job.width, job.height, job.width / factor, job.height / factor,
-              family.unet.in_channels);
-  std::printf("sampler      %s, %d steps, %s prediction, %s spacing\n", display_name(job.schedule.sampler).c_str(), job.steps,
-              std::string(lpo::name_of(job.schedule.prediction_type)).c_str(),
+  std::printf("prompts      %zu, %d pictures each: %zu pictures in %s\n", job.prompts.size(), job.images_per_prompt,
+              pictures, output_dir.c_str());
+  std::printf("size         %d x %d, latents %d x %d x %d\n", job.width, job.height, job.width / factor,
+              job.height / factor, family.unet.in_channels);
+  std::printf("sampler      %s, %d steps, %s prediction, %s spacing\n", display_name(job.schedule.sampler).c_str(),
+              job.steps, std::string(lpo::name_of(job.schedule.prediction_type)).c_str(),
               std::string(lpo::name_of(job.schedule.timestep_spacing)).c_str());
   std::printf("guidance     %s%s\n", short_text(job.guidance_scale).c_str(),
               job.guidance_scale == 1 ? " (off: the prompt alone)" : "");
   std::printf("noise        %s, seeds %llu to %llu\n", job.torch_noise ? "torch" : "philox",
               static_cast<unsigned long long>(job.seed),
               static_cast<unsigned long long>(job.seed + static_cast<std::uint64_t>(job.images_per_prompt) - 1));
-  for (const Lora& lora : job.loras) std::printf("lora         %s, strength %s\n", lora.path.c_str(), short_text(lora.scale).c_str());
+  for (const Lora& lora : job.loras)
+    std::printf("lora         %s, strength %s\n", lora.path.c_str(), short_text(lora.scale).c_str());
   std::printf("weights      parameters       on disk     in memory (float32)\n");
   double total = 0;
   const auto component = [&](const char* name, const char* basename) {

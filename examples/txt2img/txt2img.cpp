@@ -77,7 +77,8 @@ Job make_job(const Options& o, const examples::ModelFamily& family) {
 void program(const Options& o) {
   const auto& pipeline = examples::match_family(o.model, txt2img::pipelines, examples::pipeline_differences);
   const Job job = make_job(o, *pipeline.family);
-  lpo::Sampler(lpo::NoiseSchedule(job.schedule), job.schedule.sampler, job.steps, job.eta);  // refuses what it cannot do
+  lpo::Sampler(lpo::NoiseSchedule(job.schedule), job.schedule.sampler, job.steps,
+               job.eta);  // refuses what it cannot do
   if (o.dry_run) return txt2img::print_plan(job, *pipeline.family, o.output_dir);
   txt2img::PictureWriter writer(job, o.output_dir);
   pipeline.generate(job, writer);
@@ -106,13 +107,16 @@ int main(int argc, char** argv) {
   add("guidance_rescale", o.guidance_rescale, "for v-prediction with zero terminal SNR")->check(CLI::Range(0.0, 1.0));
   add("height", o.height, "pixels; 0 takes the model's")->check(CLI::NonNegativeNumber);
   add("width", o.width, "pixels; 0 takes the model's")->check(CLI::NonNegativeNumber);
-  add("num_images_per_prompt", o.images_per_prompt, "pictures of each prompt, from seed, seed + 1, ...")->check(CLI::PositiveNumber);
-  add("batch_size", o.batch_size, "pictures at once; changes memory and speed, not pictures")->check(CLI::PositiveNumber);
+  add("num_images_per_prompt", o.images_per_prompt, "pictures of each prompt, from seed, seed + 1, ...")
+      ->check(CLI::PositiveNumber);
+  add("batch_size", o.batch_size, "pictures at once; changes memory and speed, not pictures")
+      ->check(CLI::PositiveNumber);
   add("seed", o.seed, "seed of the first picture of each prompt");
   add("scheduler", o.scheduler, "ddim, ddpm, euler, euler_a, dpm++_2m, dpm++_2m_karras or pndm [the model's]");
   add("eta", o.eta, "DDIM: 0 is deterministic, 1 is DDPM")->check(CLI::Range(0.0, 1.0));
   add("lora", o.loras, "LoRA FILE or FILE:STRENGTH; may be repeated")->allow_extra_args(false);
-  add("rng", o.rng, "noise: torch (diffusers' picture for a seed) or philox")->check(CLI::IsMember({"torch", "philox"}));
+  add("rng", o.rng, "noise: torch (diffusers' picture for a seed) or philox")
+      ->check(CLI::IsMember({"torch", "philox"}));
   add("dtype", o.dtype, "how weights are kept in memory; only float32 is compiled in, 16-bit files are widened")
       ->check(CLI::IsMember({"float32"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);

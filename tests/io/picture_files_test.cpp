@@ -24,7 +24,8 @@ RgbImage image_of(const SafetensorsFile& file, const std::string& key) {
 
 std::string bytes_of(const SafetensorsFile& file, const std::string& key) {
   std::string bytes;
-  for (const auto value : file.read_vector<std::int64_t>(key)) bytes += static_cast<char>(static_cast<unsigned char>(value));
+  for (const auto value : file.read_vector<std::int64_t>(key))
+    bytes += static_cast<char>(static_cast<unsigned char>(value));
   return bytes;
 }
 
@@ -38,7 +39,8 @@ TEST_CASE("Resized pictures are Pillow's, bit for bit") {
     CHECK(resize_image(image, width, height) == image_of(file, message("resize/", width, "x", height)));
   }
   CHECK(resize_image(image, 17, 13) == image);
-  CHECK_THROWS_WITH_AS(resize_image(image, 0, 4), "[resize_image] 17 x 13 to 0 x 4; expected at least one pixel", ValueError);
+  CHECK_THROWS_WITH_AS(resize_image(image, 0, 4), "[resize_image] 17 x 13 to 0 x 4; expected at least one pixel",
+                       ValueError);
   CHECK_THROWS_AS(resize_image(RgbImage(), 4, 4), ValueError);
 }
 
@@ -66,7 +68,8 @@ TEST_CASE("Damaged JPEG files are refused") {
   CHECK_THROWS_WITH_AS(decode_jpeg("\x89PNG", "x.jpg"), "[jpeg] x.jpg: is not a JPEG file", FileError);
   for (std::size_t size : {std::size_t{4}, bytes.size() / 4, bytes.size() / 2, bytes.size() - 40})
     CHECK_THROWS_AS(decode_jpeg(std::string_view(bytes).substr(0, size), "x.jpg"), FileError);
-  CHECK_THROWS_WITH_AS(decode_jpeg(bytes, "x.jpg", 100), "[jpeg] x.jpg: has 24 x 16 pixels, expected at most 100", FileError);
+  CHECK_THROWS_WITH_AS(decode_jpeg(bytes, "x.jpg", 100), "[jpeg] x.jpg: has 24 x 16 pixels, expected at most 100",
+                       FileError);
   const std::string cmyk = message_of<FileError>([&] { decode_jpeg(bytes_of(file, "jpeg/cmyk/bytes"), "x.jpg"); });
   CHECK(has_part(cmyk, "[jpeg] x.jpg: "));
   CHECK_THROWS_AS(read_jpeg("/nonexistent/x.jpg"), FileError);

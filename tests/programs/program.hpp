@@ -28,7 +28,8 @@ inline ProgramResult run_program(const std::string& path, const std::vector<std:
   if (pipe == nullptr) throw std::runtime_error("popen failed");
   ProgramResult result;
   std::array<char, 4096> buffer;
-  while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe)) result.printed.append(buffer.data(), count);
+  while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    result.printed.append(buffer.data(), count);
   const int status = ::pclose(pipe);
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;

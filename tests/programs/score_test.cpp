@@ -34,7 +34,8 @@ void write_reward_model(const std::string& folder) {
 /// A picture of stripes, and a latent twice.
 struct Inputs {
   TemporaryDirectory directory;
-  std::string lrm = directory.file("lrm"), picture = directory.file("stripes.png"), latents = directory.file("latents.npy");
+  std::string lrm = directory.file("lrm"), picture = directory.file("stripes.png"),
+              latents = directory.file("latents.npy");
 
   Inputs() {
     write_reward_model(lrm);
@@ -64,8 +65,12 @@ std::string from(const std::string& printed, const std::string& begin) {
 TEST_CASE("score prints the same numbers as table, CSV and JSON, and draws them") {
   const Inputs inputs;
   const std::string plot = inputs.directory.file("plot.svg");
-  const std::vector<std::string> what = {inputs.picture, inputs.latents, "--timesteps", "201,1", "--prompt", "a red circle",
-                                         "--prompt", "a \"blue\" square, small", "--seed", "3", "--plot", plot};
+  const std::vector<std::string> what = {inputs.picture, inputs.latents,
+                                         "--timesteps",  "201,1",
+                                         "--prompt",     "a red circle",
+                                         "--prompt",     "a \"blue\" square, small",
+                                         "--seed",       "3",
+                                         "--plot",       plot};
   const auto with = [&](const std::string& format) {
     auto arguments = what;
     arguments.insert(arguments.end(), {"--format", format});
@@ -101,7 +106,8 @@ TEST_CASE("score prints the same numbers as table, CSV and JSON, and draws them"
 TEST_CASE("score takes latents as they are where they are noisy already") {
   const Inputs inputs;
   const auto run = [&](const std::string& seed, const std::vector<std::string>& more) {
-    std::vector<std::string> arguments = {inputs.latents, "--prompt", "x", "--format", "csv", "--timesteps", "501", "--seed", seed};
+    std::vector<std::string> arguments = {inputs.latents, "--prompt", "x",      "--format", "csv",
+                                          "--timesteps",  "501",      "--seed", seed};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return from(inputs.score(arguments).printed, "input,");
   };
@@ -116,7 +122,8 @@ TEST_CASE("score says what is wrong") {
   CHECK(has_part(inputs.score({inputs.picture}).printed, "[score] there is no prompt; give --prompt or --prompt_file"));
   CHECK(has_part(inputs.score({inputs.directory.write("x.txt", "hello"), "--prompt", "x"}).printed,
                  "x.txt: is no PNG, JPEG, .npy or .safetensors file"));
-  CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--timesteps", "1000"}).printed, "timestep 1000 is outside 0..999"));
+  CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--timesteps", "1000"}).printed,
+                 "timestep 1000 is outside 0..999"));
   CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--plot", "a.pdf"}).printed, "plots are SVG files"));
   const float few[] = {1, 2, 3, 4};
   lpo::write_npy(inputs.latents, few, {4});

@@ -23,8 +23,9 @@ ProgramResult txt2img(std::vector<std::string> arguments) {
 TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
   const TemporaryDirectory directory;
   const std::string out = directory.file("out");
-  const auto run = txt2img({"--prompt", "a red circle", "--negative-prompt", "blue", "--num_inference_steps", "5", "--guidance-scale",
-                            "3.5", "--num_images_per_prompt", "2", "--seed", "11", "--scheduler", "Euler", "--output_dir", out});
+  const auto run = txt2img({"--prompt", "a red circle", "--negative-prompt", "blue", "--num_inference_steps", "5",
+                            "--guidance-scale", "3.5", "--num_images_per_prompt", "2", "--seed", "11", "--scheduler",
+                            "Euler", "--output_dir", out});
   CAPTURE(run.printed);
   REQUIRE(run.status == 0);
   CHECK(has_part(run.printed, out + "/00000.png\n"));
@@ -35,7 +36,8 @@ TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
   REQUIRE(second.texts.size() == 1);
   CHECK(second.texts[0].keyword == "parameters");
   CHECK(second.texts[0].text ==
-        "a red circle\nNegative prompt: blue\nSteps: 5, Sampler: Euler, CFG scale: 3.5, Seed: 12, Size: 32x32, Model: model, "
+        "a red circle\nNegative prompt: blue\nSteps: 5, Sampler: Euler, CFG scale: 3.5, Seed: 12, Size: 32x32, Model: "
+        "model, "
         "RNG: CPU, Version: lpo " LPO_VERSION_STRING);
   const auto grid = lpo::read_png(out + "/grid.png").image;
   CHECK(grid.width == 66);
@@ -49,15 +51,17 @@ TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
 
   // A picture depends on its seed alone: the second of two, drawn by itself, and in one batch with the first.
   const std::string alone = directory.file("alone"), batch = directory.file("batch");
-  const std::vector<std::string> settings = {"--prompt", "a red circle", "--negative_prompt", "blue", "--num-inference-steps", "5",
-                                             "--guidance_scale", "3.5", "--scheduler", "euler"};
+  const std::vector<std::string> settings = {
+      "--prompt",         "a red circle", "--negative_prompt", "blue", "--num-inference-steps", "5",
+      "--guidance_scale", "3.5",          "--scheduler",       "euler"};
   auto arguments = settings;
   arguments.insert(arguments.end(), {"--seed", "12", "--output_dir", alone});
   REQUIRE(txt2img(arguments).status == 0);
   CHECK(lpo::read_png(alone + "/00000.png").image == second.image);
   CHECK_FALSE(lpo::file_exists(alone + "/grid.png"));
   arguments = settings;
-  arguments.insert(arguments.end(), {"--seed", "11", "--num_images_per_prompt", "2", "--batch_size", "2", "--output_dir", batch});
+  arguments.insert(arguments.end(),
+                   {"--seed", "11", "--num_images_per_prompt", "2", "--batch_size", "2", "--output_dir", batch});
   REQUIRE(txt2img(arguments).status == 0);
   const auto batched = lpo::read_png(batch + "/00001.png").image;
   int worst = 0;
@@ -76,7 +80,8 @@ TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
 TEST_CASE("txt2img reads prompts and settings from files, and the command line wins") {
   const TemporaryDirectory directory;
   const std::string prompts = directory.write("prompts.json", R"([{"caption": "a blue square"}, "a red circle"])");
-  const std::string config = directory.write("config.toml", "num_inference_steps = 2\nseed = 5\nprompt_file = \"" + prompts + "\"\n");
+  const std::string config =
+      directory.write("config.toml", "num_inference_steps = 2\nseed = 5\nprompt_file = \"" + prompts + "\"\n");
   const std::string out = directory.file("out");
   const auto run = txt2img({"--config", config, "--seed", "6", "--output_dir", out});
   CAPTURE(run.printed);
@@ -95,11 +100,12 @@ TEST_CASE("txt2img reads prompts and settings from files, and the command line w
 TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
   const TemporaryDirectory directory;
   const std::string out = directory.file("out");
-  const auto run = txt2img({"--prompt", "a red circle", "--dry-run", "--output_dir", out, "--width", "48", "--guidance_scale", "1"});
+  const auto run =
+      txt2img({"--prompt", "a red circle", "--dry-run", "--output_dir", out, "--width", "48", "--guidance_scale", "1"});
   CAPTURE(run.printed);
   CHECK(run.status == 0);
-  for (const char* part : {"(tiny world)", "48 x 32, latents 12 x 8 x 4", "DDIM, 50 steps, epsilon prediction", "2801700", "11.2 MB",
-                           "while denoising (1 rows)"})
+  for (const char* part : {"(tiny world)", "48 x 32, latents 12 x 8 x 4", "DDIM, 50 steps, epsilon prediction",
+                           "2801700", "11.2 MB", "while denoising (1 rows)"})
     CHECK_MESSAGE(has_part(run.printed, part), part);
   CHECK_FALSE(lpo::file_exists(out + "/metadata.jsonl"));
 }
@@ -110,7 +116,8 @@ TEST_CASE("txt2img says what is wrong") {
   CHECK(has_part(option.printed, "--num_inference_step"));
   const auto nothing = txt2img({});
   CHECK(nothing.status == 1);
-  CHECK(has_part(nothing.printed, "txt2img: error: [txt2img] there is nothing to draw; give --prompt or --prompt_file"));
+  CHECK(
+      has_part(nothing.printed, "txt2img: error: [txt2img] there is nothing to draw; give --prompt or --prompt_file"));
   const auto size = txt2img({"--prompt", "x", "--height", "40"});
   CHECK(has_part(size.printed, "[txt2img] height is 40; this model draws multiples of 16"));
   const auto sampler = txt2img({"--prompt", "x", "--scheduler", "heun"});
@@ -127,9 +134,11 @@ TEST_CASE("txt2img says what is wrong") {
   copy("unet", "\"cross_attention_dim\": 64", "\"cross_attention_dim\": 80");
   copy("vae", "", "");
   copy("text_encoder", "", "");
-  const auto other = run_program(LPO_PROGRAM_TXT2IMG, {"--pretrained_model_name_or_path", directory.path(), "--prompt", "x"});
+  const auto other =
+      run_program(LPO_PROGRAM_TXT2IMG, {"--pretrained_model_name_or_path", directory.path(), "--prompt", "x"});
   CHECK(other.status == 1);
-  CHECK(has_part(other.printed, "nearest is tiny world, from which it differs in: unet/config.json: cross_attention_dim is 80 in the "
-                                "file, 64 in the model\n"));
+  CHECK(has_part(other.printed,
+                 "nearest is tiny world, from which it differs in: unet/config.json: cross_attention_dim is 80 in the "
+                 "file, 64 in the model\n"));
 }
 #endif

@@ -3,8 +3,8 @@
 
   python tests/reference/check_score.py --score build/examples/score/score
 
-Writes a reward model's folder (the tiny world's UNet and text encoder with random projections, state_dict.pt) and scores
-PNG pictures and latents with both. Fails where a score differs by more than 2e-3; they reach about 14.
+Writes a reward model's folder (the tiny world's UNet and text encoder with random projections, state_dict.pt) and
+scores PNG pictures and latents with both. Fails where a score differs by more than 2e-3; they reach about 14.
 """
 
 import argparse
@@ -28,7 +28,8 @@ SEED, GUIDANCE, WIDTH = 7, 7.5, 128
 
 def make_reward_model(folder):
     """The folder as the authors release theirs; returns its parts."""
-    unet, text = UNet2DConditionModel.from_pretrained(MODEL / "unet"), CLIPTextModel.from_pretrained(MODEL / "text_encoder")
+    unet = UNet2DConditionModel.from_pretrained(MODEL / "unet")
+    text = CLIPTextModel.from_pretrained(MODEL / "text_encoder")
     unet.save_pretrained(folder / "unet")
     text.save_pretrained(folder / "text_encoder")
     generator = torch.Generator().manual_seed(1)
@@ -41,7 +42,8 @@ def make_reward_model(folder):
 @torch.no_grad()
 def scores_of(unet, text, state, latents):
     """[latents, prompts, timesteps]."""
-    tokenizer, scheduler = CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), DDIMScheduler.from_pretrained(MODEL / "scheduler")
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    scheduler = DDIMScheduler.from_pretrained(MODEL / "scheduler")
     tokens = tokenizer(PROMPTS + [""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     encoded = text(tokens)
     noise = torch.randn(1, *latents.shape[1:], generator=torch.Generator().manual_seed(SEED))
@@ -55,7 +57,8 @@ def scores_of(unet, text, state, latents):
             outputs.clear(), mid.clear()
             noisy = scheduler.add_noise(latents, noise.expand_as(latents), torch.tensor(timestep))
             n = len(latents)
-            context = torch.cat([encoded.last_hidden_state[[p]].expand(n, -1, -1), encoded.last_hidden_state[[-1]].expand(n, -1, -1)])
+            states = encoded.last_hidden_state
+            context = torch.cat([states[[p]].expand(n, -1, -1), states[[-1]].expand(n, -1, -1)])
             unet(noisy.repeat(2, 1, 1, 1), timestep, context)
             # The last layer of every level, before it is made smaller; then the middle, guided.
             levels = [out[unet.config.layers_per_block - 1][:n].mean((2, 3)) for out in outputs]
@@ -84,7 +87,8 @@ def main():
             small = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
             image = small.resize((width, height), Image.Resampling.BICUBIC)
             image.save(root / f"{i}.png")
-            image = image.resize((32, image.height), Image.Resampling.BILINEAR).resize((32, 32), Image.Resampling.BILINEAR)
+            for size in ((32, image.height), (32, 32)):  # the width first
+                image = image.resize(size, Image.Resampling.BILINEAR)
             pictures.append(torch.tensor(np.asarray(image)).permute(2, 0, 1) / 127.5 - 1)
         with torch.no_grad():
             encoded = vae.encode(torch.stack(pictures)).latent_dist.mean * vae.config.scaling_factor

@@ -52,12 +52,14 @@ def main():
             width, guidance = 48 if variation == "wide" else 32, 1.0 if variation == "unguided" else 4.0
             negative = "a green triangle" if variation == "negative" else None
             eta = 1.0 if variation == "eta 1" else 0.0
-            generators = [torch.Generator().manual_seed(arguments.seed + i) for i in range(2)]
-            images = pipeline(PROMPT, negative_prompt=negative, num_images_per_prompt=2, generator=generators, eta=eta,
-                              num_inference_steps=arguments.steps, guidance_scale=guidance, height=32, width=width).images
+            seeds = [arguments.seed, arguments.seed + 1]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            images = pipeline(PROMPT, negative_prompt=negative, num_images_per_prompt=2, generator=generators,
+                              num_inference_steps=arguments.steps, guidance_scale=guidance, eta=eta, height=32,
+                              width=width).images
             folder = root / case.replace(" ", "_")
-            command = [arguments.txt2img, "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT, "--rng", "torch",
-                       "--scheduler", sampler, "--seed", arguments.seed, "--num_images_per_prompt", 2, "--eta", eta,
+            command = [arguments.txt2img, "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT,
+                       "--rng", "torch", "--scheduler", sampler, "--seed", arguments.seed, "--num_images_per_prompt", 2, "--eta", eta,
                        "--num_inference_steps", arguments.steps, "--guidance_scale", guidance, "--width", width,
                        "--height", 32, "--output_dir", folder]
             command += ["--negative_prompt", negative] if negative else []

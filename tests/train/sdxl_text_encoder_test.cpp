@@ -16,7 +16,8 @@ using namespace lpo;
 
 namespace {
 
-constexpr ClipTextConfig first_config{.vocabulary = 40, .width = 8, .hidden = 20, .layers = 2, .heads = 2, .positions = 7};
+constexpr ClipTextConfig first_config{
+    .vocabulary = 40, .width = 8, .hidden = 20, .layers = 2, .heads = 2, .positions = 7};
 constexpr ClipTextConfig second_config{.vocabulary = 40,
                                        .width = 12,
                                        .hidden = 24,
@@ -48,7 +49,9 @@ struct Fixture {
     load_parameters(store, file);
   }
 
-  std::vector<std::int32_t> ids(const std::string& name) const { return file.read_vector<std::int32_t>("in/ids/" + name); }
+  std::vector<std::int32_t> ids(const std::string& name) const {
+    return file.read_vector<std::int32_t>("in/ids/" + name);
+  }
   /// The first prompt of a set: what stands for the empty one.
   std::vector<std::int32_t> one(const std::string& name) const {
     const auto two = ids(name);

@@ -21,8 +21,8 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// libjpeg reports errors by a callback that must not return. As in png.hpp, the functions that call setjmp hold nothing
-/// that owns memory.
+/// libjpeg reports errors by a callback that must not return. As in png.hpp, the functions that call setjmp hold
+/// nothing that owns memory.
 struct JpegFailure {
   jpeg_error_mgr manager;
   std::jmp_buf jump;
@@ -75,9 +75,10 @@ inline bool jpeg_read_rows(JpegReader* reader, std::uint8_t* pixels) {
 
 }  // namespace detail
 
-/// Decodes a grey or colour JPEG to 8-bit RGB, without turning it as its EXIF data may ask, as PIL does. FileError names
-/// `file` if the data is damaged, cut off, CMYK, or larger than `max_pixels`.
-inline RgbImage decode_jpeg(std::string_view bytes, const std::string& file, std::size_t max_pixels = std::size_t{1} << 27) {
+/// Decodes a grey or colour JPEG to 8-bit RGB, without turning it as its EXIF data may ask, as PIL does. FileError
+/// names `file` if the data is damaged, cut off, CMYK, or larger than `max_pixels`.
+inline RgbImage decode_jpeg(std::string_view bytes, const std::string& file,
+                            std::size_t max_pixels = std::size_t{1} << 27) {
   detail::JpegReader reader;
   const auto fail = [&](const auto&... parts) { throw FileError(message("[jpeg] ", file, ": ", parts...)); };
   if (!bytes.starts_with("\xff\xd8\xff")) fail("is not a JPEG file");

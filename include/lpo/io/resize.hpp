@@ -71,7 +71,8 @@ inline RgbImage resize_image(const RgbImage& image, int width, int height) {
         narrow.at(x, y)[c] = detail::resized_value(columns[static_cast<std::size_t>(x)], image.at(0, y) + c, 3);
   for (int y = 0; y < height; ++y)
     for (std::size_t i = 0; i < row_bytes(width); ++i)
-      out.at(0, y)[i] = detail::resized_value(rows[static_cast<std::size_t>(y)], narrow.pixels.data() + i, row_bytes(width));
+      out.at(0, y)[i] =
+          detail::resized_value(rows[static_cast<std::size_t>(y)], narrow.pixels.data() + i, row_bytes(width));
   return out;
 }
 

@@ -72,7 +72,8 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
   std::vector<float> twice(timesteps.begin(), timesteps.end());
   twice.insert(twice.end(), timesteps.begin(), timesteps.end());
   auto& tape = latents.tape();
-  UNetCondition<T, Device> condition{twice, detail::paired_rows(tape, prompts.context, prompts.context_empty, rows, true), {}, {}};
+  const auto context = detail::paired_rows(tape, prompts.context, prompts.context_empty, rows, true);
+  UNetCondition<T, Device> condition{twice, context, {}, {}};
   std::vector<float> time_ids;
   if constexpr (UNet::config.addition_width > 0) {
     detail::expect_added_conditioning<UNet>("paired_prediction", prompts);

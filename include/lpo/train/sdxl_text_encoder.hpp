@@ -17,8 +17,8 @@ namespace lpo::inline LPO_ABI {
 /// text, a reward model with the encoded "".
 enum class EmptyPrompt { zeros, encoded };
 
-/// The six numbers that SDXL adds to the time embedding, in pixels: original size, upper left corner of the crop, target
-/// size; each vertical first. By default the whole of a picture of the target size.
+/// The six numbers that SDXL adds to the time embedding, in pixels: original size, upper left corner of the crop,
+/// target size; each vertical first. By default the whole of a picture of the target size.
 inline std::vector<float> sdxl_time_ids(index_t height, index_t width, index_t top = 0, index_t left = 0) {
   std::vector<float> ids;
   for (const index_t number : {height, width, top, left, height, width}) ids.push_back(static_cast<float>(number));
@@ -26,8 +26,8 @@ inline std::vector<float> sdxl_time_ids(index_t height, index_t width, index_t t
 }
 
 /// Context is [penultimate states of the first ; of the second], pooled text the second's projected embedding (arXiv
-/// 2307.01952 section 2.1). Token ids are, for each prompt, those of the first tokenizer followed by those of the second,
-/// equally many; the tokenizers differ in what they pad with.
+/// 2307.01952 section 2.1). Token ids are, for each prompt, those of the first tokenizer followed by those of the
+/// second, equally many; the tokenizers differ in what they pad with.
 template <class First, class Second>
 class SdxlTextEncoder {
  public:
@@ -38,7 +38,11 @@ class SdxlTextEncoder {
   /// `empty_ids`: those of "", laid out like any prompt's. `time_ids`: see sdxl_time_ids.
   SdxlTextEncoder(First& first, Second& second, std::vector<std::int32_t> empty_ids, std::vector<float> time_ids,
                   EmptyPrompt empty = EmptyPrompt::zeros)
-      : first_(first), second_(second), empty_ids_(std::move(empty_ids)), time_ids_(std::move(time_ids)), empty_(empty) {
+      : first_(first),
+        second_(second),
+        empty_ids_(std::move(empty_ids)),
+        time_ids_(std::move(time_ids)),
+        empty_(empty) {
     if (time_ids_.size() != 6)
       throw ValueError(message("[SdxlTextEncoder] ", time_ids_.size(), " time ids, expected 6; see sdxl_time_ids"));
   }
@@ -46,7 +50,8 @@ class SdxlTextEncoder {
   TextStates<T, Device> encode(Tape<Device>& tape, std::span<const std::int32_t> ids, index_t n) {
     const index_t count = static_cast<index_t>(ids.size()), row = n > 0 ? count / n : 0, tokens = row / 2;
     if (n <= 0 || row * n != count || 2 * tokens != row || tokens == 0)
-      throw ShapeError(message("[SdxlTextEncoder] ", count, " token ids cannot be split into ", n, " prompts for two encoders"));
+      throw ShapeError(
+          message("[SdxlTextEncoder] ", count, " token ids cannot be split into ", n, " prompts for two encoders"));
     std::vector<std::int32_t> halves[2];
     for (index_t i = 0; i < count; ++i) halves[i % row < tokens ? 0 : 1].push_back(ids[static_cast<std::size_t>(i)]);
     const auto one = first_(tape, halves[0], n);

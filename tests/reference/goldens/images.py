@@ -27,4 +27,5 @@ def make_images(directory):
         tensors[f"jpeg/{name}/bytes"] = np.frombuffer(buffer.getvalue(), np.uint8)
         if name != "cmyk":
             tensors[f"jpeg/{name}/pixels"] = np.asarray(Image.open(buffer).convert("RGB"))
-    save(directory / "images.safetensors", {key: torch.tensor(value.astype(np.int64)) for key, value in tensors.items()})
+    save(directory / "images.safetensors",
+         {key: torch.tensor(value.astype(np.int64)) for key, value in tensors.items()})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SDXL's prompts at small widths: two text encoders, and what StableDiffusionXLPipeline makes of them with `unet_sdxl`."""
+"""SDXL's prompts at small widths: two text encoders, and where StableDiffusionXLPipeline ends with `unet_sdxl`."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline
@@ -48,6 +48,8 @@ def make_sdxl_prompts(directory):
     latents = randn(7300, 2, 4, *unets.SIZES["sdxl"])
     truth["in/latents"] = latents
     context, pooled = truth["out/context/prompts"], truth["out/pooled/prompts"]
+    size = {"height": 8 * unets.SIZES["sdxl"][0], "width": 8 * unets.SIZES["sdxl"][1], "original_size": (640, 512),
+            "crops_coords_top_left": (16, 32), "target_size": (640, 512)}
     cases = {"zeros": (torch.zeros_like(context), torch.zeros_like(pooled), GUIDANCE),
              "negative": (truth["out/context/negative"], truth["out/pooled/negative"], GUIDANCE),
              "unguided": (torch.zeros_like(context), torch.zeros_like(pooled), 1.0)}
@@ -55,8 +57,7 @@ def make_sdxl_prompts(directory):
         truth["out/latents/" + name] = pipeline(
             prompt_embeds=context, negative_prompt_embeds=empty_context, pooled_prompt_embeds=pooled,
             negative_pooled_prompt_embeds=empty_pooled, guidance_scale=guidance, num_inference_steps=STEPS,
-            latents=latents.clone(), height=8 * unets.SIZES["sdxl"][0], width=8 * unets.SIZES["sdxl"][1],
-            original_size=(640, 512), crops_coords_top_left=(16, 32), target_size=(640, 512), output_type="latent").images
+            latents=latents.clone(), output_type="latent", **size).images
     truth.update(weights_of(first, "text_encoder."))
     truth.update(weights_of(second, "text_encoder_2."))
     truth.update({"in/ids/" + (name or "empty"): torch.tensor(ids) for name, ids in IDS.items()})
