@@ -15,6 +15,8 @@ import tempfile
 import diffusers
 import numpy as np
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
 MODEL = pathlib.Path(__file__).resolve().parents[2] / "examples" / "tinyworld" / "model"
@@ -30,7 +32,20 @@ CASES = {  # name of the sampler: diffusers' class and what its config adds
     "ddim negative": ("DDIMScheduler", {}),
     "ddim wide": ("DDIMScheduler", {}),
     "ddim unguided": ("DDIMScheduler", {}),
+    "ddim rescaled": ("DDIMScheduler", {}),
+    "ddim lora": ("DDIMScheduler", {}),
 }
+
+
+def write_lora(folder):
+    """A LoRA of rank 4 with random weights; returns its path."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(MODEL / "unet")
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    generator = torch.Generator().manual_seed(9)
+    layers = {key: 0.1 * torch.randn(value.shape, generator=generator)
+              for key, value in get_peft_model_state_dict(unet).items()}
+    diffusers.StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 def main():
@@ -46,22 +61,28 @@ def main():
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.keep or pathlib.Path(temporary)
+        lora = write_lora(root / "lora")
         for case, (scheduler, extra) in CASES.items():
             sampler, _, variation = case.partition(" ")
             pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **extra)
             width, guidance = 48 if variation == "wide" else 32, 1.0 if variation == "unguided" else 4.0
+            rescale = 0.7 if variation == "rescaled" else 0.0
+            if variation == "lora":
+                pipeline.load_lora_weights(lora)
+                pipeline.fuse_lora(lora_scale=0.5)
             negative = "a green triangle" if variation == "negative" else None
             eta = 1.0 if variation == "eta 1" else 0.0
             seeds = [arguments.seed, arguments.seed + 1]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             images = pipeline(PROMPT, negative_prompt=negative, num_images_per_prompt=2, generator=generators,
                               num_inference_steps=arguments.steps, guidance_scale=guidance, eta=eta, height=32,
-                              width=width).images
+                              width=width, guidance_rescale=rescale).images
             folder = root / case.replace(" ", "_")
             command = [arguments.txt2img, "--pretrained_model_name_or_path", MODEL, "--prompt", PROMPT,
                        "--rng", "torch", "--scheduler", sampler, "--seed", arguments.seed, "--num_images_per_prompt", 2, "--eta", eta,
                        "--num_inference_steps", arguments.steps, "--guidance_scale", guidance, "--width", width,
-                       "--height", 32, "--output_dir", folder]
+                       "--height", 32, "--guidance_rescale", rescale, "--output_dir", folder]
+            command += ["--lora", f"{lora}:0.5"] if variation == "lora" else []
             command += ["--negative_prompt", negative] if negative else []
             subprocess.run([str(part) for part in command], check=True, capture_output=True)
             worst, unequal, spread = 0, 0, 0
