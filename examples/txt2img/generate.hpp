@@ -45,7 +45,7 @@ struct Model {
  private:
   /// Adds a LoRA to the weights of every part that the file adapts.
   void merge(const Lora& lora) {
-    const lpo::LoraFile file(lora.path);
+    const lpo::LoraFile file(lora.path, F.unet.layers_per_block);
     std::set<std::string> parts;
     for (const auto* adapter : file.adapters()) parts.insert(adapter->component);
     for (const std::string& part : parts) {
@@ -53,7 +53,7 @@ struct Model {
       if (!known)
         throw lpo::FileError(
             lpo::message("[txt2img] ", lora.path, ": adapts \"", part, "\", which this model does not have"));
-      lpo::merge_lora(file, store, part, lora.scale, part, F.unet.layers_per_block);
+      lpo::merge_lora(file, store, part, lora.scale, part);
     }
   }
 };
