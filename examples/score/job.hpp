@@ -56,7 +56,13 @@ struct RewardModel {
   Scores (*score)(const Job&);
 };
 inline constexpr RewardModel reward_models[] = {
-    {&examples::sd15_family, score_sd15}, {&examples::sdxl_family, score_sdxl}, {&examples::tiny_family, score_tiny}};
+#ifdef LPO_FAMILY_SD15
+    {&examples::sd15_family, score_sd15},
+#endif
+#ifdef LPO_FAMILY_SDXL
+    {&examples::sdxl_family, score_sdxl},
+#endif
+    {&examples::tiny_family, score_tiny}};
 
 /// What does not fit between a reward model's folder and a family.
 inline std::vector<std::string> reward_differences(const std::string& folder, const examples::ModelFamily& family) {

@@ -17,9 +17,17 @@ struct Pipeline {
   const examples::ModelFamily* family;
   void (*generate)(const Job&, PictureWriter&);
 };
-inline constexpr Pipeline pipelines[] = {{&examples::sd15_family, generate_sd15},
-                                         {&examples::sd21_family, generate_sd21},
-                                         {&examples::sdxl_family, generate_sdxl},
-                                         {&examples::tiny_family, generate_tiny}};
+/// Those that this program was built with (CMake's LPO_EXAMPLE_FAMILIES).
+inline constexpr Pipeline pipelines[] = {
+#ifdef LPO_FAMILY_SD15
+    {&examples::sd15_family, generate_sd15},
+#endif
+#ifdef LPO_FAMILY_SD21
+    {&examples::sd21_family, generate_sd21},
+#endif
+#ifdef LPO_FAMILY_SDXL
+    {&examples::sdxl_family, generate_sdxl},
+#endif
+    {&examples::tiny_family, generate_tiny}};
 
 }  // namespace txt2img
