@@ -22,6 +22,7 @@ MAKERS = {
     "svd": lora.make_svd,
     "sdxl_prompts": sdxl.make_sdxl_prompts,
     "vae": vae.make_vae,
+    "vae_tiled": vae.make_tiled,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,
     "torch_random": torch_random.make_torch_random,

@@ -202,12 +202,17 @@ struct AutoencoderKL {
   float scaling_factor = 0.18215f;
 
   /// Posterior of the unscaled latents of an image: multiply a sample (or the mean) by `scaling_factor` for the UNet.
-  LatentPosterior<T, Device> encode(const Var<T, 4, Device>& image) {
-    const Var<T, 4, Device> moments = scoped(image.tape(), [&] {
+  LatentPosterior<T, Device> encode(const Var<T, 4, Device>& image) { return posterior_of(moments(image)); }
+
+  /// What `encode` splits: mean and log variance side by side, [n, h / factor, w / factor, 2 * latent_channels].
+  Var<T, 4, Device> moments(const Var<T, 4, Device>& image) {
+    return scoped(image.tape(), [&]() -> Var<T, 4, Device> {
       auto h = encoder(image);
       for (auto& layer : quant_conv) h = layer(h);
       return h;
-    });  // [n, h / factor, w / factor, 2 * latent_channels]
+    });
+  }
+  static LatentPosterior<T, Device> posterior_of(const Var<T, 4, Device>& moments) {
     const auto half = C.latent_channels;
     return {contiguous(moments.slice(3, 0, half)),
             Var<T, 4, Device>(clamp(moments.slice(3, half, 2 * half), -30.0, 20.0))};

@@ -48,3 +48,28 @@ def make_vae(directory):
     tensors["grad_stats"] = stats[torch.float64]
     save(directory / "vae.safetensors", tensors, config=json.dumps(dict(sorted(config.items()))), fp32_error=error,
          grad_stats_keys=keys)
+
+
+def make_tiled(directory):
+    """diffusers' tiled_encode and tiled_decode of the same model: tiles of 16 pixels, edges that are smaller."""
+    model = randomise(AutoencoderKL(**CONFIG), 700)
+    latent = (ROWS, CONFIG["latent_channels"], 11, 7)
+    inputs = {"image": randn(720, ROWS, 3, 44, 28, scale=0.5), "latent": randn(721, *latent)}
+
+    def compute(dtype):
+        vae = copy.deepcopy(model).to(dtype)
+        vae.enable_tiling()
+        results = {}
+        for overlap in (0.25, 0.5):
+            vae.tile_overlap_factor = overlap
+            with torch.no_grad():
+                posterior = vae.encode(inputs["image"].to(dtype)).latent_dist
+                decoded = vae.decode(inputs["latent"].to(dtype)).sample
+            results.update({f"out/{overlap}/mean": posterior.mean, f"out/{overlap}/logvar": posterior.logvar,
+                            f"out/{overlap}/decoded": decoded})
+        return results
+
+    tensors, error = truth_of(compute)
+    tensors.update({"in/" + key: value for key, value in inputs.items()})
+    save(directory / "vae_tiled.safetensors", tensors, base="vae.safetensors: weights/", fp32_error=error,
+         notes="tile_sample_min_size 16; tile_overlap_factor is in the keys")
