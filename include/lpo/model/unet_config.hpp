@@ -47,6 +47,7 @@ namespace presets {
 
 inline constexpr UNetConfig sd15{};
 
+/// SD2.1, base and 768-v alike: that the latter predicts v is told by its scheduler's config.
 inline constexpr UNetConfig sd21{.heads = {5, 10, 20, 20}, .context_width = 1024, .linear_projection = true};
 
 inline constexpr UNetConfig sdxl{.levels = 3,
