@@ -115,6 +115,28 @@ TEST_CASE("conversion between any two types reads and writes unaligned data") {
   }
 }
 
+TEST_CASE("16-bit types convert in bulk as they do one by one") {
+  const auto check = []<class From, class To>(From, To) {
+    std::vector<From> from(65536 + 5);
+    for (std::size_t i = 0; i < from.size(); ++i) from[i].bits = static_cast<std::uint16_t>(i);
+    std::vector<To> to(from.size());
+    lpo::convert_from(lpo::dtype_of<From>(), from.data(), to.data(), static_cast<lpo::index_t>(from.size()));
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      const auto value = static_cast<float>(from[i]);
+      if (std::isnan(value)) {
+        REQUIRE(std::isnan(static_cast<float>(to[i])));
+        continue;
+      }
+      const To expected(value);
+      REQUIRE(std::memcmp(&expected, &to[i], sizeof(To)) == 0);
+    }
+  };
+  check(lpo::half{}, float{});
+  check(lpo::bfloat16{}, float{});
+  check(lpo::half{}, lpo::bfloat16{});
+  check(lpo::bfloat16{}, lpo::half{});
+}
+
 TEST_CASE("floats become integers by rounding and clamping") {
   const float values[4] = {-3.0f, 2.5f, 300.0f, std::numeric_limits<float>::quiet_NaN()};
   std::uint8_t bytes[4];

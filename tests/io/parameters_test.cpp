@@ -4,6 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #include <lpo/nn/conv2d.hpp>
@@ -178,4 +182,28 @@ TEST_CASE("a store without such weights or without memory is a mistake of the ca
   CHECK_THROWS_WITH_AS(load_parameters(store, in_memory(bytes), {.model_prefix = "net"}),
                        "[parameters] \"net.conv.weight\" has no memory yet; call the store's allocate() first",
                        ValueError);
+}
+
+TEST_CASE("loading keeps no pages of the file in memory") {
+  using Matrix = Linear<2048, 2048, float, Reference, false>;
+  const auto matrix = std::make_unique<Matrix>();
+  ParameterStore<float, Reference> store;
+  store.add("", *matrix);
+  store.allocate_frozen();
+  const TemporaryDirectory directory;
+  save_parameters(directory.file("weights"), store);  // 16 MiB
+  const auto mapped_kilobytes = [] {
+    std::FILE* const status = std::fopen("/proc/self/status", "r");
+    REQUIRE(status != nullptr);
+    long kilobytes = -1;
+    for (char line[256]; std::fgets(line, sizeof line, status) != nullptr;)
+      if (std::strncmp(line, "RssFile:", 8) == 0) kilobytes = std::atol(line + 8);
+    std::fclose(status);
+    return kilobytes;
+  };
+  const SafetensorsFile file(directory.file("weights"));
+  const long before = mapped_kilobytes();
+  REQUIRE(before >= 0);
+  CHECK(load_parameters(store, file).loaded == 1);
+  CHECK(mapped_kilobytes() < before + 4096);
 }

@@ -326,3 +326,23 @@ TEST_CASE("tensors of other files and computed ones are written like any other")
   CHECK_THROWS_AS(writer.write(directory.file("b")), lpo::ValueError);
   CHECK(directory.entries() == std::vector<std::string>{"a"});
 }
+
+TEST_CASE("a part of a tensor is read and converted alone, and released pages come back") {
+  const TemporaryDirectory directory;
+  const std::vector<float> values = {1.0f, -2.0f, 0.5f, 4.0f, 8.0f};
+  SafetensorsWriter writer;
+  writer.add_converted("x", DType::F16, {5}, values.data());
+  writer.write(directory.file("part"));
+  const SafetensorsFile file(directory.file("part"));
+  float three[3] = {};
+  file.read_part("x", 1, 3, three);
+  CHECK(three[0] == -2.0f);
+  CHECK(three[2] == 4.0f);
+  file.release_pages("x");
+  file.read_part("x", 5, 0, three);
+  CHECK(file.read_vector<float>("x") == values);
+  CHECK_THROWS_WITH_AS(
+      file.read_part("x", 3, 3, three),
+      ("[safetensors] " + file.path() + ": tensor \"x\" has 5 elements, expected 3 from 3").c_str(), lpo::FileError);
+  open_bytes(writer.bytes()).release_pages("x");  // not mapped: nothing to give back
+}

@@ -74,6 +74,11 @@ class Checkpoint {
   }
 
   template <class To>
+  void read_part(std::string_view key, index_t first, index_t count, To* destination) const {
+    shard(key).read_part(key, first, count, destination);
+  }
+
+  template <class To>
   std::vector<To> read_vector(std::string_view key) const {
     return shard(key).template read_vector<To>(key);
   }
@@ -87,6 +92,7 @@ class Checkpoint {
   void release_pages() const {
     for (const TensorTable& shard : shards_) shard.release_pages();
   }
+  void release_pages(std::string_view key) const { shard(key).release_pages(key); }
 
  private:
   Checkpoint(const std::string& index_path, const std::string& index_text, const SafetensorsOptions& options)

@@ -17,6 +17,7 @@
 #include <lpo/base/error.hpp>
 #include <lpo/base/extents.hpp>
 #include <lpo/base/scalar.hpp>
+#include <lpo/tensor/pack.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -201,6 +202,29 @@ Stored stored_value(Value value) {
   }
 }
 
+/// Whether registers convert between the two types in a few instructions.
+template <class From, class To>
+constexpr bool packs_convert() {
+#if (defined(__F16C__) && defined(__AVX2__)) || defined(__AVX512F__)
+  constexpr auto fits = []<class T>(std::type_identity<T>) {
+    return std::is_same_v<T, float> || std::is_same_v<T, half> || std::is_same_v<T, bfloat16>;
+  };
+  return fits(std::type_identity<From>{}) && fits(std::type_identity<To>{});
+#else
+  return false;
+#endif
+}
+
+template <class From, class To, std::size_t Count>
+void convert_array(const From (&input)[Count], To (&output)[Count]) {
+  if constexpr (packs_convert<From, To>()) {
+    static_assert(Count % pack_width == 0);
+    for (std::size_t i = 0; i < Count; i += pack_width) store_pack(output + i, load_pack(input + i));
+  } else {
+    for (std::size_t i = 0; i < Count; ++i) output[i] = stored_value<To>(arithmetic_value(input[i]));
+  }
+}
+
 /// Element by element through memcpy, because data in files need not be aligned.
 template <class From, class To>
 void convert_elements(const void* source, void* destination, index_t count) {
@@ -217,7 +241,7 @@ void convert_elements(const void* source, void* destination, index_t count) {
       const std::size_t now = std::min(left, block);
       std::memcpy(input, from, now * sizeof(From));
       if (now == block) {
-        for (std::size_t i = 0; i < block; ++i) output[i] = stored_value<To>(arithmetic_value(input[i]));
+        convert_array(input, output);
       } else {
         for (std::size_t i = 0; i < now; ++i) output[i] = stored_value<To>(arithmetic_value(input[i]));
       }

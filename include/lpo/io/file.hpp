@@ -11,8 +11,10 @@
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -116,7 +118,18 @@ class MappedFile {
   /// Gives back the memory of pages that were read; they are fetched from the file again when touched. For programs
   /// that walk through files larger than the memory they may take.
   void release_pages() const {
-    if (data_ != nullptr) ::madvise(const_cast<std::byte*>(data_), size_, MADV_DONTNEED);
+    release_pages(data_, size_);
+  }
+  /// The same for the pages that hold any of `bytes` bytes at `first`, which lie in this mapping.
+  void release_pages(const std::byte* first, std::size_t bytes) const {
+    if (data_ == nullptr || bytes == 0) return;
+    const auto before = reinterpret_cast<std::uintptr_t>(first) % static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    ::madvise(const_cast<std::byte*>(first - before), bytes + before, MADV_DONTNEED);
+  }
+
+  /// True for a byte of this mapping.
+  bool contains(const std::byte* byte) const {
+    return data_ != nullptr && !std::less<>()(byte, data_) && std::less<>()(byte, data_ + size_);
   }
 
   const std::byte* data() const { return data_; }

@@ -109,6 +109,28 @@ struct MatchedParameters {
   std::vector<std::string> keys;
 };
 
+/// Reads a weight whose shape fits into the layout of memory. Sources that read parts of a tensor give convolutions
+/// filter by filter, so that there is no second copy of them; those that map files give the pages back that were read.
+template <class T, class Device, class Source>
+void read_parameter(const Source& source, const std::string& key, AnyParameter<T, Device>& p) {
+  constexpr bool in_parts = requires(T* to) { source.read_part(key, index_t{}, index_t{}, to); };
+  if (needs_permutation(p) && p.size() > 0) {
+    const index_t step = in_parts ? p.size() / p.extents[0] : p.size();
+    const index_t ohwi[4] = {in_parts ? 1 : p.extents[0], p.extents[1], p.extents[2], p.extents[3]};
+    std::vector<T> oihw(static_cast<std::size_t>(step));
+    for (index_t at = 0; at < p.size(); at += step) {
+      if constexpr (in_parts)
+        source.read_part(key, at, step, oihw.data());
+      else
+        source.read(key, oihw.data(), step);
+      permute_convolution(static_cast<const T*>(oihw.data()), p.data() + at, ohwi, false);
+    }
+  } else {
+    source.read(key, p.data(), p.size());
+  }
+  if constexpr (requires { source.release_pages(key); }) source.release_pages(key);
+}
+
 /// Finds every weight of `parameters` in `source` and compares shape and type. One FileError lists all that is wrong.
 template <class T, class Device, class Source>
 MatchedParameters<T, Device> match_parameters(std::vector<NamedParameter<T, Device>> parameters, const Source& source,
@@ -155,16 +177,8 @@ template <class T, class Device, class Source>
 LoadReport read_parameters(const MatchedParameters<T, Device>& matched, const Source& source,
                            const ParameterNames& names = {}) {
   LoadReport report;
-  std::vector<T> oihw;
   for (std::size_t i = 0; i < matched.keys.size(); ++i) {
-    AnyParameter<T, Device>& p = *matched.parameters[i].parameter;
-    if (needs_permutation(p)) {
-      oihw.resize(static_cast<std::size_t>(p.size()));
-      source.read(matched.keys[i], oihw.data(), p.size());
-      permute_convolution(oihw.data(), p.data(), p.extents, false);
-    } else {
-      source.read(matched.keys[i], p.data(), p.size());
-    }
+    read_parameter(source, matched.keys[i], *matched.parameters[i].parameter);
     ++report.loaded;
   }
   const std::set<std::string> read(matched.keys.begin(), matched.keys.end());

@@ -95,6 +95,18 @@ class TensorTable {
     read_checked(key, tensor, destination);
   }
 
+  /// Elements [first, first + count) in row-major order, converted.
+  template <class To>
+  void read_part(std::string_view key, index_t first, index_t count, To* destination) const {
+    TensorInfo part = info(key);
+    if (first < 0 || count < 0 || first > part.count() - count)
+      fail("tensor \"", key, "\" has ", part.count(), " elements, expected ", count, " from ", first);
+    const std::size_t width = dtype_size(part.dtype);
+    part.data += static_cast<std::size_t>(first) * width;
+    part.bytes = static_cast<std::size_t>(count) * width;
+    read_checked(key, part, destination);
+  }
+
   /// All elements, converted, in row-major order.
   template <class To>
   std::vector<To> read_vector(std::string_view key) const {
@@ -112,9 +124,14 @@ class TensorTable {
     return tensor.dtype == dtype_of<T>() && aligned ? reinterpret_cast<const T*>(tensor.data) : nullptr;
   }
 
-  /// See `MappedFile::release_pages`.
+  /// See `MappedFile::release_pages`; all tensors, or one.
   void release_pages() const {
     for (const auto& mapping : mappings_) mapping->release_pages();
+  }
+  void release_pages(std::string_view key) const {
+    const TensorInfo& tensor = info(key);
+    for (const auto& mapping : mappings_)
+      if (mapping->contains(tensor.data)) mapping->release_pages(tensor.data, tensor.bytes);
   }
 
  protected:
