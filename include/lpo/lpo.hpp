@@ -49,6 +49,7 @@
 #include <lpo/model/autoencoder_kl.hpp>
 #include <lpo/model/clip_text.hpp>
 #include <lpo/model/unet.hpp>
+#include <lpo/model/vae_tiling.hpp>
 
 #include <lpo/diffusion/ddim.hpp>
 #include <lpo/diffusion/ddpm.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Encoding and decoding in parts: overlapping tiles that are blended, and one image of a batch at a time, so that memory
-// is bounded by the tile and not by the picture.
+// Encoding and decoding in parts: overlapping tiles that are blended, and one image of a batch at a time, so that
+// memory is bounded by the tile and not by the picture.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,8 @@ inline TilePlan plan_tiles(const char* operation, const VaeTiling& tiling, int f
     throw ValueError(message("[", operation, "] tiling.tile_size is ", tiling.tile_size,
                              ", expected a positive multiple of ", pixels_per_latent, ", the pixels of a latent"));
   if (!(tiling.overlap >= 0.0 && tiling.overlap < 1.0))
-    throw ValueError(message("[", operation, "] tiling.overlap is ", tiling.overlap, ", expected at least 0 and below 1"));
+    throw ValueError(
+        message("[", operation, "] tiling.overlap is ", tiling.overlap, ", expected at least 0 and below 1"));
   const index_t in = factor > 0 ? latents : tiling.tile_size, out = factor > 0 ? tiling.tile_size : latents;
   // Both are rounded down as diffusers does.
   const auto stride = static_cast<index_t>(static_cast<double>(in) * (1.0 - tiling.overlap));
