@@ -16,7 +16,7 @@ void evaluate_model(Studio& studio, const Options& o, tw::DemoReport& report) {
     lpo::ProgressReporter reporter(adapters ? "eval aligned" : "eval base", 0, static_cast<index_t>(repeated.size()), std::ref(studio.bar));
     const auto latents = studio.generate(repeated, options, [&](index_t done) { return reporter.report(done); });
     images.push_back(studio.decode(latents.view()));
-    measured.push_back(studio.measure(latents, repeated));
+    measured.push_back(studio.measure(images.back(), repeated));
   }
   std::vector<tw::CaptionOutcome> outcomes;
   for (std::size_t i = 0; i < captions.size(); ++i) {

@@ -33,18 +33,22 @@ std::vector<tw::Image> Studio::decode(const lpo::View<const float, 4, tw::Device
   return images;
 }
 
+std::vector<tw::Measurement> Studio::measure(std::span<const tw::Image> images, std::span<const std::string> captions) {
+  std::vector<tw::Measurement> measured(images.size());
+  context.executor().parallel_for(static_cast<index_t>(images.size()), 4, [&](index_t first, index_t last) {
+    for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i)
+      measured[i] = tw::score_image(images[i], captions[i]);
+  });
+  return measured;
+}
+
 std::vector<tw::Measurement> Studio::measure(const lpo::Tensor<float, 4>& latents, const std::vector<std::string>& captions) {
-  std::vector<tw::Measurement> measured(captions.size());
+  std::vector<tw::Measurement> measured;
   constexpr index_t chunk = 64;
   for (index_t begin = 0; begin < latents.extent(0); begin += chunk) {
-    const index_t end = std::min(latents.extent(0), begin + chunk);
-    const auto images = decode(latents.view().slice(0, begin, end));
-    context.executor().parallel_for(end - begin, 4, [&](index_t first, index_t last) {
-      for (index_t i = first; i < last; ++i) {
-        const auto at = static_cast<std::size_t>(begin + i);
-        measured[at] = tw::score_image(images[static_cast<std::size_t>(i)], captions[at]);
-      }
-    });
+    const auto images = decode(latents.view().slice(0, begin, std::min(latents.extent(0), begin + chunk)));
+    const auto part = measure(images, std::span(captions).subspan(static_cast<std::size_t>(begin), images.size()));
+    measured.insert(measured.end(), part.begin(), part.end());
   }
   return measured;
 }

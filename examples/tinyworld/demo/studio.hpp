@@ -2,6 +2,7 @@
 // The demo's studio: the generator and what is done with it at every stage — draw, decode, measure.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,8 @@ struct Studio {
                                  const std::function<bool(index_t)>& progress);
 
   std::vector<tw::Image> decode(const lpo::View<const float, 4, tw::Device>& latents);
+
+  std::vector<tw::Measurement> measure(std::span<const tw::Image> images, std::span<const std::string> captions);
 
   /// Scores of the decoded pictures, a few at a time: thousands of pictures need not be in memory together.
   std::vector<tw::Measurement> measure(const lpo::Tensor<float, 4>& latents, const std::vector<std::string>& captions);
