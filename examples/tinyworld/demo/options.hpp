@@ -26,7 +26,7 @@ struct Options {
   double lrm_rate = 3e-4, lrm_guidance = 1.0, lrm_weight_decay = 0.05;
   // LPO
   index_t iterations = 60, prompts_per_iteration = 32, train_batch = 64, lora_rank = 8;
-  double lpo_rate = 3e-4, beta = 500, threshold_quantile = 0.6;
+  double lpo_rate = 3e-4, beta = 200, threshold_quantile = 0.6;
   // evaluation
   index_t captions = 200, seeds = 4;
 };
