@@ -31,13 +31,6 @@ __global__ void scale_rows_kernel(T* c, index_t m, index_t n, index_t ldc, index
   store_number(&element, value);
 }
 
-/// The largest power of two, at most 16, that divides every address.
-template <class... Pointers>
-int common_alignment(Pointers... addresses) {
-  const std::uintptr_t bits = (std::uintptr_t{16} | ... | reinterpret_cast<std::uintptr_t>(addresses));
-  return static_cast<int>(bits & (~bits + 1));
-}
-
 }  // namespace detail
 
 namespace kernel {

@@ -95,6 +95,26 @@ __device__ __forceinline__ Number block_sum(Number value, Number* shared) {
   return total;
 }
 
+/// Maximum over a block, as block_sum.
+template <int Threads, class Number>
+__device__ __forceinline__ Number block_max(Number value, Number* shared) {
+  value = warp_max(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  Number largest = shared[0];
+#pragma unroll
+  for (int warp = 1; warp < Threads / 32; ++warp) largest = largest < shared[warp] ? shared[warp] : largest;
+  return largest;
+}
+
+/// The largest power of two, at most 16, that divides every address.
+template <class... Pointers>
+int common_alignment(Pointers... addresses) {
+  const std::uintptr_t bits = (std::uintptr_t{16} | ... | reinterpret_cast<std::uintptr_t>(addresses));
+  return static_cast<int>(bits & (~bits + 1));
+}
+
 /// Blocks that cover `count` elements with `per_block` each.
 inline unsigned blocks_for(index_t count, index_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
