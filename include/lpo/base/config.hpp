@@ -34,8 +34,14 @@
 // The only place that asks whether nvcc compiles this translation unit.
 #if defined(__CUDACC__)
 #  define LPO_HOST_DEVICE __host__ __device__
+// Templates for both sides call what their arguments provide: host functions with packs, device functions in kernels. nvcc
+// warns of the host ones wherever it instantiates such a template, also where no kernel needs it.
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 20011,20014")
+#  define LPO_HOST_DEVICE_TEMPLATES_END _Pragma("nv_diagnostic pop")
 #else
 #  define LPO_HOST_DEVICE
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN
+#  define LPO_HOST_DEVICE_TEMPLATES_END
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)

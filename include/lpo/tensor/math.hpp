@@ -6,6 +6,7 @@
 
 #include <lpo/tensor/pack.hpp>
 
+LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -137,3 +138,4 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V softplus(V x) {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+LPO_HOST_DEVICE_TEMPLATES_END
