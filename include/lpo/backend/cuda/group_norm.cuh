@@ -12,7 +12,8 @@ namespace detail {
 // Launch: a block is 32 columns of Vector channels x 8 rows of pixels; blockIdx = (chunk of pixels, image, tile of columns). The
 //   first kernel leaves each channel's statistics per chunk, a small second one joins them by group, the third writes.
 // Memory: x is read twice forward (the second time often from L2), x and dy twice backward.
-// Numerics: chunk statistics in float about the chunk's first pixel, so that a large mean costs nothing; joined in double.
+// Numerics: chunk statistics in float about the chunk's first pixel, joined in double, and the mean in two parts: a large mean
+//   costs nothing.
 // Limits: n and the number of column tiles below 65536.
 
 inline constexpr int norm_columns = 32, norm_rows = 8;
@@ -69,7 +70,7 @@ __device__ __forceinline__ void join_rows(const Number (&a)[Vector], const Numbe
 /// chunk_statistics[image, chunk, channel] = (mean, sum of squared distances from it) over the chunk's pixels.
 template <int Vector, class T>
 __global__ void __launch_bounds__(256)
-    group_norm_statistics_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, compute_t<T>* chunk_statistics) {
+    group_norm_statistics_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, double* chunk_statistics) {
   using Number = compute_t<T>;
   const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
   const index_t first = blockIdx.x * g.chunk, pixels = min(g.spatial, first + g.chunk) - first;
@@ -91,18 +92,19 @@ __global__ void __launch_bounds__(256)
   }
   join_rows(sum, squares, [&](index_t at, Number total, Number square) {
     if (at >= g.c) return;
-    Number* to = chunk_statistics + ((blockIdx.y * g.chunks + blockIdx.x) * g.c + at) * 2;
-    const auto count = static_cast<Number>(pixels);
-    to[0] = widen(x[start + at]) + total / count;
-    to[1] = square - total * total / count;
+    double* to = chunk_statistics + ((blockIdx.y * g.chunks + blockIdx.x) * g.c + at) * 2;
+    const double mean = static_cast<double>(total) / static_cast<double>(pixels);
+    to[0] = static_cast<double>(widen(x[start + at])) + mean;
+    to[1] = static_cast<double>(square) - static_cast<double>(total) * mean;
   });
 }
 
-/// Block (group, image): joins the chunks' statistics of the group's channels (Chan, Golub and LeVeque 1979).
+/// Block (group, image): joins the chunks' statistics of the group's channels (Chan, Golub and LeVeque 1979). `mean_rest` is
+/// what `mean` lost to rounding.
 template <class Number>
 __global__ void __launch_bounds__(128)
-    group_norm_join_kernel(const __grid_constant__ GroupNormLaunch g, double epsilon, const Number* chunk_statistics, Number* mean,
-                           Number* inverse_deviation) {
+    group_norm_join_kernel(const __grid_constant__ GroupNormLaunch g, double epsilon, const double* chunk_statistics, Number* mean,
+                           Number* mean_rest, Number* inverse_deviation) {
   __shared__ double shared[4];
   const index_t width = g.c / g.groups, items = g.chunks * width;
   const auto pair = [&](index_t item) {
@@ -113,17 +115,18 @@ __global__ void __launch_bounds__(128)
     return static_cast<double>(min(g.spatial, first + g.chunk) - first);
   };
   double sum = 0;
-  for (index_t item = threadIdx.x; item < items; item += 128) sum += static_cast<double>(pair(item)[0]) * pixels(item);
+  for (index_t item = threadIdx.x; item < items; item += 128) sum += pair(item)[0] * pixels(item);
   const double count = static_cast<double>(g.spatial) * static_cast<double>(width);
   const double center = block_sum<128>(sum, shared) / count;
   double squares = 0;
   for (index_t item = threadIdx.x; item < items; item += 128) {
-    const double distance = static_cast<double>(pair(item)[0]) - center;
-    squares += static_cast<double>(pair(item)[1]) + pixels(item) * distance * distance;
+    const double distance = pair(item)[0] - center;
+    squares += pair(item)[1] + pixels(item) * distance * distance;
   }
   squares = block_sum<128>(squares, shared);
   if (threadIdx.x != 0) return;
   mean[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(center);
+  mean_rest[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(center - static_cast<double>(static_cast<Number>(center)));
   inverse_deviation[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(1 / sqrt(fmax(squares, 0.0) / count + epsilon));
 }
 
@@ -131,10 +134,10 @@ __global__ void __launch_bounds__(128)
 template <int Vector, class T>
 struct NormChannels {
   using Number = compute_t<T>;
-  Number mean[Vector], inverse[Vector], weight[Vector], bias[Vector];
+  Number mean[Vector], rest[Vector], inverse[Vector], weight[Vector], bias[Vector];
 
   __device__ __forceinline__ NormChannels(const GroupNormLaunch& g, index_t channel, const T* weights, const T* biases,
-                                          const Number* means, const Number* inverses) {
+                                          const Number* means, const Number* rests, const Number* inverses) {
     const index_t width = g.c / g.groups;
     load_numbers<Vector>(weights + channel, weight);
     load_numbers<Vector>(biases + channel, bias);
@@ -142,21 +145,22 @@ struct NormChannels {
     for (int i = 0; i < Vector; ++i) {
       const index_t group = blockIdx.y * g.groups + (channel + i) / width;
       mean[i] = means[group];
+      rest[i] = rests == nullptr ? Number{} : rests[group];
       inverse[i] = inverses[group];
     }
   }
-  __device__ __forceinline__ Number hat(int i, Number x) const { return (x - mean[i]) * inverse[i]; }
+  __device__ __forceinline__ Number hat(int i, Number x) const { return ((x - mean[i]) - rest[i]) * inverse[i]; }
   __device__ __forceinline__ Number z(int i, Number hat) const { return hat * weight[i] + bias[i]; }
 };
 
 template <int Vector, class T>
 __global__ void __launch_bounds__(256)
     group_norm_write_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, const T* weight, const T* bias,
-                            const compute_t<T>* mean, const compute_t<T>* inverse_deviation, T* y) {
+                            const compute_t<T>* mean, const compute_t<T>* mean_rest, const compute_t<T>* inverse_deviation, T* y) {
   using Number = compute_t<T>;
   const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
   if (channel >= g.c) return;
-  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, inverse_deviation);
+  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, mean_rest, inverse_deviation);
   for_pixels_of_chunk<Vector>(g, channel, [&](index_t offset) {
     Number value[Vector];
     load_numbers<Vector>(x + offset, value);
@@ -179,7 +183,7 @@ __global__ void __launch_bounds__(256)
   const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
   Number plain[Vector] = {}, along[Vector] = {};
   if (channel < g.c) {
-    const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, inverse_deviation);
+    const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
     for_pixels_of_chunk<Vector>(g, channel, [&](index_t offset) {
       Number value[Vector], gradient[Vector];
       load_numbers<Vector>(x + offset, value);
@@ -255,7 +259,7 @@ __global__ void __launch_bounds__(256)
   using Number = compute_t<T>;
   const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
   if (channel >= g.c) return;
-  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, inverse_deviation);
+  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
   Number plain[Vector], along[Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
@@ -304,14 +308,16 @@ struct GroupNorm<Cuda> {
     by_vectors<T>(context, shape, detail::common_alignment(x, weight, bias, y), [&](auto vector, const detail::GroupNormLaunch& g, dim3 grid, dim3 block) {
       constexpr int width = decltype(vector)::value;
       Scratch<Cuda> scratch(context);
-      auto* statistics = scratch.template allocate<compute_t<T>>(shape.n * g.chunks * g.c * 2);
+      auto* statistics = scratch.template allocate<double>(shape.n * g.chunks * g.c * 2);
+      auto* mean_rest = scratch.template allocate<compute_t<T>>(shape.n * g.groups);
       detail::group_norm_statistics_kernel<width><<<grid, block, 0, context.stream()>>>(g, x, statistics);
       context.check_launch("group_norm_statistics_kernel");
       const dim3 by_group(static_cast<unsigned>(g.groups), static_cast<unsigned>(shape.n));
       detail::group_norm_join_kernel<<<by_group, 128, 0, context.stream()>>>(g, static_cast<double>(shape.epsilon), statistics, mean,
-                                                                            inverse_deviation);
+                                                                            mean_rest, inverse_deviation);
       context.check_launch("group_norm_join_kernel");
-      detail::group_norm_write_kernel<width><<<grid, block, 0, context.stream()>>>(g, x, weight, bias, mean, inverse_deviation, y);
+      detail::group_norm_write_kernel<width><<<grid, block, 0, context.stream()>>>(g, x, weight, bias, mean, mean_rest,
+                                                                                   inverse_deviation, y);
       context.check_launch("group_norm_write_kernel");
     });
   }

@@ -31,20 +31,24 @@ __global__ void __launch_bounds__(32 * row_warps)
   const index_t row = row_of_warp();
   if (row >= rows) return;
   const T* from = x + row * c;
+  const Number origin = widen(from[0]);  // statistics about it, so that a large mean costs nothing
   Number sum{};
   for_lane_columns<Vector>(c, [&](index_t column) {
     Number value[Vector];
     load_numbers<Vector>(from + column, value);
 #pragma unroll
-    for (int i = 0; i < Vector; ++i) sum += value[i];
+    for (int i = 0; i < Vector; ++i) sum += value[i] - origin;
   });
-  const Number center = warp_sum(sum) / static_cast<Number>(c);
+  const Number shift = warp_sum(sum) / static_cast<Number>(c);
   Number squares{};
   for_lane_columns<Vector>(c, [&](index_t column) {
     Number value[Vector];
     load_numbers<Vector>(from + column, value);
 #pragma unroll
-    for (int i = 0; i < Vector; ++i) squares += (value[i] - center) * (value[i] - center);
+    for (int i = 0; i < Vector; ++i) {
+      const Number distance = (value[i] - origin) - shift;
+      squares += distance * distance;
+    }
   });
   const Number inverse = 1 / sqrt(warp_sum(squares) / static_cast<Number>(c) + static_cast<Number>(epsilon));
   for_lane_columns<Vector>(c, [&](index_t column) {
@@ -53,11 +57,11 @@ __global__ void __launch_bounds__(32 * row_warps)
     load_numbers<Vector>(weight + column, w);
     load_numbers<Vector>(bias + column, b);
 #pragma unroll
-    for (int i = 0; i < Vector; ++i) value[i] = (value[i] - center) * inverse * w[i] + b[i];
+    for (int i = 0; i < Vector; ++i) value[i] = ((value[i] - origin) - shift) * inverse * w[i] + b[i];
     store_numbers<Vector>(y + row * c + column, value);
   });
   if (threadIdx.x % 32 == 0) {
-    mean[row] = center;
+    mean[row] = origin + shift;
     inverse_deviation[row] = inverse;
   }
 }
