@@ -13,7 +13,6 @@ namespace autoencoder_kl_cases {
 
 using namespace lpo;
 
-
 constexpr VaeConfig small{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
 
 template <class T, class Device>

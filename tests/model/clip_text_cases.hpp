@@ -13,7 +13,6 @@ namespace clip_text_cases {
 
 using namespace lpo;
 
-
 constexpr ClipTextConfig quick{.vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
 constexpr ClipTextConfig projected{.vocabulary = 48,
                                    .width = 16,

@@ -59,8 +59,6 @@ void expect_memory(const std::string& name, const AnyParameter<T, Device>& param
 template <class T, class Device>
 std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T, Device>& store,
                                                          const ParameterNames& names) {
-  static_assert(is_host_device<Device>,
-                "lpo io: weights are read into host memory; load into a Cpu store and copy it to the device");
   std::vector<NamedParameter<T, Device>> selected;
   const std::string prefix = dotted(names.model_prefix);
   for (const auto& entry : store.entries()) {

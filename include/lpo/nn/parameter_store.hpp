@@ -27,9 +27,9 @@ class ParameterStore {
   };
 
   template <class Module>
-  void add(const std::string& prefix, Module& module) {
+  void add(const std::string& prefix, Module& network) {
     for_each_parameter<T, Device>(
-        module, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
+        network, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
   }
 
   /// Gives every weight memory. Weights whose name satisfies `trainable` come first, contiguously, and get gradients.

@@ -17,7 +17,7 @@ struct Evaluator {
   template <class Tree, class T>
   static void forward(Context<Device>*, const detail::IterationSpace&, const Tree&, T*, const void* const*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }
@@ -27,7 +27,7 @@ struct Evaluator {
   static void backward(Context<Device>*, const detail::IterationSpace&, const Tree&, const T*, const void* const*,
                        void* const*, const bool*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }

@@ -154,6 +154,17 @@ LPO_ALWAYS_INLINE Pack square_root(Pack value) {
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE float square_root(float value) { return std::sqrt(value); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE double square_root(double value) { return std::sqrt(value); }
 
+/// Lane i of the result is lane Lane[i] of a, or, from pack_width on, of b. clang and g++ differ in the built-in; nvcc's front
+/// end garbles clang's spelling with g++.
+template <int... Lane>
+LPO_ALWAYS_INLINE Pack shuffle_lanes(Pack a, Pack b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, PackMask{Lane...});
+#endif
+}
+
 /// Reinterprets float lanes as integers and back, for exponent arithmetic.
 LPO_ALWAYS_INLINE PackMask to_bits(Pack value) { return std::bit_cast<PackMask>(value); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE std::int32_t to_bits(float value) { return __builtin_bit_cast(std::int32_t, value); }

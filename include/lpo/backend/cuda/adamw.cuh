@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(256)
     const Number scaled = g[i] * static_cast<Number>(p.gradient_scale);
     first[i] = beta1 * first[i] + (1 - beta1) * scaled;
     second[i] = beta2 * second[i] + (1 - beta2) * scaled * scaled;
-    value[i] -= rate * (first[i] / bias1 / (sqrt(second[i] / bias2) + static_cast<Number>(p.epsilon)) +
+    value[i] -= rate * (first[i] / bias1 / (::sqrt(second[i] / bias2) + static_cast<Number>(p.epsilon)) +
                         static_cast<Number>(p.weight_decay) * value[i]);
   }
   store_numbers<Vector>(parameter + at, value);

@@ -63,10 +63,6 @@ CUtensorMap tensor_map(const T* data, const TensorBoxes& t) {
 
 // Barriers in shared memory and copies that complete on them; sm_90 code only.
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
 __device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
 }

@@ -16,8 +16,8 @@ __device__ compute_t<T> row_log_sum_exp(const T* z, index_t classes, compute_t<T
   for (index_t j = threadIdx.x; j < classes; j += 128) largest = max(largest, widen(z[j]));
   largest = block_max<128>(largest, shared);
   Number sum{};
-  for (index_t j = threadIdx.x; j < classes; j += 128) sum += exp(widen(z[j]) - largest);
-  return largest + log(block_sum<128>(sum, shared));
+  for (index_t j = threadIdx.x; j < classes; j += 128) sum += ::exp(widen(z[j]) - largest);
+  return largest + ::log(block_sum<128>(sum, shared));
 }
 
 template <class T>
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(128) cross_entropy_backward_kernel(index_t cla
   T* dz = dlogits + blockIdx.x * classes;
   const Number total = row_log_sum_exp(z, classes, shared), scale = widen(dloss[blockIdx.x]);
   for (index_t j = threadIdx.x; j < classes; j += 128) {
-    Number gradient = scale * (exp(widen(z[j]) - total) - (j == target[blockIdx.x] ? Number{1} : Number{}));
+    Number gradient = scale * (::exp(widen(z[j]) - total) - (j == target[blockIdx.x] ? Number{1} : Number{}));
     if (accumulate) gradient += widen(dz[j]);
     dz[j] = narrow<T>(gradient);
   }

@@ -16,7 +16,7 @@ namespace detail {
 //   costs nothing.
 // Limits: n and the number of column tiles below 65536.
 
-inline constexpr int norm_columns = 32, norm_rows = 8;
+inline constexpr int norm_block_columns = 32, norm_block_rows = 8;
 
 /// Sizes that all kernels of one group norm share.
 struct GroupNormLaunch {
@@ -30,7 +30,7 @@ __device__ __forceinline__ Number sigmoid_number(Number z) {
   if constexpr (std::is_same_v<Number, float>)
     return __fdividef(1.0f, 1.0f + __expf(-z));
   else
-    return 1 / (1 + exp(-z));
+    return 1 / (1 + ::exp(-z));
 }
 template <class Number>
 __device__ __forceinline__ Number silu_slope(Number z) {
@@ -42,28 +42,28 @@ __device__ __forceinline__ Number silu_slope(Number z) {
 template <int Vector, class Body>
 __device__ __forceinline__ void for_pixels_of_chunk(const GroupNormLaunch& g, index_t channel, Body&& body) {
   const index_t first = blockIdx.x * g.chunk, last = min(g.spatial, first + g.chunk);
-  for (index_t pixel = first + threadIdx.y; pixel < last; pixel += norm_rows) body((blockIdx.y * g.spatial + pixel) * g.c + channel);
+  for (index_t pixel = first + threadIdx.y; pixel < last; pixel += norm_block_rows) body((blockIdx.y * g.spatial + pixel) * g.c + channel);
 }
 
 /// Adds `a` and `b` over the block's rows and stores the pair of every channel at pairs[image, chunk, channel].
 template <int Vector, class Number, class Store>
 __device__ __forceinline__ void join_rows(const Number (&a)[Vector], const Number (&b)[Vector], Store&& store) {
-  __shared__ Number shared[2][norm_rows][norm_columns * Vector];
+  __shared__ Number shared[2][norm_block_rows][norm_block_columns * Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
     shared[0][threadIdx.y][threadIdx.x * Vector + i] = a[i];
     shared[1][threadIdx.y][threadIdx.x * Vector + i] = b[i];
   }
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.y) * norm_columns + static_cast<int>(threadIdx.x); at < norm_columns * Vector;
-       at += norm_columns * norm_rows) {
+  for (int at = static_cast<int>(threadIdx.y) * norm_block_columns + static_cast<int>(threadIdx.x); at < norm_block_columns * Vector;
+       at += norm_block_columns * norm_block_rows) {
     Number first{}, second{};
 #pragma unroll
-    for (int row = 0; row < norm_rows; ++row) {
+    for (int row = 0; row < norm_block_rows; ++row) {
       first += shared[0][row][at];
       second += shared[1][row][at];
     }
-    store(static_cast<index_t>(blockIdx.z) * norm_columns * Vector + at, first, second);
+    store(static_cast<index_t>(blockIdx.z) * norm_block_columns * Vector + at, first, second);
   }
 }
 
@@ -72,7 +72,7 @@ template <int Vector, class T>
 __global__ void __launch_bounds__(256)
     group_norm_statistics_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, double* chunk_statistics) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
   const index_t first = blockIdx.x * g.chunk, pixels = min(g.spatial, first + g.chunk) - first;
   const index_t start = (blockIdx.y * g.spatial + first) * g.c;
   Number sum[Vector] = {}, squares[Vector] = {};
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(128)
   if (threadIdx.x != 0) return;
   mean[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(center);
   mean_rest[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(center - static_cast<double>(static_cast<Number>(center)));
-  inverse_deviation[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(1 / sqrt(fmax(squares, 0.0) / count + epsilon));
+  inverse_deviation[blockIdx.y * g.groups + blockIdx.x] = static_cast<Number>(1 / ::sqrt(fmax(squares, 0.0) / count + epsilon));
 }
 
 /// What a thread knows of its Vector channels.
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(256)
     group_norm_write_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, const T* weight, const T* bias,
                             const compute_t<T>* mean, const compute_t<T>* mean_rest, const compute_t<T>* inverse_deviation, T* y) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
   if (channel >= g.c) return;
   const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, mean_rest, inverse_deviation);
   for_pixels_of_chunk<Vector>(g, channel, [&](index_t offset) {
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(256)
                                     const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy,
                                     compute_t<T>* chunk_sums) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
   Number plain[Vector] = {}, along[Vector] = {};
   if (channel < g.c) {
     const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(256)
                          const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const compute_t<T>* group_means, const T* dy,
                          T* dx, bool accumulate) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
   if (channel >= g.c) return;
   const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
   Number plain[Vector], along[Vector];
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(256)
 inline GroupNormLaunch group_norm_launch(Context<Cuda>& context, const kernel::GroupNormShape& s, index_t tiles) {
   GroupNormLaunch g{s.spatial, s.c, s.groups, 0, 0, s.silu};
   const index_t wanted = std::max<index_t>(1, 8 * context.multiprocessors() / std::max<index_t>(1, s.n * tiles));
-  g.chunk = std::max<index_t>(2 * norm_rows, (s.spatial + wanted - 1) / wanted);
+  g.chunk = std::max<index_t>(2 * norm_block_rows, (s.spatial + wanted - 1) / wanted);
   g.chunks = (s.spatial + g.chunk - 1) / g.chunk;
   return g;
 }
@@ -364,10 +364,10 @@ struct GroupNorm<Cuda> {
                          Launch&& launch) {
     constexpr int wide = static_cast<int>(16 / sizeof(T));
     const bool vectors = shape.c % wide == 0 && alignment == 16;
-    const index_t tiles = (shape.c + detail::norm_columns * (vectors ? wide : 1) - 1) / (detail::norm_columns * (vectors ? wide : 1));
+    const index_t tiles = (shape.c + detail::norm_block_columns * (vectors ? wide : 1) - 1) / (detail::norm_block_columns * (vectors ? wide : 1));
     const auto g = detail::group_norm_launch(context, shape, tiles);
     const dim3 grid(static_cast<unsigned>(g.chunks), static_cast<unsigned>(shape.n), static_cast<unsigned>(tiles));
-    const dim3 block(detail::norm_columns, detail::norm_rows);
+    const dim3 block(detail::norm_block_columns, detail::norm_block_rows);
     if (vectors)
       launch(std::integral_constant<int, wide>{}, g, grid, block);
     else

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(32 * row_warps)
       squares += distance * distance;
     }
   });
-  const Number inverse = 1 / sqrt(warp_sum(squares) / static_cast<Number>(c) + static_cast<Number>(epsilon));
+  const Number inverse = 1 / ::sqrt(warp_sum(squares) / static_cast<Number>(c) + static_cast<Number>(epsilon));
   for_lane_columns<Vector>(c, [&](index_t column) {
     Number value[Vector], w[Vector], b[Vector];
     load_numbers<Vector>(from + column, value);
@@ -111,15 +111,15 @@ __global__ void __launch_bounds__(32 * row_warps)
 
 /// sums[chunk, channel] = (sum of dy, sum of dy * hat) over the rows of chunk blockIdx.x; blocks as in group norm.
 template <int Vector, class T>
-__global__ void __launch_bounds__(norm_columns* norm_rows)
+__global__ void __launch_bounds__(norm_block_columns* norm_block_rows)
     layer_norm_gradient_sums_kernel(index_t rows, index_t c, index_t chunk, const T* x, const compute_t<T>* mean,
                                     const compute_t<T>* inverse_deviation, const T* dy, compute_t<T>* sums) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
   const index_t first = blockIdx.x * chunk, last = min(rows, first + chunk);
   Number plain[Vector] = {}, along[Vector] = {};
   if (channel < c)
-    for (index_t row = first + threadIdx.y; row < last; row += norm_rows) {
+    for (index_t row = first + threadIdx.y; row < last; row += norm_block_rows) {
       Number value[Vector], gradient[Vector];
       load_numbers<Vector>(x + row * c + channel, value);
       load_numbers<Vector>(dy + row * c + channel, gradient);
@@ -148,9 +148,9 @@ __global__ void __launch_bounds__(32 * row_warps) softmax_kernel(index_t rows, i
   for (index_t j = lane; j < c; j += 32) highest = max(highest, widen(from[j]));
   highest = warp_max(highest);
   Number sum{};
-  for (index_t j = lane; j < c; j += 32) sum += exp(widen(from[j]) - highest);
+  for (index_t j = lane; j < c; j += 32) sum += ::exp(widen(from[j]) - highest);
   sum = warp_sum(sum);
-  for (index_t j = lane; j < c; j += 32) y[row * c + j] = narrow<T>(exp(widen(from[j]) - highest) / sum);
+  for (index_t j = lane; j < c; j += 32) y[row * c + j] = narrow<T>(::exp(widen(from[j]) - highest) / sum);
 }
 
 template <class T>
@@ -201,13 +201,13 @@ struct LayerNorm<Cuda> {
         context.check_launch("layer_norm_dx_kernel");
       }
       if (dweight == nullptr && dbias == nullptr) return;
-      const index_t tiles = detail::blocks_for(c, detail::norm_columns * width);
+      const index_t tiles = detail::blocks_for(c, detail::norm_block_columns * width);
       const index_t wanted = std::max<index_t>(1, 4 * context.multiprocessors() / tiles);
-      const index_t chunk = std::max<index_t>(4 * detail::norm_rows, (rows + wanted - 1) / wanted), chunks = (rows + chunk - 1) / chunk;
+      const index_t chunk = std::max<index_t>(4 * detail::norm_block_rows, (rows + wanted - 1) / wanted), chunks = (rows + chunk - 1) / chunk;
       Scratch<Cuda> scratch(context);
       auto* sums = scratch.template allocate<compute_t<T>>(chunks * c * 2);
       if (chunks > 0) {
-        const dim3 grid(static_cast<unsigned>(chunks), 1, static_cast<unsigned>(tiles)), block(detail::norm_columns, detail::norm_rows);
+        const dim3 grid(static_cast<unsigned>(chunks), 1, static_cast<unsigned>(tiles)), block(detail::norm_block_columns, detail::norm_block_rows);
         detail::layer_norm_gradient_sums_kernel<width>
             <<<grid, block, 0, context.stream()>>>(rows, c, chunk, x, mean, inverse_deviation, dy, sums);
         context.check_launch("layer_norm_gradient_sums_kernel");

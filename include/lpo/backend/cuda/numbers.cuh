@@ -64,6 +64,11 @@ __device__ __forceinline__ void store_numbers(T* p, const Number (&values)[Count
   *reinterpret_cast<NumberVector<T, Count>*>(p) = stored;
 }
 
+/// The address of shared memory as its instructions take it.
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
 /// Sum over a warp; every lane gets it, from a fixed tree.
 template <class Number>
 __device__ __forceinline__ Number warp_sum(Number value) {

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256) random_normal_kernel(index_t count, T* x,
 #pragma unroll
   for (unsigned lane = 0; lane < 4; ++lane) {
     const auto at = static_cast<index_t>(block * 4 + lane - first);
-    if (at >= 0 && at < count) x[at] = narrow<T>(static_cast<compute_t<T>>(fmaf(deviation, four[lane], mean)));
+    if (at >= 0 && at < count) x[at] = narrow<T>(static_cast<compute_t<T>>(::fmaf(deviation, four[lane], mean)));
   }
 }
 
