@@ -17,10 +17,6 @@ inline constexpr int tile_pitch = Width + 8;
 template <int Rows, int Width>
 inline constexpr int tile_elements = Rows * tile_pitch<Width>;
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
 /// Starts a copy of Bytes (4 to 16) to shared memory; where `there` is false, zeros are written and nothing is read.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool there) {
