@@ -81,6 +81,13 @@ TEST_CASE("large statements and long reductions on a CUDA device") {
                  numbers(Extents<1>{1}, 3));
 }
 
+TEST_CASE("statements over nothing on a CUDA device: sums are zero") {
+  compare<float>("no images", affine, numbers(Extents<4>{0, 3, 3, 8}, 1), numbers(Extents<1>{8}, 3), numbers(Extents<1>{8}, 4));
+  compare<float>("no channels", affine, numbers(Extents<4>{2, 3, 3, 0}, 1), numbers(Extents<1>{0}, 3), numbers(Extents<4>{1, 1, 1, 0}, 4));
+  compare<float>("no rows", [](auto&, const auto& a, const auto& s) { lpo::Var y = a * bcast_last(s); return y; },
+                 numbers(Extents<2>{3, 0}, 1), numbers(Extents<2>{3, 1}, 3));
+}
+
 TEST_CASE("tensors of a CUDA device without a context") {
   const auto host = lpo::testing::random_tensor<float, lpo::Cpu>(Extents<2>{5, 7}, 1);
   const auto x = lpo::to_device<lpo::Cuda>(host);

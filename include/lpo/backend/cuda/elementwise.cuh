@@ -14,8 +14,8 @@ namespace detail {
 // Formula: out = tree(leaves); leaf gradient i = sum over the axes that leaf i is broadcast along of
 //   out_gradient * d tree / d leaf_i.
 // Launch: a thread owns Vector elements side by side (16 bytes of the narrowest operand) at one position of the kept axes. In
-//   backward it walks a chunk of the reduced axes, adding in registers; partial sums go to memory as [chunk, kept], and a
-//   second kernel adds the chunks in order, in double. No atomics: two runs give the same bits.
+//   backward it walks positions of the reduced axes, adding in registers; blocks leave partial sums as [chunk, kept], and a
+//   second kernel adds the chunks in a fixed order, in double. No atomics: two runs give the same bits.
 // Numerics: float (double if an operand is), rounded once on storing.
 // Limits: operands whose elements lie further apart than 2^31 - 1.
 
@@ -150,35 +150,48 @@ __device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree
   Access::store(a.gradients, a.accumulate, offset, gradients);
 }
 
-/// The innermost axis is kept: thread x owns elements of the kept axes, block y a chunk of the reduced ones.
+/// The innermost axis is kept. A block covers `columns` groups of Vector elements of the kept axes (blockIdx.x) and a chunk of
+/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share and add up in shared memory.
 template <int Vector, class Number, class Tree, class T>
 __global__ void __launch_bounds__(256)
-    statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a) {
-  const unsigned first = (blockIdx.x * 256u + threadIdx.x) * Vector;
-  if (first >= a.kept_count) return;
+    statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
   using Access = LeafAccessOf<Tree, Number, Vector>;
-  int base[a.operands] = {};
-  a.kept.locate(first, base);
+  __shared__ Number shared[256 * Vector];
+  const unsigned column = threadIdx.x & (columns - 1), row = threadIdx.x / columns, rows = 256u / columns;
+  const unsigned first = (blockIdx.x * columns + column) * Vector;
   Number sum[Access::slots][Vector] = {};
-  const unsigned begin = blockIdx.y * a.chunk, end = min(a.reduced_count, begin + a.chunk);
-  for (unsigned position = begin; position < end; ++position) {
-    int offset[a.operands];
+  if (first < a.kept_count) {
+    int base[a.operands] = {};
+    a.kept.locate(first, base);
+    const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
+    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += rows) {
+      int offset[a.operands];
 #pragma unroll
-    for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
-    a.reduced.locate(position, offset);
-    Number gradients[Access::slots][Vector];
-    statement_gradients<Vector, Number>(a, offset, gradients);
+      for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
+      a.reduced.locate(position, offset);
+      Number gradients[Access::slots][Vector];
+      statement_gradients<Vector, Number>(a, offset, gradients);
 #pragma unroll
-    for (int k = 0; k < Tree::leaves; ++k)
+      for (int k = 0; k < Tree::leaves; ++k)
 #pragma unroll
-      for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
+        for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
+    }
   }
 #pragma unroll
-  for (int k = 0; k < Tree::leaves; ++k)
-    if (a.partial[k] != nullptr)
+  for (int k = 0; k < Tree::leaves; ++k) {
+    if (a.partial[k] == nullptr) continue;  // the same for all threads
+    __syncthreads();
 #pragma unroll
-      for (int i = 0; i < Vector; ++i)
-        a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + first + i] = sum[k][i];
+    for (int i = 0; i < Vector; ++i) shared[(row * columns + column) * Vector + i] = sum[k][i];
+    __syncthreads();
+    for (unsigned at = threadIdx.x; at < columns * Vector; at += 256u) {
+      const unsigned element = blockIdx.x * columns * Vector + at;
+      if (element >= a.kept_count) continue;
+      Number total{};
+      for (unsigned other = 0; other < rows; ++other) total += shared[other * columns * Vector + at];
+      a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + element] = total;
+    }
+  }
 }
 
 /// The innermost axis is reduced: a warp owns one element of the kept axes, its lanes share a chunk of the reduced ones.
@@ -210,17 +223,25 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-/// gradient (+)= sum of the chunks' partial sums, in chunk order. Knows no statement.
+/// gradient (+)= sum of the chunks' partial sums in a fixed order: eight rows of threads share the chunks of 32 elements. Knows
+/// no statement.
 template <class T, class Number>
 __global__ void __launch_bounds__(256)
     statement_sum_kernel(const Number* partial, unsigned chunks, unsigned count, AxisList<1> axes, T* gradient, bool accumulate) {
-  const unsigned element = blockIdx.x * 256u + threadIdx.x;
-  if (element >= count) return;
+  __shared__ double shared[8][32];
+  const unsigned lane = threadIdx.x % 32u, row = threadIdx.x / 32u, element = blockIdx.x * 32u + lane;
+  double total = 0;
+  if (element < count)
+    for (unsigned chunk = row; chunk < chunks; chunk += 8u)
+      total += static_cast<double>(partial[static_cast<std::size_t>(chunk) * count + element]);
+  shared[row][lane] = total;
+  __syncthreads();
+  if (row != 0 || element >= count) return;
+#pragma unroll
+  for (int other = 1; other < 8; ++other) total += shared[other][lane];
   int offset[1] = {};
   axes.locate(element, offset);
-  double total = accumulate ? static_cast<double>(widen(gradient[offset[0]])) : 0.0;
-  for (unsigned chunk = 0; chunk < chunks; ++chunk)
-    total += static_cast<double>(partial[static_cast<std::size_t>(chunk) * count + element]);
+  if (accumulate) total += static_cast<double>(widen(gradient[offset[0]]));
   gradient[offset[0]] = narrow<T>(static_cast<compute_t<T>>(total));
 }
 
@@ -340,15 +361,22 @@ class StatementBackward {
     a.reduced = AxisList<Tree::leaves + 1>(space_, ~p.kept);
     a.kept_count = static_cast<unsigned>(a.kept.count());
     a.reduced_count = static_cast<unsigned>(a.reduced.count());
-    const bool columns = (p.kept >> (space_.rank - 1) & 1u) != 0;
-    // Enough chunks to fill the device twice over, and long enough that the second stage is short.
-    const index_t wanted = static_cast<index_t>(context_.multiprocessors()) * 2048 * (columns ? 2 : 1);
-    const index_t threads = columns ? std::max<index_t>(1, a.kept_count / vector) : index_t{a.kept_count} * 32;
-    const index_t shortest = columns ? 16 : 1024;
-    const index_t most = std::min<index_t>((a.reduced_count + shortest - 1) / shortest, 4096);
-    const index_t chunks = std::clamp<index_t>(wanted / std::max<index_t>(1, threads), 1, std::max<index_t>(1, most));
-    a.chunk = static_cast<unsigned>((a.reduced_count + chunks - 1) / chunks);
-    const unsigned parts = (a.reduced_count + a.chunk - 1) / std::max(1u, a.chunk);
+    if (a.kept_count == 0) return;  // nothing to write; where only reduced axes are empty, sums are zero
+    const bool keeps_inner = (p.kept >> (space_.rank - 1) & 1u) != 0;
+    const bool vectors =
+        keeps_inner && vector > 1 && moves_in_vectors<Tree, T>(space_, vector, out_gradient_, data_, gradients_);
+    const unsigned groups = a.kept_count / (vectors ? vector : 1);
+    // Columns of a block: all 256 threads where nothing is summed; otherwise a power of two that wastes few threads.
+    unsigned columns = 256;
+    if (p.summed != 0)
+      for (columns = 32; columns > 4 && groups % columns != 0 && groups < 8 * columns;) columns /= 2;
+    const unsigned across = keeps_inner ? blocks_for(groups, columns) : blocks_for(a.kept_count, 8);
+    // Chunks: enough blocks to fill the device, and so long that the second stage is short beside the first.
+    const index_t shortest = keeps_inner ? 4 * 256 / columns : 512;
+    const index_t most = std::max<index_t>(1, (a.reduced_count + shortest - 1) / shortest);
+    const index_t chunks = p.summed == 0 ? 1 : std::clamp<index_t>(6 * context_.multiprocessors() / across, 1, std::min<index_t>(most, 65535));
+    a.chunk = std::max(1u, static_cast<unsigned>((a.reduced_count + chunks - 1) / chunks));
+    const unsigned parts = std::max(1u, (a.reduced_count + a.chunk - 1) / a.chunk);
     for (int k = 0; k < Tree::leaves; ++k) {
       a.data[k] = data_[k];
       a.gradients[k] = (p.direct >> k & 1u) != 0 ? gradients_[k] : nullptr;
@@ -359,25 +387,23 @@ class StatementBackward {
         count_[k] = a.kept_count;
       }
     }
-    if (!columns) {
-      const dim3 grid(blocks_for(a.kept_count, 8), parts);
+    const dim3 grid(across, parts);
+    if (!keeps_inner) {
       statement_backward_rows_kernel<Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a);
       context_.check_launch("statement_backward_rows_kernel");
       return;
     }
-    const bool vectors = vector > 1 && moves_in_vectors<Tree, T>(space_, vector, out_gradient_, data_, gradients_);
-    const dim3 grid(blocks_for(a.kept_count, 256 * (vectors ? vector : 1)), parts);
     if (vectors)
-      statement_backward_columns_kernel<vector, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a);
+      statement_backward_columns_kernel<vector, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
     else
-      statement_backward_columns_kernel<1, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a);
+      statement_backward_columns_kernel<1, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
     context_.check_launch("statement_backward_columns_kernel");
   }
 
   void finish(int leaf) {
     for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
-      if (k != leaf) return;
-      statement_sum_kernel<L, Number><<<blocks_for(count_[k], 256), 256, 0, context_.stream()>>>(
+      if (k != leaf || count_[k] == 0) return;
+      statement_sum_kernel<L, Number><<<blocks_for(count_[k], 32), 256, 0, context_.stream()>>>(
           partial_[k], parts_[k], count_[k], AxisList<1>(space_, kept_axes(space_, k + 1), k + 1), static_cast<L*>(gradients_[k]),
           accumulate_[k]);
       context_.check_launch("statement_sum_kernel");
