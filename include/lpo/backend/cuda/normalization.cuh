@@ -109,17 +109,20 @@ __global__ void __launch_bounds__(32 * row_warps)
   });
 }
 
-/// sums[chunk, channel] = (sum of dy, sum of dy * hat) over the rows of chunk blockIdx.x; blocks as in group norm.
+inline constexpr int layer_norm_columns = 32, layer_norm_rows = 8;
+
+/// sums[chunk, channel] = (sum of dy, sum of dy * hat) over the rows of chunk blockIdx.x; a block is 32 columns of Vector channels
+/// (tile blockIdx.z) x 8 rows of threads.
 template <int Vector, class T>
-__global__ void __launch_bounds__(norm_block_columns* norm_block_rows)
+__global__ void __launch_bounds__(layer_norm_columns* layer_norm_rows)
     layer_norm_gradient_sums_kernel(index_t rows, index_t c, index_t chunk, const T* x, const compute_t<T>* mean,
                                     const compute_t<T>* inverse_deviation, const T* dy, compute_t<T>* sums) {
   using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * norm_block_columns + threadIdx.x) * Vector;
+  const index_t channel = (static_cast<index_t>(blockIdx.z) * layer_norm_columns + threadIdx.x) * Vector;
   const index_t first = blockIdx.x * chunk, last = min(rows, first + chunk);
   Number plain[Vector] = {}, along[Vector] = {};
   if (channel < c)
-    for (index_t row = first + threadIdx.y; row < last; row += norm_block_rows) {
+    for (index_t row = first + threadIdx.y; row < last; row += layer_norm_rows) {
       Number value[Vector], gradient[Vector];
       load_numbers<Vector>(x + row * c + channel, value);
       load_numbers<Vector>(dy + row * c + channel, gradient);
@@ -130,12 +133,14 @@ __global__ void __launch_bounds__(norm_block_columns* norm_block_rows)
         along[i] += gradient[i] * (value[i] - center) * inverse;
       }
     }
-  join_rows(plain, along, [&](index_t at, Number total, Number total_along) {
-    if (at >= c) return;
-    Number* to = sums + (blockIdx.x * c + at) * 2;
-    to[0] = total;
-    to[1] = total_along;
-  });
+  const RowSums<Vector, Number> totals(plain, along);
+  const index_t start = static_cast<index_t>(blockIdx.z) * layer_norm_columns * Vector;
+  for (index_t at = threadIdx.y * layer_norm_columns + threadIdx.x; at < layer_norm_columns * Vector && start + at < c;
+       at += layer_norm_columns * layer_norm_rows) {
+    Number* to = sums + (blockIdx.x * c + start + at) * 2;
+    to[0] = totals.sums[0][at];
+    to[1] = totals.sums[1][at];
+  }
 }
 
 template <class T>
@@ -201,18 +206,19 @@ struct LayerNorm<Cuda> {
         context.check_launch("layer_norm_dx_kernel");
       }
       if (dweight == nullptr && dbias == nullptr) return;
-      const index_t tiles = detail::blocks_for(c, detail::norm_block_columns * width);
+      const index_t tiles = detail::blocks_for(c, detail::layer_norm_columns * width);
       const index_t wanted = std::max<index_t>(1, 4 * context.multiprocessors() / tiles);
-      const index_t chunk = std::max<index_t>(4 * detail::norm_block_rows, (rows + wanted - 1) / wanted), chunks = (rows + chunk - 1) / chunk;
+      const index_t chunk = std::max<index_t>(4 * detail::layer_norm_rows, (rows + wanted - 1) / wanted), chunks = (rows + chunk - 1) / chunk;
       Scratch<Cuda> scratch(context);
       auto* sums = scratch.template allocate<compute_t<T>>(chunks * c * 2);
       if (chunks > 0) {
-        const dim3 grid(static_cast<unsigned>(chunks), 1, static_cast<unsigned>(tiles)), block(detail::norm_block_columns, detail::norm_block_rows);
+        const dim3 grid(static_cast<unsigned>(chunks), 1, static_cast<unsigned>(tiles)), block(detail::layer_norm_columns, detail::layer_norm_rows);
         detail::layer_norm_gradient_sums_kernel<width>
-            <<<grid, block, 0, context.stream()>>>(rows, c, chunk, x, mean, inverse_deviation, dy, sums);
+            <<<grid, block, 2 * detail::layer_norm_rows * detail::layer_norm_columns * width * sizeof(compute_t<T>), context.stream()>>>(
+                rows, c, chunk, x, mean, inverse_deviation, dy, sums);
         context.check_launch("layer_norm_gradient_sums_kernel");
       }
-      detail::norm_weights_kernel<<<detail::blocks_for(c, 256), 256, 0, context.stream()>>>(chunks, c, sums, dweight, accumulate_weight,
+      detail::norm_weights_kernel<<<detail::blocks_for(c, 32), 256, 0, context.stream()>>>(chunks, c, sums, dweight, accumulate_weight,
                                                                                            dbias, accumulate_bias);
       context.check_launch("norm_weights_kernel");
     });
