@@ -6,6 +6,7 @@
 
 #include <cublasLt.h>
 
+#include <lpo/backend/cuda/kernel_times.cuh>
 #include <lpo/backend/cuda/memory.cuh>
 #include <lpo/backend/cuda/product_plans.cuh>
 #include <lpo/tensor/context.hpp>
@@ -16,6 +17,7 @@ struct CudaOptions {
   int device = 0;           ///< ordinal, as nvidia-smi counts
   bool tf32 = false;        ///< float products on tensor cores with 10-bit mantissas: faster, relative error about 3e-4
   bool synchronize = false; ///< wait after every kernel, so that an error names the kernel that caused it
+  bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
 };
 
 /// Owns a CUDA device's stream, arenas, pools and library handles. All work of a context runs in the order in which it was
@@ -88,7 +90,13 @@ class Context<Cuda> {
   void synchronize() { detail::cuda_check(cudaStreamSynchronize(stream_), "Context<Cuda>::synchronize"); }
 
   /// Every launcher calls this after its launch; `kernel` is the kernel's name.
-  void check_launch(const char* kernel) { detail::check_launch(kernel, options_.synchronize, stream_); }
+  void check_launch(const char* kernel) {
+    detail::check_launch(kernel, options_.synchronize, stream_);
+    if (options_.time_kernels) times_.mark(kernel, stream_);
+  }
+
+  /// Device time by kernel since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
+  std::vector<KernelTime> kernel_times() { return times_.take(stream_); }
 
   std::size_t reserved_bytes() const {
     return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes() + products_.reserved_bytes();
@@ -99,6 +107,7 @@ class Context<Cuda> {
   int multiprocessors_ = 0, shared_memory_ = 0;
   cudaStream_t stream_ = nullptr;
   detail::ProductPlans products_;
+  detail::KernelTimes times_;
   // First blocks of 64 MiB: cudaMalloc costs a millisecond.
   Arena activations_{std::size_t{1} << 26};
   Arena scratch_{std::size_t{1} << 26};

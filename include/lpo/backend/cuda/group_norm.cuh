@@ -110,12 +110,32 @@ struct RowSums {
   }
 };
 
-/// Calls `body(group, first channel in the tile)` for every group of this block's tile, a thread each.
+/// Calls `body(group, first channel in the tile, lane, lanes)` for every group of this block's tile; 8 lanes of a warp share a
+/// group, and all threads of the block's whole warps take part.
 template <class Body>
 __device__ __forceinline__ void for_groups_of_tile(const GroupNormLaunch& g, Body&& body) {
-  const index_t start = static_cast<index_t>(blockIdx.z) * g.tile, count = min(g.tile, g.c - start) / g.width();
-  const index_t thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-  for (index_t group = thread; group < count; group += threads) body(start / g.width() + group, group * g.width());
+  constexpr int lanes = 8;
+  const int start = static_cast<int>(blockIdx.z * g.tile), width = static_cast<int>(g.width());
+  const int count = static_cast<int>(min(g.tile, g.c - start)) / width;
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x * blockDim.y) / lanes * lanes;  // no group of lanes is cut at the end
+  if (threads == 0) {
+    if (thread == 0)
+      for (int group = 0; group < count; ++group) body(start / width + group, group * width, 0, 1);
+    return;
+  }
+  if (thread >= threads) return;
+  for (int group = thread / lanes; group < count; group += threads / lanes)
+    body(start / width + group, group * width, thread % lanes, lanes);
+}
+
+/// Sum over `lanes` (1 or 8) neighbouring lanes; the first one has it.
+template <class Number>
+__device__ __forceinline__ Number sum_of_lanes(Number value, index_t lanes) {
+  if (lanes == 1) return value;
+  const unsigned mask = 0xffu << (threadIdx.y * blockDim.x + threadIdx.x) % 32 / 8 * 8;
+  for (int step = 4; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, 8);
+  return value;
 }
 
 /// chunk_statistics[image, group, chunk] = (mean, sum of squared distances from it) over the chunk's pixels.
@@ -139,20 +159,24 @@ __global__ void __launch_bounds__(norm_block_threads)
     });
   }
   const RowSums<Vector, Number> rows(sum, squares);
-  const auto pixels = static_cast<double>(min(g.spatial, first + g.chunk) - first);
-  for_groups_of_tile(g, [&](index_t group, index_t at) {
+  const auto pixels = static_cast<Number>(min(g.spatial, first + g.chunk) - first);
+  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
     const T* origin = origin_pixel + group * g.width();
-    double mean = 0, spread = 0;
-    for (index_t i = 0; i < g.width(); ++i) mean += static_cast<double>(widen(origin[i])) + static_cast<double>(rows.sums[0][at + i]) / pixels;
-    mean /= static_cast<double>(g.width());
-    for (index_t i = 0; i < g.width(); ++i) {  // each channel about its own mean, then about the group's
-      const double own = static_cast<double>(rows.sums[0][at + i]) / pixels;
-      const double distance = static_cast<double>(widen(origin[i])) + own - mean;
-      spread += static_cast<double>(rows.sums[1][at + i]) - static_cast<double>(rows.sums[0][at + i]) * own + pixels * distance * distance;
+    const Number base = widen(origin[0]);  // distances from one number, so that float suffices
+    const auto own_mean = [&](index_t i) { return (widen(origin[i]) - base) + rows.sums[0][at + i] / pixels; };
+    Number mean{};
+    for (index_t i = lane; i < g.width(); i += lanes) mean += own_mean(i);
+    mean = sum_of_lanes(mean, lanes) / static_cast<Number>(g.width());
+    Number spread{};  // each channel about its own mean, then about the group's
+    for (index_t i = lane; i < g.width(); i += lanes) {
+      const Number distance = own_mean(i) - mean;
+      spread += rows.sums[1][at + i] - rows.sums[0][at + i] * (rows.sums[0][at + i] / pixels) + pixels * distance * distance;
     }
+    spread = sum_of_lanes(spread, lanes);
+    if (lane != 0) return;
     double* to = chunk_statistics + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
-    to[0] = mean;
-    to[1] = spread;
+    to[0] = static_cast<double>(base) + static_cast<double>(mean);
+    to[1] = static_cast<double>(spread);
   });
 }
 
@@ -246,14 +270,15 @@ __global__ void __launch_bounds__(norm_block_threads)
   }
   const RowSums<Vector, Number> rows(plain, along);
   const index_t start = static_cast<index_t>(blockIdx.z) * g.tile;
-  for_groups_of_tile(g, [&](index_t group, index_t at) {
-    double sums[2] = {};
-    for (index_t i = 0; i < g.width(); ++i)
-      for (int which = 0; which < 2; ++which)
-        sums[which] += static_cast<double>(widen(weight[start + at + i])) * static_cast<double>(rows.sums[which][at + i]);
+  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
+    Number sums[2] = {};
+    for (index_t i = lane; i < g.width(); i += lanes)
+      for (int which = 0; which < 2; ++which) sums[which] += widen(weight[start + at + i]) * rows.sums[which][at + i];
     double* to = group_sums + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
-    to[0] = sums[0];
-    to[1] = sums[1];
+    for (int which = 0; which < 2; ++which) {
+      const Number total = sum_of_lanes(sums[which], lanes);
+      if (lane == 0) to[which] = static_cast<double>(total);
+    }
   });
   if (channel_sums == nullptr) return;
   const index_t thread = threadIdx.y * blockDim.x + threadIdx.x;
