@@ -7,14 +7,16 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// out = softmax(scale q k^T) v, in powers of two. Per tile of 64 keys:
+/// out = softmax(scale q k^T) v, in powers of two. Per tile of 32 keys:
 ///   s = q k^T,  p = 2^(c s - m) with c = scale log2(e),  l += sum_j p,  o += p v
-/// where m follows the maximum of c s but is raised, and o and l rescaled, only when the maximum has grown by more than 8
-/// since: p stays below 2^8, which float sums and 16-bit storage hold as well as numbers below 1.
+/// where m is raised to the maximum of c s, and o and l rescaled, only when the sum of a thread's p in a tile exceeds 1024:
+/// nothing else looks for a maximum. Weights of up to 1024 are as good in float sums and 16-bit storage as weights below 1.
 ///
-/// Launch: block = 4 warps, 16 * Tiles queries each, of one (batch, head). Memory: the queries and two stages of keys and
-/// values in shared memory; scores, weights and sums live in registers. Numerics: products of T in float, weights rounded to
-/// T for their product, l from unrounded weights. Limits: fits_matrix_units.
+/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles queries. In one turn a warp multiplies q with the next tile of
+/// keys and the weights of the tile before with its values, and between those products takes the exponentials of this tile:
+/// tensor cores and the units for exponentials work at the same time. Memory: the queries and rings of three tiles of keys
+/// and of values in shared memory, filled two turns ahead; scores, weights and sums in registers. Numerics: products of T
+/// in float, weights rounded to T for their product, l from unrounded weights. Limits: fits_matrix_units.
 template <class T>
 struct AttentionForwardArguments {
   kernel::AttentionShape shape;
@@ -25,177 +27,221 @@ struct AttentionForwardArguments {
 
 template <class T, int Width, int Tiles>
 struct AttentionForwardWarp {
-  static constexpr int KeyTile = 64;
-  static constexpr float headroom = 8.0f;
+  static constexpr int KeyTile = 32, Steps = tile_steps<Width>;
+  static constexpr int score_parts = KeyTile / 16 * Steps, value_parts = score_parts, exponential_parts = Tiles * KeyTile / 8;
+  static constexpr bool keep_queries = Tiles * (Width / 2 + KeyTile * 3 / 2 + Width / 4) <= 200;  ///< in registers
+  static constexpr float limit = 1024.0f;
 
-  unsigned query[Tiles][Width / 16][4];
+  using Scores = float[Tiles][KeyTile / 8][4];
+  using Weights = unsigned[Tiles][KeyTile / 16][4];
+
+  unsigned query[keep_queries ? Tiles : 1][Steps][4];
   float total[Tiles][Width / 8][4];
-  float highest[Tiles][2], sum[Tiles][2];  ///< per row; the sum is of this lane's columns
+  float level[Tiles][2], sum[Tiles][2];  ///< m of a row; this lane's share of l
 
+  /// `q_tile` and the tiles below are this lane's addresses.
   __device__ __forceinline__ void start(unsigned q_tile) {
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) {
+      if constexpr (keep_queries)
 #pragma unroll
-      for (int step = 0; step < Width / 16; ++step)
-        load_matrices(query[t][step],
-                      q_tile + rows_first_offset<Width>() + tile_offset<Width>(16 * t, 16 * step));
+        for (int step = 0; step < Steps; ++step) load_matrices(query[t][step], q_tile + tile_offset<Width>(16 * t, 16 * step));
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) total[t][n][e] = 0.0f;
-      highest[t][0] = highest[t][1] = -INFINITY;
+      level[t][0] = level[t][1] = -INFINITY;
       sum[t][0] = sum[t][1] = 0.0f;
     }
   }
 
-  /// One tile of keys, the first `count` of them. Masked: some are hidden, behind `count` or, with causal, from row i of the
-  /// warp those after diagonal + i.
-  template <bool Masked>
-  __device__ __forceinline__ void step(unsigned k_tile, unsigned v_tile, float scale, index_t count, bool causal,
-                                       index_t diagonal) {
-    float score[Tiles][KeyTile / 8][4];
+  /// One of score_parts: 16 keys, one step of the width.
+  __device__ __forceinline__ void add_scores(Scores& score, unsigned q_tile, unsigned k_tile, int part) {
+    const int step = part / (KeyTile / 16), n = part % (KeyTile / 16);
+    unsigned b[4];
+    load_matrices(b, k_tile + tile_offset<Width>(16 * n, 16 * step));
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t)
-#pragma unroll
-      for (int n = 0; n < KeyTile / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) score[t][n][e] = 0.0f;
-#pragma unroll
-    for (int depth = 0; depth < Width / 16; ++depth)
-#pragma unroll
-      for (int n = 0; n < KeyTile / 16; ++n) {
-        if (Masked && 16 * n >= count) continue;
-        unsigned b[4];
-        load_matrices(b, k_tile + depth_first_offset<Width>() + tile_offset<Width>(16 * n, 16 * depth));
-#pragma unroll
-        for (int t = 0; t < Tiles; ++t) {
-          multiply_fragments<T>(score[t][2 * n], query[t][depth], b[0], b[1]);
-          multiply_fragments<T>(score[t][2 * n + 1], query[t][depth], b[2], b[3]);
-        }
-      }
-    const int lane = threadIdx.x % 32;
-    if constexpr (Masked) {
-#pragma unroll
-      for (int t = 0; t < Tiles; ++t)
-#pragma unroll
-        for (int n = 0; n < KeyTile / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int column = 8 * n + lane % 4 * 2 + e % 2, row = 16 * t + lane / 4 + e / 2 * 8;
-            if (column >= count || (causal && column > diagonal + row)) score[t][n][e] = -INFINITY;
-          }
-    }
-    soften(score, scale);
-#pragma unroll
-    for (int n = 0; n < KeyTile / 16; ++n) {
-      if (Masked && 16 * n >= count) break;
-      unsigned weight[Tiles][4];
-#pragma unroll
-      for (int t = 0; t < Tiles; ++t) pack_left<T>(weight[t], score[t][2 * n], score[t][2 * n + 1]);
-#pragma unroll
-      for (int d = 0; d < Width / 16; ++d) {
-        unsigned b[4];
-        load_matrices_transposed(b, v_tile + rows_first_offset<Width>() + tile_offset<Width>(16 * n, 16 * d));
-#pragma unroll
-        for (int t = 0; t < Tiles; ++t) {
-          multiply_fragments<T>(total[t][2 * d], weight[t], b[0], b[1]);
-          multiply_fragments<T>(total[t][2 * d + 1], weight[t], b[2], b[3]);
-        }
+    for (int t = 0; t < Tiles; ++t) {
+      if constexpr (keep_queries) {
+        multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], query[t][step], b, step);
+      } else {
+        unsigned a[4];
+        load_matrices(a, q_tile + tile_offset<Width>(16 * t, 16 * step));
+        multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], a, b, step);
       }
     }
   }
 
-  /// Products become weights; the sums follow.
-  __device__ __forceinline__ void soften(float (&score)[Tiles][KeyTile / 8][4], float scale) {
-    float top[Tiles][2];
-    bool grown = false;
+  /// One of value_parts: 16 keys, 16 columns of the values.
+  __device__ __forceinline__ void add_values(const Weights& weight, unsigned v_tile, int part) {
+    const int step = part % Steps, n = part / Steps;
+    unsigned b[4];
+    load_matrices_transposed(b, v_tile + tile_offset<Width>(16 * n, 16 * step));
 #pragma unroll
-    for (int t = 0; t < Tiles; ++t)
+    for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(total[t], weight[t][n], b, step);
+  }
+
+  /// One of exponential_parts: the weights of one fragment of scores.
+  __device__ __forceinline__ void exponentials(const Scores& score, float scale, Weights& weight, float (&tile_sum)[Tiles][2],
+                                               int part) {
+    const int t = part % Tiles, n = part / Tiles;
+    float p[4];
 #pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        float most = fmaxf(score[t][0][2 * side], score[t][0][2 * side + 1]);
-#pragma unroll
-        for (int n = 1; n < KeyTile / 8; ++n)
-          most = fmaxf(most, fmaxf(score[t][n][2 * side], score[t][n][2 * side + 1]));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-        top[t][side] = most * scale;
-        grown |= top[t][side] > highest[t][side] + headroom;
-      }
-    if (__any_sync(0xffffffffu, grown)) {
-#pragma unroll
-      for (int t = 0; t < Tiles; ++t)
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const float level = fmaxf(highest[t][side], top[t][side]);
-          const float shrink = exp2_approximate(highest[t][side] - level);
-          highest[t][side] = level;
-          sum[t][side] *= shrink;
-#pragma unroll
-          for (int n = 0; n < Width / 8; ++n) {
-            total[t][n][2 * side] *= shrink;
-            total[t][n][2 * side + 1] *= shrink;
-          }
-        }
+    for (int e = 0; e < 4; ++e) {
+      p[e] = exp2_approximate(fmaf(score[t][n][e], scale, -level[t][e / 2]));
+      tile_sum[t][e / 2] += p[e];
     }
+    weight[t][n / 2][n % 2 * 2] = pack_pair<T>(p[0], p[1]);
+    weight[t][n / 2][n % 2 * 2 + 1] = pack_pair<T>(p[2], p[3]);
+  }
+
+  /// Hides the keys from `count` on and, with causal, from row i of the warp those after diagonal + i.
+  __device__ __forceinline__ void hide(Scores& score, int count, bool causal, int diagonal) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < Tiles; ++t)
 #pragma unroll
       for (int n = 0; n < KeyTile / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          score[t][n][e] = exp2_approximate(fmaf(score[t][n][e], scale, -highest[t][e / 2]));
-          sum[t][e / 2] += score[t][n][e];
+          const int column = 8 * n + lane % 4 * 2 + e % 2, row = 16 * t + lane / 4 + e / 2 * 8;
+          if (column >= count || (causal && column > diagonal + row)) score[t][n][e] = -INFINITY;
         }
+  }
+
+  /// One turn: the weights of `score`, the scores of the next keys, the product of the weights `before` with their values.
+  __device__ __forceinline__ void turn(const Scores& score, Scores& next, const Weights& before, Weights& weight,
+                                       unsigned q_tile, unsigned k_tile, unsigned v_tile, float scale) {
+    constexpr int parts = score_parts + value_parts;
+    float tile_sum[Tiles][2];
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+      tile_sum[t][0] = tile_sum[t][1] = 0.0f;
+#pragma unroll
+      for (int n = 0; n < KeyTile / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) next[t][n][e] = 0.0f;
+    }
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      if (part < score_parts)
+        add_scores(next, q_tile, k_tile, part);
+      else
+        add_values(before, v_tile, part - score_parts);
+#pragma unroll
+      for (int e = 0; e < exponential_parts; ++e)
+        if (e * parts / exponential_parts == part) exponentials(score, scale, weight, tile_sum, e);
+    }
+    bool over = false;
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) over |= !(tile_sum[t][0] <= limit) || !(tile_sum[t][1] <= limit);
+    if (__any_sync(0xffffffffu, over)) raise(score, scale, weight, tile_sum);
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+      sum[t][0] += tile_sum[t][0];
+      sum[t][1] += tile_sum[t][1];
+    }
+  }
+
+  /// Raises the levels to the maxima of the rows, rescales what is summed, and takes the exponentials again.
+  __device__ __forceinline__ void raise(const Scores& score, float scale, Weights& weight, float (&tile_sum)[Tiles][2]) {
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        float most = score[t][0][2 * side];
+#pragma unroll
+        for (int n = 0; n < KeyTile / 8; ++n) most = fmaxf(most, fmaxf(score[t][n][2 * side], score[t][n][2 * side + 1]));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        const float raised = fmaxf(level[t][side], most * scale);  // the first tile has a visible key: finite
+        const float shrink = exp2_approximate(level[t][side] - raised);
+        level[t][side] = raised;
+        sum[t][side] *= shrink;
+        tile_sum[t][side] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < Width / 8; ++n) {
+          total[t][n][2 * side] *= shrink;
+          total[t][n][2 * side + 1] *= shrink;
+        }
+      }
+#pragma unroll
+    for (int e = 0; e < exponential_parts; ++e) exponentials(score, scale, weight, tile_sum, e);
   }
 };
 
 template <class T, int Width, int Tiles>
-__global__ void __launch_bounds__(attention_threads, Tiles == 1 && Width <= 80 ? 4 : 2)
+__global__ void __launch_bounds__(attention_threads, Tiles == 1 && Width <= 64 ? 3 : 2)
     attention_forward_streaming_kernel(AttentionForwardArguments<T> p) {
   using Warp = AttentionForwardWarp<T, Width, Tiles>;
   constexpr int QueryTile = 16 * Tiles * attention_warps, KeyTile = Warp::KeyTile;
-  constexpr unsigned key_bytes = tile_elements<KeyTile, Width> * 2;
+  constexpr unsigned tile_bytes = tile_elements<KeyTile, Width> * 2;
   extern __shared__ __align__(16) unsigned char attention_memory[];
   T* const q_rows = reinterpret_cast<T*>(attention_memory);
-  const unsigned q_tile = shared_address(q_rows), stages = q_tile + tile_elements<QueryTile, Width> * 2;
+  const unsigned q_tile = shared_address(q_rows), rings = q_tile + tile_elements<QueryTile, Width> * 2;
 
-  const index_t tiles = (p.shape.queries + QueryTile - 1) / QueryTile;
-  const index_t pair = blockIdx.x / tiles, first = blockIdx.x % tiles * QueryTile;
-  const int width = static_cast<int>(p.shape.width), warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * Tiles;
-  const T* const queries = p.q.head(pair, p.shape.heads, width) + first * p.q.row_stride;
-  const T* const keys = p.k.head(pair, p.shape.heads, width);
-  const T* const values = p.v.head(pair, p.shape.heads, width);
+  const int thread = static_cast<int>(threadIdx.x), warp_row = thread / 32 * 16 * Tiles;
+  const int first = static_cast<int>(blockIdx.x) * QueryTile, width = static_cast<int>(p.shape.width);
+  const int queries = static_cast<int>(p.shape.queries), keys = static_cast<int>(p.shape.keys);
+  const index_t head = blockIdx.y, batch = blockIdx.z;
   const bool causal = p.shape.causal;
-  const index_t end = causal && first + QueryTile < p.shape.keys ? first + QueryTile : p.shape.keys;
+  const int tiles = ((causal && first + QueryTile < keys ? first + QueryTile : keys) + KeyTile - 1) / KeyTile;
   const float scale = p.shape.scale * 1.44269504f;
 
-  const auto fetch = [&](index_t begin, unsigned stage) {
-    copy_rows_async<KeyTile, Width>(stage, keys + begin * p.k.row_stride, p.k.row_stride, p.shape.keys - begin, width);
-    copy_rows_async<KeyTile, Width>(stage + key_bytes, values + begin * p.v.row_stride, p.v.row_stride,
-                                    p.shape.keys - begin, width);
+  // Half of the threads fetch keys, three tiles ahead, and half fetch values, one ahead. Tile -1 of the values is zeros, for
+  // the first turn, which has no weights before it.
+  const bool fetches_values = thread >= attention_threads / 2;
+  const HeadRows<const T>& source = fetches_values ? p.v : p.k;
+  const T* const rows = source.head(batch, head, width);
+  const unsigned ring = rings + (fetches_values ? 3 * tile_bytes : 0);
+  const auto slot = [](int tile) { return static_cast<unsigned>((tile + 3) % 3) * tile_bytes; };
+  const auto fetch = [&](int now) {
+    const int tile = now + (fetches_values ? 1 : 3), begin = tile * KeyTile;
+    if (tile < tiles && tile >= -1)
+      copy_rows_async<KeyTile, Width, attention_threads / 2>(ring + slot(tile), rows + (begin < 0 ? 0 : begin) * source.row_stride,
+                                                             source.row_stride, begin < 0 ? 0 : keys - begin, width,
+                                                             thread % (attention_threads / 2));
+    close_copy_group();
   };
-  copy_rows_async<QueryTile, Width>(q_tile, queries, p.q.row_stride, p.shape.queries - first, width);
-  fetch(0, stages);
+  copy_rows_async<QueryTile, Width, attention_threads>(q_tile, p.q.head(batch, head, width) + first * p.q.row_stride,
+                                                       p.q.row_stride, queries - first, width, thread);
+  fetch(-3);
+  fetch(-2);
+  fetch(-1);
+
   Warp warp;
-  unsigned stage = stages, other = stages + 2 * key_bytes;
-  for (index_t begin = 0; begin < end; begin += KeyTile) {
-    wait_for_copies();
-    __syncthreads();  // this tile is there for all, and all are done with the stage that is filled next
-    if (begin == 0) warp.start(q_tile + tile_offset<Width>(warp_row, 0));
-    if (begin + KeyTile < end) fetch(begin + KeyTile, other);
-    const index_t count = p.shape.keys - begin, diagonal = first + warp_row - begin;
-    if (count < KeyTile || (causal && KeyTile > diagonal + 1))
-      warp.template step<true>(stage, stage + key_bytes, scale, count, causal, diagonal);
+  typename Warp::Scores even_scores{}, odd_scores;
+  typename Warp::Weights even_weights, odd_weights{};
+  const unsigned warp_queries = q_tile + tile_offset<Width>(warp_row, 0) + rows_first_offset<Width>();
+  const unsigned k_ring = rings + depth_first_offset<Width>(), v_ring = rings + 3 * tile_bytes + rows_first_offset<Width>();
+  wait_for_groups<2>();
+  __syncthreads();
+  warp.start(warp_queries);
+#pragma unroll
+  for (int part = 0; part < Warp::score_parts; ++part) warp.add_scores(even_scores, warp_queries, k_ring, part);
+  const auto turn = [&](auto& score, auto& next, auto& before, auto& weight, int now) {
+    wait_for_groups<1>();
+    __syncthreads();  // the tiles of this turn are there for all, and all are done with those that are overwritten next
+    fetch(now);
+    const int count = keys - now * KeyTile, diagonal = first + warp_row - now * KeyTile;
+    if (count < KeyTile || (causal && KeyTile > diagonal + 1)) warp.hide(score, count, causal, diagonal);
+    warp.turn(score, next, before, weight, warp_queries, k_ring + slot(now + 1), v_ring + slot(now - 1), scale);
+  };
+  for (int now = 0; now < tiles; now += 2) {
+    turn(even_scores, odd_scores, odd_weights, even_weights, now);
+    if (now + 1 < tiles) turn(odd_scores, even_scores, even_weights, odd_weights, now + 1);
+  }
+  wait_for_groups<0>();
+  __syncthreads();
+#pragma unroll
+  for (int part = 0; part < Warp::value_parts; ++part) {
+    if (tiles % 2 != 0)
+      warp.add_values(even_weights, v_ring + slot(tiles - 1), part);
     else
-      warp.template step<false>(stage, stage + key_bytes, scale, count, causal, diagonal);
-    const unsigned kept = stage;
-    stage = other;
-    other = kept;
+      warp.add_values(odd_weights, v_ring + slot(tiles - 1), part);
   }
 
-  const int lane = threadIdx.x % 32;
-  const index_t rows = p.shape.queries - first - warp_row;
+  const int lane = thread % 32, count = queries - first - warp_row;
   float inverse[Tiles][2];
 #pragma unroll
   for (int t = 0; t < Tiles; ++t)
@@ -206,29 +252,32 @@ __global__ void __launch_bounds__(attention_threads, Tiles == 1 && Width <= 80 ?
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       inverse[t][side] = 1.0f / sum;
       const int row = 16 * t + 8 * side + lane / 4;
-      if (p.log_sum_exp != nullptr && lane % 4 == 0 && row < rows)
-        p.log_sum_exp[pair * p.shape.queries + first + warp_row + row] =
-            warp.highest[t][side] * 0.693147181f + logf(sum);
+      if (p.log_sum_exp != nullptr && lane % 4 == 0 && row < count)
+        p.log_sum_exp[(batch * p.shape.heads + head) * queries + first + warp_row + row] =
+            warp.level[t][side] * 0.693147181f + logf(sum);
     }
-  // The warp's queries are in registers: their place in shared memory is free.
+  // Only this warp reads its queries, and it is done: their place in shared memory is free.
+  __syncwarp();
   store_rows<Width, Tiles>(warp.total, inverse, q_rows + warp_row * tile_pitch<Width>,
-                           p.out.head(pair, p.shape.heads, width) + (first + warp_row) * p.out.row_stride,
-                           p.out.row_stride, rows, width, false);
+                           p.out.head(batch, head, width) + (first + warp_row) * p.out.row_stride, p.out.row_stride, count,
+                           width, false);
 }
 
 template <int Width, int Tiles, class T>
 void launch_attention_forward(Context<Cuda>& context, const AttentionForwardArguments<T>& arguments) {
   constexpr int QueryTile = 16 * Tiles * attention_warps, KeyTile = AttentionForwardWarp<T, Width, Tiles>::KeyTile;
-  constexpr int bytes = (tile_elements<QueryTile, Width> + 4 * tile_elements<KeyTile, Width>)*2;
+  constexpr int bytes = (tile_elements<QueryTile, Width> + 6 * tile_elements<KeyTile, Width>)*2 + tile_slack;
   const auto kernel = attention_forward_streaming_kernel<T, Width, Tiles>;
   allow_shared_memory(kernel, bytes, "attention_forward_streaming_kernel");
   const auto& shape = arguments.shape;
-  const unsigned blocks = static_cast<unsigned>(shape.batch * shape.heads) * blocks_for(shape.queries, QueryTile);
-  kernel<<<blocks, attention_threads, bytes, context.stream()>>>(arguments);
+  const dim3 grid(blocks_for(shape.queries, QueryTile), static_cast<unsigned>(shape.heads),
+                  static_cast<unsigned>(shape.batch));
+  kernel<<<grid, attention_threads, bytes, context.stream()>>>(arguments);
   context.check_launch("attention_forward_streaming_kernel");
 }
 
-/// Two rows of fragments per warp halve the reads of shared memory, where registers allow and the blocks fill the device.
+/// Two rows of fragments per warp halve the reads of shared memory, where registers allow and blocks remain for most of the
+/// device.
 template <class T>
 void attention_forward_streaming(Context<Cuda>& context, const AttentionForwardArguments<T>& arguments) {
   const auto& shape = arguments.shape;
@@ -236,7 +285,7 @@ void attention_forward_streaming(Context<Cuda>& context, const AttentionForwardA
   with_tile_width(shape.width, [&](auto width) {
     constexpr int Width = decltype(width)::value;
     if constexpr (Width <= 80)
-      if (wide_blocks > context.multiprocessors()) return launch_attention_forward<Width, 2>(context, arguments);
+      if (2 * wide_blocks > context.multiprocessors()) return launch_attention_forward<Width, 2>(context, arguments);
     launch_attention_forward<Width, 1>(context, arguments);
   });
 }

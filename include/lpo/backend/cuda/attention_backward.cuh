@@ -15,8 +15,8 @@ namespace detail {
 ///   dq          q, dout       k, v          ds k
 ///   dk, dv      k, v          q, dout       ds^T q, p^T dout
 ///
-/// Launch: block x = (batch, head) and 4 warps of 16 * Tiles rows; block y = one of `splits` shares of the columns, whose
-/// float sums go to `partial` and are added in order by attention_sum_splits_kernel. Memory: rows and two stages of columns
+/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles rows, and one of several shares of the columns, whose float sums go
+/// to `partial` and are added in order by attention_sum_splits_kernel. Memory: rows and two stages of columns
 /// in shared memory; scores, weights and sums in registers. Numerics: products of T in float, p and ds rounded to T for
 /// their products. No atomics: same bits in every run on the same device. Limits: fits_matrix_units.
 template <class T>
@@ -35,7 +35,7 @@ template <int Width, int Tiles, bool ByKeys>
 struct AttentionGradientPlan {
   static constexpr int ColumnTile = Width > 128 ? 32 : 64;
   static constexpr int sums = (ByKeys ? 2 : 1) * Tiles * Width / 2, operand = Tiles * Width / 4;
-  static constexpr int Chunk = sums + 2 * operand + 32 * Tiles <= 200 ? 32 : 16;
+  static constexpr int Chunk = sums + 2 * operand + 32 * Tiles <= 180 ? 32 : 16;
   static constexpr int scores = Tiles * Chunk;
   static constexpr bool keep_rows = sums + scores + operand <= 216;
   static constexpr bool keep_slopes = sums + scores + 2 * operand <= 208;
@@ -46,7 +46,7 @@ struct AttentionGradientWarp {
   using Plan = AttentionGradientPlan<Width, Tiles, ByKeys>;
   static constexpr int Chunk = Plan::Chunk;
 
-  unsigned row[Plan::keep_rows ? Tiles : 1][Width / 16][4], row_slope[Plan::keep_slopes ? Tiles : 1][Width / 16][4];
+  unsigned row[Plan::keep_rows ? Tiles : 1][tile_steps<Width>][4], row_slope[Plan::keep_slopes ? Tiles : 1][tile_steps<Width>][4];
   float sum[Tiles][Width / 8][4], value_sum[ByKeys ? Tiles : 1][Width / 8][4];
   QueryTerms<float> terms[Tiles][2];  ///< of the rows, where they are queries
 
@@ -54,7 +54,7 @@ struct AttentionGradientWarp {
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) {
 #pragma unroll
-      for (int step = 0; step < Width / 16; ++step) {
+      for (int step = 0; step < tile_steps<Width>; ++step) {
         if constexpr (Plan::keep_rows) load_matrices(row[t][step], rows + tile_offset<Width>(16 * t, 16 * step));
         if constexpr (Plan::keep_slopes) load_matrices(row_slope[t][step], slopes + tile_offset<Width>(16 * t, 16 * step));
       }
@@ -72,8 +72,8 @@ struct AttentionGradientWarp {
   /// `count` or, with causal, where its query comes before its key: ByKeys j < diagonal + i, otherwise j > diagonal + i.
   template <bool Masked>
   __device__ __forceinline__ void step(unsigned rows, unsigned slopes, unsigned column_tile, unsigned slope_tile,
-                                       const QueryTerms<float>* column_terms, float scale, index_t count, bool causal,
-                                       index_t diagonal) {
+                                       const QueryTerms<float>* column_terms, float scale, int count, bool causal,
+                                       int diagonal) {
     const unsigned across = depth_first_offset<Width>(), down = rows_first_offset<Width>();
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -87,7 +87,7 @@ struct AttentionGradientWarp {
 #pragma unroll
           for (int e = 0; e < 4; ++e) score[t][n][e] = slope[t][n][e] = 0.0f;
 #pragma unroll
-      for (int depth = 0; depth < Width / 16; ++depth) {
+      for (int depth = 0; depth < tile_steps<Width>; ++depth) {
         unsigned a[Tiles][4], a_slope[Tiles][4];
 #pragma unroll
         for (int t = 0; t < Tiles; ++t) {
@@ -100,18 +100,12 @@ struct AttentionGradientWarp {
           load_matrices(b, column_tile + across + tile_offset<Width>(begin + 16 * n, 16 * depth));
           load_matrices(b_slope, slope_tile + across + tile_offset<Width>(begin + 16 * n, 16 * depth));
 #pragma unroll
-          for (int t = 0; t < Tiles; ++t)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              if constexpr (Plan::keep_rows)
-                multiply_fragments<T>(score[t][2 * n + half], row[t][depth], b[2 * half], b[2 * half + 1]);
-              else
-                multiply_fragments<T>(score[t][2 * n + half], a[t], b[2 * half], b[2 * half + 1]);
-              if constexpr (Plan::keep_slopes)
-                multiply_fragments<T>(slope[t][2 * n + half], row_slope[t][depth], b_slope[2 * half], b_slope[2 * half + 1]);
-              else
-                multiply_fragments<T>(slope[t][2 * n + half], a_slope[t], b_slope[2 * half], b_slope[2 * half + 1]);
-            }
+          for (int t = 0; t < Tiles; ++t) {
+            const auto& left = Plan::keep_rows ? row[Plan::keep_rows ? t : 0][depth] : a[t];
+            const auto& left_slope = Plan::keep_slopes ? row_slope[Plan::keep_slopes ? t : 0][depth] : a_slope[t];
+            multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], left, b, depth);
+            multiply_step<T, Width>(slope[t][2 * n], slope[t][2 * n + 1], left_slope, b_slope, depth);
+          }
         }
       }
 #pragma unroll
@@ -130,7 +124,7 @@ struct AttentionGradientWarp {
             const QueryTerms<float> term = ByKeys ? of_column[e % 2] : terms[t][e / 2];
             float weight = exp2_approximate(fmaf(score[t][n][e], scale, -term.level));
             if constexpr (Masked) {
-              const index_t j = column + e % 2, edge = diagonal + 16 * t + lane / 4 + e / 2 * 8;
+              const int j = column + e % 2, edge = diagonal + 16 * t + lane / 4 + e / 2 * 8;
               if (j >= count || (causal && (ByKeys ? j < edge : j > edge))) weight = 0.0f;
             }
             score[t][n][e] = weight;
@@ -146,21 +140,15 @@ struct AttentionGradientWarp {
           pack_left<T>(change[t], slope[t][2 * n], slope[t][2 * n + 1]);
         }
 #pragma unroll
-        for (int d = 0; d < Width / 16; ++d) {
+        for (int d = 0; d < tile_steps<Width>; ++d) {
           unsigned b[4];
           load_matrices_transposed(b, column_tile + down + tile_offset<Width>(begin + 16 * n, 16 * d));
 #pragma unroll
-          for (int t = 0; t < Tiles; ++t) {
-            multiply_fragments<T>(sum[t][2 * d], change[t], b[0], b[1]);
-            multiply_fragments<T>(sum[t][2 * d + 1], change[t], b[2], b[3]);
-          }
+          for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(sum[t], change[t], b, d);
           if constexpr (ByKeys) {
             load_matrices_transposed(b, slope_tile + down + tile_offset<Width>(begin + 16 * n, 16 * d));
 #pragma unroll
-            for (int t = 0; t < Tiles; ++t) {
-              multiply_fragments<T>(value_sum[t][2 * d], weight[t], b[0], b[1]);
-              multiply_fragments<T>(value_sum[t][2 * d + 1], weight[t], b[2], b[3]);
-            }
+            for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(value_sum[t], weight[t], b, d);
           }
         }
       }
@@ -171,7 +159,7 @@ struct AttentionGradientWarp {
 /// A warp's sums as rows of floats [row][width].
 template <int Width, int Tiles>
 __device__ __forceinline__ void store_partial_rows(const float (&sum)[Tiles][Width / 8][4], float factor, float* target,
-                                                   index_t count, int width) {
+                                                   int count, int width) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int t = 0; t < Tiles; ++t)
@@ -196,36 +184,40 @@ __global__ void __launch_bounds__(attention_threads, 2)
   T* const row_tile = reinterpret_cast<T*>(attention_memory);
   auto* const term_tile = reinterpret_cast<QueryTerms<float>*>(attention_memory + 2 * row_bytes + 4 * column_bytes);
 
-  const index_t heads = p.shape.heads, length = p.rows.length, tiles = (length + RowTile - 1) / RowTile;
-  const index_t pair = blockIdx.x / tiles, first = blockIdx.x % tiles * RowTile;
-  const int width = static_cast<int>(p.shape.width), warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * Tiles;
+  const int length = static_cast<int>(p.rows.length), tiles = (length + RowTile - 1) / RowTile;
+  const int split = static_cast<int>(blockIdx.x) / tiles, first = static_cast<int>(blockIdx.x) % tiles * RowTile;
+  const index_t head = blockIdx.y, batch = blockIdx.z, pair = batch * p.shape.heads + head;
+  const int width = static_cast<int>(p.shape.width), thread = static_cast<int>(threadIdx.x);
+  const int warp_row = thread / 32 * 16 * Tiles;
   const bool causal = p.shape.causal;
-  const T* const columns = p.columns.head(pair, heads, width);
-  const T* const slopes = p.column_slopes.head(pair, heads, width);
+  const bool second = thread >= attention_threads / 2;  // half of the threads fetch columns, half their slopes
+  const T* const source = (second ? p.column_slopes : p.columns).head(batch, head, width);
+  const index_t source_stride = second ? p.column_slopes.row_stride : p.columns.row_stride;
   const auto* const terms = p.terms + pair * p.shape.queries;
   const float scale = p.shape.scale * 1.44269504f;
 
-  index_t from = static_cast<index_t>(blockIdx.y) * p.share, end = p.columns.length;
-  if (from + p.share < end) end = from + p.share;
+  const int share = static_cast<int>(p.share);
+  int from = split * share, end = static_cast<int>(p.columns.length);
+  if (end - from > share) end = from + share;
   if (causal && ByKeys && from < first) from += (first - from) / ColumnTile * ColumnTile;
   if (causal && !ByKeys && first + RowTile < end) end = first + RowTile;
 
   const unsigned row_bank = shared_address(attention_memory), stages = row_bank + 2 * row_bytes;
-  const auto fetch = [&](index_t begin, unsigned stage, QueryTerms<float>* stage_terms) {
-    copy_rows_async<ColumnTile, Width>(stage, columns + begin * p.columns.row_stride, p.columns.row_stride, end - begin,
-                                       width);
-    copy_rows_async<ColumnTile, Width>(stage + column_bytes, slopes + begin * p.column_slopes.row_stride,
-                                       p.column_slopes.row_stride, end - begin, width);
+  const auto fetch = [&](int begin, unsigned stage, QueryTerms<float>* stage_terms) {
+    copy_rows_async<ColumnTile, Width, attention_threads / 2>(stage + (second ? column_bytes : 0),
+                                                              source + begin * source_stride, source_stride, end - begin,
+                                                              width, thread % (attention_threads / 2));
     if (ByKeys && threadIdx.x < ColumnTile) {
-      const bool there = begin + threadIdx.x < end;
-      copy_async<8>(shared_address(stage_terms + threadIdx.x), terms + (there ? begin + threadIdx.x : 0), there);
+      const int column = begin + static_cast<int>(threadIdx.x);
+      const bool there = column < end;
+      copy_async<8>(shared_address(stage_terms + threadIdx.x), terms + (there ? column : 0), there);
     }
   };
-  copy_rows_async<RowTile, Width>(row_bank, p.rows.head(pair, heads, width) + first * p.rows.row_stride,
-                                  p.rows.row_stride, length - first, width);
-  copy_rows_async<RowTile, Width>(row_bank + row_bytes,
-                                  p.row_slopes.head(pair, heads, width) + first * p.row_slopes.row_stride,
-                                  p.row_slopes.row_stride, length - first, width);
+  copy_rows_async<RowTile, Width, attention_threads>(
+      row_bank, p.rows.head(batch, head, width) + first * p.rows.row_stride, p.rows.row_stride, length - first, width, thread);
+  copy_rows_async<RowTile, Width, attention_threads>(
+      row_bank + row_bytes, p.row_slopes.head(batch, head, width) + first * p.row_slopes.row_stride,
+      p.row_slopes.row_stride, length - first, width, thread);
   if (from < end) fetch(from, stages, term_tile);
 
   Warp warp;
@@ -238,12 +230,12 @@ __global__ void __launch_bounds__(attention_threads, 2)
     for (int t = 0; t < Tiles; ++t)
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        const index_t query = first + warp_row + 16 * t + 8 * side + threadIdx.x % 32 / 4;
+        const int query = first + warp_row + 16 * t + 8 * side + static_cast<int>(threadIdx.x) % 32 / 4;
         warp.terms[t][side] = query < length ? terms[query] : QueryTerms<float>{0.0f, 0.0f};
       }
   }
   int turn = 0;
-  for (index_t begin = from; begin < end; begin += ColumnTile) {
+  for (int begin = from; begin < end; begin += ColumnTile) {
     wait_for_copies();
     __syncthreads();  // this tile is there for all, and all are done with the stage that is filled next
     const unsigned stage = stages + (turn != 0 ? 2 * column_bytes : 0);
@@ -251,7 +243,7 @@ __global__ void __launch_bounds__(attention_threads, 2)
     turn ^= 1;
     if (begin + ColumnTile < end)
       fetch(begin + ColumnTile, stages + (turn != 0 ? 2 * column_bytes : 0), term_tile + (turn != 0 ? ColumnTile : 0));
-    const index_t count = end - begin, diagonal = first + warp_row - begin;
+    const int count = end - begin, diagonal = first + warp_row - begin;
     const bool crosses = causal && (ByKeys ? diagonal + 16 * Tiles > 1 : ColumnTile > diagonal + 1);
     if (count < ColumnTile || crosses)
       warp.template step<true>(warp_rows, warp_rows + row_bytes, stage, stage + column_bytes, stage_terms, scale, count,
@@ -261,10 +253,10 @@ __global__ void __launch_bounds__(attention_threads, 2)
                                 causal, diagonal);
   }
 
-  const index_t count = length - first - warp_row;
+  const int count = length - first - warp_row;
   if (p.partial != nullptr) {
-    const index_t pairs = p.shape.batch * heads;
-    float* const part = p.partial + ((2 * blockIdx.y * pairs + pair) * length + first + warp_row) * width;
+    const index_t pairs = p.shape.batch * p.shape.heads;
+    float* const part = p.partial + ((2 * split * pairs + pair) * length + first + warp_row) * width;
     store_partial_rows<Width, Tiles>(warp.sum, p.shape.scale, part, count, width);
     if constexpr (ByKeys)
       store_partial_rows<Width, Tiles>(warp.value_sum, 1.0f, part + pairs * length * width, count, width);
@@ -277,14 +269,14 @@ __global__ void __launch_bounds__(attention_threads, 2)
   __syncwarp();
   if (p.target.data != nullptr)
     store_rows<Width, Tiles>(warp.sum, factor, staging,
-                             p.target.head(pair, heads, width) + (first + warp_row) * p.target.row_stride,
+                             p.target.head(batch, head, width) + (first + warp_row) * p.target.row_stride,
                              p.target.row_stride, count, width, p.accumulate);
   if constexpr (ByKeys) {
     if (p.value_target.data == nullptr) return;
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) factor[t][0] = factor[t][1] = 1.0f;
     store_rows<Width, Tiles>(warp.value_sum, factor, staging,
-                             p.value_target.head(pair, heads, width) + (first + warp_row) * p.value_target.row_stride,
+                             p.value_target.head(batch, head, width) + (first + warp_row) * p.value_target.row_stride,
                              p.value_target.row_stride, count, width, p.accumulate_values);
   }
 }
@@ -299,8 +291,9 @@ __global__ void __launch_bounds__(256) attention_sum_splits_kernel(AttentionGrad
   if (target.data == nullptr || at >= numbers) return;
   float sum = 0.0f;
   for (index_t split = 0; split < splits; ++split) sum += p.partial[(2 * split + blockIdx.y) * numbers + at];
-  const index_t row = at / width;
-  T* const to = target.head(row / p.shape.keys, p.shape.heads, width) + row % p.shape.keys * target.row_stride + at % width;
+  const index_t row = at / width, pair = row / p.shape.keys;
+  T* const to = target.head(pair / p.shape.heads, pair % p.shape.heads, width) + row % p.shape.keys * target.row_stride +
+                at % width;
   store_number(to, accumulate ? sum + load_number(to) : sum);
 }
 
@@ -309,10 +302,11 @@ void launch_attention_gradient(Context<Cuda>& context, AttentionGradientArgument
   using Plan = AttentionGradientPlan<Width, Tiles, ByKeys>;
   constexpr int RowTile = 16 * Tiles * attention_warps;
   constexpr int bytes = (2 * tile_elements<RowTile, Width> + 4 * tile_elements<Plan::ColumnTile, Width>)*2 +
-                        (ByKeys ? 2 * Plan::ColumnTile * static_cast<int>(sizeof(QueryTerms<float>)) : 0);
+                        (ByKeys ? 2 * Plan::ColumnTile * static_cast<int>(sizeof(QueryTerms<float>)) : tile_slack);
   const auto kernel = attention_gradient_streaming_kernel<T, Width, Tiles, ByKeys>;
   allow_shared_memory(kernel, bytes, "attention_gradient_streaming_kernel");
-  const index_t pairs = p.shape.batch * p.shape.heads, blocks = pairs * blocks_for(p.rows.length, RowTile);
+  const unsigned row_tiles = blocks_for(p.rows.length, RowTile);
+  const index_t pairs = p.shape.batch * p.shape.heads, blocks = pairs * row_tiles;
   const index_t column_tiles = (p.columns.length + Plan::ColumnTile - 1) / Plan::ColumnTile;
   index_t splits = 1;
   p.share = p.columns.length;
@@ -326,7 +320,8 @@ void launch_attention_gradient(Context<Cuda>& context, AttentionGradientArgument
     splits = (column_tiles + tiles_each - 1) / tiles_each;
     if (splits > 1) p.partial = scratch.allocate<float>(2 * splits * pairs * p.shape.keys * p.shape.width);
   }
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(splits));
+  const dim3 grid(row_tiles * static_cast<unsigned>(splits), static_cast<unsigned>(p.shape.heads),
+                  static_cast<unsigned>(p.shape.batch));
   kernel<<<grid, attention_threads, bytes, context.stream()>>>(p);
   context.check_launch("attention_gradient_streaming_kernel");
   if (splits == 1) return;
@@ -368,7 +363,7 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
   auto* const terms = scratch.allocate<QueryTerms<compute_t<T>>>(rows);
   if (rows > 0) {
     const float level_scale = streaming ? 1.44269504f : 1.0f;
-    const unsigned blocks = blocks_for(rows, 32);
+    const dim3 blocks(blocks_for(shape.queries * shape.heads, 32), static_cast<unsigned>(shape.batch));
     if (strides % count == 0 && address_bits(out, dout) % 16 == 0)
       attention_terms_kernel<count>
           <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);

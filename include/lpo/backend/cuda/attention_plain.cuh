@@ -14,8 +14,9 @@ struct HeadRows {
   T* data = nullptr;
   index_t row_stride = 0, length = 0;
 
-  __device__ T* head(index_t pair, index_t heads, index_t width) const {
-    return data + pair / heads * length * row_stride + pair % heads * width;
+  /// The first row of a head.
+  __device__ T* head(index_t batch, index_t head, index_t width) const {
+    return data + batch * length * row_stride + head * width;
   }
 };
 
@@ -26,17 +27,18 @@ struct alignas(2 * sizeof(Number)) QueryTerms {
 };
 
 /// terms[pair][query] from log_sum_exp, out and dout; `level_scale` turns the levels into another base of exponentials.
-/// Eight threads share a row and read Count numbers at a time. Memory-bound: reads out and dout once.
+/// Block y is a batch; eight threads share a row and read Count numbers at a time. Memory-bound: reads out and dout once.
 template <int Count, class T>
 __global__ void __launch_bounds__(256) attention_terms_kernel(kernel::AttentionShape shape, const T* out, const T* dout,
                                                               const compute_t<T>* log_sum_exp, float level_scale,
                                                               QueryTerms<compute_t<T>>* terms) {
   using Number = compute_t<T>;
-  const index_t row = static_cast<index_t>(blockIdx.x) * 32 + threadIdx.x / 8;  // [batch, queries, heads]: as memory lies
-  const index_t position = row / shape.heads, head = row % shape.heads;
+  const unsigned heads = static_cast<unsigned>(shape.heads), row = blockIdx.x * 32 + threadIdx.x / 8;
+  const unsigned query = row / heads, head = row % heads;  // in the order of memory
+  const bool there = query < shape.queries;
   Number sum{};
-  if (position < shape.batch * shape.queries) {
-    const index_t at = position * shape.out_row + head * shape.width;
+  if (there) {
+    const index_t at = (blockIdx.y * shape.queries + query) * shape.out_row + head * shape.width;
     for (index_t d = threadIdx.x % 8 * Count; d < shape.width; d += 8 * Count) {
       Number a[Count], b[Count];
       load_numbers<Count>(out + at + d, a);
@@ -47,10 +49,9 @@ __global__ void __launch_bounds__(256) attention_terms_kernel(kernel::AttentionS
   }
 #pragma unroll
   for (int lane = 4; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-  if (threadIdx.x % 8 != 0 || position >= shape.batch * shape.queries) return;
-  const index_t pair = position / shape.queries * shape.heads + head;
-  const index_t query = pair * shape.queries + position % shape.queries;
-  terms[query] = {log_sum_exp[query] * static_cast<Number>(level_scale), sum};
+  if (threadIdx.x % 8 != 0 || !there) return;
+  const index_t at = (blockIdx.y * shape.heads + head) * shape.queries + query;
+  terms[at] = {log_sum_exp[at] * static_cast<Number>(level_scale), sum};
 }
 
 /// A block of 16 x 16 threads holds a Side x Side tile of scores; a thread has Rows x Rows neighbouring ones of it.
@@ -161,10 +162,11 @@ __global__ void __launch_bounds__(256)
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
   const index_t tiles = (shape.queries + Side - 1) / Side;
   const index_t pair = blockIdx.x / tiles, first = blockIdx.x % tiles * Side, width = shape.width;
+  const index_t batch = pair / shape.heads, head = pair % shape.heads;
   const index_t column = static_cast<index_t>(blockIdx.y) * 16 * Columns;
-  const T* const queries = q.head(pair, shape.heads, width) + first * q.row_stride;
-  const T* const keys = k.head(pair, shape.heads, width);
-  const T* const values = v.head(pair, shape.heads, width) + column;
+  const T* const queries = q.head(batch, head, width) + first * q.row_stride;
+  const T* const keys = k.head(batch, head, width);
+  const T* const values = v.head(batch, head, width) + column;
   const Number scale = static_cast<Number>(shape.scale), lowest = -static_cast<Number>(INFINITY);
 
   Number highest[Rows], sum[Rows], total[Rows][Columns];
@@ -216,7 +218,7 @@ __global__ void __launch_bounds__(256)
     for (int lane = 8; lane > 0; lane /= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], lane);
     const index_t query = first + y * Rows + i;
     if (query >= shape.queries) continue;
-    T* const row = out.head(pair, shape.heads, width) + query * out.row_stride + column;
+    T* const row = out.head(batch, head, width) + query * out.row_stride + column;
 #pragma unroll
     for (int c = 0; c < Columns; ++c)
       if (column + x + 16 * c < width) store_number(row + x + 16 * c, total[i][c] / sum[i]);
@@ -253,10 +255,11 @@ __global__ void __launch_bounds__(256) attention_gradient_tiled_kernel(PlainGrad
   const index_t length = p.target.length, others = p.right.length, heads = p.shape.heads, width = p.shape.width;
   const index_t tiles = (length + Side - 1) / Side;
   const index_t pair = blockIdx.x / tiles, first = blockIdx.x % tiles * Side;
+  const index_t batch = pair / heads, head = pair % heads;
   const index_t column = static_cast<index_t>(blockIdx.y) * 16 * Columns;
-  const T* const left = p.left.head(pair, heads, width) + first * p.left.row_stride;
-  const T* const right = p.right.head(pair, heads, width);
-  const T* const values = p.values.head(pair, heads, width) + column;
+  const T* const left = p.left.head(batch, head, width) + first * p.left.row_stride;
+  const T* const right = p.right.head(batch, head, width);
+  const T* const values = p.values.head(batch, head, width) + column;
   const auto* const terms = p.terms + pair * p.shape.queries;
   const Number scale = static_cast<Number>(p.shape.scale);
 
@@ -273,8 +276,8 @@ __global__ void __launch_bounds__(256) attention_gradient_tiled_kernel(PlainGrad
     scores.products(left, p.left.row_stride, length - first, right + begin * p.right.row_stride, p.right.row_stride,
                     others - begin, width, tile);
     if (p.left_slope.data != nullptr)
-      scores.products(p.left_slope.head(pair, heads, width) + first * p.left_slope.row_stride, p.left_slope.row_stride,
-                      length - first, p.right_slope.head(pair, heads, width) + begin * p.right_slope.row_stride,
+      scores.products(p.left_slope.head(batch, head, width) + first * p.left_slope.row_stride, p.left_slope.row_stride,
+                      length - first, p.right_slope.head(batch, head, width) + begin * p.right_slope.row_stride,
                       p.right_slope.row_stride, others - begin, width, slope);
 #pragma unroll
     for (int i = 0; i < Rows; ++i)
@@ -297,7 +300,7 @@ __global__ void __launch_bounds__(256) attention_gradient_tiled_kernel(PlainGrad
   for (int i = 0; i < Rows; ++i) {
     const index_t row = first + y * Rows + i;
     if (row >= length) continue;
-    T* const target = p.target.head(pair, heads, width) + row * p.target.row_stride + column;
+    T* const target = p.target.head(batch, head, width) + row * p.target.row_stride + column;
 #pragma unroll
     for (int c = 0; c < Columns; ++c) {
       if (column + x + 16 * c >= width) continue;

@@ -13,7 +13,13 @@ inline constexpr int attention_threads = 32 * attention_warps;
 
 /// Elements between two rows of a tile: an odd number of 16-byte units, so that eight rows never meet in a bank.
 template <int Width>
-inline constexpr int tile_pitch = Width + 8;
+inline constexpr int tile_pitch = (Width / 8 | 1) * 8;
+/// Fragments of 16 columns. Where Width is an odd number of eights, the last one is read past the row's end, and its second
+/// half is not used.
+template <int Width>
+inline constexpr int tile_steps = (Width + 15) / 16;
+/// What the last row may be read past its end.
+inline constexpr int tile_slack = 16;
 template <int Rows, int Width>
 inline constexpr int tile_elements = Rows * tile_pitch<Width>;
 
@@ -27,25 +33,31 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool t
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+/// Closes a group of copies; wait_for_groups<Open> waits for all but the last Open groups of this thread.
+__device__ __forceinline__ void close_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Open>
+__device__ __forceinline__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
+}
 
-/// Starts copies of Rows rows of `width` elements; rows from `count` on and columns from `width` to Width become zeros.
-/// Two threads share a row.
-template <int Rows, int Width, class T>
-__device__ __forceinline__ void copy_rows_async(unsigned to, const T* rows, index_t row_stride, index_t count, int width) {
-  constexpr int rows_at_once = attention_threads / 2;
-  const int half = threadIdx.x % 2;
+/// Starts copies of Rows rows of `width` elements by Threads threads, of which this is number `thread`, two to a row. Rows
+/// from `count` on and columns from `width` to Width become zeros.
+template <int Rows, int Width, int Threads, class T>
+__device__ __forceinline__ void copy_rows_async(unsigned to, const T* rows, index_t row_stride, index_t count, int width,
+                                                int thread) {
+  static_assert(Rows % (Threads / 2) == 0);
+  const int half = thread % 2;
 #pragma unroll
-  for (int i = 0; i < Rows; i += rows_at_once) {
-    const int row = i + static_cast<int>(threadIdx.x) / 2;
-    if (Rows % rows_at_once != 0 && row >= Rows) break;
+  for (int i = 0; i < Rows; i += Threads / 2) {
+    const int row = i + thread / 2;
     const bool there = row < count;
-    const T* const from = rows + (there ? row * row_stride : 0);
+    const T* const from = rows + row * row_stride;
     const unsigned at = to + static_cast<unsigned>(row * tile_pitch<Width> * 2);
 #pragma unroll
     for (int column = 0; column < Width; column += 16) {
       const int c = column + 8 * half;
-      const bool inside = there && c < width;
-      copy_async<16>(at + static_cast<unsigned>(c * 2), inside ? from + c : rows, inside);
+      if (column + 8 >= Width && half != 0) break;
+      copy_async<16>(at + static_cast<unsigned>(c * 2), from + c, there && c < width);
     }
   }
 }
@@ -82,18 +94,48 @@ __device__ __forceinline__ unsigned depth_first_offset() {
   return tile_offset<Width>(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
 }
 
-/// sum[16 x 8] += a[16 x 16] b[16 x 8]. Lane l holds columns 2 (l % 4) and one more of rows l / 4 (sum[0], sum[1]) and
-/// l / 4 + 8 (sum[2], sum[3]).
-template <class T>
+/// sum[16 x 8] += a[16 x Depth] b[Depth x 8]; Depth 8 takes the first halves of both fragments. Lane l holds columns
+/// 2 (l % 4) and one more of rows l / 4 (sum[0], sum[1]) and l / 4 + 8 (sum[2], sum[3]).
+template <class T, int Depth>
 __device__ __forceinline__ void multiply_fragments(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  if constexpr (std::is_same_v<T, bfloat16>)
+  constexpr bool brain = std::is_same_v<T, bfloat16>;
+  if constexpr (brain && Depth == 16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
+  else if constexpr (brain)
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+  else if constexpr (Depth == 16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+}
+
+/// Products over the width, of step `step` of tile_steps: two neighbouring fragments of 8 columns from four matrices of b.
+template <class T, int Width>
+__device__ __forceinline__ void multiply_step(float (&first)[4], float (&second)[4], const unsigned (&a)[4],
+                                              const unsigned (&b)[4], int step) {
+  if (16 * step + 16 <= Width) {
+    multiply_fragments<T, 16>(first, a, b[0], b[1]);
+    multiply_fragments<T, 16>(second, a, b[2], b[3]);
+  } else {
+    multiply_fragments<T, 8>(first, a, b[0], b[1]);
+    multiply_fragments<T, 8>(second, a, b[2], b[3]);
+  }
+}
+
+/// Products that run along the width: columns 16 step … of sums, the second eight only where they exist.
+template <class T, int Width>
+__device__ __forceinline__ void multiply_columns(float (&sum)[Width / 8][4], const unsigned (&a)[4],
+                                                 const unsigned (&b)[4], int step) {
+  multiply_fragments<T, 16>(sum[2 * step], a, b[0], b[1]);
+  if (16 * step + 16 <= Width) multiply_fragments<T, 16>(sum[2 * step + 1], a, b[2], b[3]);
 }
 
 /// Two numbers as stored, the first in the lower half.
@@ -134,7 +176,7 @@ __device__ __forceinline__ void pack_left(unsigned (&a)[4], const float (&first)
 /// 16 * Tiles rows of a tile, so that global memory sees 16-byte accesses. With `accumulate`, adds what is there, in float.
 template <int Width, int Tiles, class T>
 __device__ __forceinline__ void store_rows(float (&sum)[Tiles][Width / 8][4], const float (&factor)[Tiles][2], T* staging,
-                                           T* target, index_t row_stride, index_t count, int width, bool accumulate) {
+                                           T* target, index_t row_stride, int count, int width, bool accumulate) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int t = 0; t < Tiles; ++t)
@@ -174,13 +216,15 @@ std::uintptr_t address_bits(Pointers... addresses) {
 /// (the maximum of the scores is then scale times the maximum of the products).
 inline bool fits_matrix_units(const kernel::AttentionShape& shape, std::uintptr_t addresses) {
   const index_t strides = shape.q_row | shape.k_row | shape.v_row | shape.out_row | shape.width;
-  return addresses % 16 == 0 && strides % 8 == 0 && shape.width <= 160 && shape.scale > 0.0f;
+  const index_t grid_limit = 65535, length_limit = index_t{1} << 30;
+  return addresses % 16 == 0 && strides % 8 == 0 && shape.width <= 160 && shape.scale > 0.0f && shape.batch <= grid_limit &&
+         shape.heads <= grid_limit && shape.queries < length_limit && shape.keys < length_limit;
 }
 
 /// Calls body(integral_constant<int, Width>) with the smallest tile width that holds `width`.
 template <class Body>
 void with_tile_width(index_t width, Body&& body) {
-  if (width <= 48) return body(std::integral_constant<int, 48>{});
+  if (width <= 40) return body(std::integral_constant<int, 40>{});
   if (width <= 64) return body(std::integral_constant<int, 64>{});
   if (width <= 80) return body(std::integral_constant<int, 80>{});
   if (width <= 128) return body(std::integral_constant<int, 128>{});
