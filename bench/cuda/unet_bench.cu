@@ -60,6 +60,20 @@ void unet_forward(benchmark::State& state) {
   state.counters["MiB"] = static_cast<double>(bench::device().reserved_bytes()) / 1048576.0;
 }
 
+/// The same, launched as one graph.
+void unet_forward_graph(benchmark::State& state) {
+  const index_t rows = state.range(0);
+  Denoiser denoiser(0);
+  const bench::Random<T> latents(rows * 64 * 64 * 4, 1), text(rows * 77 * config.context_width, 2);
+  const std::vector<float> timesteps(static_cast<std::size_t>(rows), 501.0f);
+  lpo::CudaGraph graph(bench::device(), [&] {
+    const auto guard = denoiser.tape.inference();
+    denoiser.predict(latents, text, timesteps);
+    denoiser.tape.clear();
+  });
+  bench::time_on_device(state, [&] { graph.replay(); }, false);
+}
+
 void lora_forward_backward(benchmark::State& state) {
   const index_t rows = state.range(0);
   Denoiser denoiser(16);
@@ -99,6 +113,7 @@ void kernels(benchmark::State& state) {
 
 BENCHMARK(kernels)->ArgNames({"rows", "lora"})->Args({2, 0})->Args({20, 0})->Args({8, 16})->Iterations(1);
 BENCHMARK(unet_forward)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(unet_forward_graph)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lora_forward_backward)->ArgName("rows")->Arg(2)->Arg(8)->UseManualTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace

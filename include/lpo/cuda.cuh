@@ -13,6 +13,7 @@
 #include <lpo/backend/cuda/elementwise.cuh>
 #include <lpo/backend/cuda/embedding.cuh>
 #include <lpo/backend/cuda/gemm.cuh>
+#include <lpo/backend/cuda/graph.cuh>
 #include <lpo/backend/cuda/normalization.cuh>
 #include <lpo/backend/cuda/random.cuh>
 #include <lpo/backend/cuda/reduce.cuh>

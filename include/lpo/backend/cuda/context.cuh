@@ -69,12 +69,15 @@ class Context<Cuda> {
   /// Complete on return: what was called before is done too.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
     if (bytes == 0) return;
+    if (captured_ != nullptr)
+      throw ValueError("[CudaGraph] the captured work reads numbers from the device; keep losses and metrics out of it");
     detail::cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy to host");
     synchronize();
   }
   /// `host` can be reused on return; the device sees the bytes in the order of its work.
   void copy_from_host(void* device, const void* host, std::size_t bytes) {
     if (bytes == 0) return;
+    if (captured_ != nullptr) host = captured_->keep(host, bytes);
     detail::cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy from host");
   }
   void copy(void* to, const void* from, std::size_t bytes) {
@@ -95,6 +98,9 @@ class Context<Cuda> {
     if (options_.time_kernels) times_.mark(kernel, stream_);
   }
 
+  /// While a graph is captured, host bytes that are copied to the device are kept here; null otherwise.
+  void capture_into(detail::PinnedCopies* copies) { captured_ = copies; }
+
   /// Device time by kernel since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
   std::vector<KernelTime> kernel_times() { return times_.take(stream_); }
 
@@ -108,6 +114,7 @@ class Context<Cuda> {
   cudaStream_t stream_ = nullptr;
   detail::ProductPlans products_;
   detail::KernelTimes times_;
+  detail::PinnedCopies* captured_ = nullptr;
   // First blocks of 64 MiB: cudaMalloc costs a millisecond.
   Arena activations_{std::size_t{1} << 26};
   Arena scratch_{std::size_t{1} << 26};

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -70,6 +72,28 @@ class DeviceBlock {
 
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
+};
+
+/// Copies of host bytes that a captured graph reads at every replay.
+class PinnedCopies {
+ public:
+  PinnedCopies() = default;
+  PinnedCopies(const PinnedCopies&) = delete;
+  PinnedCopies& operator=(const PinnedCopies&) = delete;
+  ~PinnedCopies() {
+    for (void* copy : copies_) cudaFreeHost(copy);
+  }
+
+  const void* keep(const void* bytes, std::size_t size) {
+    void* copy = nullptr;
+    cuda_check(cudaMallocHost(&copy, size), "CudaGraph");
+    copies_.push_back(copy);
+    std::memcpy(copy, bytes, size);
+    return copy;
+  }
+
+ private:
+  std::vector<void*> copies_;
 };
 
 }  // namespace detail
