@@ -67,7 +67,7 @@ TEST_CASE("work that reads from the device cannot be captured, and the context w
                        "[CudaGraph] the captured work reads numbers from the device; keep losses and metrics out of it",
                        lpo::ValueError);
   context.copy_to_host(&number, x.data(), sizeof(float));
-  CHECK(number == 2);
+  CHECK(number == 2.0f);
   lpo::Context<Cuda> timing(lpo::CudaOptions{.time_kernels = true});
   CHECK_THROWS_AS(lpo::CudaGraph(timing, [] {}), lpo::ValueError);
 }

@@ -21,7 +21,8 @@ class CudaGraph {
     work();
     context.synchronize();
     cudaGraph_t graph = nullptr;
-    detail::cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeThreadLocal), "CudaGraph");
+    // Relaxed, because the host's constants need pinned memory while the capture runs.
+    detail::cuda_check(cudaStreamBeginCapture(context.stream(), cudaStreamCaptureModeRelaxed), "CudaGraph");
     context.capture_into(&constants_);
     try {
       work();
