@@ -13,8 +13,8 @@ using lpo::index_t;
 using lpo::kernel::Conv2dShape;
 using parity::random_values;
 
-inline Conv2dShape shape(index_t n, index_t h, index_t w, index_t c, index_t o, index_t kernel, index_t stride, index_t before,
-                  index_t after) {
+inline Conv2dShape shape(index_t n, index_t h, index_t w, index_t c, index_t o, index_t kernel, index_t stride,
+                         index_t before, index_t after) {
   return {n, h, w, c, o, kernel, kernel, stride, before, after, before, after};
 }
 
@@ -68,7 +68,11 @@ Results<T> run(lpo::Context<Device>& context, const Conv2dShape& s) {
   const auto nan = [](index_t count) {
     return std::vector<T>(static_cast<std::size_t>(std::max<index_t>(count, 1)), static_cast<T>(std::nanf("")));
   };
-  Results<T> r{nan(outputs), nan(inputs),  random_values<T>(inputs, 5), nan(weights), random_values<T>(weights, 6),
+  Results<T> r{nan(outputs),
+               nan(inputs),
+               random_values<T>(inputs, 5),
+               nan(weights),
+               random_values<T>(weights, 6),
                random_values<T>(s.o, 7)};
   if (s.n == 0) r.y[0] = r.dx[0] = T(0.0f);
   Uploaded<Device, T> y(context, r.y), dx(context, r.dx), dx_more(context, r.dx_more), dweight(context, r.dweight);

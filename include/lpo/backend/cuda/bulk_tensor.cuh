@@ -11,8 +11,8 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// A dense tensor of up to four axes, innermost first, and the box of it that one copy moves: `box[i]` elements along axis i,
-/// `step[i]` apart. Elements outside the tensor arrive as zeros, so the box may start anywhere, below zero too.
+/// A dense tensor of up to four axes, innermost first, and the box of it that one copy moves: `box[i]` elements along
+/// axis i, `step[i]` apart. Elements outside the tensor arrive as zeros, so the box may start anywhere, below zero too.
 struct TensorBoxes {
   int rank = 0;
   index_t extent[4] = {1, 1, 1, 1};
@@ -34,8 +34,9 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(symbol);
 }
 
-/// The map of a tensor of 16-bit numbers whose boxes are 64 numbers wide: rows of 128 bytes in shared memory, whose 16-byte
-/// pieces are exchanged within groups of eight rows (128-byte swizzle). `data` and all strides are multiples of 16 bytes.
+/// The map of a tensor of 16-bit numbers whose boxes are 64 numbers wide: rows of 128 bytes in shared memory, whose
+/// 16-byte pieces are exchanged within groups of eight rows (128-byte swizzle). `data` and all strides are multiples
+/// of 16 bytes.
 template <class T>
 CUtensorMap tensor_map(const T* data, const TensorBoxes& t) {
   static_assert(sizeof(T) == 2);
@@ -52,12 +53,12 @@ CUtensorMap tensor_map(const T* data, const TensorBoxes& t) {
   }
   CUtensorMap map;
   const auto type = std::is_same_v<T, bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult status = encode(&map, type, static_cast<cuuint32_t>(t.rank), const_cast<T*>(data), extents, strides, boxes,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult status = encode(&map, type, static_cast<cuuint32_t>(t.rank), const_cast<T*>(data), extents, strides,
+                                 boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
-    throw DeviceError(message("[tensor map] the driver refused a map of rank ", t.rank, ", innermost extents ", t.extent[0],
-                              " x ", t.extent[1], " (status ", static_cast<int>(status), ")"));
+    throw DeviceError(message("[tensor map] the driver refused a map of rank ", t.rank, ", innermost extents ",
+                              t.extent[0], " x ", t.extent[1], " (status ", static_cast<int>(status), ")"));
   return map;
 }
 
@@ -79,7 +80,7 @@ __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned 
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-/// Waits for the end of the phase of this parity; a fresh barrier is in phase 0, and its phase of parity 1 counts as over.
+/// Waits for the end of the phase of this parity. A fresh barrier is in phase 0; the phase of parity 1 counts as over.
 __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   asm volatile(
       "{\n"
@@ -94,18 +95,19 @@ __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned pa
       : "memory");
 }
 
-__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::uint64_t* barrier, int x0, int x1, int x2) {
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::uint64_t* barrier, int x0, int x1,
+                                         int x2) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2)
       : "memory");
 }
-__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::uint64_t* barrier, int x0, int x1, int x2,
-                                         int x3) {
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::uint64_t* barrier, int x0, int x1,
+                                         int x2, int x3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }

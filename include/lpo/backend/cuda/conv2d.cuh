@@ -12,8 +12,8 @@ namespace detail {
 
 inline constexpr int bias_block_rows = 8;
 
-/// partial [slices, width] = sums of the columns of x [rows, width] over each slice. A block is 32 lanes of Count columns
-/// by bias_block_rows rows; slice blockIdx.y takes `slice` rows.
+/// partial [slices, width] = sums of the columns of x [rows, width] over each slice. A block is 32 lanes of Count
+/// columns by bias_block_rows rows; slice blockIdx.y takes `slice` rows.
 template <int Count, class T>
 __global__ void bias_slices_kernel(const T* x, index_t rows, index_t width, index_t slice, compute_t<T>* partial) {
   using Number = compute_t<T>;
@@ -99,8 +99,7 @@ struct Conv2d<Cuda> {
   static void backward_weights(Context<Cuda>& context, const Conv2dShape& s, const T* x, const T* dy, T* dweight,
                                bool accumulate_weight, T* dbias, bool accumulate_bias) {
     if (dweight != nullptr) weight_gradient(context, s, x, dy, dweight, accumulate_weight);
-    if (dbias != nullptr)
-      detail::bias_gradient(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
+    if (dbias != nullptr) detail::bias_gradient(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
   }
 
  private:

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The convolution of bfloat16 and half on Hopper GPUs without columns in memory: implicit products over boxes of pixels.
+// The convolution of bfloat16 and half on Hopper GPUs without columns in memory: implicit products on boxes of pixels.
 //
-// A tile's pixels form a box of the image, so what tap (u, v) reads of them is the same box shifted: one bulk tensor copy
-// [box pixels, 64 channels], which fills in zeros outside the image and steps over pixels for strides. The gradients gather in
-// the same way:
-//   data     dx[s q + phase] = sum_t dy[q + base - t] w[first + s t], a convolution of dy for each phase of the stride s
+// A tile's pixels form a box of the image, so what tap (u, v) reads of them is the same box shifted: one bulk tensor
+// copy of 64 channels, which fills in zeros outside the image and steps over pixels for strides. The gradients gather
+// in the same way, the data gradient as one convolution of dy for each phase of the stride s:
+//   data     dx[s q + phase] = sum_t dy[q + base - t] w[first + s t]
 //   weights  dw[o, (u, v), c] = sum_q dy[q, o] x[s q + (u, v) - pad, c], the box being the summed index
-// Tiles that do not fill the device evenly are cut along the summed index, and the parts added in order.
+// Tiles that do not fill the device evenly are cut along the summed index, and the parts added in order. Only code that
+// was compiled for sm_90a (-gencode arch=compute_90a,code=sm_90a) holds the kernels; without it columns do the work.
 #pragma once
 
 #include <algorithm>
@@ -32,11 +33,12 @@ bool has_boxes_kernel() {
   return attributes.sharedSizeBytes > 0;
 }
 
-/// Whether conv2d_boxes_* can run: tensor maps count in 16 bytes, boxes step over at most 8 pixels, coordinates are ints.
+/// Whether conv2d_boxes_* can run: tensor maps count in 16 bytes and step over at most 8 pixels, coordinates are ints.
 template <class T, class... Pointers>
 bool can_use_boxes(const kernel::Conv2dShape& s, Pointers... addresses) {
   constexpr index_t largest = std::numeric_limits<int>::max() / 4;
-  const bool small = std::max({s.n * s.h * s.w, s.n * s.out_h() * s.out_w(), s.o * s.kernel_h * s.kernel_w * s.c}) < largest;
+  const bool small =
+      std::max({s.n * s.h * s.w, s.n * s.out_h() * s.out_w(), s.o * s.kernel_h * s.kernel_w * s.c}) < largest;
   return s.n > 0 && s.h > 0 && s.w > 0 && s.out_h() > 0 && s.out_w() > 0 && s.c > 0 && s.o > 0 && s.c % 8 == 0 &&
          s.o % 8 == 0 && s.stride <= 8 && small && common_alignment(addresses...) == 16 && has_boxes_kernel<T>();
 }
@@ -63,7 +65,8 @@ inline void cut_boxes(BoxedConvolution& p, int pixels) {
 
 /// Images [n, h, w, c] in boxes of 64 channels and the pixels of `p`.
 template <class T>
-CUtensorMap image_map(const T* images, index_t n, index_t h, index_t w, index_t c, const BoxedConvolution& p, int step) {
+CUtensorMap image_map(const T* images, index_t n, index_t h, index_t w, index_t c, const BoxedConvolution& p,
+                      int step) {
   return tensor_map(images, {4, {c, w, h, n}, {64, 1 << p.box_w_log2, 1 << p.box_h_log2, p.box_n}, {1, step, step, 1}});
 }
 
@@ -89,8 +92,8 @@ int apply_plan(BoxedConvolution& p, const BoxPlan& plan, int processors) {
   return p.whole_tiles > 0 ? std::min(p.tiles(), processors) : plan.sharing;
 }
 
-/// The plan of least estimated time. The constants are nanoseconds, or bytes and operations a nanosecond, fitted to 1100
-/// launches on an H100: within 5 % of the best plan as a rule, 15 % at worst.
+/// The plan of least estimated time. The constants are nanoseconds, or bytes and operations a nanosecond, fitted to
+/// 1100 launches on an H100: within 5 % of the best plan as a rule, 25 % at worst.
 template <ConvPass pass>
 BoxPlan choose_plan(const BoxedConvolution& shape, int processors) {
   BoxPlan best;
@@ -111,7 +114,8 @@ BoxPlan choose_plan(const BoxedConvolution& shape, int processors) {
       if (rest == 0) continue;
       // Shares that end with their tile: the blocks read the same images at the same time.
       for (int shares = 2; shares * tiles <= processors && p.k_steps >= 4 * shares; ++shares)
-        consider(shares * tiles, step * ((p.k_steps + shares - 1) / shares) + start + 700.0 * shares + part * shares * tiles);
+        consider(shares * tiles,
+                 step * ((p.k_steps + shares - 1) / shares) + start + 700.0 * shares + part * shares * tiles);
       // Equal shares for all: every block is busy to the end, and each reads something else.
       const double shared = step * p.k_steps * rest / processors;
       const bool apart = pass == ConvPass::weights || rounds == 0;
@@ -136,16 +140,18 @@ void launch_boxes_tile(Context<Cuda>& context, int blocks, const BoxedConvolutio
   context.check_launch("conv2d_boxes_kernel");
   if (dealt_tiles == 0) return;
   const dim3 grid(2 * Blocks, static_cast<unsigned>(dealt_tiles), Columns / 32);
-  join_parts_kernel<T, pass, Blocks, Columns><<<grid, 128, 0, context.stream()>>>(p, blocks, parts, bias, out, accumulate);
+  join_parts_kernel<T, pass, Blocks, Columns>
+      <<<grid, 128, 0, context.stream()>>>(p, blocks, parts, bias, out, accumulate);
   context.check_launch("join_parts_kernel");
 }
 
 template <class T, ConvPass pass>
 void launch_boxes(Context<Cuda>& context, const BoxPlan& plan, int launch_blocks, const BoxedConvolution& p,
                   const CUtensorMap& a, const CUtensorMap& b, const T* bias, T* out, bool accumulate) {
-  const auto launch = plan.blocks == 2
-                          ? (plan.columns == 160 ? launch_boxes_tile<T, pass, 2, 160> : launch_boxes_tile<T, pass, 2, 128>)
-                          : (plan.columns == 160 ? launch_boxes_tile<T, pass, 1, 160> : launch_boxes_tile<T, pass, 1, 128>);
+  const auto launch =
+      plan.blocks == 2
+          ? (plan.columns == 160 ? launch_boxes_tile<T, pass, 2, 160> : launch_boxes_tile<T, pass, 2, 128>)
+          : (plan.columns == 160 ? launch_boxes_tile<T, pass, 1, 160> : launch_boxes_tile<T, pass, 1, 128>);
   launch(context, launch_blocks, p, a, b, bias, out, accumulate);
 }
 
@@ -165,8 +171,8 @@ inline BoxedConvolution boxed(const kernel::Conv2dShape& s) {
 }
 
 template <class T>
-void conv2d_boxes_forward(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
-                          T* y) {
+void conv2d_boxes_forward(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* x, const T* weight,
+                          const T* bias, T* y) {
   BoxedConvolution p = boxed(s);
   const BoxPlan plan = choose_plan<ConvPass::forward>(p, context.multiprocessors());
   const int launch_blocks = apply_plan<ConvPass::forward>(p, plan, context.multiprocessors());
@@ -176,9 +182,10 @@ void conv2d_boxes_forward(Context<Cuda>& context, const kernel::Conv2dShape& s, 
 }
 
 template <class T>
-void conv2d_boxes_backward_data(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight, T* dx,
-                                bool accumulate) {
-  const int stride = static_cast<int>(s.stride), kernel_h = static_cast<int>(s.kernel_h), kernel_w = static_cast<int>(s.kernel_w);
+void conv2d_boxes_backward_data(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight,
+                                T* dx, bool accumulate) {
+  const int stride = static_cast<int>(s.stride);
+  const int kernel_h = static_cast<int>(s.kernel_h), kernel_w = static_cast<int>(s.kernel_w);
   const CUtensorMap b = tensor_map(weight, {3, {s.c, s.kernel_h * s.kernel_w, s.o}, {64, 1, 64}, {1, 1, 1}});
   for (int phase = 0; phase < stride * stride; ++phase) {
     const int phase_h = phase / stride, phase_w = phase % stride;
@@ -201,19 +208,21 @@ void conv2d_boxes_backward_data(Context<Cuda>& context, const kernel::Conv2dShap
     const BoxPlan plan = choose_plan<ConvPass::data>(p, context.multiprocessors());
     const int launch_blocks = apply_plan<ConvPass::data>(p, plan, context.multiprocessors());
     const CUtensorMap a = image_map(dy, s.n, s.out_h(), s.out_w(), s.o, p, 1);
-    launch_boxes<T, ConvPass::data>(context, plan, launch_blocks, p, a, b, static_cast<const T*>(nullptr), dx, accumulate);
+    launch_boxes<T, ConvPass::data>(context, plan, launch_blocks, p, a, b, static_cast<const T*>(nullptr), dx,
+                                    accumulate);
   }
 }
 
 template <class T>
-void conv2d_boxes_backward_weights(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
-                                   bool accumulate) {
+void conv2d_boxes_backward_weights(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* x, const T* dy,
+                                   T* dweight, bool accumulate) {
   BoxedConvolution p = boxed(s);
   const BoxPlan plan = choose_plan<ConvPass::weights>(p, context.multiprocessors());
   const int launch_blocks = apply_plan<ConvPass::weights>(p, plan, context.multiprocessors());
   const CUtensorMap a = image_map(x, s.n, s.h, s.w, s.c, p, p.step);
   const CUtensorMap b = image_map(dy, s.n, s.out_h(), s.out_w(), s.o, p, 1);
-  launch_boxes<T, ConvPass::weights>(context, plan, launch_blocks, p, a, b, static_cast<const T*>(nullptr), dweight, accumulate);
+  launch_boxes<T, ConvPass::weights>(context, plan, launch_blocks, p, a, b, static_cast<const T*>(nullptr), dweight,
+                                     accumulate);
 }
 
 }  // namespace detail

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The kernels behind conv2d_boxes.cuh: one persistent implicit matrix product for the three passes of a convolution.
 //
-// Launch: at most a block per multiprocessor, three warpgroups. One thread of the first copies boxes into a ring of stages
-// (bulk tensor copies); the other two multiply them, 64 * Blocks rows each, all Columns columns, and release the stage. The
-// next tile's first stages arrive while a finished tile is written. Shared memory: the ring, up to the 227 KiB of a block.
-// Numerics: products of 16-bit numbers, float sums in the order of the summed index. The steps of the tiles that do not fill
-// the device evenly are dealt out to all blocks, which leave float sums in `parts` for join_parts_kernel to add in order: the
-// same bits in every run on the same device.
-// Channels are multiples of 8; other shapes go through columns.
+// Launch: at most a block per multiprocessor, three warpgroups. One thread of the first copies boxes into a ring of
+// stages (bulk tensor copies); the other two multiply them, 64 * Blocks rows each, all Columns columns, and release the
+// stage. The next tile's first stages arrive while a finished tile is written.
+// Memory: the ring takes up to the 227 KiB of shared memory of a block.
+// Numerics: products of 16-bit numbers, float sums in the order of the summed index. The steps of the tiles that do not
+// fill the device evenly are dealt out to all blocks, which leave float sums in `parts` for join_parts_kernel to add in
+// order: the same bits in every run on the same kind of device.
+// Not handled: channels that are no multiples of 8, other storage; conv2d_columns.cuh does.
 #pragma once
 
 #include <lpo/backend/cuda/conv2d_boxes_tile.cuh>
@@ -15,14 +16,15 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// A block has two parts of a tile, [64-row block, sum, thread]: of a tile that others began, and of one that others end.
+/// A block leaves up to two parts [64-row block, sum, thread]: of a tile that others began, and of one that others end.
 template <int Blocks, int Count>
-inline constexpr index_t part_elements = index_t{2} * Blocks * Count * 128;
+inline constexpr index_t part_elements = index_t{256} * Blocks * Count;
 
 template <class T, ConvPass pass, int Blocks, int Columns>
 __global__ void __launch_bounds__(384, 1)
     conv2d_boxes_kernel(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,
-                        const __grid_constant__ BoxedConvolution p, const T* bias, T* out, bool accumulate, float* parts) {
+                        const __grid_constant__ BoxedConvolution p, const T* bias, T* out, bool accumulate,
+                        float* parts) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Tile = BoxTile<pass, Blocks, Columns>;
   constexpr int consumer_warps = 8, count = Columns / 2;
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(384, 1)
   };
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
-    give_registers<56>();
+    give_registers<56>();  // 128 * 56 + 256 * 224 = 384 * 168: what the launch got; waiting for more would never end
     if (threadIdx.x != 0) return;
     while (schedule.next(p, work)) {
       BoxCopies<pass, Blocks, Columns> copies(p, work);
@@ -94,7 +96,8 @@ __global__ void __launch_bounds__(384, 1)
       if (work.last - work.first == p.k_steps) {
 #pragma unroll
         for (int block = 0; block < Blocks; ++block)
-          write_block<T, pass, Blocks, Columns>(p, work.tile, first_block + block, 0, sums[block], bias, out, accumulate);
+          write_block<T, pass, Blocks, Columns>(p, work.tile, first_block + block, 0, sums[block], bias, out,
+                                                accumulate);
       } else {
         const index_t part = 2 * static_cast<index_t>(blockIdx.x) + (work.first == 0);
         float* to = parts + part * part_elements<Blocks, count> + first_block * count * 128 + threadIdx.x % 128;
@@ -108,12 +111,11 @@ __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-/// Joins the parts of the dealt tiles that `blocks` blocks of conv2d_boxes_kernel left. Block (row block, dealt tile, group of
-/// 32 columns) of 128 threads, which hold what a warpgroup holds there.
+/// Joins the parts of the dealt tiles that `blocks` blocks of conv2d_boxes_kernel left. Block (row block, dealt tile,
+/// group of 32 columns) of 128 threads, which hold what a warpgroup holds there.
 template <class T, ConvPass pass, int Blocks, int Columns>
-__global__ void __launch_bounds__(128)
-    join_parts_kernel(const __grid_constant__ BoxedConvolution p, int blocks, const float* parts, const T* bias, T* out,
-                      bool accumulate) {
+__global__ void __launch_bounds__(128) join_parts_kernel(const __grid_constant__ BoxedConvolution p, int blocks,
+                                                         const float* parts, const T* bias, T* out, bool accumulate) {
   constexpr int count = Columns / 2, joined = 16;
   const index_t begin = static_cast<index_t>(blockIdx.y) * p.k_steps, end = begin + p.k_steps;
   index_t source = begin * blocks / p.dealt_steps();

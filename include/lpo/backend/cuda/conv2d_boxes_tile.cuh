@@ -13,28 +13,31 @@ namespace detail {
 ///   weights   rows = (tap, c),      columns = o,  summed over output pixels
 enum class ConvPass { forward, data, weights };
 
-/// The run-time shape of a launch. Pixels are those of a grid [grid_n, grid_h, grid_w] that is cut into boxes whose extents
-/// are powers of two. Pixel (i, j) reads line i * step + shift_h + direction * tap_h of the gathered images, columns likewise.
+/// The run-time shape of a launch. Pixels are those of a grid [grid_n, grid_h, grid_w] that is cut into boxes whose
+/// extents are powers of two. Pixel (i, j) reads line i * step + shift_h + direction * tap_h of the gathered images,
+/// columns likewise.
 struct BoxedConvolution {
   int grid_n, grid_h, grid_w;
   int box_n, box_h_log2, box_w_log2;
   int boxes_n, boxes_h, boxes_w;
   int step, shift_h, shift_w, direction;
   int taps_h, taps_w;
-  int first_tap, tap_step_h, tap_step_w;  ///< tap (h, w) takes the weights of first_tap + h * tap_step_h + w * tap_step_w
+  int first_tap, tap_step_h, tap_step_w;  ///< tap (h, w) takes weights first_tap + h * tap_step_h + w * tap_step_w
   int chunks;                             ///< of 64 gathered channels
   int channels, columns;                  ///< gathered channels; width of the result
   // Where pixel (n, i, j) is written: ((n * out_h + i * out_step + out_i) * out_w + j * out_step + out_j) * columns.
   int out_h, out_w, out_step, out_i, out_j;
 
-  // The launch: tiles, steps of 64 of the summed index for each, and how many of the tiles a block takes whole. The steps
-  // of the others are dealt out evenly to all blocks.
+  // The launch: tiles, steps of 64 of the summed index in each, and how many tiles are worked on whole. The steps of
+  // the others are dealt out evenly to all blocks.
   int tiles_m, tiles_n, k_steps, whole_tiles;
 
   __host__ __device__ int tiles() const { return tiles_m * tiles_n; }
   __host__ __device__ index_t dealt_steps() const { return static_cast<index_t>(tiles() - whole_tiles) * k_steps; }
   /// First of the dealt steps of a block; the block after the last starts at their end.
-  __host__ __device__ index_t dealt_begin(index_t block, index_t blocks) const { return dealt_steps() * block / blocks; }
+  __host__ __device__ index_t dealt_begin(index_t block, index_t blocks) const {
+    return dealt_steps() * block / blocks;
+  }
 };
 
 /// Shared memory of a tile of 128 * Blocks rows and Columns columns.
@@ -60,7 +63,8 @@ struct BoxWork {
 class BoxSchedule {
  public:
   __device__ __forceinline__ explicit BoxSchedule(const BoxedConvolution& p)
-      : whole_(static_cast<int>(blockIdx.x)), dealt_(p.dealt_begin(blockIdx.x, gridDim.x)),
+      : whole_(static_cast<int>(blockIdx.x)),
+        dealt_(p.dealt_begin(blockIdx.x, gridDim.x)),
         dealt_end_(p.dealt_begin(blockIdx.x + 1, gridDim.x)) {}
 
   __device__ __forceinline__ bool next(const BoxedConvolution& p, BoxWork& work) {
@@ -95,21 +99,23 @@ struct BoxOrigin {
   }
 };
 
-/// Copies the operands of a tile's steps into stages, one after the other. It counts along: divisions at every step would
-/// take longer than the products.
+/// Copies the operands of a tile's steps into stages, one after the other. It counts along: divisions at every step
+/// would take longer than the products.
 template <ConvPass pass, int Blocks, int Columns>
 class BoxCopies {
   using Tile = BoxTile<pass, Blocks, Columns>;
 
  public:
   __device__ __forceinline__ BoxCopies(const BoxedConvolution& p, const BoxWork& work)
-      : column_(work.tile % p.tiles_n * Columns), line_(work.tile / p.tiles_n),
+      : column_(work.tile % p.tiles_n * Columns),
+        line_(work.tile / p.tiles_n),
         pixel_(p, pass == ConvPass::weights ? work.first : line_) {
     if constexpr (pass == ConvPass::weights) {
       const int last = p.taps_h * p.taps_w * p.chunks - 1;
 #pragma unroll
       for (int block = 0; block < 2 * Blocks; ++block) {
-        const int wanted = line_ * 2 * Blocks + block, row = wanted < last ? wanted : last;  // past the end: not written
+        const int wanted = line_ * 2 * Blocks + block,
+                  row = wanted < last ? wanted : last;  // past the end: not written
         const int tap = row / p.chunks;
         channel_[block] = (row - tap * p.chunks) * 64;
         tap_h_[block] = tap / p.taps_w;
@@ -170,7 +176,8 @@ class BoxCopies {
   int channel_[rows], tap_h_[rows], tap_w_[rows];
 };
 
-// Results. A thread holds pairs of a fragment (see warpgroup_product); these exchange them for 16 bytes that lie together.
+// Results. A thread holds pairs of a fragment (see warpgroup_product); these exchange them for 16 bytes that lie
+// together.
 
 /// Lane i of each four gets, as value j, the value i of lane j.
 template <class Value>
@@ -219,7 +226,8 @@ __device__ __forceinline__ void write_pixels(const BoxedConvolution& p, int tile
     const int j = at.j + (row & ((1 << p.box_w_log2) - 1)), line = row >> p.box_w_log2;
     const int i = at.i + (line & ((1 << p.box_h_log2) - 1)), n = at.n + (line >> p.box_h_log2);
     const bool inside = j < p.grid_w && i < p.grid_h && n < p.grid_n;
-    const index_t pixel = (static_cast<index_t>(n) * p.out_h + i * p.out_step + p.out_i) * p.out_w + j * p.out_step + p.out_j;
+    const index_t pixel =
+        (static_cast<index_t>(n) * p.out_h + i * p.out_step + p.out_i) * p.out_w + j * p.out_step + p.out_j;
 #pragma unroll
     for (int group = 0; group < Count / 16; ++group) {  // 32 columns: lane i of four gets columns 8 i to 8 i + 7
       float even[4], odd[4], values[8], added[8];

@@ -5,8 +5,8 @@
 //   forward           y[pixel, o]         = columns(x) w^T + bias
 //   data gradient     dx[pixel, c]        = columns(dy) [(u, v, o), c], the weights with their taps outermost
 //   weight gradient   dw[o, (u, v, c)]    = dy^T columns(x)
-// One thread gathers up to 16 bytes; columns are made in chunks of whole pixels that follow each other on the stream, at
-// most column_bytes of workspace (one pixel's row if that is more). A 1x1 kernel of stride 1 without padding gathers
+// One thread gathers up to 16 bytes; columns are made in chunks of whole pixels that follow each other on the stream,
+// at most column_bytes of workspace (one pixel's row if that is more). A 1x1 kernel of stride 1 without padding gathers
 // nothing. The data gradient of stride s > 1 multiplies the zeros between the pixels of dy too.
 #pragma once
 
@@ -19,8 +19,8 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Where the taps of a pixel read. Tap u of the pixel in line i reads line (i * step + direction * u + above) / divisor of
-/// the source, if that is whole and inside; columns likewise.
+/// Where the taps of a pixel read. Tap u of the pixel in line i reads line (i * step + direction * u + above) / divisor
+/// of the source, if that is whole and inside; columns likewise.
 struct TapGather {
   index_t n, h, w, c;  ///< source images [n, h, w, c]
   index_t grid_h, grid_w;
@@ -38,8 +38,8 @@ struct TapGather {
 
 /// A plain matrix product.
 inline bool is_pointwise(const kernel::Conv2dShape& s) {
-  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride == 1 && s.pad_top == 0 && s.pad_bottom == 0 && s.pad_left == 0 &&
-         s.pad_right == 0;
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride == 1 && s.pad_top == 0 && s.pad_bottom == 0 &&
+         s.pad_left == 0 && s.pad_right == 0;
 }
 
 inline TapGather forward_gather(const kernel::Conv2dShape& s) {
