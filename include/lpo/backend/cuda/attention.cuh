@@ -12,11 +12,10 @@ namespace detail {
 /// where m is raised to the maximum of c s, and o and l rescaled, only when the sum of a thread's p in a tile exceeds 1024:
 /// nothing else looks for a maximum. Weights of up to 1024 are as good in float sums and 16-bit storage as weights below 1.
 ///
-/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles queries. In one turn a warp multiplies q with the next tile of
-/// keys and the weights of the tile before with its values, and between those products takes the exponentials of this tile:
-/// tensor cores and the units for exponentials work at the same time. Memory: the queries and rings of three tiles of keys
-/// and of values in shared memory, filled two turns ahead; scores, weights and sums in registers. Numerics: products of T
-/// in float, weights rounded to T for their product, l from unrounded weights. Limits: fits_matrix_units.
+/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles queries; two to four blocks share a multiprocessor, so that one
+/// warp's exponentials run beside another's products. Memory: the queries and rings of three tiles of keys and of values in
+/// shared memory, filled two tiles ahead; scores, weights and sums in registers. Numerics: products of T in float, weights
+/// rounded to T for their product, l from unrounded weights. Limits: fits_matrix_units.
 template <class T>
 struct AttentionForwardArguments {
   kernel::AttentionShape shape;
@@ -28,8 +27,9 @@ struct AttentionForwardArguments {
 template <class T, int Width, int Tiles>
 struct AttentionForwardWarp {
   static constexpr int KeyTile = 32, Steps = tile_steps<Width>;
-  static constexpr int score_parts = KeyTile / 16 * Steps, value_parts = score_parts, exponential_parts = Tiles * KeyTile / 8;
-  static constexpr bool keep_queries = Tiles * (Width / 2 + KeyTile * 3 / 2 + Width / 4) <= 200;  ///< in registers
+  static constexpr int Blocks = Width <= 40 ? 4 : Width <= 128 ? 3 : 2;  ///< on a multiprocessor
+  static constexpr int budget = Blocks == 4 ? 96 : Blocks == 3 ? 130 : 200;  ///< of a thread's registers, for what is held
+  static constexpr bool keep_queries = Tiles * (Width / 2 + KeyTile * 3 / 4 + Width / 4) <= budget;
   static constexpr float limit = 1024.0f;
 
   using Scores = float[Tiles][KeyTile / 8][4];
@@ -55,44 +55,56 @@ struct AttentionForwardWarp {
     }
   }
 
-  /// One of score_parts: 16 keys, one step of the width.
-  __device__ __forceinline__ void add_scores(Scores& score, unsigned q_tile, unsigned k_tile, int part) {
-    const int step = part / (KeyTile / 16), n = part % (KeyTile / 16);
-    unsigned b[4];
-    load_matrices(b, k_tile + tile_offset<Width>(16 * n, 16 * step));
+  __device__ __forceinline__ void multiply_keys(Scores& score, unsigned q_tile, unsigned k_tile) const {
+#pragma unroll
+    for (int step = 0; step < Steps; ++step)
+#pragma unroll
+      for (int n = 0; n < KeyTile / 16; ++n) {
+        unsigned b[4];
+        load_matrices(b, k_tile + tile_offset<Width>(16 * n, 16 * step));
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) {
+          if constexpr (keep_queries) {
+            multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], query[t][step], b, step);
+          } else {
+            unsigned a[4];
+            load_matrices(a, q_tile + tile_offset<Width>(16 * t, 16 * step));
+            multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], a, b, step);
+          }
+        }
+      }
+  }
+
+  __device__ __forceinline__ void multiply_values(const Weights& weight, unsigned v_tile) {
+#pragma unroll
+    for (int n = 0; n < KeyTile / 16; ++n)
+#pragma unroll
+      for (int step = 0; step < Steps; ++step) {
+        unsigned b[4];
+        load_matrices_transposed(b, v_tile + tile_offset<Width>(16 * n, 16 * step));
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(total[t], weight[t][n], b, step);
+      }
+  }
+
+  /// weight = 2^(scale score - level), and this lane's sums of a tile's weights.
+  __device__ __forceinline__ void exponentials(const Scores& score, float scale, Weights& weight,
+                                               float (&tile_sum)[Tiles][2]) const {
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) {
-      if constexpr (keep_queries) {
-        multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], query[t][step], b, step);
-      } else {
-        unsigned a[4];
-        load_matrices(a, q_tile + tile_offset<Width>(16 * t, 16 * step));
-        multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], a, b, step);
+      tile_sum[t][0] = tile_sum[t][1] = 0.0f;
+#pragma unroll
+      for (int n = 0; n < KeyTile / 8; ++n) {
+        float p[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          p[e] = exp2_approximate(fmaf(score[t][n][e], scale, -level[t][e / 2]));
+          tile_sum[t][e / 2] += p[e];
+        }
+        weight[t][n / 2][n % 2 * 2] = pack_pair<T>(p[0], p[1]);
+        weight[t][n / 2][n % 2 * 2 + 1] = pack_pair<T>(p[2], p[3]);
       }
     }
-  }
-
-  /// One of value_parts: 16 keys, 16 columns of the values.
-  __device__ __forceinline__ void add_values(const Weights& weight, unsigned v_tile, int part) {
-    const int step = part % Steps, n = part / Steps;
-    unsigned b[4];
-    load_matrices_transposed(b, v_tile + tile_offset<Width>(16 * n, 16 * step));
-#pragma unroll
-    for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(total[t], weight[t][n], b, step);
-  }
-
-  /// One of exponential_parts: the weights of one fragment of scores.
-  __device__ __forceinline__ void exponentials(const Scores& score, float scale, Weights& weight, float (&tile_sum)[Tiles][2],
-                                               int part) {
-    const int t = part % Tiles, n = part / Tiles;
-    float p[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      p[e] = exp2_approximate(fmaf(score[t][n][e], scale, -level[t][e / 2]));
-      tile_sum[t][e / 2] += p[e];
-    }
-    weight[t][n / 2][n % 2 * 2] = pack_pair<T>(p[0], p[1]);
-    weight[t][n / 2][n % 2 * 2 + 1] = pack_pair<T>(p[2], p[3]);
   }
 
   /// Hides the keys from `count` on and, with causal, from row i of the warp those after diagonal + i.
@@ -109,29 +121,15 @@ struct AttentionForwardWarp {
         }
   }
 
-  /// One turn: the weights of `score`, the scores of the next keys, the product of the weights `before` with their values.
-  __device__ __forceinline__ void turn(const Scores& score, Scores& next, const Weights& before, Weights& weight,
-                                       unsigned q_tile, unsigned k_tile, unsigned v_tile, float scale) {
-    constexpr int parts = score_parts + value_parts;
+  /// One tile of keys and values, of which the first `count` count.
+  __device__ __forceinline__ void step(unsigned q_tile, unsigned k_tile, unsigned v_tile, float scale, int count,
+                                       bool causal, int diagonal) {
+    Scores score{};
+    Weights weight;
     float tile_sum[Tiles][2];
-#pragma unroll
-    for (int t = 0; t < Tiles; ++t) {
-      tile_sum[t][0] = tile_sum[t][1] = 0.0f;
-#pragma unroll
-      for (int n = 0; n < KeyTile / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) next[t][n][e] = 0.0f;
-    }
-#pragma unroll
-    for (int part = 0; part < parts; ++part) {
-      if (part < score_parts)
-        add_scores(next, q_tile, k_tile, part);
-      else
-        add_values(before, v_tile, part - score_parts);
-#pragma unroll
-      for (int e = 0; e < exponential_parts; ++e)
-        if (e * parts / exponential_parts == part) exponentials(score, scale, weight, tile_sum, e);
-    }
+    multiply_keys(score, q_tile, k_tile);
+    if (count < KeyTile || (causal && KeyTile > diagonal + 1)) hide(score, count, causal, diagonal);
+    exponentials(score, scale, weight, tile_sum);
     bool over = false;
 #pragma unroll
     for (int t = 0; t < Tiles; ++t) over |= !(tile_sum[t][0] <= limit) || !(tile_sum[t][1] <= limit);
@@ -141,6 +139,7 @@ struct AttentionForwardWarp {
       sum[t][0] += tile_sum[t][0];
       sum[t][1] += tile_sum[t][1];
     }
+    multiply_values(weight, v_tile);
   }
 
   /// Raises the levels to the maxima of the rows, rescales what is summed, and takes the exponentials again.
@@ -158,20 +157,18 @@ struct AttentionForwardWarp {
         const float shrink = exp2_approximate(level[t][side] - raised);
         level[t][side] = raised;
         sum[t][side] *= shrink;
-        tile_sum[t][side] = 0.0f;
 #pragma unroll
         for (int n = 0; n < Width / 8; ++n) {
           total[t][n][2 * side] *= shrink;
           total[t][n][2 * side + 1] *= shrink;
         }
       }
-#pragma unroll
-    for (int e = 0; e < exponential_parts; ++e) exponentials(score, scale, weight, tile_sum, e);
+    exponentials(score, scale, weight, tile_sum);
   }
 };
 
 template <class T, int Width, int Tiles>
-__global__ void __launch_bounds__(attention_threads, Tiles == 1 && Width <= 64 ? 3 : 2)
+__global__ void __launch_bounds__(attention_threads, AttentionForwardWarp<T, Width, Tiles>::Blocks)
     attention_forward_streaming_kernel(AttentionForwardArguments<T> p) {
   using Warp = AttentionForwardWarp<T, Width, Tiles>;
   constexpr int QueryTile = 16 * Tiles * attention_warps, KeyTile = Warp::KeyTile;
@@ -185,60 +182,46 @@ __global__ void __launch_bounds__(attention_threads, Tiles == 1 && Width <= 64 ?
   const int queries = static_cast<int>(p.shape.queries), keys = static_cast<int>(p.shape.keys);
   const index_t head = blockIdx.y, batch = blockIdx.z;
   const bool causal = p.shape.causal;
-  const int tiles = ((causal && first + QueryTile < keys ? first + QueryTile : keys) + KeyTile - 1) / KeyTile;
+  const int end = causal && first + QueryTile < keys ? first + QueryTile : keys;
   const float scale = p.shape.scale * 1.44269504f;
+  RowCopier<QueryTile, Width, attention_threads, T>(p.q.head(batch, head, width) + first * p.q.row_stride, p.q.row_stride,
+                                                    width, thread)
+      .start(q_tile, queries - first);
 
-  // Half of the threads fetch keys, three tiles ahead, and half fetch values, one ahead. Tile -1 of the values is zeros, for
-  // the first turn, which has no weights before it.
+  // Half of the threads fetch keys, and half fetch values.
   const bool fetches_values = thread >= attention_threads / 2;
   const HeadRows<const T>& source = fetches_values ? p.v : p.k;
-  const T* const rows = source.head(batch, head, width);
-  const unsigned ring = rings + (fetches_values ? 3 * tile_bytes : 0);
-  const auto slot = [](int tile) { return static_cast<unsigned>((tile + 3) % 3) * tile_bytes; };
-  const auto fetch = [&](int now) {
-    const int tile = now + (fetches_values ? 1 : 3), begin = tile * KeyTile;
-    if (tile < tiles && tile >= -1)
-      copy_rows_async<KeyTile, Width, attention_threads / 2>(ring + slot(tile), rows + (begin < 0 ? 0 : begin) * source.row_stride,
-                                                             source.row_stride, begin < 0 ? 0 : keys - begin, width,
+  RowCopier<KeyTile, Width, attention_threads / 2, T> copier(source.head(batch, head, width), source.row_stride, width,
                                                              thread % (attention_threads / 2));
-    close_copy_group();
+  const unsigned ring = rings + (fetches_values ? 3 * tile_bytes : 0);
+  unsigned free_slot = 0;
+  int not_fetched = end;
+  const auto advance = [](unsigned& slot) { slot = slot == 2 * tile_bytes ? 0 : slot + tile_bytes; };
+  const auto fetch = [&] {
+    if (not_fetched > 0) {
+      copier.start(ring + free_slot, not_fetched);
+      copier.advance();
+      not_fetched -= KeyTile;
+      advance(free_slot);
+    }
   };
-  copy_rows_async<QueryTile, Width, attention_threads>(q_tile, p.q.head(batch, head, width) + first * p.q.row_stride,
-                                                       p.q.row_stride, queries - first, width, thread);
-  fetch(-3);
-  fetch(-2);
-  fetch(-1);
 
   Warp warp;
-  typename Warp::Scores even_scores{}, odd_scores;
-  typename Warp::Weights even_weights, odd_weights{};
   const unsigned warp_queries = q_tile + tile_offset<Width>(warp_row, 0) + rows_first_offset<Width>();
   const unsigned k_ring = rings + depth_first_offset<Width>(), v_ring = rings + 3 * tile_bytes + rows_first_offset<Width>();
-  wait_for_groups<2>();
-  __syncthreads();
-  warp.start(warp_queries);
-#pragma unroll
-  for (int part = 0; part < Warp::score_parts; ++part) warp.add_scores(even_scores, warp_queries, k_ring, part);
-  const auto turn = [&](auto& score, auto& next, auto& before, auto& weight, int now) {
+  fetch();
+  close_copy_group();
+  fetch();
+  close_copy_group();
+  unsigned slot = 0;
+  for (int begin = 0; begin < end; begin += KeyTile) {
     wait_for_groups<1>();
-    __syncthreads();  // the tiles of this turn are there for all, and all are done with those that are overwritten next
-    fetch(now);
-    const int count = keys - now * KeyTile, diagonal = first + warp_row - now * KeyTile;
-    if (count < KeyTile || (causal && KeyTile > diagonal + 1)) warp.hide(score, count, causal, diagonal);
-    warp.turn(score, next, before, weight, warp_queries, k_ring + slot(now + 1), v_ring + slot(now - 1), scale);
-  };
-  for (int now = 0; now < tiles; now += 2) {
-    turn(even_scores, odd_scores, odd_weights, even_weights, now);
-    if (now + 1 < tiles) turn(odd_scores, even_scores, even_weights, odd_weights, now + 1);
-  }
-  wait_for_groups<0>();
-  __syncthreads();
-#pragma unroll
-  for (int part = 0; part < Warp::value_parts; ++part) {
-    if (tiles % 2 != 0)
-      warp.add_values(even_weights, v_ring + slot(tiles - 1), part);
-    else
-      warp.add_values(odd_weights, v_ring + slot(tiles - 1), part);
+    __syncthreads();  // this tile is there for all, and all are done with the one that is overwritten next
+    fetch();
+    close_copy_group();
+    if (begin == 0) warp.start(warp_queries);
+    warp.step(warp_queries, k_ring + slot, v_ring + slot, scale, end - begin, causal, first + warp_row - begin);
+    advance(slot);
   }
 
   const int lane = thread % 32, count = queries - first - warp_row;

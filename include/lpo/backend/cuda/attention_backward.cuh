@@ -30,14 +30,12 @@ struct AttentionGradientArguments {
   index_t share = 0;         ///< columns of a split, a multiple of the tile
 };
 
-/// Registers decide how much of a step is done at a time and which left operands stay in registers.
+/// Registers decide which left operands are kept in them; the others are read from shared memory again for every chunk.
 template <int Width, int Tiles, bool ByKeys>
 struct AttentionGradientPlan {
-  static constexpr int ColumnTile = Width > 128 ? 32 : 64;
-  static constexpr int sums = (ByKeys ? 2 : 1) * Tiles * Width / 2, operand = Tiles * Width / 4;
-  static constexpr int Chunk = sums + 2 * operand + 32 * Tiles <= 180 ? 32 : 16;
-  static constexpr int scores = Tiles * Chunk;
-  static constexpr bool keep_rows = sums + scores + operand <= 216;
+  static constexpr int ColumnTile = Width > 128 ? 32 : 64, Chunk = 16;  ///< columns in shared memory, and in registers
+  static constexpr int sums = (ByKeys ? 2 : 1) * Tiles * Width / 2, scores = Tiles * Chunk, operand = Tiles * Width / 4;
+  static constexpr bool keep_rows = sums + scores + operand <= 215;
   static constexpr bool keep_slopes = sums + scores + 2 * operand <= 208;
 };
 
@@ -203,21 +201,22 @@ __global__ void __launch_bounds__(attention_threads, 2)
   if (causal && !ByKeys && first + RowTile < end) end = first + RowTile;
 
   const unsigned row_bank = shared_address(attention_memory), stages = row_bank + 2 * row_bytes;
+  RowCopier<ColumnTile, Width, attention_threads / 2, T> copier(source + from * source_stride, source_stride, width,
+                                                                thread % (attention_threads / 2));
   const auto fetch = [&](int begin, unsigned stage, QueryTerms<float>* stage_terms) {
-    copy_rows_async<ColumnTile, Width, attention_threads / 2>(stage + (second ? column_bytes : 0),
-                                                              source + begin * source_stride, source_stride, end - begin,
-                                                              width, thread % (attention_threads / 2));
-    if (ByKeys && threadIdx.x < ColumnTile) {
-      const int column = begin + static_cast<int>(threadIdx.x);
-      const bool there = column < end;
-      copy_async<8>(shared_address(stage_terms + threadIdx.x), terms + (there ? column : 0), there);
+    copier.start(stage + (second ? column_bytes : 0), end - begin);
+    copier.advance();
+    if (ByKeys && thread < ColumnTile) {
+      const bool there = begin + thread < end;
+      copy_async<8>(shared_address(stage_terms + thread), terms + (there ? begin + thread : 0), there);
     }
   };
-  copy_rows_async<RowTile, Width, attention_threads>(
-      row_bank, p.rows.head(batch, head, width) + first * p.rows.row_stride, p.rows.row_stride, length - first, width, thread);
-  copy_rows_async<RowTile, Width, attention_threads>(
-      row_bank + row_bytes, p.row_slopes.head(batch, head, width) + first * p.row_slopes.row_stride,
-      p.row_slopes.row_stride, length - first, width, thread);
+  RowCopier<RowTile, Width, attention_threads, T>(p.rows.head(batch, head, width) + first * p.rows.row_stride,
+                                                  p.rows.row_stride, width, thread)
+      .start(row_bank, length - first);
+  RowCopier<RowTile, Width, attention_threads, T>(p.row_slopes.head(batch, head, width) + first * p.row_slopes.row_stride,
+                                                  p.row_slopes.row_stride, width, thread)
+      .start(row_bank + row_bytes, length - first);
   if (from < end) fetch(from, stages, term_tile);
 
   Warp warp;

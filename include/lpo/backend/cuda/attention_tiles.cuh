@@ -40,27 +40,37 @@ __device__ __forceinline__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
 }
 
-/// Starts copies of Rows rows of `width` elements by Threads threads, of which this is number `thread`, two to a row. Rows
-/// from `count` on and columns from `width` to Width become zeros.
+/// Copies tiles of Rows rows of `width` elements, one below the other, by Threads threads, of which this is number `thread`,
+/// two to a row. What does not change from tile to tile is kept, so that a copy is a few instructions.
 template <int Rows, int Width, int Threads, class T>
-__device__ __forceinline__ void copy_rows_async(unsigned to, const T* rows, index_t row_stride, index_t count, int width,
-                                                int thread) {
-  static_assert(Rows % (Threads / 2) == 0);
-  const int half = thread % 2;
+class RowCopier {
+ public:
+  __device__ __forceinline__ RowCopier(const T* rows, index_t row_stride, int width, int thread)
+      : from_(rows + thread / 2 * row_stride + thread % 2 * 8),
+        row_stride_(row_stride),
+        to_(static_cast<unsigned>((thread / 2 * tile_pitch<Width> + thread % 2 * 8) * 2)),
+        row_(thread / 2),
+        columns_(width - thread % 2 * 8) {}
+
+  /// Starts the copy of a tile; rows from `count` on and columns from `width` to Width become zeros.
+  __device__ __forceinline__ void start(unsigned tile, int count) const {
+    static_assert(Rows % (Threads / 2) == 0);
 #pragma unroll
-  for (int i = 0; i < Rows; i += Threads / 2) {
-    const int row = i + thread / 2;
-    const bool there = row < count;
-    const T* const from = rows + row * row_stride;
-    const unsigned at = to + static_cast<unsigned>(row * tile_pitch<Width> * 2);
+    for (int i = 0; i < Rows; i += Threads / 2)
 #pragma unroll
-    for (int column = 0; column < Width; column += 16) {
-      const int c = column + 8 * half;
-      if (column + 8 >= Width && half != 0) break;
-      copy_async<16>(at + static_cast<unsigned>(c * 2), from + c, there && c < width);
-    }
+      for (int column = 0; column < Width; column += 16)
+        if (column + 8 < Width || threadIdx.x % 2 == 0)
+          copy_async<16>(tile + to_ + (i * tile_pitch<Width> + column) * 2, from_ + i * row_stride_ + column,
+                         row_ + i < count && column < columns_);
   }
-}
+  __device__ __forceinline__ void advance() { from_ += Rows * row_stride_; }
+
+ private:
+  const T* from_;
+  index_t row_stride_;
+  unsigned to_;
+  int row_, columns_;
+};
 
 /// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices(unsigned (&fragment)[4], unsigned address) {
