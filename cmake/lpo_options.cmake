@@ -6,13 +6,13 @@ include(CheckCXXCompilerFlag)
 add_library(lpo_options INTERFACE)
 target_link_libraries(lpo_options INTERFACE lpo)
 set(lpo_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
-target_compile_options(lpo_options INTERFACE ${lpo_warnings} $<$<BOOL:${LPO_WERROR}>:-Werror>)
+target_compile_options(lpo_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${lpo_warnings};$<$<BOOL:${LPO_WERROR}>:-Werror>>")
 
 # Measured with g++ 12: false maybe-uninitialized warnings from its own AVX-512 intrinsics and from Eigen after inlining, false
 # array-bounds warnings from std::shared_ptr, and false restrict warnings from std::string's operator+ (GCC bug 105651).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(lpo_options INTERFACE -Wno-maybe-uninitialized -Wno-restrict -Wno-array-bounds
-                                               -Wno-error=stringop-overflow)
+  target_compile_options(lpo_options INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized;-Wno-restrict;-Wno-array-bounds;-Wno-error=stringop-overflow>")
 endif()
 
 # Measured: the -mtune that -march=native implies on AMD's Zen makes g++ fold loads into Eigen's matrix kernel and costs it
@@ -22,7 +22,7 @@ if(LPO_NATIVE)
   if(lpo_accepts_march_native)
     # A target with the property LPO_BASELINE keeps the compiler's default instruction set.
     target_compile_options(lpo_options INTERFACE
-      $<$<NOT:$<BOOL:$<TARGET_PROPERTY:LPO_BASELINE>>>:-march=native$<SEMICOLON>-mtune=generic>)
+      "$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<NOT:$<BOOL:$<TARGET_PROPERTY:LPO_BASELINE>>>>:-march=native;-mtune=generic>")
   endif()
 endif()
 
@@ -34,3 +34,14 @@ foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 tomlplusplus::tomlplusp
     target_link_libraries(lpo_options INTERFACE ${library})
   endif()
 endforeach()
+
+# lpo_cuda_options: the same for .cu files. -Wpedantic is left out, because the files that nvcc hands to the host compiler are
+# not its author's code.
+if(LPO_CUDA)
+  add_library(lpo_cuda_options INTERFACE)
+  target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda)
+  set(lpo_host_warnings -Wall,-Wextra,-Wshadow,-Wconversion,-Wno-sign-conversion)
+  target_compile_options(lpo_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${lpo_host_warnings}>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>"  # CMake 3.25 does not know the dialects of newer toolkits
+    "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LPO_WERROR}>>:-Werror=all-warnings>")
+endif()

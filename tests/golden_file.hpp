@@ -10,6 +10,7 @@
 
 #include <lpo/io/json.hpp>
 #include <lpo/io/parameters.hpp>
+#include <lpo/testing/test_context.hpp>
 
 namespace golden {
 
@@ -57,6 +58,16 @@ lpo::Tensor<T, Rank, Device> tensor(const lpo::SafetensorsFile& file, const std:
   return lpo::Tensor<T, Rank, Device>::from(extents, values);
 }
 
+/// `count` numbers of any device's memory, in double.
+template <class Device, class T>
+std::vector<double> numbers_at(const T* data, index_t count) {
+  std::vector<std::remove_const_t<T>> host(static_cast<std::size_t>(count));
+  lpo::DeviceMemory<Device>::copy_to_host(host.data(), data, host.size() * sizeof(T));
+  std::vector<double> values(host.size());
+  for (std::size_t i = 0; i < host.size(); ++i) values[i] = static_cast<double>(static_cast<lpo::compute_t<T>>(host[i]));
+  return values;
+}
+
 /// ||value - truth|| / max(||truth||, 1e-3 sqrt(n)); infinite for NaN.
 template <class A, class B>
 double relative_error(const A* value, const B* truth, index_t count) {
@@ -75,27 +86,27 @@ double relative_error(const A* value, const B* truth, index_t count) {
 template <class T, int Rank, class Device, int Channels>
 void check_value(const lpo::SafetensorsFile& file, const std::string& key,
                  const lpo::Var<T, Rank, Device, Channels>& value, double tolerance) {
-  const auto truth = tensor<T, Rank, Device>(file, key);
+  const auto truth = tensor<T, Rank, lpo::Reference>(file, key);
   CAPTURE(key);
   REQUIRE(lpo::to_string(truth.extents()) == lpo::to_string(value.extents()));
-  CHECK(relative_error(value.data(), truth.data(), truth.size()) <= tolerance);
+  CHECK(relative_error(numbers_at<Device>(value.data(), value.size()).data(), truth.data(), truth.size()) <= tolerance);
 }
 
 /// Checks the gradient of an input that was made by `variable`.
 template <class T, int Rank, class Device, int Channels>
 void check_gradient(const lpo::SafetensorsFile& file, const std::string& key,
                     const lpo::Var<T, Rank, Device, Channels>& input, double tolerance) {
-  const auto truth = tensor<T, Rank, Device>(file, key);
+  const auto truth = tensor<T, Rank, lpo::Reference>(file, key);
   const auto gradient = lpo::read_gradient(input);
   CAPTURE(key);
   REQUIRE(truth.size() == gradient.size());
-  CHECK(relative_error(gradient.data(), truth.data(), truth.size()) <= tolerance);
+  CHECK(relative_error(numbers_at<Device>(gradient.data(), gradient.size()).data(), truth.data(), truth.size()) <= tolerance);
 }
 
 /// A weight's gradient in the file's layout.
 template <class T, class Device>
 std::vector<double> file_gradient(const lpo::AnyParameter<T, Device>& p) {
-  std::vector<double> values(p.gradient(), p.gradient() + p.size());
+  auto values = numbers_at<Device>(p.gradient(), p.size());
   if (!lpo::detail::needs_permutation(p)) return values;
   std::vector<double> oihw(values.size());
   lpo::detail::permute_convolution(static_cast<const double*>(values.data()), oihw.data(), p.extents, true);
@@ -136,9 +147,10 @@ int check_gradient_statistics(const lpo::SafetensorsFile& file, const lpo::Param
     std::size_t row = 0;
     while (row < keys.size() && keys[row].template get<std::string>() != name.substr(model_prefix.size())) ++row;
     if (row == keys.size() || !p->trainable()) continue;
+    const auto gradient = numbers_at<Device>(p->gradient(), p->size()), values = numbers_at<Device>(p->data(), p->size());
     double square = 0, sum = 0, dot = 0, weight = 0;
-    for (index_t i = 0; i < p->size(); ++i) {
-      const double g = static_cast<double>(p->gradient()[i]), w = static_cast<double>(p->data()[i]);
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      const double g = gradient[i], w = values[i];
       square += g * g, sum += g, dot += g * w, weight += w * w;
     }
     const double norm = stats[3 * row];

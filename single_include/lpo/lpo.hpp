@@ -39,10 +39,29 @@
 #define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
 
 // The only place that asks whether nvcc compiles this translation unit.
+//
+// nvcc reads a .cu file once for the device and once for the host. Packs of the host are no types of the device, so the
+// device's pass sees only the contracts that backend/cpu implements.
+#if defined(__CUDA_ARCH__)
+#  define LPO_HOST_PASS 0
+#else
+#  define LPO_HOST_PASS 1
+#endif
+
+#define LPO_PRAGMA_(text) _Pragma(#text)
+
 #if defined(__CUDACC__)
 #  define LPO_HOST_DEVICE __host__ __device__
+// Templates for both sides call what their arguments provide: host functions with packs, device functions in kernels. nvcc
+// warns of the host ones wherever it instantiates such a template, also where no kernel needs it.
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 20011,20014")
+#  define LPO_HOST_DEVICE_TEMPLATES_END _Pragma("nv_diagnostic pop")
+#  define LPO_UNROLL(count)  // nvcc's front end does not know the host compiler's
 #else
+#  define LPO_UNROLL(count) LPO_PRAGMA_(GCC unroll count)
 #  define LPO_HOST_DEVICE
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN
+#  define LPO_HOST_DEVICE_TEMPLATES_END
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -597,20 +616,19 @@ class RandomStream {
 // <lpo/base/scalar.hpp>
 // bfloat16 and half: 16-bit storage types. Arithmetic happens in float; these only load and store.
 
-#include <bit>
-
 namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
+// The built-in, because std::bit_cast is no device function.
 LPO_HOST_DEVICE constexpr std::uint16_t bfloat16_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);  // keep NaN quiet
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);                  // nearest even
 }
 
 LPO_HOST_DEVICE constexpr std::uint16_t half_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
@@ -633,9 +651,9 @@ LPO_HOST_DEVICE constexpr float half_value(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
   std::uint32_t exponent = (bits >> 10) & 0x1fu;
   std::uint32_t mantissa = bits & 0x3ffu;
-  if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent == 0x1fu) return __builtin_bit_cast(float, sign | 0x7f800000u | (mantissa << 13));
   if (exponent == 0) {
-    if (mantissa == 0) return std::bit_cast<float>(sign);
+    if (mantissa == 0) return __builtin_bit_cast(float, sign);
     exponent = 1;
     while ((mantissa & 0x400u) == 0) {
       mantissa <<= 1;
@@ -643,7 +661,7 @@ LPO_HOST_DEVICE constexpr float half_value(std::uint16_t bits) {
     }
     mantissa &= 0x3ffu;
   }
-  return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  return __builtin_bit_cast(float, sign | ((exponent + 112u) << 23) | (mantissa << 13));
 }
 
 }  // namespace detail
@@ -655,7 +673,7 @@ struct bfloat16 {
   bfloat16() = default;
   LPO_HOST_DEVICE constexpr explicit bfloat16(float value) : bits(detail::bfloat16_bits(value)) {}
   LPO_HOST_DEVICE constexpr explicit operator float() const {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
   }
 };
 
@@ -834,7 +852,7 @@ inline double TorchGenerator::normal() {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/tensor/memory.hpp>
-// Host memory: aligned blocks, the last-in-first-out Arena for activations, the size-class Pool for gradients.
+// Memory: aligned host blocks, the last-in-first-out arena for activations, the size-class pool for gradients.
 
 #include <new>
 
@@ -875,16 +893,20 @@ class HostBlock {
 
 }  // namespace detail
 
-/// A stack of bytes. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so that a second pass over the same
-/// network allocates nothing (page faults cost a framework 40 % of a forward).
-class Arena {
- public:
-  struct Mark {
-    std::size_t block = 0;
-    std::size_t used = 0;
-  };
+/// Where an arena stands.
+struct ArenaMark {
+  std::size_t block = 0;
+  std::size_t used = 0;
+};
 
-  explicit Arena(std::size_t first_block_bytes = std::size_t{1} << 20) : next_block_bytes_(first_block_bytes) {}
+/// A stack of bytes over blocks of a device's memory. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so that a second pass over the same
+/// network allocates nothing (page faults cost a framework 40 % of a forward).
+template <class Block>
+class BasicArena {
+ public:
+  using Mark = ArenaMark;
+
+  explicit BasicArena(std::size_t first_block_bytes = std::size_t{1} << 20) : next_block_bytes_(first_block_bytes) {}
 
   std::byte* allocate(std::size_t bytes) {
     bytes = detail::aligned_bytes(bytes);
@@ -920,14 +942,17 @@ class Arena {
     return total;
   }
 
-  std::vector<detail::HostBlock> blocks_;
+  std::vector<Block> blocks_;
   Mark top_;
   std::size_t next_block_bytes_;
   std::size_t peak_ = 0;
 };
 
+using Arena = BasicArena<detail::HostBlock>;
+
 /// Free lists of blocks by size class (quarter powers of two): gradients live and die out of order.
-class Pool {
+template <class Block>
+class BasicPool {
  public:
   std::byte* allocate(std::size_t bytes) {
     auto& free_list = free_[size_class(bytes)];
@@ -958,8 +983,27 @@ class Pool {
   }
 
   std::vector<std::byte*> free_[4 * 48];
-  std::vector<detail::HostBlock> blocks_;
+  std::vector<Block> blocks_;
   std::size_t reserved_ = 0;
+};
+
+using Pool = BasicPool<detail::HostBlock>;
+
+/// What a tensor needs of a device's memory when it stands alone, without a context: an owning block, and transfers that
+/// are complete when they return. Host devices are these; backend/cuda specialises it.
+template <class Device>
+struct DeviceMemory {
+  using Block = detail::HostBlock;
+
+  static void copy_from_host(void* device, const void* host, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(device, host, bytes);
+  }
+  static void copy_to_host(void* host, const void* device, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(host, device, bytes);
+  }
+  static void fill_zero(void* device, std::size_t bytes) {
+    if (bytes != 0) std::memset(device, 0, bytes);
+  }
 };
 
 }  // namespace lpo::inline LPO_ABI
@@ -987,12 +1031,16 @@ class Context {
   /// Gradients of activations.
   Pool& gradients() { return gradients_; }
 
-  /// Host memory is directly addressable, so these are plain copies; device contexts transfer.
+  /// Host memory is directly addressable, so these are plain copies; device contexts transfer, in the order of their work.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
     if (bytes != 0) std::memcpy(host, device, bytes);
   }
   void copy_from_host(void* device, const void* host, std::size_t bytes) {
     if (bytes != 0) std::memcpy(device, host, bytes);
+  }
+  /// Within the device.
+  void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(to, from, bytes);
   }
   void fill_zero(void* device, std::size_t bytes) {
     if (bytes != 0) std::memset(device, 0, bytes);
@@ -1014,6 +1062,8 @@ class Context {
 template <class Device>
 class Scratch {
  public:
+  using ScratchArena = std::remove_reference_t<decltype(std::declval<Context<Device>&>().scratch())>;
+
   explicit Scratch(Context<Device>& context) : arena_(context.scratch()), mark_(arena_.mark()) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -1025,14 +1075,16 @@ class Scratch {
   }
 
  private:
-  Arena& arena_;
-  Arena::Mark mark_;
+  ScratchArena& arena_;
+  ArenaMark mark_;
 };
 
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/tensor/pack.hpp>
 // Packs: explicit SIMD vectors of float (compiler vector extensions) with loads and stores for every storage type.
+
+#include <bit>
 
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
 #  include <immintrin.h>
@@ -1134,7 +1186,7 @@ LPO_ALWAYS_INLINE void store_lanes(T* p, V value) {
 }
 
 template <class V>
-LPO_ALWAYS_INLINE V broadcast_lanes(typename LaneTraits<V>::scalar value) {
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE V broadcast_lanes(typename LaneTraits<V>::scalar value) {
   if constexpr (LaneTraits<V>::width == 1)
     return value;
   else
@@ -1178,11 +1230,22 @@ LPO_ALWAYS_INLINE Pack square_root(Pack value) {
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE float square_root(float value) { return std::sqrt(value); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE double square_root(double value) { return std::sqrt(value); }
 
+/// Lane i of the result is lane Lane[i] of a, or, from pack_width on, of b. clang and g++ differ in the built-in; nvcc's front
+/// end garbles clang's spelling with g++.
+template <int... Lane>
+LPO_ALWAYS_INLINE Pack shuffle_lanes(Pack a, Pack b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, PackMask{Lane...});
+#endif
+}
+
 /// Reinterprets float lanes as integers and back, for exponent arithmetic.
 LPO_ALWAYS_INLINE PackMask to_bits(Pack value) { return std::bit_cast<PackMask>(value); }
-LPO_HOST_DEVICE LPO_ALWAYS_INLINE std::int32_t to_bits(float value) { return std::bit_cast<std::int32_t>(value); }
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE std::int32_t to_bits(float value) { return __builtin_bit_cast(std::int32_t, value); }
 LPO_ALWAYS_INLINE Pack from_bits(PackMask bits) { return std::bit_cast<Pack>(bits); }
-LPO_HOST_DEVICE LPO_ALWAYS_INLINE float from_bits(std::int32_t bits) { return std::bit_cast<float>(bits); }
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE float from_bits(std::int32_t bits) { return __builtin_bit_cast(float, bits); }
 LPO_ALWAYS_INLINE Pack int_to_float(PackMask value) { return __builtin_convertvector(value, Pack); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE float int_to_float(std::int32_t value) { return static_cast<float>(value); }
 
@@ -1193,6 +1256,7 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE float int_to_float(std::int32_t value) { retur
 // <lpo/tensor/math.hpp>
 // Elementary functions written once for scalars and packs: exp, log, tanh, erf and what activations build on them.
 
+LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -1203,6 +1267,8 @@ template <class V>
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE V exp(V x) {
   if constexpr (std::is_same_v<V, double>) {
     return std::exp(x);
+  } else if constexpr (!LPO_HOST_PASS) {
+    return ::expf(x);  // the device has an instruction for most of it
   } else {
     x = select(x > broadcast_lanes<V>(89.0f), broadcast_lanes<V>(89.0f), x);
     x = select(x < broadcast_lanes<V>(-104.0f), broadcast_lanes<V>(-104.0f), x);
@@ -1264,6 +1330,9 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V absolute(V x) {
 
 template <class V>
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE V sigmoid(V x) {
+#if !LPO_HOST_PASS
+  if constexpr (std::is_same_v<V, float>) return __fdividef(1.0f, 1.0f + ::expf(-x));  // 2 ulp; the exact one takes ten steps
+#endif
   return 1.0f / (1.0f + exp(-x));
 }
 
@@ -1324,10 +1393,12 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V softplus(V x) {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+LPO_HOST_DEVICE_TEMPLATES_END
 
 // <lpo/tensor/tree.hpp>
 // Expression trees as types: the operations of one statement, with their static derivative. No data, only structure.
 
+LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {
 
 /// A tree evaluates one element (or pack) at a time. `In` supplies leaf values, `Out` receives leaf gradients; both name a
@@ -1606,6 +1677,7 @@ struct Softplus {
 }  // namespace op
 
 }  // namespace lpo::inline LPO_ABI
+LPO_HOST_DEVICE_TEMPLATES_END
 
 // <lpo/tensor/view.hpp>
 // View: a pointer with extents and strides, trivially copyable; all that a kernel sees of a tensor.
@@ -1630,11 +1702,11 @@ struct View {
   LPO_HOST_DEVICE View(T* pointer, const Extents<Rank>& sizes, const Extents<Rank>& steps)
       : data(pointer), extents(sizes), strides(steps) {}
 
-  LPO_HOST_DEVICE operator View<const T, Rank, Device>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data, extents, strides};
-  }
+  /// A view is also a view of constant elements.
+  template <class U>
+    requires(std::is_same_v<const U, T>)
+  LPO_HOST_DEVICE View(const View<U, Rank, Device>& other)
+      : data(other.data), extents(other.extents), strides(other.strides) {}
 
   LPO_HOST_DEVICE index_t size() const { return extents.size(); }
   LPO_HOST_DEVICE index_t extent(int axis) const { return extents[axis]; }
@@ -2125,7 +2197,7 @@ struct Evaluator {
   template <class Tree, class T>
   static void forward(Context<Device>*, const detail::IterationSpace&, const Tree&, T*, const void* const*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }
@@ -2135,7 +2207,7 @@ struct Evaluator {
   static void backward(Context<Device>*, const detail::IterationSpace&, const Tree&, const T*, const void* const*,
                        void* const*, const bool*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }
@@ -2143,50 +2215,49 @@ struct Evaluator {
 
 namespace detail {
 
-/// Storage type and splat flag of each leaf of a tree, in order.
-template <class Tree>
-struct LeafList;
+/// Storage type and splat flag of a leaf, and those of all leaves of a tree, in order.
 template <class T, bool Splat>
-struct LeafList<tree::Argument<T, Splat>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    visit.template operator()<T, Splat>(position++);
-  }
+struct LeafType {
+  using type = T;
+  static constexpr bool splat = Splat;
+};
+template <class... Leaves>
+struct LeafTypes {};
+
+template <class... A, class... B>
+LeafTypes<A..., B...> joined(LeafTypes<A...>, LeafTypes<B...>);
+
+template <class Tree>
+struct LeavesOf;
+template <class T, bool Splat>
+struct LeavesOf<tree::Argument<T, Splat>> {
+  using type = LeafTypes<LeafType<T, Splat>>;
 };
 template <>
-struct LeafList<tree::Constant> {
-  template <class Visit>
-  static constexpr void each(Visit&&, int&) {}
+struct LeavesOf<tree::Constant> {
+  using type = LeafTypes<>;
 };
 template <class Op, class A>
-struct LeafList<tree::Unary<Op, A>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    LeafList<A>::each(visit, position);
-  }
-};
+struct LeavesOf<tree::Unary<Op, A>> : LeavesOf<A> {};
 template <class Op, class A, class B>
-struct LeafList<tree::Binary<Op, A, B>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    LeafList<A>::each(visit, position);
-    LeafList<B>::each(visit, position);
-  }
+struct LeavesOf<tree::Binary<Op, A, B>> {
+  using type = decltype(joined(typename LeavesOf<A>::type{}, typename LeavesOf<B>::type{}));
 };
 
 /// Calls `visit.operator()<T, Splat>(i)` for every leaf.
 template <class Tree, class Visit>
-void for_each_leaf(Visit&& visit) {
-  int position = 0;
-  LeafList<Tree>::each(visit, position);
+constexpr void for_each_leaf(Visit&& visit) {
+  [&]<class... Leaves>(LeafTypes<Leaves...>) {
+    [[maybe_unused]] int position = 0;
+    (visit.template operator()<typename Leaves::type, Leaves::splat>(position++), ...);
+  }(typename LeavesOf<Tree>::type{});
 }
 
 /// Whether a statement is computed in double: its target or one of its leaves is.
 template <class Tree, class T>
 constexpr bool computes_in_double() {
   bool any = std::is_same_v<T, double>;
-  int position = 0;
-  LeafList<Tree>::each([&]<class L, bool Splat>(int) { any = any || std::is_same_v<L, double>; }, position);
+  for_each_leaf<Tree>([&]<class L, bool Splat>(int) { any = any || std::is_same_v<L, double>; });
   return any;
 }
 
@@ -2228,7 +2299,7 @@ void evaluate(Context<Device>* context, const View<T, Rank, Device>& target, X&&
 
 namespace lpo::inline LPO_ABI {
 
-/// Dense, row-major, uninitialised unless filled. Host tensors only here; Cuda tensors come with <lpo/cuda.cuh>.
+/// Dense, row-major, uninitialised unless filled. Elements are reached one by one on host devices only.
 template <class T, int Rank, class Device = Cpu>
 class Tensor {
   static_assert(Scalar<T>, "lpo Tensor: element type must be float, double, bfloat16 or half");
@@ -2273,10 +2344,20 @@ class Tensor {
   /// A tensor with every element set to `value`.
   static Tensor full(const Extents<Rank>& extents, double value) {
     Tensor tensor(extents);
-    for (T& element : tensor.span()) element = static_cast<T>(static_cast<compute_t<T>>(value));
+    const auto element = static_cast<T>(static_cast<compute_t<T>>(value));
+    if constexpr (is_host_device<Device>) {
+      for (T& each : tensor.span()) each = element;
+    } else {
+      const std::vector<T> host(static_cast<std::size_t>(tensor.size()), element);
+      DeviceMemory<Device>::copy_from_host(tensor.data(), host.data(), host.size() * sizeof(T));
+    }
     return tensor;
   }
-  static Tensor zeros(const Extents<Rank>& extents) { return full(extents, 0); }
+  static Tensor zeros(const Extents<Rank>& extents) {
+    Tensor tensor(extents);
+    DeviceMemory<Device>::fill_zero(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+    return tensor;
+  }
 
   /// Copies row-major values; their number must be the product of the extents.
   template <class U>
@@ -2285,8 +2366,15 @@ class Tensor {
     if (static_cast<index_t>(values.size()) != tensor.size())
       throw ShapeError(message("[Tensor::from] extents ", to_string(extents), " hold ", tensor.size(), " elements, given ",
                                static_cast<index_t>(values.size())));
-    for (std::size_t i = 0; i < values.size(); ++i)
-      tensor.data()[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
+    std::vector<T> staged;
+    T* host = tensor.data();
+    if constexpr (!is_host_device<Device>) {
+      staged.resize(values.size());
+      host = staged.data();
+    }
+    for (std::size_t i = 0; i < values.size(); ++i) host[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
+    if constexpr (!is_host_device<Device>)
+      DeviceMemory<Device>::copy_from_host(tensor.data(), host, values.size() * sizeof(T));
     return tensor;
   }
   template <class U>
@@ -2306,15 +2394,25 @@ class Tensor {
   const Extents<Rank>& extents() const { return view_.extents; }
   index_t extent(int axis) const { return view_.extents[axis]; }
   index_t size() const { return view_.data == nullptr ? 0 : view_.size(); }
-  std::span<T> span() & { return {view_.data, static_cast<std::size_t>(size())}; }
-  std::span<const T> span() const& { return {view_.data, static_cast<std::size_t>(size())}; }
+  std::span<T> span() &
+    requires is_host_device<Device>
+  {
+    return {view_.data, static_cast<std::size_t>(size())};
+  }
+  std::span<const T> span() const&
+    requires is_host_device<Device>
+  {
+    return {view_.data, static_cast<std::size_t>(size())};
+  }
   void span() && = delete;
 
   template <class... Index>
+    requires is_host_device<Device>
   T& operator()(Index... index) {
     return view_(index...);
   }
   template <class... Index>
+    requires is_host_device<Device>
   const T& operator()(Index... index) const {
     return view_(index...);
   }
@@ -2363,7 +2461,7 @@ class Tensor {
     }
   }
 
-  detail::HostBlock block_;
+  typename DeviceMemory<Device>::Block block_;
   View<T, Rank, Device> view_;
 };
 
@@ -2381,6 +2479,18 @@ auto to_expression(Tensor<T, Rank, Device>&& tensor) {
   return expression;
 }
 
+/// A copy on another device; complete when it returns. `auto y = to_device<Cuda>(x);`
+template <class To, class T, int Rank, class From>
+Tensor<T, Rank, To> to_device(const Tensor<T, Rank, From>& tensor) {
+  Tensor<T, Rank, To> copy(tensor.extents());
+  const auto bytes = static_cast<std::size_t>(tensor.size()) * sizeof(T);
+  if constexpr (is_host_device<To>)
+    DeviceMemory<From>::copy_to_host(copy.data(), tensor.data(), bytes);
+  else
+    DeviceMemory<To>::copy_from_host(copy.data(), tensor.data(), bytes);  // from a host, or within the device
+  return copy;
+}
+
 template <Operand X>
 Tensor(X&&) -> Tensor<typename expression_of<X>::value_type, expression_of<X>::rank, typename expression_of<X>::device>;
 
@@ -2389,6 +2499,7 @@ Tensor(X&&) -> Tensor<typename expression_of<X>::value_type, expression_of<X>::r
 // <lpo/backend/cpu/lanes.hpp>
 // Lane helpers of the CPU kernels: rows whose length is no multiple of the pack, transposed tiles, unrolled loops.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -2503,8 +2614,8 @@ constexpr index_t padded(index_t count) {
 template <int Step, int... Lane>
 LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
   const Pack a = low, b = high;
-  low = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...);
-  high = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...);
+  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...>(a, b);
+  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...>(a, b);
 }
 
 template <int Step>
@@ -2522,13 +2633,14 @@ LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/missing.hpp>
 // The sentence a program gets when it uses a device whose backend was not included.
 
 /// First member of every primary kernel template: one readable error instead of an undefined symbol.
 #define LPO_MISSING_KERNEL(Device, name)                                                                 \
-  static_assert(::lpo::detail::always_false<Device>,                                                     \
+  static_assert(!LPO_HOST_PASS || ::lpo::detail::always_false<Device>,                                       \
                 "lpo kernel: no " name " for this device; include <lpo/lpo.hpp> for Cpu, or "            \
                 "<lpo/cuda.cuh> in a CUDA (.cu) file for Cuda")
 
@@ -2561,6 +2673,7 @@ struct AdamW {
 // <lpo/backend/cpu/adamw.hpp>
 // One AdamW step of the CPU: a single pass in packs over parameters, gradients and both moments.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -2591,10 +2704,12 @@ struct AdamW<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/attention_tiles.hpp>
 // Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -2773,10 +2888,12 @@ LPO_ALWAYS_INLINE V lane_numbers() {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/lane_math.hpp>
 // Arithmetic of the CPU kernels' inner loops: exp and sigmoid for known ranges, maxima, sums over the lanes of a pack.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -2840,7 +2957,7 @@ LPO_ALWAYS_INLINE double quick_sigmoid(double x) { return sigmoid(x); }
 
 template <int Step, int... Lane>
 LPO_ALWAYS_INLINE Pack rotate_lanes(Pack value, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(value, value, ((Lane + Step) % pack_width)...);
+  return shuffle_lanes<((Lane + Step) % pack_width)...>(value, value);
 }
 
 /// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order.
@@ -2865,10 +2982,12 @@ LPO_ALWAYS_INLINE double lane_max(double value) { return value; }
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/worker_scratch.hpp>
 // WorkerScratch: one workspace per thread of a context's executor, borrowed by a chunk while it runs.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -2918,6 +3037,7 @@ class WorkerScratch {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/attention.hpp>
 // Contract of scaled dot-product attention that never stores the query x key matrix, and its gradient.
@@ -2956,6 +3076,7 @@ struct Attention {
 // <lpo/backend/cpu/attention_backward.hpp>
 // Gradient of attention on the CPU: probabilities recomputed per block of keys (or queries) that lies across lanes.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -3221,10 +3342,12 @@ struct AttentionBackward {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/attention.hpp>
 // Attention on the CPU: streaming softmax with the queries across lanes; backward recomputes the probabilities.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -3404,6 +3527,7 @@ struct Attention<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/product_tile.hpp>
 // The register-tile product behind the CPU's matrix products and convolutions.
@@ -3416,6 +3540,7 @@ struct Attention<Cpu> {
 // All splits depend on m, n and k alone and partial sums are added in slice order: any thread count gives the same
 // bits.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -3499,10 +3624,10 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
   constexpr int lanes = tile_lanes<S>;
   V sum[rows][packs];
   const S* row[rows];
-#pragma GCC unroll 8
+LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
     row[r] = a[r];
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
       if (init != nullptr) std::memcpy(&sum[r][p], init + p * lanes, sizeof(V));
@@ -3513,21 +3638,21 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
     const index_t at = a_step[l];
     const S* line = b + b_step[l];
     V right[packs];
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       std::memcpy(&right[p], line + p * lanes, sizeof(V));
       __builtin_prefetch(line + ahead + p * lanes);
     }
-#pragma GCC unroll 8
+LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) {
       const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
-#pragma GCC unroll 4
+LPO_UNROLL(4)
       for (int p = 0; p < packs; ++p) sum[r][p] += left * right[p];
     }
   }
-#pragma GCC unroll 8
+LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) std::memcpy(out[r] + p * lanes, &sum[r][p], sizeof(V));
   }
 }
@@ -3712,10 +3837,12 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/product_pack.hpp>
 // Bringing operands into the form that the register tile reads: panels of B, tables of steps, 16-bit storage as float.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -3871,6 +3998,7 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/reduce.hpp>
 // Contract of sums over rows and columns: means, norms, bias gradients.
@@ -3899,6 +4027,7 @@ struct Reduce {
 // <lpo/backend/cpu/reduce.hpp>
 // Row sums, column sums and sums of squares of the CPU. Short runs add up in packs, runs and chunks in double.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -4028,6 +4157,7 @@ struct Reduce<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/conv2d.hpp>
 // Contract of the 2-D convolution and its two gradients, channels last.
@@ -4076,6 +4206,7 @@ struct Conv2d {
 // are register-tile products with tables of steps. The data gradient of stride s is s * s such products, one for each
 // residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -4286,6 +4417,7 @@ struct Conv2d<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/copy.hpp>
 // Contract of the two-dimensional copy behind concatenation, slicing and channel splits.
@@ -4309,6 +4441,7 @@ struct CopyRows {
 // <lpo/backend/cpu/copy.hpp>
 // The two-dimensional copy of the CPU: memcpy of rows, or addition in packs.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -4346,6 +4479,7 @@ struct CopyRows<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/cross_entropy.hpp>
 // Contract of the cross-entropy of rows of logits against one target class each.
@@ -4372,6 +4506,7 @@ struct CrossEntropy {
 // <lpo/backend/cpu/cross_entropy.hpp>
 // Cross-entropy on the CPU: rows over threads; a batch loss has few rows, so scalar doubles are fast enough.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -4422,6 +4557,7 @@ struct CrossEntropy<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/tensor/host_evaluate.hpp>
 // How host devices walk a statement: SIMD packs along rows, strided scalars otherwise, threads over fixed pieces.
@@ -4776,6 +4912,7 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
 // <lpo/backend/cpu/elementwise.hpp>
 // Fused element-wise statements on the CPU: SIMD packs for float and 16-bit storage, scalars for double, all threads.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 
 template <>
@@ -4803,6 +4940,7 @@ struct Evaluator<Cpu> {
 };
 
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/embedding.hpp>
 // Contract of the embedding lookup and its gradient.
@@ -4830,6 +4968,7 @@ struct Embedding {
 // <lpo/backend/cpu/embedding.hpp>
 // The embedding lookup of the CPU and its gradient, which adds rows of equal ids in index order.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -4879,6 +5018,7 @@ struct Embedding<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/gemm.hpp>
 // Contract of the matrix product: C = alpha * op(A) op(B) + beta * C (+ bias), one product or a strided batch.
@@ -4922,11 +5062,14 @@ struct Gemm {
 // <lpo/backend/cpu/gemm.hpp>
 // The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
 
+#if LPO_HOST_PASS
 #if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
 #define EIGEN_NO_CUDA
 #endif
 #include <Eigen/Core>
+#endif
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -5073,10 +5216,12 @@ struct Gemm<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/norm_rows.hpp>
 // What the CPU norms share: how rows are cut into chunks, sums over a row, sums over chunks in order.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -5119,6 +5264,7 @@ void put_total(T* target, index_t channel, double total, bool accumulate) {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/normalization.hpp>
 // Contracts of group norm (optionally fused with SiLU), layer norm and row softmax, with their gradients.
@@ -5184,6 +5330,7 @@ struct Softmax {
 // <lpo/backend/cpu/group_norm.hpp>
 // Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -5480,10 +5627,12 @@ struct GroupNorm<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/backend/cpu/normalization.hpp>
 // Layer norm and row softmax on the CPU, a row at a time in packs; group norm is in its own file.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -5646,6 +5795,7 @@ struct Softmax<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/random.hpp>
 // Contract of filling memory with Philox normals: the same bits on every device and for any number of threads.
@@ -5669,6 +5819,7 @@ struct RandomNormal {
 // <lpo/backend/cpu/random.hpp>
 // Philox normals of the CPU: whole blocks of four, threaded; the bits are those of every other device.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -5692,6 +5843,7 @@ struct RandomNormal<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/kernel/resample.hpp>
 // Contracts of nearest upsampling and of the mean over space, channels last.
@@ -5731,6 +5883,7 @@ struct SpatialMean {
 // <lpo/backend/cpu/resample.hpp>
 // Nearest upsampling and spatial mean on the CPU: rows of channels in packs, images and rows over threads.
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -5843,6 +5996,7 @@ struct SpatialMean<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/autograd/tape.hpp>
 // Tape: the linear record of a forward pass; backward walks it once in reverse and rewinds memory as it goes.
@@ -6223,7 +6377,7 @@ Tensor<T, Rank, Device> read_gradient(const Var<T, Rank, Device, Channels>& var)
   auto tensor = Tensor<T, Rank, Device>::zeros(var.extents());
   if (var.slot()->written && var.slot()->gradient != nullptr) {
     const auto* base = var.slot()->gradient + (reinterpret_cast<const std::byte*>(var.data()) - var.slot()->data);
-    var.tape().context().copy_to_host(tensor.data(), base, static_cast<std::size_t>(var.size()) * sizeof(T));
+    var.tape().context().copy(tensor.data(), base, static_cast<std::size_t>(var.size()) * sizeof(T));
   }
   return tensor;
 }
@@ -6321,7 +6475,7 @@ Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
     if (e.leaves[i].owner != nullptr) {  // a temporary tensor: keep its values as long as the node
       const auto plain = detail::save_leaf(e.leaves[i]);
       auto* copy = tape.template allocate<L>(plain.size);
-      tape.context().copy_from_host(copy, plain.data, static_cast<std::size_t>(plain.size) * sizeof(L));
+      tape.context().copy(copy, plain.data, static_cast<std::size_t>(plain.size) * sizeof(L));
       e.leaves[i].data = copy;
     }
     saved.leaf[i] = detail::save_leaf(e.leaves[i]);
@@ -7044,7 +7198,8 @@ class ParameterVisitor {
 
   template <class Member, std::size_t Count>
   void operator()(const std::string& name, std::array<Member, Count>& members) {
-    for (std::size_t i = 0; i < Count; ++i) (*this)(name + "." + std::to_string(i), members[i]);
+    std::size_t i = 0;
+    for (Member& member : members) (*this)(name + "." + std::to_string(i++), member);
   }
 
   /// Visits an adapter under the name of the projection that is being visited.
@@ -7054,9 +7209,9 @@ class ParameterVisitor {
 
   /// Visits a whole model under a prefix ("unet", or "" for none).
   template <class Module>
-  void model(const std::string& name, Module& module) {
+  void model(const std::string& name, Module& network) {
     prefix_ = name.empty() ? "" : name + ".";
-    module.visit(*this);
+    network.visit(*this);
     prefix_.clear();
   }
 
@@ -7066,13 +7221,13 @@ class ParameterVisitor {
 
 /// Visitor from a lambda `void(const std::string&, AnyParameter<T, Device>&)`.
 template <class T, class Device, class Module, class Function>
-void for_each_parameter(Module& module, Function&& function, const std::string& prefix = "") {
+void for_each_parameter(Module& network, Function&& function, const std::string& prefix = "") {
   struct Visitor : ParameterVisitor<T, Device> {
     Function& function;
     explicit Visitor(Function& f) : function(f) {}
     void parameter(const std::string& name, AnyParameter<T, Device>& p) override { function(name, p); }
   } visitor(function);
-  visitor.model(prefix, module);
+  visitor.model(prefix, network);
 }
 
 }  // namespace lpo::inline LPO_ABI
@@ -7099,9 +7254,9 @@ class ParameterStore {
   };
 
   template <class Module>
-  void add(const std::string& prefix, Module& module) {
+  void add(const std::string& prefix, Module& network) {
     for_each_parameter<T, Device>(
-        module, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
+        network, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
   }
 
   /// Gives every weight memory. Weights whose name satisfies `trainable` come first, contiguously, and get gradients.
@@ -7145,7 +7300,7 @@ class ParameterStore {
   void finish_gradients() {
     for (const Entry& e : entries_) {
       Slot& slot = e.parameter->slot;
-      if (slot.requires_gradient && !slot.written) std::memset(slot.gradient, 0, slot.bytes);
+      if (slot.requires_gradient && !slot.written) DeviceMemory<Device>::fill_zero(slot.gradient, slot.bytes);
     }
   }
 
@@ -7178,7 +7333,10 @@ class ParameterStore {
 
   static void initialize(AnyParameter<T, Device>& p, std::uint64_t seed, std::uint32_t operation) {
     using Kind = Initialization::Kind;
-    const auto store = [&](index_t i, float value) { p.data()[i] = static_cast<T>(static_cast<compute_t<T>>(value)); };
+    std::vector<T> values(static_cast<std::size_t>(p.size()));
+    const auto store = [&](index_t i, float value) {
+      values[static_cast<std::size_t>(i)] = static_cast<T>(static_cast<compute_t<T>>(value));
+    };
     RandomStream random(seed, operation, 0);
     for (index_t i = 0; i < p.size(); ++i) {
       switch (p.initialization.kind) {
@@ -7189,6 +7347,7 @@ class ParameterStore {
         case Kind::normal: store(i, p.initialization.scale * static_cast<float>(random.normal())); break;
       }
     }
+    DeviceMemory<Device>::copy_from_host(p.data(), values.data(), values.size() * sizeof(T));
   }
 
   std::vector<Entry> entries_;

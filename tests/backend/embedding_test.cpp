@@ -3,41 +3,9 @@
 #include <lpo/backend/cpu/embedding.hpp>
 #include <lpo/backend/reference/embedding.hpp>
 
-#include "parity.hpp"
+#include <backend/embedding_cases.hpp>
 
-using namespace parity;
-
-namespace {
-
-std::vector<std::int32_t> random_ids(index_t count, index_t vocabulary) {
-  lpo::RandomStream stream(9);
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(count) + 1);
-  for (auto& id : ids) id = static_cast<std::int32_t>(stream.uniform_int(static_cast<std::uint32_t>(vocabulary)));
-  return ids;
-}
-
-template <class Device, class T>
-std::vector<T> lookup(index_t count, index_t width, index_t vocabulary, int threads) {
-  lpo::Context<Device> context(threads);
-  const auto ids = random_ids(count, vocabulary);
-  const auto table = random_values<T>(vocabulary * width, 1);
-  auto y = random_values<T>(count * width, 2);
-  lpo::kernel::Embedding<Device>::forward(context, count, width, ids.data(), table.data(), y.data());
-  return y;
-}
-
-template <class Device, class T>
-std::vector<T> gradient(index_t count, index_t width, index_t vocabulary, bool accumulate, int threads) {
-  lpo::Context<Device> context(threads);
-  const auto ids = random_ids(count, vocabulary);
-  const auto dy = random_values<T>(count * width, 3);
-  auto dtable = random_values<T>(vocabulary * width, 4);
-  lpo::kernel::Embedding<Device>::backward(context, count, width, vocabulary, ids.data(), dy.data(), dtable.data(),
-                                           accumulate);
-  return dtable;
-}
-
-}  // namespace
+using namespace embedding_cases;
 
 TEST_CASE("reference embedding looks up and adds repeated rows") {
   lpo::Context<lpo::Reference> context(1);
@@ -53,20 +21,4 @@ TEST_CASE("reference embedding looks up and adds repeated rows") {
   CHECK(std::vector<double>(dtable, dtable + 6) == std::vector<double>{4, 40, 0, 0, 10, 100});
 }
 
-TEST_CASE_TEMPLATE("cpu embedding agrees with the reference", T, LPO_STORAGE_TYPES) {
-  const index_t shapes[][3] = {{0, 4, 3}, {1, 1, 1}, {5, 7, 3}, {77, 64, 50}, {300, 200, 4}, {2000, 33, 1000}};
-  for (const auto& s : shapes) {
-    CAPTURE(s[0]);
-    CAPTURE(s[1]);
-    CHECK(same_bits(lookup<lpo::Cpu, T>(s[0], s[1], s[2], 1), lookup<lpo::Reference, T>(s[0], s[1], s[2], 1)));
-    CHECK(same_bits(lookup<lpo::Cpu, T>(s[0], s[1], s[2], 3), lookup<lpo::Reference, T>(s[0], s[1], s[2], 1)));
-    for (bool accumulate : {false, true}) {
-      CAPTURE(accumulate);
-      const auto expected = gradient<lpo::Reference, T>(s[0], s[1], s[2], accumulate, 1);
-      const auto one = gradient<lpo::Cpu, T>(s[0], s[1], s[2], accumulate, 1);
-      const index_t repeats = s[0] / s[2] + 1;
-      CHECK(difference(one, expected, std::sqrt(static_cast<double>(repeats))) < tolerance<T>(repeats));
-      CHECK(same_bits(one, gradient<lpo::Cpu, T>(s[0], s[1], s[2], accumulate, 3)));
-    }
-  }
-}
+TEST_CASE_TEMPLATE("cpu embedding agrees with the reference", T, LPO_STORAGE_TYPES) { compare_embeddings<lpo::Cpu, T>(); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A model of a few thousand weights, random pairs and prompts: enough to run the trainers in a second.
+// A model of a few thousand weights on any device, random pairs and prompts: enough to run the trainers in a second.
 #pragma once
 
 #include <cstdlib>
@@ -17,7 +17,15 @@
 #include <lpo/train/lpo_trainer.hpp>
 #include <lpo/train/lrm_trainer.hpp>
 
+#include <lpo/testing/test_context.hpp>
+
+#ifndef LPO_SMALL_WORLD_DEVICE
+#  define LPO_SMALL_WORLD_DEVICE lpo::Cpu
+#endif
+
 namespace small_world {
+
+using Device = LPO_SMALL_WORLD_DEVICE;  // where a test program trains
 
 inline constexpr lpo::UNetConfig unet_config{.levels = 2,
                                              .channels = {8, 16, 0, 0},
@@ -29,11 +37,11 @@ inline constexpr lpo::UNetConfig unet_config{.levels = 2,
                                              .groups = 4};
 inline constexpr lpo::ClipTextConfig text_config{.vocabulary = 20, .width = 12, .hidden = 24, .layers = 1, .heads = 2, .positions = 6};
 
-using Text = lpo::CLIPTextModel<text_config, float, lpo::Cpu>;
+using Text = lpo::CLIPTextModel<text_config, float, Device>;
 using Encoder = lpo::ClipTextEncoder<Text>;
-using Lrm = lpo::LatentRewardModel<unet_config, 12, 10, true, float, lpo::Cpu>;
-using UNet = lpo::UNet2DCondition<unet_config, float, lpo::Cpu>;
-using Store = lpo::ParameterStore<float, lpo::Cpu>;
+using Lrm = lpo::LatentRewardModel<unet_config, 12, 10, true, float, Device>;
+using UNet = lpo::UNet2DCondition<unet_config, float, Device>;
+using Store = lpo::ParameterStore<float, Device>;
 
 inline std::vector<std::int32_t> random_ids(std::uint64_t seed, lpo::index_t prompts) {
   lpo::RandomStream random(seed, 1, 0);
@@ -131,7 +139,7 @@ struct Policy {
   Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
 
   Policy() {
-    lpo::enable_lora<float, lpo::Cpu>(unet, 2, 2.0f);
+    lpo::enable_lora<float, Device>(unet, 2, 2.0f);
     store.add("unet", unet);
     store.add("text_encoder", text);
     store.allocate(lpo::is_lora_name);
@@ -175,7 +183,9 @@ inline lpo::PromptTokens prompts() {
 }
 
 inline std::vector<float> weights(Store& store) {
-  return {store.trainable_values(), store.trainable_values() + store.trainable_size()};
+  std::vector<float> values(static_cast<std::size_t>(store.trainable_size()));
+  lpo::DeviceMemory<Device>::copy_to_host(values.data(), store.trainable_values(), values.size() * sizeof(float));
+  return values;
 }
 
 }  // namespace small_world

@@ -185,7 +185,7 @@ Tensor<T, Rank, Device> read_gradient(const Var<T, Rank, Device, Channels>& var)
   auto tensor = Tensor<T, Rank, Device>::zeros(var.extents());
   if (var.slot()->written && var.slot()->gradient != nullptr) {
     const auto* base = var.slot()->gradient + (reinterpret_cast<const std::byte*>(var.data()) - var.slot()->data);
-    var.tape().context().copy_to_host(tensor.data(), base, static_cast<std::size_t>(var.size()) * sizeof(T));
+    var.tape().context().copy(tensor.data(), base, static_cast<std::size_t>(var.size()) * sizeof(T));
   }
   return tensor;
 }
@@ -283,7 +283,7 @@ Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
     if (e.leaves[i].owner != nullptr) {  // a temporary tensor: keep its values as long as the node
       const auto plain = detail::save_leaf(e.leaves[i]);
       auto* copy = tape.template allocate<L>(plain.size);
-      tape.context().copy_from_host(copy, plain.data, static_cast<std::size_t>(plain.size) * sizeof(L));
+      tape.context().copy(copy, plain.data, static_cast<std::size_t>(plain.size) * sizeof(L));
       e.leaves[i].data = copy;
     }
     saved.leaf[i] = detail::save_leaf(e.leaves[i]);

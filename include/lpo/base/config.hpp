@@ -32,10 +32,29 @@
 #define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
 
 // The only place that asks whether nvcc compiles this translation unit.
+//
+// nvcc reads a .cu file once for the device and once for the host. Packs of the host are no types of the device, so the
+// device's pass sees only the contracts that backend/cpu implements.
+#if defined(__CUDA_ARCH__)
+#  define LPO_HOST_PASS 0
+#else
+#  define LPO_HOST_PASS 1
+#endif
+
+#define LPO_PRAGMA_(text) _Pragma(#text)
+
 #if defined(__CUDACC__)
 #  define LPO_HOST_DEVICE __host__ __device__
+// Templates for both sides call what their arguments provide: host functions with packs, device functions in kernels. nvcc
+// warns of the host ones wherever it instantiates such a template, also where no kernel needs it.
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 20011,20014")
+#  define LPO_HOST_DEVICE_TEMPLATES_END _Pragma("nv_diagnostic pop")
+#  define LPO_UNROLL(count)  // nvcc's front end does not know the host compiler's
 #else
+#  define LPO_UNROLL(count) LPO_PRAGMA_(GCC unroll count)
 #  define LPO_HOST_DEVICE
+#  define LPO_HOST_DEVICE_TEMPLATES_BEGIN
+#  define LPO_HOST_DEVICE_TEMPLATES_END
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)

@@ -59,8 +59,6 @@ void expect_memory(const std::string& name, const AnyParameter<T, Device>& param
 template <class T, class Device>
 std::vector<NamedParameter<T, Device>> select_parameters(const ParameterStore<T, Device>& store,
                                                          const ParameterNames& names) {
-  static_assert(is_host_device<Device>,
-                "lpo io: weights are read into host memory; load into a Cpu store and copy it to the device");
   std::vector<NamedParameter<T, Device>> selected;
   const std::string prefix = dotted(names.model_prefix);
   for (const auto& entry : store.entries()) {
@@ -114,6 +112,12 @@ struct MatchedParameters {
 template <class T, class Device, class Source>
 void read_parameter(const Source& source, const std::string& key, AnyParameter<T, Device>& p) {
   constexpr bool in_parts = requires(T* to) { source.read_part(key, index_t{}, index_t{}, to); };
+  std::vector<T> staged;  // weights of other devices pass through host memory, one at a time
+  T* to = p.data();
+  if constexpr (!is_host_device<Device>) {
+    staged.resize(static_cast<std::size_t>(p.size()));
+    to = staged.data();
+  }
   if (needs_permutation(p) && p.size() > 0) {
     const index_t step = in_parts ? p.size() / p.extents[0] : p.size();
     const index_t ohwi[4] = {in_parts ? 1 : p.extents[0], p.extents[1], p.extents[2], p.extents[3]};
@@ -123,11 +127,12 @@ void read_parameter(const Source& source, const std::string& key, AnyParameter<T
         source.read_part(key, at, step, oihw.data());
       else
         source.read(key, oihw.data(), step);
-      permute_convolution(static_cast<const T*>(oihw.data()), p.data() + at, ohwi, false);
+      permute_convolution(static_cast<const T*>(oihw.data()), to + at, ohwi, false);
     }
   } else {
-    source.read(key, p.data(), p.size());
+    source.read(key, to, p.size());
   }
+  if constexpr (!is_host_device<Device>) DeviceMemory<Device>::copy_from_host(p.data(), to, staged.size() * sizeof(T));
   if constexpr (requires { source.release_pages(key); }) source.release_pages(key);
 }
 
@@ -209,13 +214,21 @@ void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& 
     throw ValueError(message("[parameters] weights cannot be stored as ", dtype_name(dtype), "; use F32, F16 or BF16"));
   const std::string prefix = detail::dotted(names.file_prefix);
   for (const auto& [name, parameter] : detail::select_parameters(store, names)) {
+    const T* values = parameter->data();
+    std::vector<T> host;
+    if constexpr (!is_host_device<Device>) {
+      host.resize(static_cast<std::size_t>(parameter->size()));
+      DeviceMemory<Device>::copy_to_host(host.data(), values, host.size() * sizeof(T));
+      values = host.data();
+    }
     if (detail::needs_permutation(*parameter)) {
       std::vector<T> oihw(static_cast<std::size_t>(parameter->size()));
-      detail::permute_convolution(static_cast<const T*>(parameter->data()), oihw.data(), parameter->extents, true);
+      detail::permute_convolution(values, oihw.data(), parameter->extents, true);
       writer.add_owned(prefix + name, dtype, detail::file_shape(*parameter), std::move(oihw));
+    } else if (!host.empty()) {
+      writer.add_owned(prefix + name, dtype, detail::file_shape(*parameter), std::move(host));
     } else {
-      writer.add_converted(prefix + name, dtype, detail::file_shape(*parameter),
-                           static_cast<const T*>(parameter->data()));
+      writer.add_converted(prefix + name, dtype, detail::file_shape(*parameter), values);
     }
   }
 }

@@ -7,6 +7,6 @@
 
 /// First member of every primary kernel template: one readable error instead of an undefined symbol.
 #define LPO_MISSING_KERNEL(Device, name)                                                                 \
-  static_assert(::lpo::detail::always_false<Device>,                                                     \
+  static_assert(!LPO_HOST_PASS || ::lpo::detail::always_false<Device>,                                       \
                 "lpo kernel: no " name " for this device; include <lpo/lpo.hpp> for Cpu, or "            \
                 "<lpo/cuda.cuh> in a CUDA (.cu) file for Cuda")

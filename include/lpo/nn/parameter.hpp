@@ -96,7 +96,8 @@ class ParameterVisitor {
 
   template <class Member, std::size_t Count>
   void operator()(const std::string& name, std::array<Member, Count>& members) {
-    for (std::size_t i = 0; i < Count; ++i) (*this)(name + "." + std::to_string(i), members[i]);
+    std::size_t i = 0;
+    for (Member& member : members) (*this)(name + "." + std::to_string(i++), member);
   }
 
   /// Visits an adapter under the name of the projection that is being visited.
@@ -106,9 +107,9 @@ class ParameterVisitor {
 
   /// Visits a whole model under a prefix ("unet", or "" for none).
   template <class Module>
-  void model(const std::string& name, Module& module) {
+  void model(const std::string& name, Module& network) {
     prefix_ = name.empty() ? "" : name + ".";
-    module.visit(*this);
+    network.visit(*this);
     prefix_.clear();
   }
 
@@ -118,13 +119,13 @@ class ParameterVisitor {
 
 /// Visitor from a lambda `void(const std::string&, AnyParameter<T, Device>&)`.
 template <class T, class Device, class Module, class Function>
-void for_each_parameter(Module& module, Function&& function, const std::string& prefix = "") {
+void for_each_parameter(Module& network, Function&& function, const std::string& prefix = "") {
   struct Visitor : ParameterVisitor<T, Device> {
     Function& function;
     explicit Visitor(Function& f) : function(f) {}
     void parameter(const std::string& name, AnyParameter<T, Device>& p) override { function(name, p); }
   } visitor(function);
-  visitor.model(prefix, module);
+  visitor.model(prefix, network);
 }
 
 }  // namespace lpo::inline LPO_ABI

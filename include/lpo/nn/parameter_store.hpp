@@ -27,9 +27,9 @@ class ParameterStore {
   };
 
   template <class Module>
-  void add(const std::string& prefix, Module& module) {
+  void add(const std::string& prefix, Module& network) {
     for_each_parameter<T, Device>(
-        module, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
+        network, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
   }
 
   /// Gives every weight memory. Weights whose name satisfies `trainable` come first, contiguously, and get gradients.
@@ -73,7 +73,7 @@ class ParameterStore {
   void finish_gradients() {
     for (const Entry& e : entries_) {
       Slot& slot = e.parameter->slot;
-      if (slot.requires_gradient && !slot.written) std::memset(slot.gradient, 0, slot.bytes);
+      if (slot.requires_gradient && !slot.written) DeviceMemory<Device>::fill_zero(slot.gradient, slot.bytes);
     }
   }
 
@@ -106,7 +106,10 @@ class ParameterStore {
 
   static void initialize(AnyParameter<T, Device>& p, std::uint64_t seed, std::uint32_t operation) {
     using Kind = Initialization::Kind;
-    const auto store = [&](index_t i, float value) { p.data()[i] = static_cast<T>(static_cast<compute_t<T>>(value)); };
+    std::vector<T> values(static_cast<std::size_t>(p.size()));
+    const auto store = [&](index_t i, float value) {
+      values[static_cast<std::size_t>(i)] = static_cast<T>(static_cast<compute_t<T>>(value));
+    };
     RandomStream random(seed, operation, 0);
     for (index_t i = 0; i < p.size(); ++i) {
       switch (p.initialization.kind) {
@@ -117,6 +120,7 @@ class ParameterStore {
         case Kind::normal: store(i, p.initialization.scale * static_cast<float>(random.normal())); break;
       }
     }
+    DeviceMemory<Device>::copy_from_host(p.data(), values.data(), values.size() * sizeof(T));
   }
 
   std::vector<Entry> entries_;

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include <lpo/base/device.hpp>
 #include <lpo/base/executor.hpp>
@@ -29,12 +31,16 @@ class Context {
   /// Gradients of activations.
   Pool& gradients() { return gradients_; }
 
-  /// Host memory is directly addressable, so these are plain copies; device contexts transfer.
+  /// Host memory is directly addressable, so these are plain copies; device contexts transfer, in the order of their work.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
     if (bytes != 0) std::memcpy(host, device, bytes);
   }
   void copy_from_host(void* device, const void* host, std::size_t bytes) {
     if (bytes != 0) std::memcpy(device, host, bytes);
+  }
+  /// Within the device.
+  void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(to, from, bytes);
   }
   void fill_zero(void* device, std::size_t bytes) {
     if (bytes != 0) std::memset(device, 0, bytes);
@@ -56,6 +62,8 @@ class Context {
 template <class Device>
 class Scratch {
  public:
+  using ScratchArena = std::remove_reference_t<decltype(std::declval<Context<Device>&>().scratch())>;
+
   explicit Scratch(Context<Device>& context) : arena_(context.scratch()), mark_(arena_.mark()) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -67,8 +75,8 @@ class Scratch {
   }
 
  private:
-  Arena& arena_;
-  Arena::Mark mark_;
+  ScratchArena& arena_;
+  ArenaMark mark_;
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -17,7 +17,7 @@ struct Evaluator {
   template <class Tree, class T>
   static void forward(Context<Device>*, const detail::IterationSpace&, const Tree&, T*, const void* const*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }
@@ -27,7 +27,7 @@ struct Evaluator {
   static void backward(Context<Device>*, const detail::IterationSpace&, const Tree&, const T*, const void* const*,
                        void* const*, const bool*) {
     static_assert(
-        detail::always_false<Device>,
+        !LPO_HOST_PASS || detail::always_false<Device>,
         "lpo expression: no backend for this device; include <lpo/lpo.hpp> for Cpu, or <lpo/cuda.cuh> in a CUDA "
         "(.cu) file for Cuda");
   }
@@ -35,50 +35,49 @@ struct Evaluator {
 
 namespace detail {
 
-/// Storage type and splat flag of each leaf of a tree, in order.
-template <class Tree>
-struct LeafList;
+/// Storage type and splat flag of a leaf, and those of all leaves of a tree, in order.
 template <class T, bool Splat>
-struct LeafList<tree::Argument<T, Splat>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    visit.template operator()<T, Splat>(position++);
-  }
+struct LeafType {
+  using type = T;
+  static constexpr bool splat = Splat;
+};
+template <class... Leaves>
+struct LeafTypes {};
+
+template <class... A, class... B>
+LeafTypes<A..., B...> joined(LeafTypes<A...>, LeafTypes<B...>);
+
+template <class Tree>
+struct LeavesOf;
+template <class T, bool Splat>
+struct LeavesOf<tree::Argument<T, Splat>> {
+  using type = LeafTypes<LeafType<T, Splat>>;
 };
 template <>
-struct LeafList<tree::Constant> {
-  template <class Visit>
-  static constexpr void each(Visit&&, int&) {}
+struct LeavesOf<tree::Constant> {
+  using type = LeafTypes<>;
 };
 template <class Op, class A>
-struct LeafList<tree::Unary<Op, A>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    LeafList<A>::each(visit, position);
-  }
-};
+struct LeavesOf<tree::Unary<Op, A>> : LeavesOf<A> {};
 template <class Op, class A, class B>
-struct LeafList<tree::Binary<Op, A, B>> {
-  template <class Visit>
-  static constexpr void each(Visit&& visit, int& position) {
-    LeafList<A>::each(visit, position);
-    LeafList<B>::each(visit, position);
-  }
+struct LeavesOf<tree::Binary<Op, A, B>> {
+  using type = decltype(joined(typename LeavesOf<A>::type{}, typename LeavesOf<B>::type{}));
 };
 
 /// Calls `visit.operator()<T, Splat>(i)` for every leaf.
 template <class Tree, class Visit>
-void for_each_leaf(Visit&& visit) {
-  int position = 0;
-  LeafList<Tree>::each(visit, position);
+constexpr void for_each_leaf(Visit&& visit) {
+  [&]<class... Leaves>(LeafTypes<Leaves...>) {
+    [[maybe_unused]] int position = 0;
+    (visit.template operator()<typename Leaves::type, Leaves::splat>(position++), ...);
+  }(typename LeavesOf<Tree>::type{});
 }
 
 /// Whether a statement is computed in double: its target or one of its leaves is.
 template <class Tree, class T>
 constexpr bool computes_in_double() {
   bool any = std::is_same_v<T, double>;
-  int position = 0;
-  LeafList<Tree>::each([&]<class L, bool Splat>(int) { any = any || std::is_same_v<L, double>; }, position);
+  for_each_leaf<Tree>([&]<class L, bool Splat>(int) { any = any || std::is_same_v<L, double>; });
   return any;
 }
 

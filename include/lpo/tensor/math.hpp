@@ -6,6 +6,7 @@
 
 #include <lpo/tensor/pack.hpp>
 
+LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -16,6 +17,8 @@ template <class V>
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE V exp(V x) {
   if constexpr (std::is_same_v<V, double>) {
     return std::exp(x);
+  } else if constexpr (!LPO_HOST_PASS) {
+    return ::expf(x);  // the device has an instruction for most of it
   } else {
     x = select(x > broadcast_lanes<V>(89.0f), broadcast_lanes<V>(89.0f), x);
     x = select(x < broadcast_lanes<V>(-104.0f), broadcast_lanes<V>(-104.0f), x);
@@ -77,6 +80,9 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V absolute(V x) {
 
 template <class V>
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE V sigmoid(V x) {
+#if !LPO_HOST_PASS
+  if constexpr (std::is_same_v<V, float>) return __fdividef(1.0f, 1.0f + ::expf(-x));  // 2 ulp; the exact one takes ten steps
+#endif
   return 1.0f / (1.0f + exp(-x));
 }
 
@@ -137,3 +143,4 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE V softplus(V x) {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+LPO_HOST_DEVICE_TEMPLATES_END

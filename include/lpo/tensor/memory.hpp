@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Host memory: aligned blocks, the last-in-first-out Arena for activations, the size-class Pool for gradients.
+// Memory: aligned host blocks, the last-in-first-out arena for activations, the size-class pool for gradients.
 #pragma once
 
 #include <algorithm>
@@ -49,16 +49,20 @@ class HostBlock {
 
 }  // namespace detail
 
-/// A stack of bytes. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so that a second pass over the same
-/// network allocates nothing (page faults cost a framework 40 % of a forward).
-class Arena {
- public:
-  struct Mark {
-    std::size_t block = 0;
-    std::size_t used = 0;
-  };
+/// Where an arena stands.
+struct ArenaMark {
+  std::size_t block = 0;
+  std::size_t used = 0;
+};
 
-  explicit Arena(std::size_t first_block_bytes = std::size_t{1} << 20) : next_block_bytes_(first_block_bytes) {}
+/// A stack of bytes over blocks of a device's memory. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so that a second pass over the same
+/// network allocates nothing (page faults cost a framework 40 % of a forward).
+template <class Block>
+class BasicArena {
+ public:
+  using Mark = ArenaMark;
+
+  explicit BasicArena(std::size_t first_block_bytes = std::size_t{1} << 20) : next_block_bytes_(first_block_bytes) {}
 
   std::byte* allocate(std::size_t bytes) {
     bytes = detail::aligned_bytes(bytes);
@@ -94,14 +98,17 @@ class Arena {
     return total;
   }
 
-  std::vector<detail::HostBlock> blocks_;
+  std::vector<Block> blocks_;
   Mark top_;
   std::size_t next_block_bytes_;
   std::size_t peak_ = 0;
 };
 
+using Arena = BasicArena<detail::HostBlock>;
+
 /// Free lists of blocks by size class (quarter powers of two): gradients live and die out of order.
-class Pool {
+template <class Block>
+class BasicPool {
  public:
   std::byte* allocate(std::size_t bytes) {
     auto& free_list = free_[size_class(bytes)];
@@ -132,8 +139,27 @@ class Pool {
   }
 
   std::vector<std::byte*> free_[4 * 48];
-  std::vector<detail::HostBlock> blocks_;
+  std::vector<Block> blocks_;
   std::size_t reserved_ = 0;
+};
+
+using Pool = BasicPool<detail::HostBlock>;
+
+/// What a tensor needs of a device's memory when it stands alone, without a context: an owning block, and transfers that
+/// are complete when they return. Host devices are these; backend/cuda specialises it.
+template <class Device>
+struct DeviceMemory {
+  using Block = detail::HostBlock;
+
+  static void copy_from_host(void* device, const void* host, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(device, host, bytes);
+  }
+  static void copy_to_host(void* host, const void* device, std::size_t bytes) {
+    if (bytes != 0) std::memcpy(host, device, bytes);
+  }
+  static void fill_zero(void* device, std::size_t bytes) {
+    if (bytes != 0) std::memset(device, 0, bytes);
+  }
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -110,7 +110,7 @@ LPO_ALWAYS_INLINE void store_lanes(T* p, V value) {
 }
 
 template <class V>
-LPO_ALWAYS_INLINE V broadcast_lanes(typename LaneTraits<V>::scalar value) {
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE V broadcast_lanes(typename LaneTraits<V>::scalar value) {
   if constexpr (LaneTraits<V>::width == 1)
     return value;
   else
@@ -154,11 +154,22 @@ LPO_ALWAYS_INLINE Pack square_root(Pack value) {
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE float square_root(float value) { return std::sqrt(value); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE double square_root(double value) { return std::sqrt(value); }
 
+/// Lane i of the result is lane Lane[i] of a, or, from pack_width on, of b. clang and g++ differ in the built-in; nvcc's front
+/// end garbles clang's spelling with g++.
+template <int... Lane>
+LPO_ALWAYS_INLINE Pack shuffle_lanes(Pack a, Pack b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, PackMask{Lane...});
+#endif
+}
+
 /// Reinterprets float lanes as integers and back, for exponent arithmetic.
 LPO_ALWAYS_INLINE PackMask to_bits(Pack value) { return std::bit_cast<PackMask>(value); }
-LPO_HOST_DEVICE LPO_ALWAYS_INLINE std::int32_t to_bits(float value) { return std::bit_cast<std::int32_t>(value); }
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE std::int32_t to_bits(float value) { return __builtin_bit_cast(std::int32_t, value); }
 LPO_ALWAYS_INLINE Pack from_bits(PackMask bits) { return std::bit_cast<Pack>(bits); }
-LPO_HOST_DEVICE LPO_ALWAYS_INLINE float from_bits(std::int32_t bits) { return std::bit_cast<float>(bits); }
+LPO_HOST_DEVICE LPO_ALWAYS_INLINE float from_bits(std::int32_t bits) { return __builtin_bit_cast(float, bits); }
 LPO_ALWAYS_INLINE Pack int_to_float(PackMask value) { return __builtin_convertvector(value, Pack); }
 LPO_HOST_DEVICE LPO_ALWAYS_INLINE float int_to_float(std::int32_t value) { return static_cast<float>(value); }
 

@@ -10,7 +10,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Dense, row-major, uninitialised unless filled. Host tensors only here; Cuda tensors come with <lpo/cuda.cuh>.
+/// Dense, row-major, uninitialised unless filled. Elements are reached one by one on host devices only.
 template <class T, int Rank, class Device = Cpu>
 class Tensor {
   static_assert(Scalar<T>, "lpo Tensor: element type must be float, double, bfloat16 or half");
@@ -55,10 +55,20 @@ class Tensor {
   /// A tensor with every element set to `value`.
   static Tensor full(const Extents<Rank>& extents, double value) {
     Tensor tensor(extents);
-    for (T& element : tensor.span()) element = static_cast<T>(static_cast<compute_t<T>>(value));
+    const auto element = static_cast<T>(static_cast<compute_t<T>>(value));
+    if constexpr (is_host_device<Device>) {
+      for (T& each : tensor.span()) each = element;
+    } else {
+      const std::vector<T> host(static_cast<std::size_t>(tensor.size()), element);
+      DeviceMemory<Device>::copy_from_host(tensor.data(), host.data(), host.size() * sizeof(T));
+    }
     return tensor;
   }
-  static Tensor zeros(const Extents<Rank>& extents) { return full(extents, 0); }
+  static Tensor zeros(const Extents<Rank>& extents) {
+    Tensor tensor(extents);
+    DeviceMemory<Device>::fill_zero(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+    return tensor;
+  }
 
   /// Copies row-major values; their number must be the product of the extents.
   template <class U>
@@ -67,8 +77,15 @@ class Tensor {
     if (static_cast<index_t>(values.size()) != tensor.size())
       throw ShapeError(message("[Tensor::from] extents ", to_string(extents), " hold ", tensor.size(), " elements, given ",
                                static_cast<index_t>(values.size())));
-    for (std::size_t i = 0; i < values.size(); ++i)
-      tensor.data()[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
+    std::vector<T> staged;
+    T* host = tensor.data();
+    if constexpr (!is_host_device<Device>) {
+      staged.resize(values.size());
+      host = staged.data();
+    }
+    for (std::size_t i = 0; i < values.size(); ++i) host[i] = static_cast<T>(static_cast<compute_t<T>>(values[i]));
+    if constexpr (!is_host_device<Device>)
+      DeviceMemory<Device>::copy_from_host(tensor.data(), host, values.size() * sizeof(T));
     return tensor;
   }
   template <class U>
@@ -88,15 +105,25 @@ class Tensor {
   const Extents<Rank>& extents() const { return view_.extents; }
   index_t extent(int axis) const { return view_.extents[axis]; }
   index_t size() const { return view_.data == nullptr ? 0 : view_.size(); }
-  std::span<T> span() & { return {view_.data, static_cast<std::size_t>(size())}; }
-  std::span<const T> span() const& { return {view_.data, static_cast<std::size_t>(size())}; }
+  std::span<T> span() &
+    requires is_host_device<Device>
+  {
+    return {view_.data, static_cast<std::size_t>(size())};
+  }
+  std::span<const T> span() const&
+    requires is_host_device<Device>
+  {
+    return {view_.data, static_cast<std::size_t>(size())};
+  }
   void span() && = delete;
 
   template <class... Index>
+    requires is_host_device<Device>
   T& operator()(Index... index) {
     return view_(index...);
   }
   template <class... Index>
+    requires is_host_device<Device>
   const T& operator()(Index... index) const {
     return view_(index...);
   }
@@ -145,7 +172,7 @@ class Tensor {
     }
   }
 
-  detail::HostBlock block_;
+  typename DeviceMemory<Device>::Block block_;
   View<T, Rank, Device> view_;
 };
 
@@ -161,6 +188,18 @@ auto to_expression(Tensor<T, Rank, Device>&& tensor) {
   auto expression = to_expression(owner->view());
   expression.leaves[0].owner = owner;
   return expression;
+}
+
+/// A copy on another device; complete when it returns. `auto y = to_device<Cuda>(x);`
+template <class To, class T, int Rank, class From>
+Tensor<T, Rank, To> to_device(const Tensor<T, Rank, From>& tensor) {
+  Tensor<T, Rank, To> copy(tensor.extents());
+  const auto bytes = static_cast<std::size_t>(tensor.size()) * sizeof(T);
+  if constexpr (is_host_device<To>)
+    DeviceMemory<From>::copy_to_host(copy.data(), tensor.data(), bytes);
+  else
+    DeviceMemory<To>::copy_from_host(copy.data(), tensor.data(), bytes);  // from a host, or within the device
+  return copy;
 }
 
 template <Operand X>

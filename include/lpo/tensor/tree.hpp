@@ -4,6 +4,7 @@
 
 #include <lpo/tensor/math.hpp>
 
+LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {
 
 /// A tree evaluates one element (or pack) at a time. `In` supplies leaf values, `Out` receives leaf gradients; both name a
@@ -282,3 +283,4 @@ struct Softplus {
 }  // namespace op
 
 }  // namespace lpo::inline LPO_ABI
+LPO_HOST_DEVICE_TEMPLATES_END

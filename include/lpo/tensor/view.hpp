@@ -28,11 +28,11 @@ struct View {
   LPO_HOST_DEVICE View(T* pointer, const Extents<Rank>& sizes, const Extents<Rank>& steps)
       : data(pointer), extents(sizes), strides(steps) {}
 
-  LPO_HOST_DEVICE operator View<const T, Rank, Device>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data, extents, strides};
-  }
+  /// A view is also a view of constant elements.
+  template <class U>
+    requires(std::is_same_v<const U, T>)
+  LPO_HOST_DEVICE View(const View<U, Rank, Device>& other)
+      : data(other.data), extents(other.extents), strides(other.strides) {}
 
   LPO_HOST_DEVICE index_t size() const { return extents.size(); }
   LPO_HOST_DEVICE index_t extent(int axis) const { return extents[axis]; }

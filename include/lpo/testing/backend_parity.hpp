@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// backend_parity: runs one differentiable function on two host devices and compares values and gradients.
+// backend_parity: runs one differentiable function on two devices and compares values and gradients.
 #pragma once
 
 #include <tuple>
@@ -8,6 +8,7 @@
 #include <lpo/autograd/var.hpp>
 #include <lpo/testing/near.hpp>
 #include <lpo/testing/random_tensor.hpp>
+#include <lpo/testing/test_context.hpp>
 
 namespace lpo::inline LPO_ABI {
 namespace testing {
@@ -31,7 +32,7 @@ using Outcome = std::vector<std::pair<std::string, std::vector<double>>>;
 
 template <class T, class Device, class Function, class... Tensors>
 Outcome outcome(const Function& function, const ParityOptions& options, const Tensors&... sources) {
-  Context<Device> context(options.threads);
+  auto context = test_context<Device>(options.threads);
   Tape<Device> tape(context);
   auto tensors = std::make_tuple(converted<T, Device>(sources)...);
   return std::apply(
@@ -56,7 +57,7 @@ Outcome outcome(const Function& function, const ParityOptions& options, const Te
 
 }  // namespace detail
 
-/// Runs `function(tape, vars...)` in type T on Device and in double on Oracle, from the same double inputs (on any host
+/// Runs `function(tape, vars...)` in type T on Device and in double on Oracle, from the same double inputs (on any
 /// device), and returns the largest relative error of the result and of the gradients under a random cotangent.
 template <class T, class Device, class Oracle, class Function, class... Tensors>
 ParityResult backend_parity(const Function& function, const ParityOptions& options, const Tensors&... inputs) {

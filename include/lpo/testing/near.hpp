@@ -37,18 +37,27 @@ inline std::string digits(double value) {
   return text;
 }
 
-/// Values of a host view in row-major order, in double.
+/// Values of a view in row-major order, in double.
 template <class T, int Rank, class Device>
 std::vector<double> values_of(const View<T, Rank, Device>& view) {
-  static_assert(is_host_device<Device>, "lpo testing: copy device memory to the host first");
   std::vector<double> values(static_cast<std::size_t>(view.size()));
+  if (values.empty()) return values;
+  const auto* data = view.data;
+  std::vector<std::remove_const_t<T>> copy;
+  if constexpr (!is_host_device<Device>) {
+    index_t reach = 1;
+    for (int axis = 0; axis < Rank; ++axis) reach += (view.extents[axis] - 1) * view.strides[axis];
+    copy.resize(static_cast<std::size_t>(reach));
+    DeviceMemory<Device>::copy_to_host(copy.data(), data, copy.size() * sizeof(T));
+    data = copy.data();
+  }
   for (std::size_t i = 0; i < values.size(); ++i) {
     index_t rest = static_cast<index_t>(i), offset = 0;
     for (int axis = Rank - 1; axis >= 0; --axis) {
       offset += rest % view.extents[axis] * view.strides[axis];
       rest /= view.extents[axis];
     }
-    values[i] = number(view.data[offset]);
+    values[i] = number(data[offset]);
   }
   return values;
 }

@@ -225,9 +225,9 @@ class LpoTrainer {
     s["max_grad_norm"] = options_.max_grad_norm;
     s["thresholds"] = rollout_.thresholds();
     const auto count = static_cast<std::size_t>(store_.trainable_size());
-    state.buffers = {{"weights", {store_.trainable_values(), count}},
-                     {"first_moment", {optimizer_.first_moment().data, count}},
-                     {"second_moment", {optimizer_.second_moment().data, count}},
+    state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
+                     device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
+                     device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
                      {"counters", counters}};
     return state;
   }

@@ -117,7 +117,7 @@ class LrmTrainer {
         metrics.emplace_back("validation_accuracy", accuracy_now);
         if (accuracy_now > static_cast<double>(best[1])) {
           best = {static_cast<float>(state.step), static_cast<float>(accuracy_now)};
-          std::copy_n(store_.trainable_values(), best_values.size(), best_values.begin());
+          context_.copy_to_host(best_values.data(), store_.trainable_values(), best_values.size() * sizeof(float));
         }
         swap_average();
       }
@@ -135,7 +135,7 @@ class LrmTrainer {
     report.best_step = static_cast<index_t>(best[0]);
     report.best_validation_accuracy = std::max(0.0, static_cast<double>(best[1]));
     if (options_.export_weights == LrmTrainerOptions::Export::best && best[1] >= 0)
-      std::copy(best_values.begin(), best_values.end(), store_.trainable_values());
+      context_.copy_from_host(store_.trainable_values(), best_values.data(), best_values.size() * sizeof(float));
     else
       swap_average();
     if (validates) report.validation_accuracy = accuracy(validation, options_.validation_timestep);
@@ -161,7 +161,9 @@ class LrmTrainer {
       noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
       const auto [visual, text] = forward_features(batch);
       const auto z = cosine_score(visual, text, lrm_.logit_scale.on(tape_));
-      for (index_t i = 0; i < z.extent(0); ++i) by_image.push_back(static_cast<float>(static_cast<compute_t<T>>(z.data()[i])));
+      std::vector<T> host(static_cast<std::size_t>(z.extent(0)));
+      context_.copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
+      for (const T score : host) by_image.push_back(static_cast<float>(static_cast<compute_t<T>>(score)));
       tape_.clear();
     }
     std::vector<float> first, second;
@@ -207,10 +209,10 @@ class LrmTrainer {
     s["max_grad_norm"] = options_.max_grad_norm;
     s["ema_decay"] = options_.ema_decay;
     const auto count = static_cast<std::size_t>(store_.trainable_size());
-    state.buffers = {{"weights", {store_.trainable_values(), count}},
-                     {"first_moment", {optimizer_.first_moment().data, count}},
-                     {"second_moment", {optimizer_.second_moment().data, count}},
-                     {"average", {average_.average().data, options_.ema_decay > 0 ? count : 0}},
+    state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
+                     device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
+                     device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
+                     device_buffer<Device>("average", average_.average().data, options_.ema_decay > 0 ? count : 0),
                      {"best_weights", best_values},
                      {"best", best}};
     return state;
@@ -287,7 +289,7 @@ class LrmTrainer {
     std::vector<float> drawn(static_cast<std::size_t>(rows * size)), posterior(data.deviation.empty() ? 0 : drawn.size());
     philox_fill_normal({options_.seed, operation, counter}, drawn.data(), drawn.size());
     philox_fill_normal({options_.seed, operation ^ operation_posterior, counter}, posterior.data(), posterior.size());
-    batch.latents = Tensor<T, 4, Device>(Extents<4>{rows, data.height, data.width, data.channels});
+    std::vector<float> noisy(drawn.size());
     index_t source = 0;
     for (index_t row = 0; row < rows; ++row) {
       const auto at = static_cast<std::size_t>(row);
@@ -299,10 +301,10 @@ class LrmTrainer {
         float clean = data.mean[static_cast<std::size_t>(image + k)];
         if (!posterior.empty())
           clean += data.deviation[static_cast<std::size_t>(image + k)] * posterior[static_cast<std::size_t>(row * size + k)];
-        batch.latents.data()[row * size + k] =
-            static_cast<T>(static_cast<compute_t<T>>(signal * clean + spread * drawn[static_cast<std::size_t>(source * size + k)]));
+        noisy[static_cast<std::size_t>(row * size + k)] = signal * clean + spread * drawn[static_cast<std::size_t>(source * size + k)];
       }
     }
+    batch.latents = Tensor<T, 4, Device>::from(Extents<4>{rows, data.height, data.width, data.channels}, noisy);
   }
 
   /// Visual [images, width] and text [prompts, width] features.

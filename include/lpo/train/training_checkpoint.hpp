@@ -15,15 +15,33 @@
 #include <lpo/base/extents.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/safetensors.hpp>
+#include <lpo/tensor/memory.hpp>
 
 namespace lpo::inline LPO_ABI {
+
+/// A named array of floats: of the host, or, with its transfers, of the device that trains.
+struct TrainingBuffer {
+  std::string name;
+  std::span<float> values;  ///< addresses where the buffer lives
+  void (*to_host)(void*, const void*, std::size_t) = nullptr;    ///< null: values are the host's
+  void (*from_host)(void*, const void*, std::size_t) = nullptr;
+};
+
+/// `count` floats in the memory of Device.
+template <class Device>
+TrainingBuffer device_buffer(std::string name, float* values, std::size_t count) {
+  if constexpr (is_host_device<Device>)
+    return {std::move(name), {values, count}};
+  else
+    return {std::move(name), {values, count}, &DeviceMemory<Device>::copy_to_host, &DeviceMemory<Device>::copy_from_host};
+}
 
 /// What every trainer keeps: named float buffers (weights, moments) and a JSON object (step, options that must not change).
 /// Random numbers need no state: they are functions of the seed and the step.
 struct TrainingState {
   index_t step = 0;
   nlohmann::ordered_json settings;  ///< compared on resume: a run continues only with the settings it began with
-  std::vector<std::pair<std::string, std::span<float>>> buffers;
+  std::vector<TrainingBuffer> buffers;
 };
 
 /// Writes and finds checkpoints in one folder.
@@ -45,8 +63,16 @@ class CheckpointFolder {
     if (!fs::create_directory(partial, error))
       throw FileError(message("[checkpoint] cannot create ", partial.string(), ": ", error.message()));
     SafetensorsWriter writer;
-    for (const auto& [name, values] : state.buffers)
-      writer.add(name, DType::F32, {static_cast<index_t>(values.size())}, values.data());
+    for (const auto& buffer : state.buffers) {
+      const std::vector<index_t> shape{static_cast<index_t>(buffer.values.size())};
+      if (buffer.to_host == nullptr) {
+        writer.add(buffer.name, DType::F32, shape, buffer.values.data());
+      } else {
+        std::vector<float> host(buffer.values.size());
+        buffer.to_host(host.data(), buffer.values.data(), buffer.values.size_bytes());
+        writer.add_owned(buffer.name, DType::F32, shape, std::move(host));
+      }
+    }
     writer.write((partial / "state.safetensors").string());
     nlohmann::ordered_json json;
     json["format_version"] = format_version;
@@ -95,14 +121,20 @@ class CheckpointFolder {
     compare_settings(json["settings"], state.settings, json_path);
     const SafetensorsFile file((path / "state.safetensors").string());
     std::vector<std::vector<float>> loaded;
-    for (const auto& [name, values] : state.buffers) {
+    for (const auto& [name, values, to_host, from_host] : state.buffers) {
       loaded.push_back(file.read_vector<float>(name));
       if (loaded.back().size() != values.size())
         throw FileError(message("[resume] ", path.string(), "/state.safetensors: ", name, " holds ",
                                 static_cast<index_t>(loaded.back().size()), " values, this model needs ",
                                 static_cast<index_t>(values.size())));
     }
-    for (std::size_t i = 0; i < loaded.size(); ++i) std::copy(loaded[i].begin(), loaded[i].end(), state.buffers[i].second.begin());
+    for (std::size_t i = 0; i < loaded.size(); ++i) {
+      const auto& buffer = state.buffers[i];
+      if (buffer.from_host == nullptr)
+        std::copy(loaded[i].begin(), loaded[i].end(), buffer.values.begin());
+      else
+        buffer.from_host(buffer.values.data(), loaded[i].data(), buffer.values.size_bytes());
+    }
     state.step = json["step"].get<index_t>();
     return true;
   }

@@ -5,6 +5,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/adamw.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -35,3 +36,4 @@ struct AdamW<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

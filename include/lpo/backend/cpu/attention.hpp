@@ -13,6 +13,7 @@
 #include <lpo/kernel/attention.hpp>
 #include <lpo/tensor/math.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -192,3 +193,4 @@ struct Attention<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -10,6 +10,7 @@
 #include <lpo/backend/cpu/worker_scratch.hpp>
 #include <lpo/kernel/attention.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -275,3 +276,4 @@ struct AttentionBackward {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -8,6 +8,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/tensor/context.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -186,3 +187,4 @@ LPO_ALWAYS_INLINE V lane_numbers() {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -12,6 +12,7 @@
 #include <lpo/backend/cpu/reduce.hpp>
 #include <lpo/kernel/conv2d.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -222,3 +223,4 @@ struct Conv2d<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

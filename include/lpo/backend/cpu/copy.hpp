@@ -8,6 +8,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/copy.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -45,3 +46,4 @@ struct CopyRows<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

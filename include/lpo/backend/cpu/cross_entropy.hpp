@@ -6,6 +6,7 @@
 
 #include <lpo/kernel/cross_entropy.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -56,3 +57,4 @@ struct CrossEntropy<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

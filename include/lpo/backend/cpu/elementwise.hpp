@@ -4,6 +4,7 @@
 
 #include <lpo/tensor/host_evaluate.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 
 template <>
@@ -31,3 +32,4 @@ struct Evaluator<Cpu> {
 };
 
 }  // namespace lpo::inline LPO_ABI
+#endif

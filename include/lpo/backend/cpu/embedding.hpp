@@ -8,6 +8,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/embedding.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -57,3 +58,4 @@ struct Embedding<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

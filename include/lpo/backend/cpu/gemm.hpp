@@ -2,14 +2,19 @@
 // The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
 #pragma once
 
+#include <lpo/base/config.hpp>
+
+#if LPO_HOST_PASS
 #if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
 #define EIGEN_NO_CUDA
 #endif
 #include <Eigen/Core>
+#endif
 
 #include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/kernel/gemm.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -156,3 +161,4 @@ struct Gemm<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

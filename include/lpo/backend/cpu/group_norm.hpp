@@ -11,6 +11,7 @@
 #include <lpo/backend/cpu/norm_rows.hpp>
 #include <lpo/kernel/normalization.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -307,3 +308,4 @@ struct GroupNorm<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

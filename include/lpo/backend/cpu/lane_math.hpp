@@ -10,6 +10,7 @@
 #include <lpo/tensor/math.hpp>
 #include <lpo/tensor/pack.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -73,7 +74,7 @@ LPO_ALWAYS_INLINE double quick_sigmoid(double x) { return sigmoid(x); }
 
 template <int Step, int... Lane>
 LPO_ALWAYS_INLINE Pack rotate_lanes(Pack value, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(value, value, ((Lane + Step) % pack_width)...);
+  return shuffle_lanes<((Lane + Step) % pack_width)...>(value, value);
 }
 
 /// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order.
@@ -98,3 +99,4 @@ LPO_ALWAYS_INLINE double lane_max(double value) { return value; }
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -8,6 +8,7 @@
 #include <lpo/base/extents.hpp>
 #include <lpo/tensor/pack.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -122,8 +123,8 @@ constexpr index_t padded(index_t count) {
 template <int Step, int... Lane>
 LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
   const Pack a = low, b = high;
-  low = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...);
-  high = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...);
+  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...>(a, b);
+  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...>(a, b);
 }
 
 template <int Step>
@@ -141,3 +142,4 @@ LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -6,6 +6,7 @@
 
 #include <lpo/backend/cpu/lanes.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -48,3 +49,4 @@ void put_total(T* target, index_t channel, double total, bool accumulate) {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -12,6 +12,7 @@
 #include <lpo/backend/cpu/norm_rows.hpp>
 #include <lpo/kernel/normalization.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -174,3 +175,4 @@ struct Softmax<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -5,6 +5,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/product_tile.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -160,3 +161,4 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

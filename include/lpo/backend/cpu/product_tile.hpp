@@ -18,6 +18,7 @@
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/pack.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -101,10 +102,10 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
   constexpr int lanes = tile_lanes<S>;
   V sum[rows][packs];
   const S* row[rows];
-#pragma GCC unroll 8
+LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
     row[r] = a[r];
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
       if (init != nullptr) std::memcpy(&sum[r][p], init + p * lanes, sizeof(V));
@@ -115,21 +116,21 @@ __attribute__((noinline)) void product_tile(index_t k, const S* const* a, const 
     const index_t at = a_step[l];
     const S* line = b + b_step[l];
     V right[packs];
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       std::memcpy(&right[p], line + p * lanes, sizeof(V));
       __builtin_prefetch(line + ahead + p * lanes);
     }
-#pragma GCC unroll 8
+LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) {
       const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
-#pragma GCC unroll 4
+LPO_UNROLL(4)
       for (int p = 0; p < packs; ++p) sum[r][p] += left * right[p];
     }
   }
-#pragma GCC unroll 8
+LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
+LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) std::memcpy(out[r] + p * lanes, &sum[r][p], sizeof(V));
   }
 }
@@ -314,3 +315,4 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

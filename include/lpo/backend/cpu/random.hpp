@@ -8,6 +8,7 @@
 #include <lpo/base/philox.hpp>
 #include <lpo/kernel/random.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -31,3 +32,4 @@ struct RandomNormal<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

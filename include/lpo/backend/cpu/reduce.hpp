@@ -8,6 +8,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/reduce.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -137,3 +138,4 @@ struct Reduce<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -8,6 +8,7 @@
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/resample.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
@@ -120,3 +121,4 @@ struct SpatialMean<Cpu> {
 
 }  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
+#endif

@@ -2,12 +2,16 @@
 // The largest singular values and vectors of a matrix, by subspace iteration from a random start (arXiv 0909.4061).
 #pragma once
 
+#include <lpo/base/config.hpp>
+
+#if LPO_HOST_PASS
 #if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
 #define EIGEN_NO_CUDA
 #endif
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -20,6 +24,7 @@
 #include <lpo/base/extents.hpp>
 #include <lpo/base/philox.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 
 /// A ~ U diag(s) V^T, columns by falling singular value.
@@ -110,3 +115,4 @@ inline TruncatedSvd truncated_svd(const double* a, index_t rows, index_t columns
 }
 
 }  // namespace lpo::inline LPO_ABI
+#endif

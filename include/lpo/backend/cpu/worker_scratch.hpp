@@ -10,6 +10,7 @@
 
 #include <lpo/tensor/context.hpp>
 
+#if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -59,3 +60,4 @@ class WorkerScratch {
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
+#endif

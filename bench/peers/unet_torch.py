@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The PyTorch twins of bench/cuda/unet_bench.cu and of the small kernels: Stable Diffusion 1.5's UNet from diffusers with
+random weights, bfloat16, channels last; forward, and forward + backward with LoRA of rank 16. Prints medians of event times.
+
+    python bench/peers/unet_torch.py [--compile]
+"""
+
+import argparse
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+
+def median_ms(work, repeats=15, warm=5, flush=None):
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(repeats):
+        if flush is not None:
+            flush.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times)
+
+
+def report(name, ms, note=""):
+    print(f"{name:50s} {ms:9.4f} ms  {note}", flush=True)
+
+
+def small_kernels():
+    flush = torch.empty(64 << 20, dtype=torch.float32, device="cuda")
+    for n, hw, c in ((2, 64, 320), (20, 64, 320), (20, 16, 1280), (8, 128, 320)):
+        x = torch.randn(n, hw, hw, c, device="cuda", dtype=torch.bfloat16)
+        scale, shift = (torch.randn(n, 1, 1, c, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        report(f"silu(x * (1 + scale) + shift) {n}x{hw}x{hw}x{c}", median_ms(lambda: F.silu(x * (1 + scale) + shift), flush=flush))
+        images = torch.randn(n, c, hw, hw, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        norm = torch.nn.GroupNorm(32, c, device="cuda", dtype=torch.bfloat16)
+        report(f"group norm + silu forward {n}x{hw}x{hw}x{c}", median_ms(lambda: F.silu(norm(images)), flush=flush))
+        images.requires_grad_()
+        out = F.silu(norm(images))
+        cotangent = torch.randn_like(out)
+        report(f"group norm + silu backward {n}x{hw}x{hw}x{c}",
+               median_ms(lambda: torch.autograd.grad(out, [images, *norm.parameters()], cotangent, retain_graph=True), flush=flush))
+
+
+def unet(compiled):
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
+    model = model.to("cuda", torch.bfloat16, memory_format=torch.channels_last).requires_grad_(False)
+    inputs = {}
+    for rows in (2, 8, 20):
+        latents = torch.randn(rows, 4, 64, 64, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        text = torch.randn(rows, 77, 768, device="cuda", dtype=torch.bfloat16)
+        inputs[rows] = (latents, torch.full((rows,), 501, device="cuda"), text)
+    with torch.no_grad():
+        for rows in (2, 20):
+            report(f"unet forward, eager, rows {rows}", median_ms(lambda: model(*inputs[rows]).sample))
+        if compiled:
+            fast = torch.compile(model, mode="max-autotune-no-cudagraphs", dynamic=False)
+            for rows in (2, 20):
+                report(f"unet forward, torch.compile, rows {rows}", median_ms(lambda: fast(*inputs[rows]).sample))
+    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for rows in (2, 8):
+        cotangent = torch.randn(rows, 4, 64, 64, device="cuda", dtype=torch.bfloat16)
+
+        def step():
+            out = model(*inputs[rows]).sample
+            torch.autograd.grad(out, weights, cotangent)
+
+        report(f"lora forward + backward, eager, rows {rows}", median_ms(step))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile the UNet (minutes)")
+    options = parser.parse_args()
+    print(torch.__version__, torch.cuda.get_device_name())
+    torch.backends.cudnn.benchmark = True
+    small_kernels()
+    unet(options.compile)
+
+
+if __name__ == "__main__":
+    main()

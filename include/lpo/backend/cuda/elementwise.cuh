@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: MIT
+// Fused element-wise statements on CUDA devices: one kernel forward; backward one more, and one per set of axes that some
+// leaf is broadcast along.
+#pragma once
+
+#include <algorithm>
+
+#include <lpo/backend/cuda/statement_axes.cuh>
+#include <lpo/tensor/evaluate.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+// Formula: out = tree(leaves); leaf gradient i = sum over the axes that leaf i is broadcast along of
+//   out_gradient * d tree / d leaf_i.
+// Launch: a thread owns Vector elements side by side (16 bytes of the narrowest operand) at one position of the kept axes. In
+//   backward it walks positions of the reduced axes, adding in registers; blocks leave partial sums as [chunk, kept], and a
+//   second kernel adds the chunks in a fixed order, in double. No atomics: two runs give the same bits.
+// Numerics: float (double if an operand is), rounded once on storing.
+// Limits: operands whose elements lie further apart than 2^31 - 1.
+
+/// Leaf values of one element, from registers.
+template <int Leaves, int Vector, class Number>
+struct RegisterLeaves {
+  const Number (&value)[Leaves][Vector];
+  int i;
+
+  template <int I, class T, bool Splat, class V>
+  __device__ __forceinline__ V load() const {
+    return value[I][i];
+  }
+};
+
+template <int Leaves, int Vector, class Number>
+struct RegisterGradients {
+  Number (&value)[Leaves][Vector];
+  int i;
+
+  template <int I, class T, bool Splat, class V>
+  __device__ __forceinline__ void add(V gradient) {
+    value[I][i] = gradient;
+  }
+};
+
+template <int Vector, bool Splat, class T, class Number>
+__device__ __forceinline__ void load_leaf(const void* data, int offset, Number (&values)[Vector]) {
+  const T* p = static_cast<const T*>(data) + offset;
+  if constexpr (Splat && Vector > 1) {
+    const Number value = static_cast<Number>(widen(*p));
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) values[i] = value;
+  } else {
+    load_numbers<Vector>(p, values);
+  }
+}
+
+template <class Tree, class Number, int Vector, class Leaves, class Sequence>
+struct LeafAccess;
+
+/// What all kernels of a statement do with its leaves, unrolled over their types.
+template <class Tree, class Number, int Vector, class... Leaf, int... I>
+struct LeafAccess<Tree, Number, Vector, LeafTypes<Leaf...>, std::integer_sequence<int, I...>> {
+  static constexpr int slots = Tree::leaves > 0 ? Tree::leaves : 1;
+
+  static __device__ __forceinline__ void load(const void* const* data, const int* offset,
+                                              [[maybe_unused]] Number (&values)[slots][Vector]) {
+    (load_leaf<Vector, Leaf::splat, typename Leaf::type>(data[I], offset[I + 1], values[I]), ...);
+  }
+
+  /// Stores or adds the gradients of leaves that are not summed, in leaf order: a leaf that occurs twice adds to itself.
+  static __device__ __forceinline__ void store(void* const* gradients, const bool* accumulate, const int* offset,
+                                               const Number (&values)[slots][Vector]) {
+    (store_one<typename Leaf::type>(gradients[I], accumulate[I], offset[I + 1], values[I]), ...);
+  }
+
+ private:
+  template <class T>
+  static __device__ __forceinline__ void store_one(void* gradient, bool accumulate, int offset, const Number (&values)[Vector]) {
+    if (gradient == nullptr) return;
+    T* p = static_cast<T*>(gradient) + offset;
+    Number total[Vector];
+    if (accumulate) load_numbers<Vector>(p, total);
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) total[i] = accumulate ? total[i] + values[i] : values[i];
+    store_numbers<Vector>(p, total);
+  }
+};
+
+template <class Tree, class Number, int Vector>
+using LeafAccessOf = LeafAccess<Tree, Number, Vector, typename LeavesOf<Tree>::type,
+                                std::make_integer_sequence<int, Tree::leaves>>;
+
+template <class Tree, class T>
+struct ForwardArguments {
+  static constexpr int operands = Tree::leaves + 1;
+  Tree tree;
+  T* out;
+  const void* data[operands];
+  AxisList<operands> axes;
+  unsigned count;  ///< groups of Vector elements
+};
+
+template <int Vector, class Number, class Tree, class T>
+__global__ void __launch_bounds__(256) statement_forward_kernel(const __grid_constant__ ForwardArguments<Tree, T> a) {
+  const unsigned group = blockIdx.x * 256u + threadIdx.x;
+  if (group >= a.count) return;
+  using Access = LeafAccessOf<Tree, Number, Vector>;
+  int offset[a.operands] = {};
+  a.axes.locate(group * Vector, offset);
+  Number leaves[Access::slots][Vector];
+  Access::load(a.data, offset, leaves);
+  Number out[Vector];
+#pragma unroll
+  for (int i = 0; i < Vector; ++i) {
+    typename Tree::template State<Number> state;
+    out[i] = a.tree.template forward<0, Number>(RegisterLeaves<Access::slots, Vector, Number>{leaves, i}, state);
+  }
+  store_numbers<Vector>(a.out + offset[0], out);
+}
+
+template <class Tree, class T, class Number>
+struct BackwardArguments {
+  static constexpr int operands = Tree::leaves + 1;
+  Tree tree;
+  const T* out_gradient;
+  const void* data[operands];
+  void* gradients[operands];   ///< leaves that are not summed in this pass; null: none
+  bool accumulate[operands];
+  Number* partial[operands];   ///< leaves that are: [chunk, kept]; null: not in this pass
+  AxisList<operands> kept, reduced;
+  unsigned kept_count;         ///< elements of the kept axes
+  unsigned reduced_count, chunk;
+};
+
+/// Gradients of every leaf at Vector elements from `offset` on.
+template <int Vector, class Number, class Tree, class T>
+__device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree, T, Number>& a, const int* offset,
+                                                    Number (&gradients)[LeafAccessOf<Tree, Number, Vector>::slots][Vector]) {
+  using Access = LeafAccessOf<Tree, Number, Vector>;
+  Number leaves[Access::slots][Vector], out[Vector];
+  Access::load(a.data, offset, leaves);
+  load_numbers<Vector>(a.out_gradient + offset[0], out);
+#pragma unroll
+  for (int i = 0; i < Vector; ++i) {
+    typename Tree::template State<Number> state;
+    a.tree.template forward<0, Number>(RegisterLeaves<Access::slots, Vector, Number>{leaves, i}, state);
+    RegisterGradients<Access::slots, Vector, Number> into{gradients, i};
+    a.tree.template backward<0, Number>(state, out[i], into);
+  }
+  Access::store(a.gradients, a.accumulate, offset, gradients);
+}
+
+/// The innermost axis is kept. A block covers `columns` groups of Vector elements of the kept axes (blockIdx.x) and a chunk of
+/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share and add up in shared memory.
+template <int Vector, class Number, class Tree, class T>
+__global__ void __launch_bounds__(256)
+    statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
+  using Access = LeafAccessOf<Tree, Number, Vector>;
+  __shared__ Number shared[256 * Vector];
+  const unsigned column = threadIdx.x & (columns - 1), row = threadIdx.x / columns, rows = 256u / columns;
+  const unsigned first = (blockIdx.x * columns + column) * Vector;
+  Number sum[Access::slots][Vector] = {};
+  if (first < a.kept_count) {
+    int base[a.operands] = {};
+    a.kept.locate(first, base);
+    const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
+    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += rows) {
+      int offset[a.operands];
+#pragma unroll
+      for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
+      a.reduced.locate(position, offset);
+      Number gradients[Access::slots][Vector];
+      statement_gradients<Vector, Number>(a, offset, gradients);
+#pragma unroll
+      for (int k = 0; k < Tree::leaves; ++k)
+#pragma unroll
+        for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < Tree::leaves; ++k) {
+    if (a.partial[k] == nullptr) continue;  // the same for all threads
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) shared[(row * columns + column) * Vector + i] = sum[k][i];
+    __syncthreads();
+    for (unsigned at = threadIdx.x; at < columns * Vector; at += 256u) {
+      const unsigned element = blockIdx.x * columns * Vector + at;
+      if (element >= a.kept_count) continue;
+      Number total{};
+      for (unsigned other = 0; other < rows; ++other) total += shared[other * columns * Vector + at];
+      a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + element] = total;
+    }
+  }
+}
+
+/// The innermost axis is reduced: a warp owns one element of the kept axes, its lanes share a chunk of the reduced ones.
+template <class Number, class Tree, class T>
+__global__ void __launch_bounds__(256)
+    statement_backward_rows_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a) {
+  const unsigned element = blockIdx.x * 8u + threadIdx.x / 32u, lane = threadIdx.x % 32u;
+  if (element >= a.kept_count) return;
+  using Access = LeafAccessOf<Tree, Number, 1>;
+  int base[a.operands] = {};
+  a.kept.locate(element, base);
+  Number sum[Access::slots] = {};
+  const unsigned begin = blockIdx.y * a.chunk, end = min(a.reduced_count, begin + a.chunk);
+  for (unsigned position = begin + lane; position < end; position += 32u) {
+    int offset[a.operands];
+#pragma unroll
+    for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
+    a.reduced.locate(position, offset);
+    Number gradients[Access::slots][1];
+    statement_gradients<1, Number>(a, offset, gradients);
+#pragma unroll
+    for (int k = 0; k < Tree::leaves; ++k) sum[k] += gradients[k][0];
+  }
+#pragma unroll
+  for (int k = 0; k < Tree::leaves; ++k) {
+    if (a.partial[k] == nullptr) continue;
+    const Number total = warp_sum(sum[k]);
+    if (lane == 0) a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + element] = total;
+  }
+}
+
+/// gradient (+)= sum of the chunks' partial sums in a fixed order: eight rows of threads share the chunks of 32 elements. Knows
+/// no statement.
+template <class T, class Number>
+__global__ void __launch_bounds__(256)
+    statement_sum_kernel(const Number* partial, unsigned chunks, unsigned count, AxisList<1> axes, T* gradient, bool accumulate) {
+  __shared__ double shared[8][32];
+  const unsigned lane = threadIdx.x % 32u, row = threadIdx.x / 32u, element = blockIdx.x * 32u + lane;
+  double total = 0;
+  if (element < count)
+    for (unsigned chunk = row; chunk < chunks; chunk += 8u)
+      total += static_cast<double>(partial[static_cast<std::size_t>(chunk) * count + element]);
+  shared[row][lane] = total;
+  __syncthreads();
+  if (row != 0 || element >= count) return;
+#pragma unroll
+  for (int other = 1; other < 8; ++other) total += shared[other][lane];
+  int offset[1] = {};
+  axes.locate(element, offset);
+  if (accumulate) total += static_cast<double>(widen(gradient[offset[0]]));
+  gradient[offset[0]] = narrow<T>(static_cast<compute_t<T>>(total));
+}
+
+/// Elements per thread: 16 bytes of the narrowest operand, fewer where many leaves would need too many registers.
+template <class Tree, class T>
+constexpr int statement_vector() {
+  std::size_t bytes = sizeof(T);
+  for_each_leaf<Tree>([&]<class L, bool Splat>(int) { bytes = std::min(bytes, sizeof(L)); });
+  const int wide = static_cast<int>(16 / bytes);
+  return Tree::leaves > 6 ? std::min(wide, 4) : wide;
+}
+
+/// Whether every operand can move `vector` elements at a time.
+template <class Tree, class T>
+bool moves_in_vectors(const IterationSpace& space, int vector, const void* out, const void* const* data,
+                      void* const* gradients) {
+  if (!space.unit_inner || space.inner() % vector != 0) return false;
+  bool fits = true;
+  const auto check = [&](const void* address, std::size_t size, int operand) {
+    const std::size_t access = std::min<std::size_t>(16, size * static_cast<std::size_t>(vector));
+    fits = fits && reinterpret_cast<std::uintptr_t>(address) % access == 0;
+    for (int axis = 0; axis + 1 < space.rank; ++axis)
+      fits = fits && static_cast<std::size_t>(std::abs(space.stride[operand][axis])) * size % access == 0;
+  };
+  check(out, sizeof(T), 0);
+  for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+    if constexpr (Splat) return;
+    check(data[k], sizeof(L), k + 1);
+    if (gradients != nullptr) check(gradients[k], sizeof(L), k + 1);
+  });
+  return fits;
+}
+
+template <int Vector, class Number, class Tree, class T>
+void launch_forward(Context<Cuda>* context, const IterationSpace& space, const Tree& tree, T* out, const void* const* data) {
+  ForwardArguments<Tree, T> a{tree, out, {}, {}, 0};
+  std::copy_n(data, Tree::leaves, a.data);
+  a.axes = AxisList<Tree::leaves + 1>(space, ~0u);
+  a.count = static_cast<unsigned>(space.size() / Vector);
+  statement_forward_kernel<Vector, Number, Tree, T>
+      <<<blocks_for(a.count, 256), 256, 0, context == nullptr ? nullptr : context->stream()>>>(a);
+  if (context != nullptr)
+    context->check_launch("statement_forward_kernel");
+  else
+    check_launch("statement_forward_kernel", false, nullptr);
+}
+
+/// The leaves whose gradients one pass computes: those without a broadcast, and those that keep the axes `kept`.
+struct BackwardPass {
+  unsigned kept = ~0u;
+  unsigned direct = 0, summed = 0;  ///< bit per leaf
+};
+
+inline unsigned kept_axes(const IterationSpace& space, int operand) {
+  unsigned kept = 0;
+  for (int axis = 0; axis < space.rank; ++axis)
+    if (space.extent[axis] == 1 || space.stride[operand][axis] != 0) kept |= 1u << axis;
+  return kept;
+}
+
+template <class Number, class Tree, class T>
+class StatementBackward {
+ public:
+  StatementBackward(Context<Cuda>& context, const IterationSpace& space, const Tree& tree, const T* out_gradient,
+                    const void* const* data, void* const* gradients, const bool* accumulate)
+      : context_(context), scratch_(context), space_(space), tree_(tree), out_gradient_(out_gradient), data_(data),
+        gradients_(gradients), accumulate_(accumulate) {}
+
+  void run() {
+    unsigned done = 0;
+    if (leaves_depend()) {  // rare: gradients that overlap at other positions are written leaf by leaf
+      for (int k = 0; k < Tree::leaves; ++k) {
+        if (gradients_[k] == nullptr) continue;
+        const bool summed = space_.reduced(k + 1);
+        pass({summed ? kept_axes(space_, k + 1) : ~0u, summed ? 0u : 1u << k, summed ? 1u << k : 0u});
+        if (summed) finish(k);
+      }
+      return;
+    }
+    unsigned direct = 0;
+    for (int k = 0; k < Tree::leaves; ++k)
+      if (gradients_[k] != nullptr && !space_.reduced(k + 1)) direct |= 1u << k;
+    for (int k = 0; k < Tree::leaves; ++k) {
+      if (gradients_[k] == nullptr || !space_.reduced(k + 1) || (done >> k & 1u)) continue;
+      BackwardPass group{kept_axes(space_, k + 1), direct, 0};
+      for (int j = k; j < Tree::leaves; ++j)
+        if (gradients_[j] != nullptr && space_.reduced(j + 1) && kept_axes(space_, j + 1) == group.kept) group.summed |= 1u << j;
+      pass(group);
+      done |= group.summed;
+      direct = 0;  // the first pass wrote them
+    }
+    if (direct != 0) pass({~0u, direct, 0});
+    for (int k = 0; k < Tree::leaves; ++k)
+      if (done >> k & 1u) finish(k);
+  }
+
+ private:
+  static constexpr int vector = statement_vector<Tree, T>();
+
+  /// True when two gradients share memory in a way that depends on the order of writing.
+  bool leaves_depend() const {
+    index_t bytes[Tree::leaves] = {};
+    for_each_leaf<Tree>([&]<class L, bool Splat>(int k) { bytes[k] = static_cast<index_t>(sizeof(L)); });
+    for (int a = 0; a < Tree::leaves; ++a)
+      for (int b = a + 1; b < Tree::leaves; ++b) {
+        if (gradients_[a] == nullptr || gradients_[b] == nullptr) continue;
+        const bool both_summed = space_.reduced(a + 1) && space_.reduced(b + 1);
+        if (both_summed) continue;  // finished in leaf order
+        if (gradients_cross(space_, a, gradients_[a], bytes[a], b, gradients_[b], bytes[b])) return true;
+      }
+    return false;
+  }
+
+  void pass(const BackwardPass& p) {
+    BackwardArguments<Tree, T, Number> a{tree_, out_gradient_, {}, {}, {}, {}, {}, {}, 0, 1, 1};
+    a.kept = AxisList<Tree::leaves + 1>(space_, p.kept);
+    a.reduced = AxisList<Tree::leaves + 1>(space_, ~p.kept);
+    a.kept_count = static_cast<unsigned>(a.kept.count());
+    a.reduced_count = static_cast<unsigned>(a.reduced.count());
+    if (a.kept_count == 0) return;  // nothing to write; where only reduced axes are empty, sums are zero
+    const bool keeps_inner = (p.kept >> (space_.rank - 1) & 1u) != 0;
+    const bool vectors =
+        keeps_inner && vector > 1 && moves_in_vectors<Tree, T>(space_, vector, out_gradient_, data_, gradients_);
+    const unsigned groups = a.kept_count / (vectors ? vector : 1);
+    // Columns of a block: all 256 threads where nothing is summed; otherwise a power of two that wastes few threads.
+    unsigned columns = 256;
+    if (p.summed != 0)
+      for (columns = 32; columns > 4 && groups % columns != 0 && groups < 8 * columns;) columns /= 2;
+    const unsigned across = keeps_inner ? blocks_for(groups, columns) : blocks_for(a.kept_count, 8);
+    // Chunks: enough blocks to fill the device, and so long that the second stage is short beside the first.
+    const index_t shortest = keeps_inner ? 4 * 256 / columns : 512;
+    const index_t most = std::max<index_t>(1, (a.reduced_count + shortest - 1) / shortest);
+    const index_t chunks = p.summed == 0 ? 1 : std::clamp<index_t>(6 * context_.multiprocessors() / across, 1, std::min<index_t>(most, 65535));
+    a.chunk = std::max(1u, static_cast<unsigned>((a.reduced_count + chunks - 1) / chunks));
+    const unsigned parts = std::max(1u, (a.reduced_count + a.chunk - 1) / a.chunk);
+    for (int k = 0; k < Tree::leaves; ++k) {
+      a.data[k] = data_[k];
+      a.gradients[k] = (p.direct >> k & 1u) != 0 ? gradients_[k] : nullptr;
+      a.accumulate[k] = accumulate_[k];
+      if ((p.summed >> k & 1u) != 0) {
+        a.partial[k] = partial_[k] = scratch_.template allocate<Number>(static_cast<index_t>(parts) * a.kept_count);
+        parts_[k] = parts;
+        count_[k] = a.kept_count;
+      }
+    }
+    const dim3 grid(across, parts);
+    if (!keeps_inner) {
+      statement_backward_rows_kernel<Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a);
+      context_.check_launch("statement_backward_rows_kernel");
+      return;
+    }
+    if (vectors)
+      statement_backward_columns_kernel<vector, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
+    else
+      statement_backward_columns_kernel<1, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
+    context_.check_launch("statement_backward_columns_kernel");
+  }
+
+  void finish(int leaf) {
+    for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+      if (k != leaf || count_[k] == 0) return;
+      statement_sum_kernel<L, Number><<<blocks_for(count_[k], 32), 256, 0, context_.stream()>>>(
+          partial_[k], parts_[k], count_[k], AxisList<1>(space_, kept_axes(space_, k + 1), k + 1), static_cast<L*>(gradients_[k]),
+          accumulate_[k]);
+      context_.check_launch("statement_sum_kernel");
+    });
+  }
+
+  Context<Cuda>& context_;
+  Scratch<Cuda> scratch_;
+  const IterationSpace& space_;
+  const Tree& tree_;
+  const T* out_gradient_;
+  const void* const* data_;
+  void* const* gradients_;
+  const bool* accumulate_;
+  Number* partial_[Tree::leaves] = {};
+  unsigned parts_[Tree::leaves] = {}, count_[Tree::leaves] = {};
+};
+
+}  // namespace detail
+
+template <>
+struct Evaluator<Cuda> {
+  template <class Tree, class T>
+  static void forward(Context<Cuda>* context, const detail::IterationSpace& space, const Tree& tree, T* out,
+                      const void* const* data) {
+    using Number = std::conditional_t<detail::computes_in_double<Tree, T>(), double, float>;
+    if (space.size() == 0) return;
+    constexpr int vector = detail::statement_vector<Tree, T>();
+    if (vector > 1 && detail::moves_in_vectors<Tree, T>(space, vector, out, data, nullptr))
+      detail::launch_forward<vector, Number>(context, space, tree, out, data);
+    else
+      detail::launch_forward<1, Number>(context, space, tree, out, data);
+  }
+
+  template <class Tree, class T>
+  static void backward(Context<Cuda>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
+                       const void* const* data, void* const* gradients, const bool* accumulate) {
+    using Number = std::conditional_t<detail::computes_in_double<Tree, T>(), double, float>;
+    detail::StatementBackward<Number, Tree, T>(*context, space, tree, out_gradient, data, gradients, accumulate).run();
+  }
+};
+
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: MIT
+// Group norm of CUDA devices, channels last, with SiLU in the same pass; forward and backward without atomics.
+#pragma once
+
+#include <numeric>
+
+#include <lpo/backend/cuda/numbers.cuh>
+#include <lpo/kernel/normalization.hpp>
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+// Formula: hat = (x - mean) * inverse_deviation, z = hat * weight + bias, y = z or silu(z); statistics over (spatial, c / groups).
+// Launch: blockIdx = (chunk of pixels, image, tile of channels); a tile holds whole groups. A block has a column of threads per
+//   Vector channels of its tile, and rows of threads that share the chunk's pixels. The first kernel leaves each group's
+//   statistics per chunk, a second one (a warp per group) joins the chunks, the third writes.
+// Memory: x is read twice forward (the second time often from L2), x and dy twice backward.
+// Numerics: chunk statistics in float about the chunk's first pixel, joined in double, and the mean in two parts: a large mean
+//   costs nothing.
+// Limits: n below 65536.
+
+inline constexpr int norm_block_threads = 320;
+
+/// Sizes that all kernels of one group norm share.
+struct GroupNormLaunch {
+  index_t spatial = 0, c = 0, groups = 0;
+  index_t chunk = 0, chunks = 0;  ///< pixels
+  index_t tile = 0;               ///< channels
+  bool silu = false;
+
+  __host__ __device__ index_t width() const { return c / groups; }
+};
+
+/// silu(z), and its derivative, from the device's fast exponential: relative error about 1e-6 in float.
+template <class Number>
+__device__ __forceinline__ Number sigmoid_number(Number z) {
+  if constexpr (std::is_same_v<Number, float>)
+    return __fdividef(1.0f, 1.0f + __expf(-z));
+  else
+    return 1 / (1 + ::exp(-z));
+}
+template <class Number>
+__device__ __forceinline__ Number silu_slope(Number z) {
+  const Number s = sigmoid_number(z);
+  return s * (1 + z * (1 - s));
+}
+
+/// The first channel of this thread; c and more for threads without one.
+template <int Vector>
+__device__ __forceinline__ index_t first_channel(const GroupNormLaunch& g) {
+  const index_t in_tile = static_cast<index_t>(threadIdx.x) * Vector;
+  return in_tile < g.tile ? static_cast<index_t>(blockIdx.z) * g.tile + in_tile : g.c;
+}
+
+/// Reads Vector channels of this thread's pixels of the chunk, Inputs arrays side by side, and calls `body(offset, values)`. Four
+/// pixels are in flight at a time.
+template <int Vector, int Inputs, class T, class Body>
+__device__ __forceinline__ void for_pixels_of_chunk(const GroupNormLaunch& g, index_t channel, const T* const (&inputs)[Inputs],
+                                                    Body&& body) {
+  constexpr int ahead = Inputs == 1 ? 4 : 2;
+  using Number = compute_t<T>;
+  const index_t first = blockIdx.x * g.chunk, last = min(g.spatial, first + g.chunk), step = blockDim.y;
+  const index_t origin = blockIdx.y * g.spatial * g.c + channel;
+  index_t pixel = first + threadIdx.y;
+  for (; pixel + (ahead - 1) * step < last; pixel += ahead * step) {
+    Number values[ahead][Inputs][Vector];
+#pragma unroll
+    for (int i = 0; i < ahead; ++i)
+#pragma unroll
+      for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + origin + (pixel + i * step) * g.c, values[i][k]);
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) body(origin + (pixel + i * step) * g.c, values[i]);
+  }
+  for (; pixel < last; pixel += step) {
+    Number values[Inputs][Vector];
+#pragma unroll
+    for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + origin + pixel * g.c, values[k]);
+    body(origin + pixel * g.c, values);
+  }
+}
+
+/// Adds `a` and `b` over the block's rows of threads; sums[0] and sums[1] hold the tile's channels afterwards. Needs
+/// 2 * blockDim.y * blockDim.x * Vector numbers of shared memory.
+template <int Vector, class Number>
+struct RowSums {
+  const Number* sums[2];
+
+  __device__ __forceinline__ RowSums(const Number (&a)[Vector], const Number (&b)[Vector]) {
+    extern __shared__ __align__(16) unsigned char norm_shared[];
+    auto* shared = reinterpret_cast<Number*>(norm_shared);
+    const int channels = static_cast<int>(blockDim.x) * Vector, rows = static_cast<int>(blockDim.y);
+    Number* own = shared + (static_cast<int>(threadIdx.y) * channels + static_cast<int>(threadIdx.x) * Vector);
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) {
+      own[i] = a[i];
+      own[rows * channels + i] = b[i];
+    }
+    __syncthreads();
+    const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x), threads = static_cast<int>(blockDim.x * blockDim.y);
+    for (int at = thread; at < channels; at += threads)
+      for (int which = 0; which < 2; ++which) {
+        Number* column = shared + which * rows * channels + at;
+        Number total = column[0];
+        for (int row = 1; row < rows; ++row) total += column[row * channels];
+        column[0] = total;
+      }
+    __syncthreads();
+    sums[0] = shared;
+    sums[1] = shared + rows * channels;
+  }
+};
+
+/// Calls `body(group, first channel in the tile, lane, lanes)` for every group of this block's tile; 8 lanes of a warp share a
+/// group, and all threads of the block's whole warps take part.
+template <class Body>
+__device__ __forceinline__ void for_groups_of_tile(const GroupNormLaunch& g, Body&& body) {
+  constexpr int lanes = 8;
+  const int start = static_cast<int>(blockIdx.z * g.tile), width = static_cast<int>(g.width());
+  const int count = static_cast<int>(min(g.tile, g.c - start)) / width;
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x * blockDim.y) / lanes * lanes;  // no group of lanes is cut at the end
+  if (threads == 0) {
+    if (thread == 0)
+      for (int group = 0; group < count; ++group) body(start / width + group, group * width, 0, 1);
+    return;
+  }
+  if (thread >= threads) return;
+  for (int group = thread / lanes; group < count; group += threads / lanes)
+    body(start / width + group, group * width, thread % lanes, lanes);
+}
+
+/// Sum over `lanes` (1 or 8) neighbouring lanes; the first one has it.
+template <class Number>
+__device__ __forceinline__ Number sum_of_lanes(Number value, index_t lanes) {
+  if (lanes == 1) return value;
+  const unsigned mask = 0xffu << (threadIdx.y * blockDim.x + threadIdx.x) % 32 / 8 * 8;
+  for (int step = 4; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, 8);
+  return value;
+}
+
+/// chunk_statistics[image, group, chunk] = (mean, sum of squared distances from it) over the chunk's pixels.
+template <int Vector, class T>
+__global__ void __launch_bounds__(norm_block_threads)
+    group_norm_statistics_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, double* chunk_statistics) {
+  using Number = compute_t<T>;
+  const index_t channel = first_channel<Vector>(g), first = blockIdx.x * g.chunk;
+  const T* origin_pixel = x + (blockIdx.y * g.spatial + first) * g.c;
+  Number sum[Vector] = {}, squares[Vector] = {};
+  if (channel < g.c) {
+    Number origin[Vector];
+    load_numbers<Vector>(origin_pixel + channel, origin);
+    for_pixels_of_chunk<Vector>(g, channel, {x}, [&](index_t, const Number(&value)[1][Vector]) {
+#pragma unroll
+      for (int i = 0; i < Vector; ++i) {
+        const Number distance = value[0][i] - origin[i];
+        sum[i] += distance;
+        squares[i] += distance * distance;
+      }
+    });
+  }
+  const RowSums<Vector, Number> rows(sum, squares);
+  const auto pixels = static_cast<Number>(min(g.spatial, first + g.chunk) - first);
+  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
+    const T* origin = origin_pixel + group * g.width();
+    const Number base = widen(origin[0]);  // distances from one number, so that float suffices
+    const auto own_mean = [&](index_t i) { return (widen(origin[i]) - base) + rows.sums[0][at + i] / pixels; };
+    Number mean{};
+    for (index_t i = lane; i < g.width(); i += lanes) mean += own_mean(i);
+    mean = sum_of_lanes(mean, lanes) / static_cast<Number>(g.width());
+    Number spread{};  // each channel about its own mean, then about the group's
+    for (index_t i = lane; i < g.width(); i += lanes) {
+      const Number distance = own_mean(i) - mean;
+      spread += rows.sums[1][at + i] - rows.sums[0][at + i] * (rows.sums[0][at + i] / pixels) + pixels * distance * distance;
+    }
+    spread = sum_of_lanes(spread, lanes);
+    if (lane != 0) return;
+    double* to = chunk_statistics + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
+    to[0] = static_cast<double>(base) + static_cast<double>(mean);
+    to[1] = static_cast<double>(spread);
+  });
+}
+
+/// A warp per (image, group) joins the chunks (Chan, Golub and LeVeque 1979). `mean_rest` is what `mean` lost to rounding.
+template <class Number>
+__global__ void __launch_bounds__(128)
+    group_norm_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, double epsilon, const double* chunk_statistics,
+                           Number* mean, Number* mean_rest, Number* inverse_deviation) {
+  const index_t which = static_cast<index_t>(blockIdx.x) * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (which >= count) return;
+  const double* statistics = chunk_statistics + which * g.chunks * 2;
+  const auto pixels = [&](index_t chunk) { return static_cast<double>(min(g.spatial, (chunk + 1) * g.chunk) - chunk * g.chunk); };
+  double sum = 0;
+  for (index_t chunk = lane; chunk < g.chunks; chunk += 32) sum += statistics[chunk * 2] * pixels(chunk);
+  const double center = warp_sum(sum) / static_cast<double>(g.spatial);
+  double squares = 0;
+  for (index_t chunk = lane; chunk < g.chunks; chunk += 32) {
+    const double distance = statistics[chunk * 2] - center;
+    squares += statistics[chunk * 2 + 1] + pixels(chunk) * static_cast<double>(g.width()) * distance * distance;
+  }
+  squares = warp_sum(squares);
+  if (lane != 0) return;
+  const double variance = ::fmax(squares, 0.0) / (static_cast<double>(g.spatial) * static_cast<double>(g.width()));
+  mean[which] = static_cast<Number>(center);
+  mean_rest[which] = static_cast<Number>(center - static_cast<double>(static_cast<Number>(center)));
+  inverse_deviation[which] = static_cast<Number>(1 / ::sqrt(variance + epsilon));
+}
+
+/// What a thread knows of its Vector channels.
+template <int Vector, class T>
+struct NormChannels {
+  using Number = compute_t<T>;
+  Number mean[Vector], rest[Vector], inverse[Vector], weight[Vector], bias[Vector];
+
+  __device__ __forceinline__ NormChannels(const GroupNormLaunch& g, index_t channel, const T* weights, const T* biases,
+                                          const Number* means, const Number* rests, const Number* inverses) {
+    load_numbers<Vector>(weights + channel, weight);
+    load_numbers<Vector>(biases + channel, bias);
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) {
+      const index_t group = blockIdx.y * g.groups + (channel + i) / g.width();
+      mean[i] = means[group];
+      rest[i] = rests == nullptr ? Number{} : rests[group];
+      inverse[i] = inverses[group];
+    }
+  }
+  __device__ __forceinline__ Number hat(int i, Number x) const { return ((x - mean[i]) - rest[i]) * inverse[i]; }
+  __device__ __forceinline__ Number z(int i, Number hat) const { return hat * weight[i] + bias[i]; }
+};
+
+template <int Vector, class T>
+__global__ void __launch_bounds__(norm_block_threads)
+    group_norm_write_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, const T* weight, const T* bias,
+                            const compute_t<T>* mean, const compute_t<T>* mean_rest, const compute_t<T>* inverse_deviation, T* y) {
+  using Number = compute_t<T>;
+  const index_t channel = first_channel<Vector>(g);
+  if (channel >= g.c) return;
+  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, mean_rest, inverse_deviation);
+  for_pixels_of_chunk<Vector>(g, channel, {x}, [&](index_t offset, const Number(&value)[1][Vector]) {
+    Number out[Vector];
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) {
+      const Number z = channels.z(i, channels.hat(i, value[0][i]));
+      out[i] = g.silu ? z * sigmoid_number(z) : z;
+    }
+    store_numbers<Vector>(y + offset, out);
+  });
+}
+
+/// group_sums[image, group, chunk] = sums of weight * dz and weight * dz * hat, dz being the gradient of z; channel_sums[image,
+/// chunk, channel] (may be null) = sums of dz and dz * hat.
+template <int Vector, class T>
+__global__ void __launch_bounds__(norm_block_threads)
+    group_norm_gradient_sums_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, const T* weight, const T* bias,
+                                    const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy,
+                                    double* group_sums, compute_t<T>* channel_sums) {
+  using Number = compute_t<T>;
+  const index_t channel = first_channel<Vector>(g);
+  Number plain[Vector] = {}, along[Vector] = {};
+  if (channel < g.c) {
+    const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
+    for_pixels_of_chunk<Vector>(g, channel, {x, dy}, [&](index_t, const Number(&value)[2][Vector]) {
+#pragma unroll
+      for (int i = 0; i < Vector; ++i) {
+        const Number hat = channels.hat(i, value[0][i]);
+        const Number dz = g.silu ? value[1][i] * silu_slope(channels.z(i, hat)) : value[1][i];
+        plain[i] += dz;
+        along[i] += dz * hat;
+      }
+    });
+  }
+  const RowSums<Vector, Number> rows(plain, along);
+  const index_t start = static_cast<index_t>(blockIdx.z) * g.tile;
+  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
+    Number sums[2] = {};
+    for (index_t i = lane; i < g.width(); i += lanes)
+      for (int which = 0; which < 2; ++which) sums[which] += widen(weight[start + at + i]) * rows.sums[which][at + i];
+    double* to = group_sums + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
+    for (int which = 0; which < 2; ++which) {
+      const Number total = sum_of_lanes(sums[which], lanes);
+      if (lane == 0) to[which] = static_cast<double>(total);
+    }
+  });
+  if (channel_sums == nullptr) return;
+  const index_t thread = threadIdx.y * blockDim.x + threadIdx.x;
+  for (index_t at = thread; at < min(g.tile, g.c - start); at += blockDim.x * blockDim.y) {
+    Number* to = channel_sums + ((blockIdx.y * g.chunks + blockIdx.x) * g.c + start + at) * 2;
+    to[0] = rows.sums[0][at];
+    to[1] = rows.sums[1][at];
+  }
+}
+
+/// A warp per (image, group): group_means = means over the group's elements of weight * dz and weight * dz * hat.
+template <class Number>
+__global__ void __launch_bounds__(128)
+    group_norm_gradient_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, const double* group_sums, Number* group_means) {
+  const index_t which = static_cast<index_t>(blockIdx.x) * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (which >= count) return;
+  double sums[2] = {};
+  for (index_t chunk = lane; chunk < g.chunks; chunk += 32)
+    for (int part = 0; part < 2; ++part) sums[part] += group_sums[(which * g.chunks + chunk) * 2 + part];
+  const double elements = static_cast<double>(g.spatial) * static_cast<double>(g.width());
+  for (int part = 0; part < 2; ++part) {
+    const double total = warp_sum(sums[part]);
+    if (lane == 0) group_means[which * 2 + part] = static_cast<Number>(total / elements);
+  }
+}
+
+/// dbias and dweight (+)= the two sums of every channel over the `rows` of sums[rows, c, 2], in a fixed order: eight rows of
+/// threads share the rows of 32 channels.
+template <class T, class Number>
+__global__ void __launch_bounds__(256)
+    norm_weights_kernel(index_t rows, index_t c, const Number* sums, T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
+  __shared__ double shared[2][8][32];
+  const index_t lane = threadIdx.x % 32, share = threadIdx.x / 32, channel = static_cast<index_t>(blockIdx.x) * 32 + lane;
+  double totals[2] = {};
+  if (channel < c)
+    for (index_t row = share; row < rows; row += 8)
+      for (int which = 0; which < 2; ++which) totals[which] += static_cast<double>(sums[(row * c + channel) * 2 + which]);
+  for (int which = 0; which < 2; ++which) shared[which][share][lane] = totals[which];
+  __syncthreads();
+  if (share != 0 || channel >= c) return;
+  const auto write = [&](T* to, bool accumulate, int which) {
+    if (to == nullptr) return;
+    double total = accumulate ? static_cast<double>(widen(to[channel])) : 0.0;
+    for (int other = 0; other < 8; ++other) total += shared[which][other][lane];
+    to[channel] = narrow<T>(static_cast<compute_t<T>>(total));
+  };
+  write(dbias, accumulate_bias, 0);
+  write(dweight, accumulate_weight, 1);
+}
+
+template <int Vector, class T>
+__global__ void __launch_bounds__(norm_block_threads)
+    group_norm_dx_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, const T* weight, const T* bias,
+                         const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const compute_t<T>* group_means, const T* dy,
+                         T* dx, bool accumulate) {
+  using Number = compute_t<T>;
+  const index_t channel = first_channel<Vector>(g);
+  if (channel >= g.c) return;
+  const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, nullptr, inverse_deviation);
+  Number plain[Vector], along[Vector];
+#pragma unroll
+  for (int i = 0; i < Vector; ++i) {
+    const Number* means = group_means + (blockIdx.y * g.groups + (channel + i) / g.width()) * 2;
+    plain[i] = means[0];
+    along[i] = means[1];
+  }
+  for_pixels_of_chunk<Vector>(g, channel, {x, dy}, [&](index_t offset, const Number(&value)[2][Vector]) {
+    Number out[Vector], old[Vector] = {};
+    if (accumulate) load_numbers<Vector>(dx + offset, old);
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) {
+      const Number hat = channels.hat(i, value[0][i]);
+      const Number dz = g.silu ? value[1][i] * silu_slope(channels.z(i, hat)) : value[1][i];
+      out[i] = channels.inverse[i] * (dz * channels.weight[i] - plain[i] - hat * along[i]) + old[i];
+    }
+    store_numbers<Vector>(dx + offset, out);
+  });
+}
+
+/// A launch of all kernels that walk the pixels.
+struct GroupNormGrid {
+  GroupNormLaunch sizes;
+  dim3 grid, block;
+  std::size_t shared = 0;  ///< of kernels that add over rows
+};
+
+/// Tiles of whole groups and whole vectors that a block's threads cover, rows of threads to fill it, and chunks to fill the
+/// device. `vector` is 1 or divides c.
+inline GroupNormGrid group_norm_grid(Context<Cuda>& context, const kernel::GroupNormShape& s, int vector, std::size_t number_bytes) {
+  GroupNormGrid launch;
+  auto& g = launch.sizes;
+  g.spatial = s.spatial, g.c = s.c, g.groups = s.groups, g.silu = s.silu;
+  const index_t unit = std::lcm(static_cast<index_t>(vector), g.width()), most = norm_block_threads * vector;
+  if (unit > most)
+    throw ShapeError(message("[group_norm] groups of ", g.width(), " channels; the CUDA backend covers at most ", most, " (",
+                             g.c, " channels in ", g.groups, " groups)"));
+  g.tile = std::min(g.c, most / unit * unit);
+  const index_t columns = (g.tile + vector - 1) / vector, rows = std::min<index_t>(norm_block_threads / columns, s.spatial);
+  const index_t tiles = (g.c + g.tile - 1) / g.tile;
+  const index_t wanted = std::max<index_t>(1, 6 * context.multiprocessors() / std::max<index_t>(1, s.n * tiles));
+  g.chunk = std::max<index_t>(8 * rows, (s.spatial + wanted - 1) / wanted);
+  g.chunks = (s.spatial + g.chunk - 1) / g.chunk;
+  launch.grid = dim3(static_cast<unsigned>(g.chunks), static_cast<unsigned>(s.n), static_cast<unsigned>(tiles));
+  launch.block = dim3(static_cast<unsigned>(columns), static_cast<unsigned>(rows));
+  launch.shared = static_cast<std::size_t>(2 * rows * columns * vector) * number_bytes;
+  return launch;
+}
+
+}  // namespace detail
+
+namespace kernel {
+
+template <>
+struct GroupNorm<Cuda> {
+  template <class T>
+  static void forward(Context<Cuda>& context, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
+                      compute_t<T>* mean, compute_t<T>* inverse_deviation) {
+    if (shape.n * shape.spatial * shape.c <= 0) return;
+    by_vectors<T>(context, shape, detail::common_alignment(x, weight, bias, y), [&](auto vector, const detail::GroupNormGrid& l) {
+      constexpr int width = decltype(vector)::value;
+      const auto& g = l.sizes;
+      Scratch<Cuda> scratch(context);
+      auto* statistics = scratch.template allocate<double>(shape.n * g.groups * g.chunks * 2);
+      auto* mean_rest = scratch.template allocate<compute_t<T>>(shape.n * g.groups);
+      detail::group_norm_statistics_kernel<width><<<l.grid, l.block, l.shared, context.stream()>>>(g, x, statistics);
+      context.check_launch("group_norm_statistics_kernel");
+      const index_t count = shape.n * g.groups;
+      detail::group_norm_join_kernel<<<detail::blocks_for(count, 4), 128, 0, context.stream()>>>(
+          g, count, static_cast<double>(shape.epsilon), statistics, mean, mean_rest, inverse_deviation);
+      context.check_launch("group_norm_join_kernel");
+      detail::group_norm_write_kernel<width><<<l.grid, l.block, 0, context.stream()>>>(g, x, weight, bias, mean, mean_rest,
+                                                                                     inverse_deviation, y);
+      context.check_launch("group_norm_write_kernel");
+    });
+  }
+
+  template <class T>
+  static void backward(Context<Cuda>& context, const GroupNormShape& shape, const T* x, const T* weight, const T* bias,
+                       const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx, bool accumulate_x,
+                       T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
+    if (shape.c <= 0) return;
+    if (shape.n * shape.spatial <= 0) {  // sums over nothing
+      const auto bytes = static_cast<std::size_t>(shape.c) * sizeof(T);
+      if (dweight != nullptr && !accumulate_weight) context.fill_zero(dweight, bytes);
+      if (dbias != nullptr && !accumulate_bias) context.fill_zero(dbias, bytes);
+      return;
+    }
+    by_vectors<T>(context, shape, detail::common_alignment(x, weight, bias, dy, dx), [&](auto vector, const detail::GroupNormGrid& l) {
+      constexpr int width = decltype(vector)::value;
+      const auto& g = l.sizes;
+      const index_t count = shape.n * g.groups;
+      const bool wants_weights = dweight != nullptr || dbias != nullptr;
+      Scratch<Cuda> scratch(context);
+      auto* group_sums = scratch.template allocate<double>(count * g.chunks * 2);
+      auto* group_means = scratch.template allocate<compute_t<T>>(count * 2);
+      auto* channel_sums = wants_weights ? scratch.template allocate<compute_t<T>>(shape.n * g.chunks * g.c * 2) : nullptr;
+      detail::group_norm_gradient_sums_kernel<width><<<l.grid, l.block, l.shared, context.stream()>>>(
+          g, x, weight, bias, mean, inverse_deviation, dy, group_sums, channel_sums);
+      context.check_launch("group_norm_gradient_sums_kernel");
+      if (wants_weights) {
+        detail::norm_weights_kernel<<<detail::blocks_for(g.c, 32), 256, 0, context.stream()>>>(
+            shape.n * g.chunks, g.c, channel_sums, dweight, accumulate_weight, dbias, accumulate_bias);
+        context.check_launch("norm_weights_kernel");
+      }
+      if (dx == nullptr) return;
+      detail::group_norm_gradient_join_kernel<<<detail::blocks_for(count, 4), 128, 0, context.stream()>>>(g, count, group_sums, group_means);
+      context.check_launch("group_norm_gradient_join_kernel");
+      detail::group_norm_dx_kernel<width>
+          <<<l.grid, l.block, 0, context.stream()>>>(g, x, weight, bias, mean, inverse_deviation, group_means, dy, dx, accumulate_x);
+      context.check_launch("group_norm_dx_kernel");
+    });
+  }
+
+ private:
+  /// Calls `launch(vector, grid)` with 16 bytes of channels per thread where the addresses allow it.
+  template <class T, class Launch>
+  static void by_vectors(Context<Cuda>& context, const GroupNormShape& shape, int alignment, Launch&& launch) {
+    constexpr int wide = static_cast<int>(16 / sizeof(T));
+    if (shape.c % wide == 0 && alignment == 16)
+      launch(std::integral_constant<int, wide>{}, detail::group_norm_grid(context, shape, wide, sizeof(compute_t<T>)));
+    else
+      launch(std::integral_constant<int, 1>{}, detail::group_norm_grid(context, shape, 1, sizeof(compute_t<T>)));
+  }
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+// The attention of CUDA devices and its gradient against the Reference device: every path, every storage type.
+#include <lpo/backend/cuda/attention.cuh>
+#include <lpo/backend/reference/attention.hpp>
+
+#include <doctest/doctest.h>
+
+#include <backend/attention_cases.hpp>
+
+namespace {
+
+using namespace attention_cases;
+
+/// Head widths of every tensor-core tile, with lengths that fill tiles of 16 to 128 badly, exactly and not at all.
+std::vector<Case> wide_cases() {
+  return {{1, 1, 1, 1, 8},
+          {2, 64, 64, 2, 48},
+          {1, 128, 128, 1, 40},
+          {2, 300, 77, 3, 40, false, 8},
+          {1, 129, 191, 2, 40, true},
+          {1, 200, 200, 2, 64, true, 16},
+          {2, 150, 77, 2, 64},
+          {1, 257, 130, 2, 80, false, 8},
+          {1, 190, 190, 2, 80, true},
+          {2, 65, 77, 1, 128},
+          {1, 100, 100, 2, 104, true, 8},
+          {1, 130, 300, 1, 160},
+          {2, 70, 70, 2, 144, true},
+          {1, 1000, 77, 1, 160},
+          {1, 2500, 20, 1, 40},  // dk and dv are summed in shares
+          {1, 1111, 150, 2, 64, false, 8},
+          {9, 130, 70, 8, 40},  // enough blocks for two rows of fragments per warp
+          {17, 30, 64, 8, 64},
+          {17, 40, 130, 8, 80},
+          {1, 40, 30, 1, 200},  // wider than one pass of the plain kernels
+          {1, 60, 20, 2, 44, false, 4}};
+}
+
+template <class T>
+void compare(lpo::Context<lpo::Cuda>& context, const Case& c, const Wanted& wanted, double size = 1.0) {
+  INFO("batch " << c.batch << " queries " << c.queries << " keys " << c.keys << " heads " << c.heads << " width "
+                << c.width << " causal " << c.causal << " bytes " << sizeof(T) << " dq " << wanted.dq << " dk "
+                << wanted.dk << " dv " << wanted.dv << " accumulate " << wanted.accumulate);
+  lpo::Context<lpo::Reference> reference(1);
+  const auto result = attention<lpo::Cuda, T>(context, c, wanted, size);
+  check_close(result, attention<lpo::Reference, T>(reference, c, wanted, size));
+  CHECK(result == attention<lpo::Cuda, T>(context, c, wanted, size));
+}
+
+}  // namespace
+
+TEST_CASE("cuda attention of small sequences has its known values") {
+  lpo::Context<lpo::Cuda> context;
+  check_known_attention(context);
+}
+
+TEST_CASE("cuda attention agrees with the reference, with the same bits every time") {
+  lpo::Context<lpo::Cuda> context;
+  auto list = cases();
+  for (const auto& c : wide_cases()) list.push_back(c);
+  for (const auto& c : list) {
+    compare<float>(context, c, {});
+    compare<double>(context, c, {true, true, true, true});
+    compare<lpo::bfloat16>(context, c, {});
+    compare<lpo::half>(context, c, {true, true, true, true});
+  }
+}
+
+TEST_CASE("cuda attention gradients that nobody asked for are not written") {
+  lpo::Context<lpo::Cuda> context;
+  for (const auto& c : {Case{1, 70, 90, 1, 12}, Case{2, 70, 90, 1, 16}, Case{1, 900, 30, 1, 40}})
+    for (const auto& wanted : {Wanted{true, false, false}, Wanted{false, true, false}, Wanted{false, false, true},
+                               Wanted{false, true, true}, Wanted{false, false, false}}) {
+      compare<float>(context, c, wanted);
+      compare<lpo::bfloat16>(context, c, wanted);
+    }
+}
+
+TEST_CASE("cuda attention with sharp scores neither overflows nor loses its sum") {
+  lpo::Context<lpo::Cuda> context;
+  lpo::Context<lpo::Reference> reference(1);
+  compare<double>(context, {1, 70, 200, 1, 16}, {}, 30.0);
+  const Case c{1, 70, 200, 1, 16};
+  CHECK(distance(attention<lpo::Cuda, float>(context, c, {}, 30.0).out,
+                 attention<lpo::Reference, float>(reference, c, {}, 30.0).out) < 2e-3);  // as on the CPU
+  const auto result = attention<lpo::Cuda, lpo::bfloat16>(context, c, {}, 30.0);
+  CHECK(distance(result.out, attention<lpo::Reference, lpo::bfloat16>(reference, c, {}, 30.0).out) < 1.6e-2);
+}
+
+TEST_CASE("cuda attention takes any scale and any address") {
+  lpo::Context<lpo::Cuda> context;
+  lpo::Context<lpo::Reference> reference(1);
+  const Case c{1, 50, 70, 1, 32};
+  for (const float scale : {-0.3f, 0.0f, 0.3f}) {
+    auto shape = c.shape();
+    shape.scale = scale;
+    // One element behind the start of an allocation: no 16-byte accesses.
+    const auto q = noise<lpo::half>(50 * 32 + 1, 1), k = noise<lpo::half>(70 * 32 + 1, 2), v = noise<lpo::half>(70 * 32 + 1, 3);
+    std::vector<lpo::half> out(50 * 32 + 1), expected(50 * 32 + 1);
+    lpo::kernel::Attention<lpo::Reference>::forward(reference, shape, q.data() + 1, k.data() + 1, v.data() + 1,
+                                                    expected.data() + 1, static_cast<float*>(nullptr));
+    const Uploaded<lpo::Cuda, lpo::half> q_there(context, q), k_there(context, k), v_there(context, v), there(context, out);
+    lpo::kernel::Attention<lpo::Cuda>::forward(context, shape, q_there.data() + 1, k_there.data() + 1, v_there.data() + 1,
+                                               there.data() + 1, static_cast<float*>(nullptr));
+    there.download(out);
+    out[0] = expected[0];
+    CHECK(distance(out, expected) < 2e-3);
+  }
+}
+
+TEST_CASE("cuda attention over nothing writes what remains") {
+  lpo::Context<lpo::Cuda> context;
+  using Kernel = lpo::kernel::Attention<lpo::Cuda>;
+  std::vector<float> dk(4, 9.0f), dv(4, 9.0f);
+  const Uploaded<lpo::Cuda, float> rows(context, {1, 2, 3, 4}), dk_there(context, dk), dv_there(context, dv);
+  const lpo::kernel::AttentionShape no_queries{1, 0, 2, 1, 2, 1.0f, false, 2, 2, 2, 2};
+  Kernel::forward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr);
+  Kernel::backward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr, nullptr, nullptr, false,
+                          dk_there.data(), false, dv_there.data(), true);
+  dk_there.download(dk);
+  dv_there.download(dv);
+  CHECK(dk[3] == 0.0f);
+  CHECK(dv[3] == 9.0f);
+  const lpo::kernel::AttentionShape no_keys{1, 2, 0, 1, 2, 1.0f, false, 2, 2, 2, 2};
+  Kernel::backward<float>(context, no_keys, rows.data(), nullptr, nullptr, rows.data(), rows.data(), rows.data(),
+                          dk_there.data(), false, nullptr, false, nullptr, false);
+  dk_there.download(dk);
+  CHECK(dk[0] == 0.0f);
+  Kernel::forward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr);
+  Kernel::backward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, false, nullptr, false,
+                          nullptr, false);
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+// CudaGraph: replays compute what the captured work computes, on the values of the moment; what cannot be captured is refused.
+#include <doctest/doctest.h>
+
+#include <vector>
+
+#include <lpo/autograd/var.hpp>
+#include <lpo/backend/cuda/elementwise.cuh>
+#include <lpo/backend/cuda/gemm.cuh>
+#include <lpo/backend/cuda/graph.cuh>
+
+using lpo::Cuda;
+using lpo::Extents;
+
+namespace {
+
+std::vector<float> on_host(const lpo::Tensor<float, 1, Cuda>& tensor) {
+  const auto host = lpo::to_device<lpo::Cpu>(tensor);
+  return {host.data(), host.data() + host.size()};
+}
+
+}  // namespace
+
+TEST_CASE("a replay reads the device's values of the moment and the host's of the capture") {
+  lpo::Context<Cuda> context;
+  auto x = lpo::Tensor<float, 1, Cuda>::from(Extents<1>{3}, std::vector<float>{1, 2, 3});
+  auto y = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{3});
+  auto offset = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{1});
+  float number = 10;
+  lpo::CudaGraph graph(context, [&] {
+    context.copy_from_host(offset.data(), &number, sizeof(number));
+    lpo::evaluate(&context, y.view(), x.view() * 2.0 + bcast_last(offset.view()));
+  });
+  number = 99;  // frozen at 10
+  graph.replay();
+  CHECK(on_host(y) == std::vector<float>{12, 14, 16});
+  const std::vector<float> other = {4, 5, 6};
+  context.copy_from_host(x.data(), other.data(), 3 * sizeof(float));
+  graph.replay();
+  CHECK(on_host(y) == std::vector<float>{18, 20, 22});
+}
+
+TEST_CASE("a training step on a tape is captured: forward, backward, products") {
+  lpo::Context<Cuda> context;
+  lpo::Tape<Cuda> tape(context);
+  auto x = lpo::Tensor<float, 1, Cuda>::from(Extents<1>{4}, std::vector<float>{1, -2, 3, 0.5f});
+  auto slope = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{4});
+  const auto ones = lpo::Tensor<float, 1, Cuda>::full(Extents<1>{4}, 1);
+  const auto step = [&] {
+    const auto in = lpo::variable(tape, x);
+    const lpo::Var y = in * in * 3.0 + in;
+    lpo::backward(y, ones.view());
+    context.copy(slope.data(), in.slot()->gradient, 4 * sizeof(float));
+    tape.clear();
+  };
+  lpo::CudaGraph graph(context, step);
+  context.fill_zero(slope.data(), 4 * sizeof(float));
+  graph.replay();
+  CHECK(on_host(slope) == std::vector<float>{7, -11, 19, 4});  // 6 x + 1
+}
+
+TEST_CASE("work that reads from the device cannot be captured, and the context works on") {
+  lpo::Context<Cuda> context;
+  auto x = lpo::Tensor<float, 1, Cuda>::full(Extents<1>{1}, 2);
+  float number = 0;
+  CHECK_THROWS_WITH_AS(lpo::CudaGraph(context, [&] { context.copy_to_host(&number, x.data(), sizeof(float)); }),
+                       "[CudaGraph] the captured work reads numbers from the device; keep losses and metrics out of it",
+                       lpo::ValueError);
+  context.copy_to_host(&number, x.data(), sizeof(float));
+  CHECK(number == 2.0f);
+  lpo::Context<Cuda> timing(lpo::CudaOptions{.time_kernels = true});
+  CHECK_THROWS_AS(lpo::CudaGraph(timing, [] {}), lpo::ValueError);
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+// Both trainers on a CUDA device: they learn, start at the method's values, give the same bits twice and after a resume.
+#define LPO_SMALL_WORLD_DEVICE lpo::Cuda
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include <lpo/cuda.cuh>
+
+#include "train/small_world.hpp"
+
+using namespace small_world;
+
+namespace {
+
+lpo::LrmTrainerReport train(Reward& reward, const lpo::LrmTrainerOptions& options, const lpo::ProgressCallback& progress = {}) {
+  lpo::Context<lpo::Cuda> context;
+  const lpo::NoiseSchedule schedule;
+  lpo::LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  return trainer.train(random_pairs(21, 16), random_pairs(22, 12), progress);
+}
+
+lpo::LpoTrainerReport train(Policy& policy, const lpo::LpoTrainerOptions& options, const lpo::ProgressCallback& progress = {}) {
+  lpo::Context<lpo::Cuda> context;
+  Reward reward;
+  const lpo::NoiseSchedule schedule;
+  lpo::LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
+                          lpo::Extents<3>{4, 4, 4}, options);
+  return trainer.train(prompts(), progress);
+}
+
+/// Stops the run before its last steps.
+template <class Model, class Options>
+void train_and_stop(Model& model, const Options& options, lpo::index_t step) {
+  CHECK_THROWS_AS(train(model, options, [&](const lpo::Progress& p) { return p.step < step; }), lpo::CancelledError);
+}
+
+}  // namespace
+
+TEST_CASE("the reward model learns an obvious preference on a CUDA device") {
+  Reward reward;
+  auto options = lrm_options("");
+  options.max_train_steps = 60;
+  options.train_batch_size = 8;
+  options.largest_timestep = 101;
+  CHECK(train(reward, options).validation_accuracy > 0.9);
+}
+
+TEST_CASE("with LoRA B = 0 the first LPO loss is ln 2 and both ratios are exactly 1 on a CUDA device") {
+  TemporaryFolder folder;
+  Policy policy;
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 1;
+  options.train_batch_size = 1000;
+  CHECK(train(policy, options).pairs > 0);
+  const auto line = lpo::read_metrics(folder.path() + "/metrics.jsonl").front();
+  CHECK(line["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
+  CHECK(line["train_ratio_win"].get<double>() == 1.0);
+  CHECK(line["train_ratio_lose"].get<double>() == 1.0);
+  CHECK(line["grad_norm"].get<double>() > 0.0);
+}
+
+TEST_CASE("two runs on a CUDA device give the same bits, and so does a resumed one") {
+  TemporaryFolder whole_folder, cut_folder;
+  Reward whole, again, cut, resumed;
+  auto options = lrm_options(whole_folder.path());
+  options.ema_decay = 0.9;
+  train(whole, options);
+  options.output_dir = "";
+  train(again, options);
+  CHECK(weights(again.store) == weights(whole.store));
+  options.output_dir = cut_folder.path();
+  train_and_stop(cut, options, 5);
+  options.resume = true;
+  train(resumed, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+}
+
+TEST_CASE("LPO on a CUDA device: the same bits twice and after a resume") {
+  TemporaryFolder whole_folder, cut_folder;
+  Policy whole, cut, resumed;
+  auto options = lpo_options(whole_folder.path());
+  train(whole, options);
+  options.output_dir = cut_folder.path();
+  train_and_stop(cut, options, 3);
+  options.resume = true;
+  train(resumed, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+}
