@@ -19,6 +19,7 @@
 #include "io/single_file_goldens.hpp"
 #include "io/temporary_directory.hpp"
 #include "mapped_memory.hpp"
+#include "stored_models.hpp"
 
 using namespace lpo;
 
@@ -147,14 +148,8 @@ TEST_CASE("compiled models load from a single file") {
                                               .quick_gelu = false,
                                               .projection = 8};
   const SingleFile file(golden_path("sdxl"));
-  auto unet = std::make_unique<UNet2DCondition<unet_config, float, Reference>>();
-  auto vae = std::make_unique<AutoencoderKL<vae_config, float, Reference>>();
-  auto text = std::make_unique<CLIPTextModel<text_config, float, Reference>>();
-  ParameterStore<float, Reference> store;
-  store.add("unet", *unet);
-  store.add("vae", *vae);
-  store.add("text_encoder_2", *text);
-  store.allocate_frozen();
+  StoredPipeline<unet_config, vae_config, text_config> pipeline(1, "text_encoder_2");
+  auto& [unet, vae, text, store] = pipeline;
   vae->scaling_factor = 0;
   std::size_t loaded = load_unet(file, *unet, store).loaded + load_vae(file, *vae, store).loaded;
   loaded += load_text_encoder(file, *text, store, "text_encoder_2", 1).loaded;
@@ -173,19 +168,17 @@ TEST_CASE("compiled models load from a single file") {
   }
 
   SUBCASE("the encoder half too") {
-    auto half = std::make_unique<UNetEncoder<unet_config, float, Reference>>();
-    ParameterStore<float, Reference> half_store;
-    half_store.add("unet", *half);
-    half_store.allocate_frozen();
-    CHECK(load_unet(file, *half, half_store).loaded == half_store.entries().size());
+    const StoredModel<UNetEncoder<unet_config, float, Reference>> half("unet");
+    CHECK(load_unet(file, *half, half.store).loaded == half.store.entries().size());
   }
   SUBCASE("another architecture is refused with a list, and nothing changes") {
-    const std::vector<float> before(store.values().begin(), store.values().end());
-    const auto error = message_of<FileError>([&] { load_unet(SingleFile(golden_path("sd15")), *unet, store); });
+    const auto before = pipeline.values();
+    const auto error =
+        message_of<FileError>([&] { load_unet(SingleFile(golden_path("sd15")), *pipeline.unet, pipeline.store); });
     CHECK(has_part(error, "single_file_sd15.safetensors does not fit the architecture: "));
     CHECK(has_part(error, " are missing: model.diffusion_model.label_emb.0.0.weight, "));
     CHECK(has_part(error, " tensors under \"model.diffusion_model.\" are not part of it: "));
-    CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
+    CHECK(pipeline.values() == before);
   }
 }
 
@@ -261,6 +254,44 @@ TEST_CASE("missing and foreign tensors are listed in one error") {
                        "model.diffusion_model.control.bias",
                        FileError);
   CHECK_NOTHROW(file.vae(file.vae_config()));
+}
+
+TEST_CASE("settings: what the metadata says, else what is usual") {
+  const SafetensorsFile whole(golden_path("sd21"));
+  std::string bytes;
+  const auto with = [&](const std::map<std::string, std::string>& metadata) {
+    SafetensorsWriter writer;
+    for (const auto& [key, value] : metadata) writer.set_metadata(key, value);
+    add_weights(writer, whole);
+    bytes = writer.bytes();
+    return SingleFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "file"));
+  };
+  const SingleFile usual = with({});
+  CHECK_FALSE(usual.prediction_type());
+  CHECK(prediction_type_of(usual) == PredictionType::v_prediction);
+  CHECK(resolution_of(usual, PredictionType::v_prediction) == 768);
+  CHECK(resolution_of(usual, PredictionType::epsilon) == 512);
+  CHECK(scaling_factor_of(usual) == 0.18215f);
+  CHECK(load_scheduler(usual).prediction_type == PredictionType::v_prediction);
+  const auto asked = load_scheduler(usual, SamplerKind::euler, PredictionType::epsilon);
+  CHECK(asked.sampler == SamplerKind::euler);
+  CHECK(asked.prediction_type == PredictionType::epsilon);
+
+  const SingleFile said = with(
+      {{"modelspec.prediction_type", "epsilon"}, {"modelspec.resolution", "640x960"}, {"lpo.scaling_factor", "0.75"}});
+  CHECK(prediction_type_of(said) == PredictionType::epsilon);
+  CHECK(resolution_of(said, PredictionType::epsilon) == 960);
+  CHECK(scaling_factor_of(said) == 0.75f);
+  for (const char* wrong : {"", "x", "512x", "512x512x", "-3", "512 x 512 pixels"})
+    CHECK(message_of<FileError>([&] {
+            resolution_of(with({{"modelspec.resolution", wrong}}), PredictionType::epsilon);
+          }) == "[checkpoint] file: metadata \"modelspec.resolution\" is \"" + std::string(wrong) +
+                    "\", expected like \"512x512\"");
+  for (const char* wrong : {"", "one", "0", "-1", "0.5x", "nan"})
+    CHECK(message_of<FileError>([&] {
+            scaling_factor_of(with({{"lpo.scaling_factor", wrong}}));
+          }) == "[checkpoint] file: metadata \"lpo.scaling_factor\" is \"" + std::string(wrong) +
+                    "\", expected a positive number");
 }
 
 TEST_CASE("a component is read in parts, and its pages are given back") {
