@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "model_backends.hpp"
-#include "unet_goldens.hpp"
+#include "model_goldens.hpp"
 
 using namespace lpo;
 
