@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The models that the example programs are compiled for, and which of them a model folder holds.
+// The models that the example programs are compiled for, and how a program finds the one that it was given.
 #pragma once
 
-#include <array>
 #include <string>
+#include <type_traits>
 #include <vector>
 
-#include <lpo/io/checkpoint.hpp>
-#include <lpo/io/diffusers_config.hpp>
+#include <lpo/base/error.hpp>
+#include <lpo/base/scalar.hpp>
+#include <lpo/model/clip_text_config.hpp>
+#include <lpo/model/unet_config.hpp>
+#include <lpo/model/vae_config.hpp>
 
 #include "../tinyworld/tiny_config.hpp"
 
@@ -19,74 +22,91 @@ struct ModelFamily {
   lpo::UNetConfig unet;
   lpo::VaeConfig vae;
   lpo::ClipTextConfig text;
+  int reward_width = 0;            ///< of what its latent reward models compare; 0: it has none
   lpo::ClipTextConfig text_2{};    ///< of SDXL
   bool two_text_encoders = false;  ///< SDXL
   double default_guidance = 7.5;   ///< as diffusers' pipelines
+  bool force_upcast = false;       ///< the autoencoder's activations exceed half's range
 };
 
-inline constexpr ModelFamily sd15_family{"sd15", lpo::presets::sd15, lpo::presets::sd_vae, lpo::presets::clip_l};
+inline constexpr ModelFamily sd15_family{"sd15", lpo::presets::sd15, lpo::presets::sd_vae, lpo::presets::clip_l, 768};
 inline constexpr ModelFamily sd21_family{"sd21", lpo::presets::sd21, lpo::presets::sd_vae, lpo::presets::clip_h};
 inline constexpr ModelFamily sdxl_family{
-    "sdxl", lpo::presets::sdxl, lpo::presets::sd_vae, lpo::presets::clip_l, lpo::presets::clip_bigg, true, 5.0};
+    "sdxl", lpo::presets::sdxl, lpo::presets::sd_vae, lpo::presets::clip_l, 1280, lpo::presets::clip_bigg, true, 5.0,
+    true};
 inline constexpr ModelFamily tiny_family{"tiny world", tinyworld::unet_config, tinyworld::vae_config,
-                                         tinyworld::text_config};
+                                         tinyworld::text_config, 128};
 
-/// What does not fit between a folder's component and a family, as "unet/config.json: key is 4 in the file, ...".
-template <class Config>
-void add_differences(std::vector<std::string>& list, const std::string& folder, const std::string& component,
-                     const Config& config) {
-  const auto file = lpo::JsonConfig::from_file(folder + "/" + component + "/config.json");
-  for (const std::string& one : lpo::config_differences(file, config))
-    list.push_back(component + "/config.json: " + one);
-}
+/// What a model of a family keeps its autoencoder in when the rest is stored as T.
+template <const ModelFamily& F, class T>
+using VaeStorage = std::conditional_t<F.force_upcast && std::is_same_v<T, lpo::half>, float, T>;
 
-/// All components of a pipeline's folder.
-inline std::vector<std::string> pipeline_differences(const std::string& folder, const ModelFamily& family) {
-  std::vector<std::string> list;
-  add_differences(list, folder, "unet", family.unet);
-  if (lpo::file_exists(folder + "/text_encoder_2/config.json") != family.two_text_encoders) {
-    list.push_back(family.two_text_encoders ? "text_encoder_2 is missing" : "text_encoder_2 is one too many");
-  } else {
-    add_differences(list, folder, "text_encoder", family.text);
-    if (family.two_text_encoders) add_differences(list, folder, "text_encoder_2", family.text_2);
-  }
-  add_differences(list, folder, "vae", family.vae);
-  return list;
-}
+/// The name that diffusers has for a storage type.
+template <class T>
+constexpr const char* storage_name = std::is_same_v<T, float>           ? "float32"
+                                     : std::is_same_v<T, lpo::bfloat16> ? "bfloat16"
+                                                                        : "float16";
 
-/// The entry of `table` (each with a `family`) whose family the folder holds. FileError says in what the nearest
-/// differs.
-template <class Table, class Differences>
-const auto& match_family(const std::string& folder, const Table& table, const Differences& differences) {
+// CMake says which families and storage types a program is built with (LPO_EXAMPLE_FAMILIES, LPO_EXAMPLE_DTYPES).
+#ifndef LPO_FAMILIES
+#define LPO_FAMILIES tiny_family
+#endif
+#ifndef LPO_STORAGES
+#define LPO_STORAGES float
+#endif
+
+template <const ModelFamily&...>
+struct FamilyList {};
+using Families = FamilyList<LPO_FAMILIES>;
+
+template <class...>
+struct StorageList {};
+using Storages = StorageList<LPO_STORAGES>;
+
+namespace detail {
+
+template <const ModelFamily&... F, class Differences, class Use>
+void with_family(FamilyList<F...>, const std::string& path, const Differences& differences, const Use& use) {
   const char* nearest = "";
   std::vector<std::string> fewest;
   std::string names;
-  for (const auto& entry : table) {
-    const auto list = differences(folder, *entry.family);
-    if (list.empty()) return entry;
-    if (fewest.empty() || list.size() < fewest.size()) nearest = entry.family->name, fewest = list;
-    names += (names.empty() ? "" : ", ") + std::string(entry.family->name);
-  }
+  const auto fits = [&](const ModelFamily& family) {
+    const auto list = differences(family);
+    if (fewest.empty() || list.size() < fewest.size()) nearest = family.name, fewest = list;
+    names += (names.empty() ? "" : ", ") + std::string(family.name);
+    return list.empty();
+  };
+  const bool found = ((fits(F) ? (use.template operator()<F>(), true) : false) || ...);
+  if (found) return;
   std::string text;
   for (const std::string& one : fewest) text += (text.empty() ? "" : "; ") + one;
-  throw lpo::FileError(lpo::message("[model] ", folder, ": is none of the models that this program is compiled for (",
+  throw lpo::FileError(lpo::message("[model] ", path, ": is none of the models that this program is compiled for (",
                                     names, "); nearest is ", nearest, ", from which it differs in: ", text));
 }
 
-/// Parameters and bytes of a component's weights, from the headers of its files.
-struct WeightSize {
-  lpo::index_t parameters = 0;
-  std::size_t file_bytes = 0;
-};
-inline WeightSize weight_size(const std::string& folder, const char* basename, const std::string& variant) {
-  const auto checkpoint = lpo::open_checkpoint(folder, basename, variant);
-  WeightSize size;
-  for (const std::string& key : checkpoint.keys()) {
-    const auto& info = checkpoint.info(key);
-    size.parameters += info.count();
-    size.file_bytes += info.bytes;
-  }
-  return size;
+template <class... T, class Use>
+void with_storage(StorageList<T...>, const std::string& name, const Use& use) {
+  std::string names;
+  ((names += (names.empty() ? "" : ", ") + std::string(storage_name<T>)), ...);
+  const bool found = ((name == storage_name<T> ? (use.template operator()<T>(), true) : false) || ...);
+  if (!found)
+    throw lpo::ValueError(
+        lpo::message("[model] dtype is ", name, "; this program is compiled for ", names, " (LPO_EXAMPLE_DTYPES)"));
+}
+
+}  // namespace detail
+
+/// Calls `use.operator()<F>()` for the family F that `differences(F)` is empty for. FileError says in what the model at
+/// `path` differs from the nearest.
+template <class Differences, class Use>
+void with_family(const std::string& path, const Differences& differences, const Use& use) {
+  detail::with_family(Families(), path, differences, use);
+}
+
+/// Calls `use.operator()<T>()` for the storage type of this name ("bfloat16").
+template <class Use>
+void with_storage(const std::string& name, const Use& use) {
+  detail::with_storage(Storages(), name, use);
 }
 
 }  // namespace examples

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <lpo/io/clip_tokenizer.hpp>
-#include <lpo/io/diffusers.hpp>
+#include <lpo/nn/parameter_store.hpp>
 #include <lpo/train/clip_text_encoder.hpp>
 #include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/sdxl_text_encoder.hpp>
@@ -21,24 +21,20 @@
 namespace examples {
 
 /// Names in the store are "text_encoder" and "text_encoder_2".
-template <const ModelFamily& F>
+template <const ModelFamily& F, class T>
 struct TextSide {
-  using First = lpo::CLIPTextModel<F.text, float, lpo::Cpu>;
-  using Second = lpo::CLIPTextModel<F.two_text_encoders ? F.text_2 : F.text, float, lpo::Cpu>;
+  using First = lpo::CLIPTextModel<F.text, T, lpo::Cpu>;
+  using Second = lpo::CLIPTextModel<F.two_text_encoders ? F.text_2 : F.text, T, lpo::Cpu>;
 
   First first;
   std::unique_ptr<Second> second;  ///< SDXL
   std::vector<lpo::ClipTokenizer> tokenizers;
 
-  explicit TextSide(const std::string& tokenizer_folder) {
-    tokenizers.push_back(lpo::ClipTokenizer::from_directory(tokenizer_folder + "/tokenizer"));
-    if constexpr (F.two_text_encoders) {
-      tokenizers.push_back(lpo::ClipTokenizer::from_directory(tokenizer_folder + "/tokenizer_2"));
-      second = std::make_unique<Second>();
-    }
+  explicit TextSide(std::vector<lpo::ClipTokenizer> words) : tokenizers(std::move(words)) {
+    if constexpr (F.two_text_encoders) second = std::make_unique<Second>();
   }
 
-  void add_to(lpo::ParameterStore<float, lpo::Cpu>& store) {
+  void add_to(lpo::ParameterStore<T, lpo::Cpu>& store) {
     store.add("text_encoder", first);
     if (second) store.add("text_encoder_2", *second);
   }
@@ -54,16 +50,16 @@ struct TextSide {
 
   /// States of prompts; `negative` stands for the empty prompt, and is the empty prompt if it is empty. `empty` and the
   /// size of the picture are for SDXL.
-  lpo::PromptBatch<float, lpo::Cpu> encode(lpo::Tape<lpo::Cpu>& tape, const std::vector<std::string>& prompts,
-                                           const std::string& negative, lpo::EmptyPrompt empty, int height, int width) {
+  lpo::PromptBatch<T, lpo::Cpu> encode(lpo::Tape<lpo::Cpu>& tape, const std::vector<std::string>& prompts,
+                                       const std::string& negative, lpo::EmptyPrompt empty, int height, int width) {
     std::vector<std::int32_t> all;
     for (const std::string& prompt : prompts) {
       const auto row = ids(prompt);
       all.insert(all.end(), row.begin(), row.end());
     }
     const auto run = [&](auto encoder) {
-      return lpo::encode_prompts<float>(tape, encoder, std::span<const std::int32_t>(all),
-                                        static_cast<lpo::index_t>(prompts.size()));
+      return lpo::encode_prompts<T>(tape, encoder, std::span<const std::int32_t>(all),
+                                    static_cast<lpo::index_t>(prompts.size()));
     };
     if constexpr (F.two_text_encoders)
       return run(lpo::SdxlTextEncoder<First, Second>(first, *second, ids(negative), lpo::sdxl_time_ids(height, width),

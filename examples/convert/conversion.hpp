@@ -11,8 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include <sys/stat.h>
-
 #include <lpo/io/clip_vocabulary.hpp>
 #include <lpo/io/config_from_json.hpp>
 #include <lpo/io/diffusers.hpp>
@@ -58,11 +56,6 @@ struct Plan {
   }
 };
 
-inline bool is_directory(const std::string& path) {
-  struct stat status {};
-  return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
-}
-
 namespace detail {
 
 inline std::string weights_name(const std::string& component, const std::string& variant) {
@@ -93,7 +86,7 @@ void expect_fits(const lpo::JsonConfig& json, const Config& given, const Config&
   lpo::detail::expect_same_config(json.name(), canonical(json), canonical(to_json(found)), "the weights");
 }
 
-inline lpo::JsonConfig unet_config(const lpo::SingleFile& file, const Options& o, bool v_prediction) {
+inline lpo::JsonConfig unet_config(const lpo::SingleFile& file, const Options& o, int resolution) {
   lpo::UNetConfig found = file.unet_config();
   if (auto json = given_config(o, "unet")) {
     const lpo::UNetConfig given = lpo::unet_config_from_json(*json);
@@ -109,13 +102,13 @@ inline lpo::JsonConfig unet_config(const lpo::SingleFile& file, const Options& o
   }
   if (!known) shapes_do_not_tell(file.path(), "UNet");
   lpo::JsonConfig json = lpo::unet_json(found);
-  const bool v2 = file.family() == lpo::CheckpointFamily::v2, xl = file.family() == lpo::CheckpointFamily::xl;
-  json.set("sample_size", xl ? 128 : v2 && v_prediction ? 96 : 64);
+  const bool v2 = file.family() == lpo::CheckpointFamily::v2;
+  json.set("sample_size", resolution / (file.has_vae() ? file.vae_config().factor() : 8));
   if (v2) json.set("upcast_attention", true);  // its attention overflows in half precision
   return json;
 }
 
-inline lpo::JsonConfig vae_config(const lpo::SingleFile& file, const Options& o, bool v_prediction) {
+inline lpo::JsonConfig vae_config(const lpo::SingleFile& file, const Options& o, int resolution) {
   lpo::VaeConfig found = file.vae_config();
   if (auto json = given_config(o, "vae")) {
     const lpo::VaeConfig given = lpo::vae_config_from_json(*json);
@@ -125,9 +118,9 @@ inline lpo::JsonConfig vae_config(const lpo::SingleFile& file, const Options& o,
     return *json;
   }
   if (found.groups == 0) shapes_do_not_tell(file.path(), "autoencoder");
-  lpo::JsonConfig json = lpo::vae_json(found, lpo::detail::as_written(lpo::usual_scaling_factor(file.family())));
-  const bool v2 = file.family() == lpo::CheckpointFamily::v2, xl = file.family() == lpo::CheckpointFamily::xl;
-  json.set("sample_size", xl ? 1024 : v2 && v_prediction ? 768 : 512);
+  lpo::JsonConfig json = lpo::vae_json(found, lpo::detail::as_written(lpo::scaling_factor_of(file)));
+  const bool xl = file.family() == lpo::CheckpointFamily::xl;
+  json.set("sample_size", resolution);
   if (xl) json.set("force_upcast", true);  // its activations overflow in half precision
   return json;
 }
@@ -148,28 +141,22 @@ inline lpo::JsonConfig text_config(const lpo::SingleFile& file, const Options& o
 
 /// What the single file or the user says about the schedule.
 inline lpo::JsonConfig scheduler_config(const lpo::SingleFile& file, const Options& o, Plan& plan) {
-  lpo::SchedulerConfig c;
+  std::optional<lpo::PredictionType> asked;
+  if (!o.prediction_type.empty()) asked = lpo::parse_prediction_type(o.prediction_type);
   const std::string path = o.config + "/scheduler/scheduler_config.json";
-  const bool given = !o.config.empty() && lpo::file_exists(path);
-  if (given) c = lpo::scheduler_from_json(lpo::JsonConfig::from_file(path));
-  const auto said = file.metadata().find("modelspec.prediction_type");
-  if (!o.prediction_type.empty()) {
-    c.prediction_type = lpo::parse_prediction_type(o.prediction_type);
-  } else if (given) {
-    return lpo::JsonConfig::from_file(path);
-  } else if (said != file.metadata().end()) {
-    c.prediction_type =
-        said->second.starts_with("v") ? lpo::PredictionType::v_prediction : lpo::PredictionType::epsilon;
-  } else if (file.contains("v_pred")) {  // a mark that some SDXL models carry
-    c.prediction_type = lpo::PredictionType::v_prediction;
-  } else if (file.family() == lpo::CheckpointFamily::v2 && file.has_unet()) {
-    c.prediction_type = lpo::PredictionType::v_prediction;
+  if (!o.config.empty() && lpo::file_exists(path)) {
+    const auto given = lpo::JsonConfig::from_file(path);
+    if (!asked) return given;
+    lpo::SchedulerConfig c = lpo::scheduler_from_json(given);
+    c.prediction_type = *asked;
+    if (file.contains("ztsnr")) c.rescale_betas_zero_snr = true;
+    return lpo::scheduler_json(c);
+  }
+  if (!asked && !file.prediction_type() && file.family() == lpo::CheckpointFamily::v2 && file.has_unet())
     plan.notes.emplace_back(
         "v2 files do not say what the UNet predicts; took v_prediction, as 2.1 at 768 pixels does; the "
         "512-base models need --prediction-type epsilon");
-  }
-  if (file.contains("ztsnr")) c.rescale_betas_zero_snr = true;
-  return lpo::scheduler_json(c);
+  return lpo::scheduler_json(lpo::load_scheduler(file, std::nullopt, asked));
 }
 
 }  // namespace detail
@@ -182,9 +169,10 @@ inline Plan plan_folder(const Options& o) {
   plan.summary = lpo::message(lpo::name_of(file->family()), " checkpoint");
   const bool xl = file->family() == lpo::CheckpointFamily::xl;
   const lpo::JsonConfig scheduler = detail::scheduler_config(*file, o, plan);
-  const bool v_prediction = scheduler.get_or<std::string>("prediction_type", "epsilon") == "v_prediction";
+  const int resolution = lpo::resolution_of(
+      *file, lpo::parse_prediction_type(scheduler.get_or<std::string>("prediction_type", "epsilon")));
 
-  auto weights = std::make_shared<std::vector<lpo::RenamedWeights>>();  // own what they had to transpose
+  auto weights = std::make_shared<std::vector<lpo::RenamedWeights>>();  // keep the file mapped
   std::vector<std::string> written;
   const auto add = [&](const std::string& component, lpo::RenamedWeights renamed, const lpo::JsonConfig& config) {
     lpo::SafetensorsWriter writer;
@@ -197,11 +185,11 @@ inline Plan plan_folder(const Options& o) {
     written.push_back(component);
   };
   if (file->has_unet() && o.wants("unet")) {
-    const auto json = detail::unet_config(*file, o, v_prediction);
+    const auto json = detail::unet_config(*file, o, resolution);
     add("unet", file->unet(lpo::unet_config_from_json(json)), json);
   }
   if (file->has_vae() && o.wants("vae")) {
-    const auto json = detail::vae_config(*file, o, v_prediction);
+    const auto json = detail::vae_config(*file, o, resolution);
     add("vae", file->vae(lpo::vae_config_from_json(json)), json);
   }
   for (std::size_t i = 0; i < file->text_encoders(); ++i) {
@@ -210,16 +198,12 @@ inline Plan plan_folder(const Options& o) {
     const auto json = detail::text_config(*file, o, i);
     add(component, file->text_encoder(lpo::clip_text_config_from_json(json), i), json);
     if (o.tokenizer.empty() || !o.component.empty()) continue;
-    lpo::ClipVocabulary vocabulary = lpo::read_clip_vocabulary(o.tokenizer);
-    // open_clip pads with id 0, OpenAI's CLIP with the end token.
-    const bool open_clip = lpo::ldm_text_encoder_places(file->family())[i].open_clip;
-    const bool has_mark = std::find(vocabulary.tokens.begin(), vocabulary.tokens.end(), "!") != vocabulary.tokens.end();
-    vocabulary.pad_token = open_clip && has_mark ? "!" : vocabulary.end_token;
-    plan.tokenizers.emplace_back(o.to + (i == 0 ? "/tokenizer" : "/tokenizer_2"), std::move(vocabulary));
+    plan.tokenizers.emplace_back(o.to + (i == 0 ? "/tokenizer" : "/tokenizer_2"),
+                                 lpo::padded_for(*file, i, lpo::read_clip_vocabulary(o.tokenizer)));
     written.push_back(i == 0 ? "tokenizer" : "tokenizer_2");
   }
   if (plan.weights.empty()) throw lpo::FileError(lpo::message("[convert] ", o.from, ": has no ", o.component));
-  plan.source = std::make_shared<std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>>(file, weights);
+  plan.source = weights;
   if (const auto others = file->other_keys(); !others.empty())
     plan.notes.push_back(lpo::message(
         others.size(), " tensors belong to no component and are left out: ", lpo::detail::listed(others, 8)));
@@ -288,10 +272,20 @@ inline Plan plan_single_file(const Options& o) {
     if (part.name == "unet") {
       const lpo::UNetConfig c = lpo::unet_config_from_json(part.json);
       lpo::add_stored_weights(writer, part.weights, lpo::ldm_unet_prefix, lpo::ldm_unet_weights(c), o.dtype);
+      if (part.json.has("sample_size") && part.json.original().at("sample_size").is_number_integer()) {
+        const std::string path = o.from + "/vae/config.json";
+        const lpo::VaeConfig vae =
+            lpo::file_exists(path) ? lpo::vae_config_from_json(lpo::JsonConfig::from_file(path)) : lpo::presets::sd_vae;
+        const int side = part.json.get<int>("sample_size") * vae.factor();
+        writer.set_metadata("modelspec.resolution", lpo::message(side, "x", side));
+      }
     } else if (part.name == "vae") {
       const lpo::VaeConfig c = lpo::vae_config_from_json(part.json);
       lpo::add_stored_weights(writer, part.weights, lpo::ldm_vae_prefix, lpo::ldm_vae_weights(c), o.dtype,
                               lpo::detail::legacy_vae_name);
+      if (const float factor = part.json.get_or("scaling_factor", 0.18215f);
+          factor != lpo::usual_scaling_factor(family))
+        writer.set_metadata(lpo::scaling_factor_key, lpo::OrderedJson(lpo::detail::as_written(factor)).dump());
     } else {
       const lpo::TextEncoderPlace place = lpo::ldm_text_encoder_places(family)[part.name == "text_encoder" ? 0 : 1];
       const lpo::ClipTextConfig c = lpo::clip_text_config_from_json(part.json);
@@ -315,7 +309,7 @@ inline Plan plan_single_file(const Options& o) {
 
 /// What is to be written, by the kind of the source. ValueError or FileError where that cannot work.
 inline Plan make_plan(const Options& o) {
-  const bool folder = is_directory(o.from), to_file = o.to.ends_with(".safetensors");
+  const bool folder = lpo::directory_exists(o.from), to_file = o.to.ends_with(".safetensors");
   if (!folder && !lpo::file_exists(o.from))
     throw lpo::FileError(lpo::message("[convert] ", o.from, ": no such file or folder"));
   if (folder && !to_file)

@@ -8,7 +8,7 @@
 
 #include <lpo/io/image.hpp>
 
-#include "../common/model_families.hpp"
+#include "../common/model_source.hpp"
 
 namespace score {
 
@@ -21,7 +21,8 @@ struct Input {
 };
 
 struct Job {
-  std::string reward_model, base_model;
+  std::string reward_model;
+  examples::ModelSource base_model;
   std::vector<std::string> prompts;
   std::vector<Input> inputs;
   std::vector<int> timesteps;
@@ -46,35 +47,8 @@ struct Scores {
   }
 };
 
-/// One source file each, so that they compile side by side.
-Scores score_tiny(const Job& job);
-Scores score_sd15(const Job& job);
-Scores score_sdxl(const Job& job);
-
-struct RewardModel {
-  const examples::ModelFamily* family;
-  Scores (*score)(const Job&);
-};
-inline constexpr RewardModel reward_models[] = {
-#ifdef LPO_FAMILY_SD15
-    {&examples::sd15_family, score_sd15},
-#endif
-#ifdef LPO_FAMILY_SDXL
-    {&examples::sdxl_family, score_sdxl},
-#endif
-    {&examples::tiny_family, score_tiny}};
-
-/// What does not fit between a reward model's folder and a family.
-inline std::vector<std::string> reward_differences(const std::string& folder, const examples::ModelFamily& family) {
-  std::vector<std::string> list;
-  examples::add_differences(list, folder, "unet", family.unet);
-  if (lpo::file_exists(folder + "/text_encoder_2/config.json") != family.two_text_encoders) {
-    list.push_back(family.two_text_encoders ? "text_encoder_2 is missing" : "text_encoder_2 is one too many");
-  } else {
-    examples::add_differences(list, folder, "text_encoder", family.text);
-    if (family.two_text_encoders) examples::add_differences(list, folder, "text_encoder_2", family.text_2);
-  }
-  return list;
-}
+/// Scores of every input under every prompt at every timestep, by a reward model of family F.
+template <const examples::ModelFamily& F>
+Scores score_inputs(const Job& job);
 
 }  // namespace score

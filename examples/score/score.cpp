@@ -77,7 +77,7 @@ void add_file(std::vector<Input>& inputs, const std::string& path) {
 int main(int argc, char** argv) {
   Job job;
   std::vector<std::string> files;
-  std::string prompt_file, format = "table", plot, rng = "torch";
+  std::string base, tokenizer, prompt_file, format = "table", plot, rng = "torch";
   std::vector<int> timesteps = {1};
   int resolution = 0;
   CLI::App app{"Score pictures or latents with a latent reward model."};
@@ -91,8 +91,12 @@ int main(int argc, char** argv) {
       ->required();
   add("lrm", job.reward_model, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")
       ->required();
-  add("pretrained_model_name_or_path", job.base_model, "base model folder: its vae, tokenizers and scheduler are used")
+  add("pretrained_model_name_or_path", base,
+      "base model, a diffusers folder or a single file: its vae, tokenizers and scheduler are used")
       ->required();
+  add("tokenizer", tokenizer,
+      "for single files, which have none: a pipeline's or tokenizer's folder, tokenizer.json, or "
+      "bpe_simple_vocab_16e6.txt.gz");
   add("prompt", job.prompts, "what the pictures should show; may be repeated")->allow_extra_args(false);
   add("prompt_file", prompt_file, "JSON list of prompts, or of objects with a \"caption\"");
   add("timesteps", timesteps, "noise levels, for example 1,201,401")->allow_extra_args(false)->delimiter(',');
@@ -111,7 +115,7 @@ int main(int argc, char** argv) {
   add("plot", plot, "also write a plot of score against timestep to this SVG file");
   CLI11_PARSE(app, argc, argv);
   return examples::run("score", [&] {
-    const auto& model = examples::match_family(job.reward_model, score::reward_models, score::reward_differences);
+    job.base_model = examples::ModelSource(base, "", tokenizer);
     if (!prompt_file.empty()) {
       const auto captions = examples::read_captions(prompt_file);
       job.prompts.insert(job.prompts.end(), captions.begin(), captions.end());
@@ -119,16 +123,20 @@ int main(int argc, char** argv) {
     if (job.prompts.empty()) throw lpo::ValueError("[score] there is no prompt; give --prompt or --prompt_file");
     if (!plot.empty() && !plot.ends_with(".svg"))
       throw lpo::ValueError("[score] --plot " + plot + ": plots are SVG files; end the name in .svg");
-    const auto unet = lpo::JsonConfig::from_file(job.base_model + "/unet/config.json");
-    job.resolution = resolution > 0 ? resolution : model.family->vae.factor() * unet.get_or("sample_size", 64);
-    if (job.resolution % model.family->vae.factor() != 0)
-      throw lpo::ValueError(lpo::message("[score] resolution is ", job.resolution, "; expected a multiple of ",
-                                         model.family->vae.factor()));
     job.torch_noise = rng == "torch";
     job.timesteps = timesteps;
     for (const std::string& file : files) add_file(job.inputs, file);
     if (job.inputs.empty()) throw lpo::ValueError("[score] the files hold no latents");
-    const score::Scores scores = model.score(job);
+    score::Scores scores;
+    examples::with_family(
+        job.reward_model, [&](const auto& family) { return examples::folder_differences(job.reward_model, family); },
+        [&]<const examples::ModelFamily & F>() {
+          job.resolution = resolution > 0 ? resolution : job.base_model.resolution(F);
+          if (job.resolution % F.vae.factor() != 0)
+            throw lpo::ValueError(
+                lpo::message("[score] resolution is ", job.resolution, "; expected a multiple of ", F.vae.factor()));
+          scores = score::score_inputs<F>(job);
+        });
     const std::string text = format == "csv"    ? score::csv_lines(job, scores)
                              : format == "json" ? score::json_text(job, scores)
                                                 : score::table_text(job, scores);

@@ -55,7 +55,7 @@ lpo::Tensor<float, 4> clean_latents(lpo::Tape<Cpu>& tape, const Job& job) {
       vae = std::make_unique<Vae>();
       store.add("vae", *vae);
       store.allocate_frozen();
-      lpo::load_vae(job.base_model + "/vae", *vae, store);
+      job.base_model.load_vae(*vae, store);
     }
     const auto start = tape.snapshot();
     const lpo::RgbImage picture = lpo::resize_image(input.image, job.resolution, job.resolution);
@@ -68,23 +68,21 @@ lpo::Tensor<float, 4> clean_latents(lpo::Tape<Cpu>& tape, const Job& job) {
   return latents;
 }
 
-/// Width: of the score's features. Scores of every input under every prompt at every timestep.
-template <const examples::ModelFamily& F, int Width>
+template <const examples::ModelFamily& F>
 Scores score_inputs(const Job& job) {
   constexpr bool sdxl = F.two_text_encoders;
   constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
-  using Lrm = lpo::LatentRewardModel<F.unet, text_width, Width, !sdxl, float, Cpu>;
+  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Cpu>;
   lpo::Context<Cpu> context(job.threads);
   lpo::Tape<Cpu> tape(context);
-  const lpo::NoiseSchedule schedule(lpo::file_exists(job.base_model + "/scheduler/scheduler_config.json")
-                                        ? lpo::load_scheduler(job.base_model + "/scheduler")
-                                        : lpo::SchedulerConfig{});
+  const lpo::NoiseSchedule schedule(job.base_model.has_scheduler() ? job.base_model.scheduler()
+                                                                   : lpo::SchedulerConfig{});
   const auto clean = clean_latents<F>(tape, job);
 
   const auto lrm = std::make_unique<Lrm>();
   lrm->options.guidance = static_cast<float>(job.guidance);
   const bool own = lpo::file_exists(job.reward_model + "/tokenizer/vocab.json");
-  examples::TextSide<F> text(own ? job.reward_model : job.base_model);
+  examples::TextSide<F, float> text((own ? examples::ModelSource(job.reward_model) : job.base_model).tokenizers(F));
   lpo::ParameterStore<float, Cpu> store;
   store.add("", *lrm);
   text.add_to(store);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <lpo/diffusion/torch_noise.hpp>
@@ -22,23 +23,26 @@ namespace txt2img {
 using lpo::Cpu, lpo::index_t;
 
 /// A model in memory.
-template <const examples::ModelFamily& F>
+template <const examples::ModelFamily& F, class T>
 struct Model {
-  examples::TextSide<F> text;
-  lpo::UNet2DCondition<F.unet, float, Cpu> unet;
-  lpo::AutoencoderKL<F.vae, float, Cpu> vae;
-  lpo::ParameterStore<float, Cpu> store;
+  using V = examples::VaeStorage<F, T>;
 
-  explicit Model(const Job& job) : text(job.model) {
+  examples::TextSide<F, T> text;
+  lpo::UNet2DCondition<F.unet, T, Cpu> unet;
+  lpo::AutoencoderKL<F.vae, V, Cpu> vae;
+  lpo::ParameterStore<T, Cpu> store;
+  lpo::ParameterStore<V, Cpu> vae_store;
+
+  explicit Model(const Job& job) : text(job.model.tokenizers(F)) {
     text.add_to(store);
     store.add("unet", unet);
-    store.add("vae", vae);
+    vae_store.add("vae", vae);
     store.allocate_frozen();
-    lpo::load_text_encoder(job.model + "/text_encoder", text.first, store, "text_encoder", job.variant);
-    if (text.second)
-      lpo::load_text_encoder(job.model + "/text_encoder_2", *text.second, store, "text_encoder_2", job.variant);
-    lpo::load_unet(job.model + "/unet", unet, store, "unet", job.variant);
-    lpo::load_vae(job.model + "/vae", vae, store, "vae", job.variant);
+    vae_store.allocate_frozen();
+    job.model.load_text_encoder(text.first, store, 0);
+    if (text.second) job.model.load_text_encoder(*text.second, store, 1);
+    job.model.load_unet(unet, store);
+    job.model.load_vae(vae, vae_store);
     for (const Lora& lora : job.loras) merge(lora);
   }
 
@@ -91,16 +95,18 @@ class PictureNoise {
 };
 
 /// Latents [n, h, w, c] to pictures, one at a time: decoding takes more memory than denoising.
-template <const examples::ModelFamily& F>
-std::vector<lpo::RgbImage> decode(lpo::Tape<Cpu>& tape, Model<F>& model, const lpo::View<float, 4, Cpu>& latents) {
+template <const examples::ModelFamily& F, class T>
+std::vector<lpo::RgbImage> decode(lpo::Tape<Cpu>& tape, Model<F, T>& model, const lpo::View<float, 4, Cpu>& latents) {
+  using V = examples::VaeStorage<F, T>;
   std::vector<lpo::RgbImage> images;
   const auto guard = tape.inference();
   for (index_t i = 0; i < latents.extent(0); ++i) {
     const auto start = tape.snapshot();
     const lpo::View<const float, 4, Cpu> row = latents.slice(0, i, i + 1);
-    const lpo::Var<float, 4, Cpu> unscaled =
+    const lpo::Var<V, 4, Cpu> unscaled =
         lpo::constant(tape, row) * (1.0 / static_cast<double>(model.vae.scaling_factor));
-    const lpo::Var<float, 4, Cpu> pixels = model.vae.decode(unscaled);
+    const lpo::Var<V, 4, Cpu> decoded = model.vae.decode(unscaled);
+    const lpo::Tensor<float, 4> pixels = 1.0 * decoded.view();
     images.push_back(
         lpo::image_of_values(pixels.data(), static_cast<int>(pixels.extent(2)), static_cast<int>(pixels.extent(1))));
     tape.rewind(start);
@@ -108,12 +114,36 @@ std::vector<lpo::RgbImage> decode(lpo::Tape<Cpu>& tape, Model<F>& model, const l
   return images;
 }
 
-template <const examples::ModelFamily& F>
+/// A denoiser in T for latents in float32: steps that were rounded to T each time would add up.
+template <class Denoiser>
+class FloatDenoiser {
+ public:
+  FloatDenoiser(lpo::Context<Cpu>& context, Denoiser& denoiser) : context_(context), denoiser_(denoiser) {}
+
+  void predict(const lpo::View<const float, 4, Cpu>& latents, double timestep,
+               const lpo::View<float, 4, Cpu>& prediction) {
+    using T = typename Denoiser::T;
+    if constexpr (std::is_same_v<T, float>) {
+      denoiser_.predict(latents, timestep, prediction);
+    } else {
+      lpo::Tensor<T, 4> in(latents.extents), out(prediction.extents);
+      lpo::evaluate(&context_, in.view(), 1.0 * latents);
+      denoiser_.predict(in.view(), timestep, out.view());
+      lpo::evaluate(&context_, prediction, 1.0 * out.view());
+    }
+  }
+
+ private:
+  lpo::Context<Cpu>& context_;
+  Denoiser& denoiser_;
+};
+
+template <const examples::ModelFamily& F, class T>
 void generate(const Job& job, PictureWriter& writer) {
   lpo::Context<Cpu> context(job.threads);
   lpo::Tape<Cpu> tape(context);
-  std::fprintf(stderr, "reading %s\n", job.model.c_str());
-  const auto model = std::make_unique<Model<F>>(job);
+  std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
+  const auto model = std::make_unique<Model<F, T>>(job);
   const lpo::NoiseSchedule schedule(job.schedule);
   const lpo::Sampler sampler(schedule, job.schedule.sampler, job.steps, job.eta);
 
@@ -127,7 +157,9 @@ void generate(const Job& job, PictureWriter& writer) {
   lpo::ProgressReporter reporter("denoise", 0, static_cast<index_t>(batches) * steps, std::ref(bar));
   index_t steps_done = 0;
 
-  lpo::GuidedDenoiser<decltype(model->unet)> denoiser(tape, model->unet, job.guidance_scale, job.guidance_rescale);
+  lpo::GuidedDenoiser<decltype(model->unet)> guided(tape, model->unet, job.guidance_scale, job.guidance_rescale);
+  FloatDenoiser denoiser(context, guided);
+  const auto empty = job.model.zeros_for_empty_prompt() ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
   for (std::size_t begin = 0; begin < requests.size(); begin += batch) {
     const std::size_t end = std::min(requests.size(), begin + batch);
     std::vector<std::string> prompts;
@@ -136,10 +168,8 @@ void generate(const Job& job, PictureWriter& writer) {
       prompts.push_back(requests[i].prompt);
       noise.emplace_back(requests[i].seed, job.torch_noise);
     }
-    const auto states = model->text.encode(tape, prompts, job.negative_prompt,
-                                           job.zeros_for_empty ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded,
-                                           job.height, job.width);
-    denoiser.set_prompts(states);
+    const auto states = model->text.encode(tape, prompts, job.negative_prompt, empty, job.height, job.width);
+    guided.set_prompts(states);
     lpo::Tensor<float, 4> latents(lpo::Extents<4>{static_cast<index_t>(end - begin), job.height / F.vae.factor(),
                                                   job.width / F.vae.factor(), F.unet.in_channels});
     const auto each_row = [&](const lpo::View<float, 4, Cpu>& rows, const auto& fill) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What txt2img can be told, and what it makes of that for one model folder.
+// What txt2img can be told, and what it makes of that for one model.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,14 @@
 
 #include <lpo/diffusion/scheduler_config.hpp>
 
+#include "../common/model_source.hpp"
+
 namespace txt2img {
 
 /// The command line; what is absent comes from the model.
 struct Options {
-  std::string model, variant, prompt, prompt_file, negative_prompt, scheduler, output_dir = "txt2img-out";
+  std::string model, variant, tokenizer, prompt, prompt_file, negative_prompt, scheduler, prediction_type;
+  std::string output_dir = "txt2img-out";
   std::string rng = "torch", dtype = "float32";
   std::vector<std::string> loras;
   int steps = 50, height = 0, width = 0, images_per_prompt = 1, batch_size = 1, threads = 0;
@@ -32,13 +35,13 @@ struct Lora {
 
 /// Everything decided: what the pipelines work from.
 struct Job {
-  std::string model, variant, model_name, family, negative_prompt;
+  examples::ModelSource model;
+  std::string dtype, negative_prompt;
   std::vector<std::string> prompts;
   std::vector<Lora> loras;
   lpo::SchedulerConfig schedule;
   int steps = 50, height = 512, width = 512, images_per_prompt = 1, batch_size = 1, threads = 0;
   double guidance_scale = 7.5, guidance_rescale = 0, eta = 0;
-  bool zeros_for_empty = true;  ///< SDXL: force_zeros_for_empty_prompt of model_index.json
   bool torch_noise = true;
   std::uint64_t seed = 0;
 };

@@ -51,7 +51,7 @@ inline std::string parameters_text(const Job& job, const std::string& prompt, st
   if (!job.negative_prompt.empty()) text += "Negative prompt: " + job.negative_prompt + "\n";
   text += lpo::message("Steps: ", job.steps, ", Sampler: ", display_name(job.schedule.sampler),
                        ", CFG scale: ", short_text(job.guidance_scale), ", Seed: ", seed, ", Size: ", job.width, "x",
-                       job.height, ", Model: ", job.model_name);
+                       job.height, ", Model: ", job.model.name());
   if (job.guidance_rescale != 0) text += ", CFG rescale: " + short_text(job.guidance_rescale);
   if (job.eta != 0) text += ", Eta: " + short_text(job.eta);
   for (const Lora& lora : job.loras) text += lpo::message(", Lora: ", lora.path, ":", short_text(lora.scale));
@@ -84,7 +84,8 @@ class PictureWriter {
     line["height"] = job_.height;
     line["width"] = job_.width;
     line["rng"] = job_.torch_noise ? "torch" : "philox";
-    line["model"] = job_.model;
+    line["model"] = job_.model.path();
+    line["dtype"] = job_.dtype;
     line["lora"] = lpo::OrderedJson::array();
     for (const Lora& lora : job_.loras) line["lora"].push_back(lpo::message(lora.path, ":", short_text(lora.scale)));
     metadata_ += line.dump() + "\n";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The pipelines of txt2img, one source file each: they compile side by side.
+// The pipelines of txt2img: pipeline.cpp compiles each on its own, side by side.
 #pragma once
 
 #include "../common/model_families.hpp"
@@ -7,27 +7,8 @@
 
 namespace txt2img {
 
-/// Reads the model and draws every picture of the job.
-void generate_tiny(const Job& job, PictureWriter& writer);
-void generate_sd15(const Job& job, PictureWriter& writer);
-void generate_sd21(const Job& job, PictureWriter& writer);
-void generate_sdxl(const Job& job, PictureWriter& writer);
-
-struct Pipeline {
-  const examples::ModelFamily* family;
-  void (*generate)(const Job&, PictureWriter&);
-};
-/// Those that this program was built with (CMake's LPO_EXAMPLE_FAMILIES).
-inline constexpr Pipeline pipelines[] = {
-#ifdef LPO_FAMILY_SD15
-    {&examples::sd15_family, generate_sd15},
-#endif
-#ifdef LPO_FAMILY_SD21
-    {&examples::sd21_family, generate_sd21},
-#endif
-#ifdef LPO_FAMILY_SDXL
-    {&examples::sdxl_family, generate_sdxl},
-#endif
-    {&examples::tiny_family, generate_tiny}};
+/// Reads the model, whose family is F, into weights and activations stored as T, and draws every picture of the job.
+template <const examples::ModelFamily& F, class T>
+void generate(const Job& job, PictureWriter& writer);
 
 }  // namespace txt2img

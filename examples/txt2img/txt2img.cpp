@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// txt2img: prompts to pictures with a Stable Diffusion model folder.
+// txt2img: prompts to pictures with a Stable Diffusion model, a diffusers folder or a single file.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 
@@ -30,21 +31,18 @@ txt2img::Lora parse_lora(const std::string& text) {
 }
 
 /// Height or width: what was asked for, or what the model was trained on.
-int picture_side(int asked, const lpo::JsonConfig& unet, const examples::ModelFamily& family, const char* name) {
-  const int factor = family.vae.factor(), multiple = factor << (family.unet.levels - 1);
-  const int side = asked > 0 ? asked : factor * unet.get_or("sample_size", 64);
+int picture_side(int asked, int usual, const examples::ModelFamily& family, const char* name) {
+  const int multiple = family.vae.factor() << (family.unet.levels - 1);
+  const int side = asked > 0 ? asked : usual;
   if (side % multiple != 0)
     throw lpo::ValueError(lpo::message("[txt2img] ", name, " is ", side, "; this model draws multiples of ", multiple));
   return side;
 }
 
-Job make_job(const Options& o, const examples::ModelFamily& family) {
+Job make_job(const Options& o, const examples::ModelSource& model, const examples::ModelFamily& family) {
   Job job;
-  job.model = o.model;
-  job.variant = o.variant;
-  job.model_name = o.model.substr(o.model.find_last_of('/', o.model.find_last_not_of('/')) + 1);
-  while (job.model_name.ends_with('/')) job.model_name.pop_back();
-  job.family = family.name;
+  job.model = model;
+  job.dtype = o.dtype;
   job.negative_prompt = o.negative_prompt;
   if (!o.prompt.empty()) job.prompts.push_back(o.prompt);
   if (!o.prompt_file.empty()) {
@@ -54,10 +52,12 @@ Job make_job(const Options& o, const examples::ModelFamily& family) {
   if (job.prompts.empty()) throw lpo::ValueError("[txt2img] there is nothing to draw; give --prompt or --prompt_file");
   for (const std::string& lora : o.loras) job.loras.push_back(parse_lora(lora));
   const auto sampler = o.scheduler.empty() ? std::nullopt : std::optional(lpo::parse_sampler(o.scheduler));
-  job.schedule = lpo::load_scheduler(o.model + "/scheduler", sampler);
-  const auto unet = lpo::JsonConfig::from_file(o.model + "/unet/config.json");
-  job.height = picture_side(o.height, unet, family, "height");
-  job.width = picture_side(o.width, unet, family, "width");
+  const auto predicted =
+      o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
+  job.schedule = model.scheduler(sampler, predicted);
+  const int usual = model.resolution(family, predicted);
+  job.height = picture_side(o.height, usual, family, "height");
+  job.width = picture_side(o.width, usual, family, "width");
   job.steps = o.steps;
   job.images_per_prompt = o.images_per_prompt;
   job.batch_size = o.batch_size;
@@ -68,22 +68,33 @@ Job make_job(const Options& o, const examples::ModelFamily& family) {
   job.eta = o.eta;
   job.torch_noise = o.rng == "torch";
   job.seed = o.seed;
-  if (lpo::file_exists(o.model + "/model_index.json"))
-    job.zeros_for_empty =
-        lpo::JsonConfig::from_file(o.model + "/model_index.json").get_or("force_zeros_for_empty_prompt", true);
   return job;
 }
 
-void program(const Options& o) {
-  const auto& pipeline = examples::match_family(o.model, txt2img::pipelines, examples::pipeline_differences);
-  const Job job = make_job(o, *pipeline.family);
+template <const examples::ModelFamily& F, class T>
+void draw(const Options& o, const examples::ModelSource& model) {
+  const Job job = make_job(o, model, F);
   lpo::Sampler(lpo::NoiseSchedule(job.schedule), job.schedule.sampler, job.steps,
                job.eta);  // refuses what it cannot do
-  if (o.dry_run) return txt2img::print_plan(job, *pipeline.family, o.output_dir);
+  if (o.dry_run) return txt2img::print_plan(job, F, sizeof(T), sizeof(examples::VaeStorage<F, T>), o.output_dir);
   txt2img::PictureWriter writer(job, o.output_dir);
-  pipeline.generate(job, writer);
+  txt2img::generate<F, T>(job, writer);
   const std::string grid = writer.write_grid();
   if (!grid.empty()) std::printf("%s\n", grid.c_str());
+}
+
+void program(const Options& o) {
+  const examples::ModelSource model(o.model, o.variant, o.tokenizer);
+  if (o.prediction_type.empty() && model.guesses_prediction_type())
+    std::fprintf(stderr,
+                 "note: %s does not say what its UNet predicts; taking v_prediction, as 2.1 at 768 pixels does; "
+                 "the 512-base models need --prediction_type epsilon\n",
+                 model.path().c_str());
+  examples::with_family(
+      model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
+      [&]<const examples::ModelFamily & F>() {
+        examples::with_storage(o.dtype, [&]<class T>() { draw<F, T>(o, model); });
+      });
 }
 
 }  // namespace
@@ -97,8 +108,12 @@ int main(int argc, char** argv) {
   };
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  add("pretrained_model_name_or_path", o.model, "model folder as diffusers lays it out")->required();
+  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
+      ->required();
   add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
+  add("tokenizer", o.tokenizer,
+      "for single files, which have none: a pipeline's or tokenizer's folder, tokenizer.json, or "
+      "bpe_simple_vocab_16e6.txt.gz");
   add("prompt", o.prompt, "what to draw");
   add("prompt_file", o.prompt_file, "JSON list of prompts, or of objects with a \"caption\"");
   add("negative_prompt", o.negative_prompt, "what to stay away from");
@@ -113,12 +128,14 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   add("seed", o.seed, "seed of the first picture of each prompt");
   add("scheduler", o.scheduler, "ddim, ddpm, euler, euler_a, dpm++_2m, dpm++_2m_karras or pndm [the model's]");
+  add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
+      ->check(CLI::IsMember({"epsilon", "v_prediction"}));
   add("eta", o.eta, "DDIM: 0 is deterministic, 1 is DDPM")->check(CLI::Range(0.0, 1.0));
   add("lora", o.loras, "LoRA FILE or FILE:STRENGTH; may be repeated")->allow_extra_args(false);
   add("rng", o.rng, "noise: torch (diffusers' picture for a seed) or philox")
       ->check(CLI::IsMember({"torch", "philox"}));
-  add("dtype", o.dtype, "how weights are kept in memory; only float32 is compiled in, 16-bit files are widened")
-      ->check(CLI::IsMember({"float32"}));
+  add("dtype", o.dtype, "how weights and activations are kept in memory; arithmetic is float32")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   add("output_dir", o.output_dir, "where pictures and metadata.jsonl go");
   app.add_flag(examples::both_spellings("dry_run"), o.dry_run, "print the plan and stop");

@@ -13,6 +13,7 @@
 
 #include "io/single_file_goldens.hpp"
 #include "io/temporary_directory.hpp"
+#include "stored_models.hpp"
 
 using namespace lpo;
 using conversion::Options;
@@ -103,36 +104,36 @@ TEST_CASE("a model that lpo wrote, wide enough that shapes tell all: configs and
   static constexpr VaeConfig vae_config{.levels = 2, .channels = {32, 64, 0, 0}, .layers_per_block = 1};
   static constexpr ClipTextConfig text_config{
       .vocabulary = 20, .width = 64, .hidden = 32, .layers = 2, .heads = 1, .positions = 7};
-  auto unet = std::make_unique<UNet2DCondition<unet_config, float, Reference>>();
-  auto vae = std::make_unique<AutoencoderKL<vae_config, float, Reference>>();
-  auto text = std::make_unique<CLIPTextModel<text_config, float, Reference>>();
-  ParameterStore<float, Reference> store;
-  store.add("unet", *unet);
-  store.add("vae", *vae);
-  store.add("text_encoder", *text);
-  store.allocate_frozen();
-  store.initialize(5);
-  const std::vector<float> before(store.values().begin(), store.values().end());
+  StoredPipeline<unet_config, vae_config, text_config> pipeline(5);
+  auto& [unet, vae, text, store] = pipeline;
+  vae->scaling_factor = 0.7123f;  // not the family's: files carry it
+  ComponentOptions options;
+  options.config.set("sample_size", 24);
+  const auto before = pipeline.values();
   const TemporaryDirectory directory;
-  save_unet(directory.file("a/unet"), *unet, store);
+  save_unet(directory.file("a/unet"), *unet, store, "unet", options);
   save_vae(directory.file("a/vae"), *vae, store);
   save_text_encoder(directory.file("a/text_encoder"), *text, store);
   convert({.from = directory.file("a"), .to = directory.file("one.safetensors")});
   convert({.from = directory.file("one.safetensors"), .to = directory.file("b")});
 
-  const auto cleared = [&] { std::fill(store.values().begin(), store.values().end(), 0.0f); };
-  cleared();
-  load_unet(directory.file("b/unet"), *unet, store);  // compares every setting
+  pipeline.clear();
+  vae->scaling_factor = 0;
+  const auto unet_report = load_unet(directory.file("b/unet"), *unet, store);  // compares every setting
+  CHECK(unet_report.config.get<int>("sample_size") == 24);
   load_vae(directory.file("b/vae"), *vae, store);
   load_text_encoder(directory.file("b/text_encoder"), *text, store);
-  CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
-  CHECK(vae->scaling_factor == 0.18215f);
-  cleared();
+  CHECK(pipeline.values() == before);
+  CHECK(vae->scaling_factor == 0.7123f);
+  pipeline.clear();
+  vae->scaling_factor = 0;
   const SingleFile file(directory.file("one.safetensors"));
   load_unet(file, *unet, store);
   load_vae(file, *vae, store);
+  CHECK(vae->scaling_factor == 0.7123f);
+  CHECK(resolution_of(file, PredictionType::epsilon) == 48);
   load_text_encoder(file, *text, store);
-  CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
+  CHECK(pipeline.values() == before);
 }
 
 TEST_CASE("types, variants, single components and tokenizers") {

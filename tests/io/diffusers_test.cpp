@@ -9,7 +9,8 @@
 #include <memory>
 
 #include "golden_file.hpp"
-#include "model/unet_goldens.hpp"
+#include "model/model_goldens.hpp"
+#include "stored_models.hpp"
 #include "temporary_directory.hpp"
 
 using namespace lpo;
@@ -58,10 +59,6 @@ void check_fits(const std::string& text, const Config& compiled) {
   CHECK(json.unread_keys().empty());
 }
 
-constexpr VaeConfig small_vae{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
-constexpr ClipTextConfig small_text{
-    .vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
-
 }  // namespace
 
 TEST_CASE("published configs fit the presets and hold no unknown keys") {
@@ -74,8 +71,8 @@ TEST_CASE("configs that diffusers and transformers wrote fit the compiled models
   check_fits(golden::open("unet_sd15").metadata().at("config"), golden::sd15);
   check_fits(golden::open("unet_sd21").metadata().at("config"), golden::sd21);
   check_fits(golden::open("unet_sdxl").metadata().at("config"), golden::sdxl);
-  check_fits(golden::open("vae").metadata().at("config"), small_vae);
-  check_fits(golden::open("clip_text").metadata().at("config_quick"), small_text);
+  check_fits(golden::open("vae").metadata().at("config"), golden::vae);
+  check_fits(golden::open("clip_text").metadata().at("config_quick"), golden::quick_text);
   check_fits(golden::open("clip_text").metadata().at("config_gelu"), ClipTextConfig{.vocabulary = 48,
                                                                                     .width = 16,
                                                                                     .hidden = 40,
@@ -118,9 +115,9 @@ TEST_CASE("architectures are read from config.json") {
   for (const UNetConfig& c : {golden::sd15, golden::sd21, golden::sdxl})
     CHECK(unet_config_from_json(unet_json(c)) == c);
   CHECK(unet_config_from_json(json(golden::open("unet_sdxl").metadata().at("config"))) == golden::sdxl);
-  CHECK(vae_config_from_json(json(golden::open("vae").metadata().at("config"))) == small_vae);
+  CHECK(vae_config_from_json(json(golden::open("vae").metadata().at("config"))) == golden::vae);
   CHECK(vae_config_from_json(vae_json(presets::sd_vae, 1)) == presets::sd_vae);
-  CHECK(clip_text_config_from_json(json(golden::open("clip_text").metadata().at("config_quick"))) == small_text);
+  CHECK(clip_text_config_from_json(json(golden::open("clip_text").metadata().at("config_quick"))) == golden::quick_text);
   for (const ClipTextConfig& c : {presets::clip_l, presets::clip_h, presets::clip_bigg})
     CHECK(clip_text_config_from_json(clip_text_json(c)) == c);
 
@@ -254,15 +251,8 @@ TEST_CASE("the model index lists components") {
 
 TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
   TemporaryDirectory directory;
-  auto unet = std::make_unique<UNet2DCondition<golden::sd21, float, Reference>>();
-  auto vae = std::make_unique<AutoencoderKL<small_vae, float, Reference>>();
-  auto text = std::make_unique<CLIPTextModel<small_text, float, Reference>>();
-  ParameterStore<float, Reference> store;
-  store.add("unet", *unet);
-  store.add("vae", *vae);
-  store.add("text_encoder", *text);
-  store.allocate_frozen();
-  store.initialize(7);
+  StoredPipeline<golden::sd21, golden::vae, golden::quick_text> pipeline(7);
+  auto& [unet, vae, text, store] = pipeline;
   vae->scaling_factor = 0.75f;
   text->end_token = 47;
   ComponentOptions options;
@@ -271,8 +261,8 @@ TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
   save_unet(directory.file("unet"), *unet, store, "unet", options);
   save_vae(directory.file("vae"), *vae, store);
   save_text_encoder(directory.file("text_encoder"), *text, store);
-  const std::vector<float> before(store.values().begin(), store.values().end());
-  std::fill(store.values().begin(), store.values().end(), 0.0f);
+  const auto before = pipeline.values();
+  pipeline.clear();
   vae->scaling_factor = 0;
   text->end_token = -1;
 
@@ -282,20 +272,17 @@ TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
   CHECK(report.weights.unused.empty());
   load_vae(directory.file("vae"), *vae, store);
   load_text_encoder(directory.file("text_encoder"), *text, store);
-  CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
+  CHECK(pipeline.values() == before);
   CHECK(vae->scaling_factor == 0.75f);
   CHECK(text->end_token == 47);
   CHECK(has_part(directory.read("vae/config.json"), "\"scaling_factor\": 0.75"));
 
   SUBCASE("the encoder half reads a whole UNet and leaves the up blocks") {
-    auto half = std::make_unique<UNetEncoder<golden::sd21, float, Reference>>();
-    ParameterStore<float, Reference> half_store;
-    half_store.add("unet", *half);
-    half_store.allocate_frozen();
-    const auto half_report = load_unet(directory.file("unet"), *half, half_store);
-    CHECK(half_report.weights.loaded == half_store.entries().size());
+    const StoredModel<UNetEncoder<golden::sd21, float, Reference>> half("unet");
+    const auto half_report = load_unet(directory.file("unet"), *half, half.store);
+    CHECK(half_report.weights.loaded == half.store.entries().size());
     CHECK(half_report.weights.unused.size() ==
-          store.entries().size() - half_store.entries().size() -
+          store.entries().size() - half.store.entries().size() -
               static_cast<std::size_t>(std::count_if(store.entries().begin(), store.entries().end(),
                                                      [](const auto& e) { return !e.name.starts_with("unet."); })));
     for (const std::string& key : half_report.weights.unused)
@@ -310,11 +297,8 @@ TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
     CHECK_NOTHROW(load_unet(directory.file("unet16"), *unet, store, "unet", "fp16"));
   }
   SUBCASE("a component of another shape changes nothing") {
-    auto other = std::make_unique<UNet2DCondition<golden::sd15, float, Reference>>();
-    ParameterStore<float, Reference> other_store;
-    other_store.add("unet", *other);
-    other_store.allocate_frozen();
-    const auto error = message_of<FileError>([&] { load_unet(directory.file("unet"), *other, other_store); });
+    const StoredModel<UNet2DCondition<golden::sd15, float, Reference>> other("unet");
+    const auto error = message_of<FileError>([&] { load_unet(directory.file("unet"), *other, other.store); });
     CHECK(has_part(error, "block_out_channels is [8,16,16,24] in the file, [8,16,16,16] in the model"));
   }
 }

@@ -12,7 +12,7 @@
 
 #include "golden_file.hpp"
 #include "model/model_backends.hpp"
-#include "model/unet_goldens.hpp"
+#include "model/model_goldens.hpp"
 #include "temporary_directory.hpp"
 
 using namespace lpo;
@@ -339,9 +339,8 @@ TEST_CASE("alpha_pattern takes names and anchored names, the first that matches"
 }
 
 TEST_CASE("a text encoder's adapters are written and read") {
-  constexpr ClipTextConfig small{.vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
   struct Encoder {
-    CLIPTextModel<small, float, Reference> model;
+    CLIPTextModel<golden::quick_text, float, Reference> model;
     ParameterStore<float, Reference> store;
     explicit Encoder(float alpha) {
       CHECK(enable_lora<float, Reference>(model, 2, alpha) == 3 * 4);

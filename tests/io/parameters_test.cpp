@@ -4,14 +4,12 @@
 
 #include <doctest/doctest.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include <lpo/nn/conv2d.hpp>
 
+#include "mapped_memory.hpp"
 #include "temporary_directory.hpp"
 
 using namespace lpo;
@@ -192,15 +190,6 @@ TEST_CASE("loading keeps no pages of the file in memory") {
   store.allocate_frozen();
   const TemporaryDirectory directory;
   save_parameters(directory.file("weights"), store);  // 16 MiB
-  const auto mapped_kilobytes = [] {
-    std::FILE* const status = std::fopen("/proc/self/status", "r");
-    REQUIRE(status != nullptr);
-    long kilobytes = -1;
-    for (char line[256]; std::fgets(line, sizeof line, status) != nullptr;)
-      if (std::strncmp(line, "RssFile:", 8) == 0) kilobytes = std::atol(line + 8);
-    std::fclose(status);
-    return kilobytes;
-  };
   const SafetensorsFile file(directory.file("weights"));
   const long before = mapped_kilobytes();
   REQUIRE(before >= 0);

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <set>
@@ -17,6 +18,8 @@
 #include "golden_file.hpp"
 #include "io/single_file_goldens.hpp"
 #include "io/temporary_directory.hpp"
+#include "mapped_memory.hpp"
+#include "stored_models.hpp"
 
 using namespace lpo;
 
@@ -46,8 +49,6 @@ SafetensorsFile changed(const SafetensorsFile& file, std::string& bytes, const R
   bytes = writer.bytes();
   return SafetensorsFile::from_memory(bytes.data(), bytes.size(), "changed.safetensors");
 }
-
-SingleFile single(SafetensorsFile file) { return SingleFile(std::make_shared<const SafetensorsFile>(std::move(file))); }
 
 }  // namespace
 
@@ -147,14 +148,8 @@ TEST_CASE("compiled models load from a single file") {
                                               .quick_gelu = false,
                                               .projection = 8};
   const SingleFile file(golden_path("sdxl"));
-  auto unet = std::make_unique<UNet2DCondition<unet_config, float, Reference>>();
-  auto vae = std::make_unique<AutoencoderKL<vae_config, float, Reference>>();
-  auto text = std::make_unique<CLIPTextModel<text_config, float, Reference>>();
-  ParameterStore<float, Reference> store;
-  store.add("unet", *unet);
-  store.add("vae", *vae);
-  store.add("text_encoder_2", *text);
-  store.allocate_frozen();
+  StoredPipeline<unet_config, vae_config, text_config> pipeline(1, "text_encoder_2");
+  auto& [unet, vae, text, store] = pipeline;
   vae->scaling_factor = 0;
   std::size_t loaded = load_unet(file, *unet, store).loaded + load_vae(file, *vae, store).loaded;
   loaded += load_text_encoder(file, *text, store, "text_encoder_2", 1).loaded;
@@ -173,19 +168,17 @@ TEST_CASE("compiled models load from a single file") {
   }
 
   SUBCASE("the encoder half too") {
-    auto half = std::make_unique<UNetEncoder<unet_config, float, Reference>>();
-    ParameterStore<float, Reference> half_store;
-    half_store.add("unet", *half);
-    half_store.allocate_frozen();
-    CHECK(load_unet(file, *half, half_store).loaded == half_store.entries().size());
+    const StoredModel<UNetEncoder<unet_config, float, Reference>> half("unet");
+    CHECK(load_unet(file, *half, half.store).loaded == half.store.entries().size());
   }
   SUBCASE("another architecture is refused with a list, and nothing changes") {
-    const std::vector<float> before(store.values().begin(), store.values().end());
-    const auto error = message_of<FileError>([&] { load_unet(SingleFile(golden_path("sd15")), *unet, store); });
+    const auto before = pipeline.values();
+    const auto error =
+        message_of<FileError>([&] { load_unet(SingleFile(golden_path("sd15")), *pipeline.unet, pipeline.store); });
     CHECK(has_part(error, "single_file_sd15.safetensors does not fit the architecture: "));
     CHECK(has_part(error, " are missing: model.diffusion_model.label_emb.0.0.weight, "));
     CHECK(has_part(error, " tensors under \"model.diffusion_model.\" are not part of it: "));
-    CHECK(std::equal(before.begin(), before.end(), store.values().begin()));
+    CHECK(pipeline.values() == before);
   }
 }
 
@@ -197,7 +190,7 @@ TEST_CASE("files with one component, other prefixes, or wrapped keys") {
   };
   SUBCASE("a UNet, with and without its prefix") {
     for (const char* prefix : {"model.diffusion_model.", ""}) {
-      const SingleFile file = single(changed(whole, bytes, below("model.diffusion_model.", prefix)));
+      const SingleFile file(changed(whole, bytes, below("model.diffusion_model.", prefix)));
       CHECK(file.has_unet());
       CHECK_FALSE(file.has_vae());
       CHECK(file.text_encoders() == 0);
@@ -210,25 +203,26 @@ TEST_CASE("files with one component, other prefixes, or wrapped keys") {
   }
   SUBCASE("a UNet alone tells XL by its added conditioning") {
     const SafetensorsFile xl(golden_path("sdxl"));
-    CHECK(single(changed(xl, bytes, below("model.diffusion_model.", ""))).family() == CheckpointFamily::xl);
+    CHECK(SingleFile(changed(xl, bytes, below("model.diffusion_model.", ""))).family() == CheckpointFamily::xl);
   }
   SUBCASE("an autoencoder, under each of its prefixes") {
     for (const char* prefix : {"first_stage_model.", "vae.", ""}) {
-      const SingleFile file = single(changed(whole, bytes, below("first_stage_model.", prefix)));
+      const SingleFile file(changed(whole, bytes, below("first_stage_model.", prefix)));
       CHECK(file.has_vae());
       CHECK_FALSE(file.has_unet());
       CHECK(file.vae(file.vae_config()).keys().size() == file.keys().size());
     }
   }
   SUBCASE("everything below state_dict, beside the state of a training program") {
-    const SingleFile file = single(changed(whole, bytes, [](const std::string& key) {
+    const SingleFile file(changed(whole, bytes, [](const std::string& key) {
       return key == "betas" ? std::string("global_step") : "state_dict." + key;
     }));
     CHECK(file.keys().size() == whole.keys().size() - 1);
     CHECK(golden::components_of(file).size() == 3);
   }
   SUBCASE("averaged weights alone are no checkpoint") {
-    const auto error = message_of<FileError>([&] { single(changed(whole, bytes, below("model_ema.", "model_ema."))); });
+    const auto error =
+        message_of<FileError>([&] { SingleFile(changed(whole, bytes, below("model_ema.", "model_ema."))); });
     CHECK(error ==
           "[checkpoint] changed.safetensors: has no UNet, autoencoder or text encoder in the layout of single "
           "files; its first keys: model_ema.decay, model_ema.diffusion_modelout2bias");
@@ -240,7 +234,7 @@ TEST_CASE("files with one component, other prefixes, or wrapped keys") {
     add_weights(writer, unet);
     bytes = writer.bytes();
     const auto error = message_of<FileError>(
-        [&] { single(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "unet.safetensors")); });
+        [&] { SingleFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "unet.safetensors")); });
     CHECK(has_part(error, "it looks like a component of a diffusers folder: give the folder"));
   }
 }
@@ -249,7 +243,7 @@ TEST_CASE("missing and foreign tensors are listed in one error") {
   const SafetensorsFile whole(golden_path("sd15"));
   std::string bytes;
   const std::string unet = "model.diffusion_model.";
-  const SingleFile file = single(changed(whole, bytes, [&](const std::string& key) {
+  const SingleFile file(changed(whole, bytes, [&](const std::string& key) {
     if (key == unet + "input_blocks.0.0.bias" || key == unet + "middle_block.1.norm.bias") return std::string();
     return key == unet + "out.2.bias" ? unet + "control.bias" : key;
   }));
@@ -260,6 +254,78 @@ TEST_CASE("missing and foreign tensors are listed in one error") {
                        "model.diffusion_model.control.bias",
                        FileError);
   CHECK_NOTHROW(file.vae(file.vae_config()));
+}
+
+TEST_CASE("settings: what the metadata says, else what is usual") {
+  const SafetensorsFile whole(golden_path("sd21"));
+  std::string bytes;
+  const auto with = [&](const std::map<std::string, std::string>& metadata) {
+    SafetensorsWriter writer;
+    for (const auto& [key, value] : metadata) writer.set_metadata(key, value);
+    add_weights(writer, whole);
+    bytes = writer.bytes();
+    return SingleFile(SafetensorsFile::from_memory(bytes.data(), bytes.size(), "file"));
+  };
+  const SingleFile usual = with({});
+  CHECK_FALSE(usual.prediction_type());
+  CHECK(prediction_type_of(usual) == PredictionType::v_prediction);
+  CHECK(resolution_of(usual, PredictionType::v_prediction) == 768);
+  CHECK(resolution_of(usual, PredictionType::epsilon) == 512);
+  CHECK(scaling_factor_of(usual) == 0.18215f);
+  CHECK(load_scheduler(usual).prediction_type == PredictionType::v_prediction);
+  const auto asked = load_scheduler(usual, SamplerKind::euler, PredictionType::epsilon);
+  CHECK(asked.sampler == SamplerKind::euler);
+  CHECK(asked.prediction_type == PredictionType::epsilon);
+
+  const SingleFile said = with(
+      {{"modelspec.prediction_type", "epsilon"}, {"modelspec.resolution", "640x960"}, {"lpo.scaling_factor", "0.75"}});
+  CHECK(prediction_type_of(said) == PredictionType::epsilon);
+  CHECK(resolution_of(said, PredictionType::epsilon) == 960);
+  CHECK(scaling_factor_of(said) == 0.75f);
+  for (const char* wrong : {"", "x", "512x", "512x512x", "-3", "512 x 512 pixels"})
+    CHECK(message_of<FileError>([&] {
+            resolution_of(with({{"modelspec.resolution", wrong}}), PredictionType::epsilon);
+          }) == "[checkpoint] file: metadata \"modelspec.resolution\" is \"" + std::string(wrong) +
+                    "\", expected like \"512x512\"");
+  for (const char* wrong : {"", "one", "0", "-1", "0.5x", "nan"})
+    CHECK(message_of<FileError>([&] {
+            scaling_factor_of(with({{"lpo.scaling_factor", wrong}}));
+          }) == "[checkpoint] file: metadata \"lpo.scaling_factor\" is \"" + std::string(wrong) +
+                    "\", expected a positive number");
+}
+
+TEST_CASE("a component is read in parts, and its pages are given back") {
+  struct Module {
+    std::array<Linear<1024, 1024, float, Reference, false>, 3> projections;
+    void visit(ParameterVisitor<float, Reference>& v) { v("to", projections); }
+  };
+  const TemporaryDirectory directory;
+  {
+    SafetensorsWriter writer;  // 12 MiB
+    std::vector<float> values(3 * 1024 * 1024);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+    writer.add_owned("joined", DType::F32, {3 * 1024, 1024}, std::move(values));
+    writer.write(directory.file("one"));
+  }
+  const long before = mapped_kilobytes();
+  REQUIRE(before >= 0);
+  const RenamedWeights weights(SafetensorsFile(directory.file("one")), "",
+                               {{"to.0.weight", "joined", WeightPacking::query},
+                                {"to.1.weight", "joined", WeightPacking::key},
+                                {"to.2.weight", "joined", WeightPacking::value}});
+  float part[2];
+  weights.read_part("to.1.weight", 5, 2, part);
+  CHECK(part[0] == 1024.0f * 1024.0f + 5.0f);
+  CHECK(part[1] == 1024.0f * 1024.0f + 6.0f);
+  CHECK_THROWS_AS(weights.read_part("to.1.weight", 1024 * 1024 - 1, 2, part), FileError);
+
+  const auto module = std::make_unique<Module>();
+  ParameterStore<float, Reference> store;
+  store.add("", *module);
+  store.allocate_frozen();
+  CHECK(load_parameters(store, weights).loaded == 3);
+  CHECK(module->projections[2].weight.data()[7] == 2.0f * 1024.0f * 1024.0f + 7.0f);
+  CHECK(mapped_kilobytes() < before + 4096);
 }
 
 TEST_CASE("tensors that cannot be unpacked are named") {
@@ -288,7 +354,7 @@ TEST_CASE("UNets that no lpo config describes are refused") {
   std::string bytes;
   const std::string unet = "model.diffusion_model.";
   // Without the second layer of level 1, its transformer and all.
-  const SingleFile file = single(changed(whole, bytes, [&](const std::string& key) {
+  const SingleFile file(changed(whole, bytes, [&](const std::string& key) {
     if (key.starts_with(unet + "input_blocks.5.")) return std::string();
     return key.starts_with(unet + "input_blocks.6.") ? unet + "input_blocks.5." + key.substr(unet.size() + 15) : key;
   }));
@@ -297,16 +363,14 @@ TEST_CASE("UNets that no lpo config describes are refused") {
 }
 
 TEST_CASE("no shape makes a file do anything but load or be refused") {
-  /// Another reader than SafetensorsFile: one whose tensors lie about their shape.
-  struct Altered {
-    std::map<std::string, TensorInfo, std::less<>> tensors;
-    std::string path() const { return "altered"; }
-    std::vector<std::string> keys() const {
-      std::vector<std::string> names;
-      for (const auto& [key, info] : tensors) names.push_back(key);
-      return names;
+  /// A table in which one tensor lies about its shape.
+  struct Altered : TensorTable {
+    Altered(const TensorTable& whole, const std::string& key, const std::vector<index_t>& shape) : TensorTable(whole) {
+      TensorInfo& tensor = tensors_.at(key);
+      tensor.shape = shape;
+      tensor.bytes = dtype_size(tensor.dtype);
+      for (const index_t extent : shape) tensor.bytes *= static_cast<std::size_t>(extent);
     }
-    const TensorInfo& info(const std::string& key) const { return tensors.at(key); }
   };
   const SafetensorsFile whole(golden_path("sdxl"));
   const auto keys = whole.keys();
@@ -316,15 +380,9 @@ TEST_CASE("no shape makes a file do anything but load or be refused") {
     const std::vector<std::vector<index_t>> shapes = {
         {}, {0}, {original.count()}, {original.count(), 1}, {1, 1, 1, original.count()}};
     for (const auto& shape : shapes) {
-      auto altered = std::make_shared<Altered>();
-      for (const std::string& key : keys) altered->tensors[key] = whole.info(key);
-      TensorInfo& tensor = altered->tensors[keys[at]];
-      tensor.shape = shape;
-      tensor.bytes = dtype_size(tensor.dtype);
-      for (const index_t extent : shape) tensor.bytes *= static_cast<std::size_t>(extent);
       CAPTURE(keys[at]);
       try {
-        const SingleFile file(std::shared_ptr<const Altered>(std::move(altered)));
+        const SingleFile file(Altered(whole, keys[at], shape));
         for (const auto& [component, weights] : golden::components_of(file))
           for (const std::string& name : weights.keys()) loaded += weights.read_vector<float>(name).empty() ? 0 : 1;
       } catch (const FileError&) {

@@ -7,18 +7,16 @@
 #include <lpo/autograd/reduce.hpp>
 #include <lpo/model/autoencoder_kl.hpp>
 
-#include "golden_file.hpp"
+#include "model_goldens.hpp"
 
 namespace autoencoder_kl_cases {
 
 using namespace lpo;
 
-constexpr VaeConfig small{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
-
 template <class T, class Device>
 struct Small {
   SafetensorsFile file = golden::open("vae");
-  std::unique_ptr<AutoencoderKL<small, T, Device>> vae = std::make_unique<AutoencoderKL<small, T, Device>>();
+  std::unique_ptr<AutoencoderKL<golden::vae, T, Device>> vae = std::make_unique<AutoencoderKL<golden::vae, T, Device>>();
   ParameterStore<T, Device> store;
   LoadReport report;
 

@@ -7,6 +7,7 @@
 
 #include "autoencoder_kl_cases.hpp"
 #include "model_backends.hpp"
+#include "model_goldens.hpp"
 
 using namespace autoencoder_kl_cases;
 

@@ -7,21 +7,11 @@
 #include <lpo/autograd/reduce.hpp>
 #include <lpo/model/clip_text.hpp>
 
-#include "golden_file.hpp"
+#include "model_goldens.hpp"
 
 namespace clip_text_cases {
 
 using namespace lpo;
-
-constexpr ClipTextConfig quick{.vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
-constexpr ClipTextConfig projected{.vocabulary = 48,
-                                   .width = 16,
-                                   .hidden = 40,
-                                   .layers = 2,
-                                   .heads = 4,
-                                   .positions = 11,
-                                   .quick_gelu = false,
-                                   .projection = 12};
 
 template <ClipTextConfig C, class T, class Device>
 void check_against_transformers(const std::string& which, std::int32_t end_token, double tolerance) {

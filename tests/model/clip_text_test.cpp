@@ -5,23 +5,22 @@
 
 #include "clip_text_cases.hpp"
 #include "model_backends.hpp"
+#include "model_goldens.hpp"
+#include "stored_models.hpp"
 
 using namespace clip_text_cases;
 
 TEST_CASE("CLIP text encoder with quick_gelu equals transformers, forward and gradients") {
-  check_against_transformers<quick, float, Cpu>("quick", -1, 1e-5);
-  check_against_transformers<quick, double, Reference>("quick", -1, 2e-7);
+  check_against_transformers<golden::quick_text, float, Cpu>("quick", -1, 1e-5);
+  check_against_transformers<golden::quick_text, double, Reference>("quick", -1, 2e-7);
 }
 TEST_CASE("CLIP text encoder with gelu and projection equals transformers, forward and gradients") {
-  check_against_transformers<projected, float, Cpu>("gelu", 47, 1e-5);
-  check_against_transformers<projected, double, Reference>("gelu", 47, 2e-7);
+  check_against_transformers<golden::gelu_text, float, Cpu>("gelu", 47, 1e-5);
+  check_against_transformers<golden::gelu_text, double, Reference>("gelu", 47, 2e-7);
 }
 
 TEST_CASE("prompts that cannot be encoded are refused") {
-  auto model = std::make_unique<CLIPTextModel<quick, float, Cpu>>();
-  ParameterStore<float, Cpu> store;
-  store.add("", *model);
-  store.allocate_frozen();
+  const StoredModel<CLIPTextModel<golden::quick_text, float, Cpu>> model;
   Context<Cpu> context(1);
   Tape<Cpu> tape(context);
   const std::vector<std::int32_t> ids(24, 1);

@@ -2,7 +2,7 @@
 // A small UNet on any device against diffusers: outputs, residuals and all gradients.
 #pragma once
 
-#include "unet_goldens.hpp"
+#include "model_goldens.hpp"
 
 namespace unet_cases {
 

@@ -10,7 +10,7 @@
 
 #include "golden_file.hpp"
 #include "model_backends.hpp"
-#include "unet_goldens.hpp"
+#include "model_goldens.hpp"
 
 using namespace lpo;
 

@@ -7,18 +7,16 @@
 
 #include <lpo/model/vae_tiling.hpp>
 
-#include "golden_file.hpp"
 #include "model_backends.hpp"
+#include "model_goldens.hpp"
 
 using namespace lpo;
 
 namespace {
 
-constexpr VaeConfig small{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
-
 template <class T, class Device>
 struct Small {
-  std::unique_ptr<AutoencoderKL<small, T, Device>> vae = std::make_unique<AutoencoderKL<small, T, Device>>();
+  std::unique_ptr<AutoencoderKL<golden::vae, T, Device>> vae = std::make_unique<AutoencoderKL<golden::vae, T, Device>>();
   ParameterStore<T, Device> store;
 
   Small() {

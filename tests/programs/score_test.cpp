@@ -117,6 +117,19 @@ TEST_CASE("score takes latents as they are where they are noisy already") {
   CHECK_FALSE(run("1", {}).empty());
 }
 
+TEST_CASE("score takes the base model from a single file too") {
+  const Inputs inputs;
+  const std::string file = inputs.directory.file("model.safetensors");
+  REQUIRE(run_program(LPO_PROGRAM_CONVERT, {model, file}).status == 0);
+  const std::vector<std::string> what = {inputs.picture, "--prompt", "a red circle", "--format", "csv"};
+  auto arguments = what;
+  arguments.insert(arguments.begin(), {"--lrm", inputs.lrm, "--pretrained_model_name_or_path", file, "--threads", "1",
+                                       "--tokenizer", model});
+  const std::string scores = from(run_program(LPO_PROGRAM_SCORE, arguments).printed, "input,");
+  CHECK_FALSE(scores.empty());
+  CHECK(scores == from(inputs.score(what).printed, "input,"));
+}
+
 TEST_CASE("score says what is wrong") {
   const Inputs inputs;
   CHECK(has_part(inputs.score({inputs.picture}).printed, "[score] there is no prompt; give --prompt or --prompt_file"));

@@ -3,6 +3,8 @@
 #ifdef LPO_PROGRAM_TXT2IMG
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+
 #include <lpo/io/json.hpp>
 #include <lpo/io/png.hpp>
 
@@ -97,6 +99,63 @@ TEST_CASE("txt2img reads prompts and settings from files, and the command line w
   CHECK(has_part(empty.printed, "has no prompts"));
 }
 
+TEST_CASE("txt2img draws the same from a single file, given a tokenizer") {
+  const TemporaryDirectory directory;
+  const std::string file = directory.file("model.safetensors");
+  const auto converted = run_program(LPO_PROGRAM_CONVERT, {model, file});
+  CAPTURE(converted.printed);
+  REQUIRE(converted.status == 0);
+  const std::vector<std::string> settings = {
+      "--prompt", "a red circle", "--num_inference_steps", "3", "--threads", "1", "--seed", "4"};
+  const auto draw = [&](const std::string& from, const std::string& to, const std::vector<std::string>& more) {
+    auto arguments = settings;
+    arguments.insert(arguments.begin(), {"--pretrained_model_name_or_path", from, "--output_dir", directory.file(to)});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_program(LPO_PROGRAM_TXT2IMG, arguments);
+  };
+  REQUIRE(draw(model, "folder", {}).status == 0);
+  const auto drawn = draw(file, "file", {"--tokenizer", model + "/tokenizer"});
+  CAPTURE(drawn.printed);
+  REQUIRE(drawn.status == 0);
+  CHECK(directory.read("file/00000.png") == directory.read("folder/00000.png"));
+  REQUIRE(draw(file, "json", {"--tokenizer", model + "/tokenizer/vocab.json"}).status == 0);
+  CHECK(directory.read("json/00000.png") == directory.read("folder/00000.png"));
+
+  const auto plan = draw(file, "plan", {"--dry-run"});
+  CHECK(has_part(plan.printed, "(tiny world)"));
+  CHECK(has_part(plan.printed, "2801700"));
+  const auto without = draw(file, "without", {});
+  CHECK(without.status == 1);
+  CHECK(has_part(without.printed,
+                 "model.safetensors: a single file has no tokenizer; give the folder or file of one as --tokenizer"));
+  CHECK(has_part(draw(directory.file("none"), "none", {}).printed, "none: No such file or directory"));
+}
+
+TEST_CASE("txt2img in 16-bit storage draws nearly the same picture") {
+  const TemporaryDirectory directory;
+  const auto draw = [&](const std::string& dtype) {
+    const auto run = txt2img({"--prompt", "a red circle", "--num_inference_steps", "8", "--seed", "4", "--dtype", dtype,
+                              "--output_dir", directory.file(dtype)});
+    CAPTURE(run.printed);
+    REQUIRE(run.status == 0);
+    CHECK(has_part(directory.read(dtype + "/metadata.jsonl"), "\"dtype\":\"" + dtype + "\""));
+    return lpo::read_png(directory.file(dtype) + "/00000.png").image;
+  };
+  const auto exact = draw("float32");
+  const auto mean_difference = [&](const lpo::RgbImage& image) {
+    double sum = 0;
+    for (std::size_t i = 0; i < image.pixels.size(); ++i) sum += std::abs(int{image.pixels[i]} - int{exact.pixels[i]});
+    return sum / static_cast<double>(image.pixels.size());
+  };
+  const double brain = mean_difference(draw("bfloat16")), half = mean_difference(draw("float16"));
+  // Storing a UNet's activations in bfloat16 moves its prediction by up to 1e-2 (tests/model/storage_test.cpp),
+  // guidance makes that several times as much, and values near 1 are rounded by up to 2^-9, half a level of 255: two
+  // levels on average. Half has three bits more.
+  CHECK(brain > 0.0);
+  CHECK(brain < 2.0);
+  CHECK(half < 2.0 / 8);
+}
+
 TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
   const TemporaryDirectory directory;
   const std::string out = directory.file("out");
@@ -108,6 +167,10 @@ TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
                            "2801700", "11.2 MB", "while denoising (1 rows)"})
     CHECK_MESSAGE(has_part(run.printed, part), part);
   CHECK_FALSE(lpo::file_exists(out + "/metadata.jsonl"));
+  const auto half = txt2img({"--prompt", "a red circle", "--dry-run", "--dtype", "float16"});
+  CAPTURE(half.printed);
+  CHECK(has_part(half.printed, "storage      float16\n"));
+  CHECK(has_part(half.printed, "memory       about 6.7 MB"));  // 2 (3181243 weights + 147456 activations)
 }
 
 TEST_CASE("txt2img says what is wrong") {

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from goldens import (clip_text, images, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
-                     torch_files, torch_random, unets, vae)
+                     storage, torch_files, torch_random, unets, vae)
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -23,6 +23,7 @@ MAKERS = {
     "sdxl_prompts": sdxl.make_sdxl_prompts,
     "vae": vae.make_vae,
     "vae_tiled": vae.make_tiled,
+    "storage": storage.make_storage,
     "schedulers": schedulers.make_schedulers,
     "samplers": samplers.make_samplers,
     "torch_random": torch_random.make_torch_random,

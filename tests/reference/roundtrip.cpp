@@ -13,22 +13,11 @@
 #include "lora/merge_folder.hpp"
 
 #define DOCTEST_CONFIG_IMPLEMENT
-#include "model/unet_goldens.hpp"
+#include "model/model_goldens.hpp"
 
 using namespace lpo;
 
 namespace {
-
-constexpr VaeConfig small_vae{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
-constexpr ClipTextConfig quick{.vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
-constexpr ClipTextConfig projected{.vocabulary = 48,
-                                   .width = 16,
-                                   .hidden = 40,
-                                   .layers = 2,
-                                   .heads = 4,
-                                   .positions = 11,
-                                   .quick_gelu = false,
-                                   .projection = 12};
 
 /// A model with golden weights.
 template <class Model>
@@ -56,7 +45,7 @@ struct Golden {
 
 template <UNetConfig C>
 using Unet = UNet2DCondition<C, float, Reference>;
-using Vae = AutoencoderKL<small_vae, float, Reference>;
+using Vae = AutoencoderKL<golden::vae, float, Reference>;
 template <ClipTextConfig C>
 using Text = CLIPTextModel<C, float, Reference>;
 
@@ -76,9 +65,9 @@ void write(const std::string& to) {
   Golden<Vae> vae("vae");
   vae.model->scaling_factor = 0.25f;
   save_vae(to + "/vae", *vae.model, vae.store, "");
-  Golden<Text<quick>> text("clip_text", "quick/weights/");
+  Golden<Text<golden::quick_text>> text("clip_text", "quick/weights/");
   save_text_encoder(to + "/text_encoder", *text.model, text.store, "");
-  Golden<Text<projected>> second("clip_text", "gelu/weights/");
+  Golden<Text<golden::gelu_text>> second("clip_text", "gelu/weights/");
   second.model->end_token = 47;
   save_text_encoder(to + "/text_encoder_2", *second.model, second.store, "");
   save_scheduler(to + "/scheduler", SchedulerConfig{});
@@ -109,7 +98,7 @@ void write(const std::string& to) {
   save_lora(to + "/lora_kohya.safetensors", *adapted.model, {.format = LoraFormat::kohya});
 
   // One file for UNet and text encoder, ranks 4 and 2, alphas 2 and 3.
-  Golden<Text<quick>> spoken("clip_text", "quick/weights/", 2, 3.0f);
+  Golden<Text<golden::quick_text>> spoken("clip_text", "quick/weights/", 2, 3.0f);
   RandomStream random(1);
   for (const auto& entry : spoken.store.entries())
     if (is_lora_name(entry.name))
@@ -150,10 +139,10 @@ void read(const std::string& from) {
   expect(sdxl.same_after([&] { load_unet(from + "/unet_sdxl", *sdxl.model, sdxl.store, ""); }), "unet_sdxl");
   Golden<Vae> vae("vae");
   expect(vae.same_after([&] { load_vae(from + "/vae", *vae.model, vae.store, ""); }), "vae");
-  Golden<Text<quick>> text("clip_text", "quick/weights/");
+  Golden<Text<golden::quick_text>> text("clip_text", "quick/weights/");
   expect(text.same_after([&] { load_text_encoder(from + "/text_encoder", *text.model, text.store, ""); }),
          "text_encoder");
-  Golden<Text<projected>> second("clip_text", "gelu/weights/");
+  Golden<Text<golden::gelu_text>> second("clip_text", "gelu/weights/");
   expect(second.same_after([&] { load_text_encoder(from + "/text_encoder_2", *second.model, second.store, ""); }),
          "text_encoder_2");
   const auto scheduler = load_scheduler(from + "/scheduler");

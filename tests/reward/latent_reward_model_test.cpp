@@ -3,7 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "../model/model_backends.hpp"
-#include "../model/unet_goldens.hpp"
+#include "../model/model_goldens.hpp"
 
 #include <lpo/backend/cpu/cross_entropy.hpp>
 #include <lpo/backend/reference/cross_entropy.hpp>

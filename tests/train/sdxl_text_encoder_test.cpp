@@ -10,7 +10,8 @@
 #include <lpo/train/sdxl_text_encoder.hpp>
 
 #include "../model/model_backends.hpp"
-#include "../model/unet_goldens.hpp"
+#include "../model/model_goldens.hpp"
+#include "stored_models.hpp"
 
 using namespace lpo;
 
@@ -86,11 +87,7 @@ TEST_CASE("SDXL's text states are both encoders' penultimate ones; pooled is the
 
 TEST_CASE("Guided sampling with added conditioning ends where StableDiffusionXLPipeline does") {
   Fixture f;
-  auto unet = std::make_unique<UNet>();
-  ParameterStore<float, Cpu> store;
-  store.add("unet", *unet);
-  store.allocate_frozen();
-  load_parameters(store, golden::open("unet_sdxl"), {.model_prefix = "unet", .file_prefix = "weights/"});
+  const StoredModel<UNet> unet(golden::open("unet_sdxl"), {.file_prefix = "weights/"});
   const NoiseSchedule schedule{SchedulerConfig{}};
   const Sampler sampler(schedule, SamplerKind::ddim, 3);
   const auto run = [&](const PromptBatch<float, Cpu>& prompts, double guidance, const std::string& name) {
@@ -120,11 +117,8 @@ TEST_CASE("Guided sampling with added conditioning ends where StableDiffusionXLP
 TEST_CASE("A reward model's scorer passes the added conditioning on") {
   Fixture f;
   using Lrm = LatentRewardModel<golden::sdxl, 16, 16, false, float, Cpu>;
-  auto lrm = std::make_unique<Lrm>();
-  ParameterStore<float, Cpu> store;
-  store.add("", *lrm);
-  store.allocate_frozen();
-  store.initialize(3);
+  StoredModel<Lrm> lrm;
+  lrm.store.initialize(3);
   const auto latents = golden::tensor<float, 4, Cpu>(f.file, "in/latents");
   const auto prompts = f.prompts(EmptyPrompt::encoded);
   LatentScorer<Lrm> scorer(f.tape, *lrm);

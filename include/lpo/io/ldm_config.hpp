@@ -7,17 +7,16 @@
 #include <vector>
 
 #include <lpo/io/ldm_names.hpp>
-#include <lpo/io/safetensors_file.hpp>
+#include <lpo/io/tensor_table.hpp>
 
 namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
 /// Questions about the tensors below a prefix.
-template <class Source>
 class LdmShapes {
  public:
-  LdmShapes(const Source& source, const std::string& prefix) : source_(source), prefix_(prefix) {}
+  LdmShapes(const TensorTable& source, const std::string& prefix) : source_(source), prefix_(prefix) {}
 
   bool has(const std::string& name) const { return source_.contains(prefix_ + name); }
   int rank(const std::string& name) const { return static_cast<int>(source_.info(prefix_ + name).shape.size()); }
@@ -45,7 +44,7 @@ class LdmShapes {
   }
 
  private:
-  const Source& source_;
+  const TensorTable& source_;
   std::string prefix_;
 };
 
@@ -62,8 +61,7 @@ int usual_groups(const Channels& channels) {
 /// The UNet below `prefix`. Two things are no matter of shape and follow Stable Diffusion: 32 groups, and 8 heads (v1)
 /// or heads of 64 channels (linear projections: v2, XL). Where that cannot be, `groups` and `heads` are 0.
 /// `addition_time_width` is XL's 256. FileError if this is no UNet of lpo's kind.
-template <class Source>
-UNetConfig unet_config_from_ldm(const Source& source, const std::string& prefix) {
+inline UNetConfig unet_config_from_ldm(const TensorTable& source, const std::string& prefix) {
   const detail::LdmShapes s(source, prefix);
   UNetConfig c;
   c.channels = c.transformer_depth = c.heads = {};
@@ -115,8 +113,7 @@ UNetConfig unet_config_from_ldm(const Source& source, const std::string& prefix)
 }
 
 /// The autoencoder below `prefix`; `groups` as above.
-template <class Source>
-VaeConfig vae_config_from_ldm(const Source& source, const std::string& prefix) {
+inline VaeConfig vae_config_from_ldm(const TensorTable& source, const std::string& prefix) {
   const detail::LdmShapes s(source, prefix);
   VaeConfig c;
   c.channels = {};
@@ -140,9 +137,8 @@ VaeConfig vae_config_from_ldm(const Source& source, const std::string& prefix) {
 /// The text encoder below `prefix`, under transformers' names or (`open_clip`) in open_clip's layout. Heads have 64
 /// channels; 0 where that cannot be. `projected` asks for the projection. Without it, the 24th layer of open_clip's
 /// ViT-H does not count: SD2 takes the states before it, and diffusers leaves it out.
-template <class Source>
-ClipTextConfig clip_text_config_from_ldm(const Source& source, const std::string& prefix, bool open_clip,
-                                         bool projected) {
+inline ClipTextConfig clip_text_config_from_ldm(const TensorTable& source, const std::string& prefix, bool open_clip,
+                                                bool projected) {
   const detail::LdmShapes s(source, prefix);
   ClipTextConfig c;
   const std::string table = open_clip ? "token_embedding.weight" : "text_model.embeddings.token_embedding.weight";

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstring>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -15,8 +14,8 @@
 #include <vector>
 
 #include <lpo/io/ldm_names.hpp>
-#include <lpo/io/safetensors_file.hpp>
 #include <lpo/io/safetensors_writer.hpp>
+#include <lpo/io/tensor_table.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -26,9 +25,8 @@ using KeyFilter = std::function<bool(std::string_view)>;
 namespace detail {
 
 /// One FileError for all that a component lacks and all that it should not have.
-template <class Source>
-void expect_all_weights(const Source& source, const std::string& prefix, const std::vector<std::string>& missing,
-                        const std::vector<std::string>& foreign) {
+inline void expect_all_weights(const TensorTable& source, const std::string& prefix,
+                               const std::vector<std::string>& missing, const std::vector<std::string>& foreign) {
   if (missing.empty() && foreign.empty()) return;
   std::string text = message("[checkpoint] ", source.path(), " does not fit the architecture:");
   if (!missing.empty())
@@ -54,17 +52,16 @@ inline std::shared_ptr<const std::vector<std::byte>> transposed_bytes(const Tens
 
 }  // namespace detail
 
-/// Weights of a file under other names. Answers as `SafetensorsFile` does, so `load_parameters` reads from it. Points
-/// into the file, which must live as long as this object; only transposed matrices are copied.
-class RenamedWeights {
+/// Weights of a file under other names. They point into the file, which they keep mapped; only transposed matrices are
+/// copied.
+class RenamedWeights : public TensorTable {
  public:
-  /// `source`: a SafetensorsFile, a Checkpoint, a SingleFile. `weights` without `prefix`, which their stored
-  /// names have in the file. FileError lists the weights that are missing and the keys under the prefix that neither
-  /// belong to a weight nor pass `ignored`.
-  template <class Source>
-  RenamedWeights(const Source& source, const std::string& prefix, const std::vector<StoredWeight>& weights,
+  /// `weights` without `prefix`, which their stored names have in `source`. FileError lists the weights that are
+  /// missing and the keys under the prefix that neither belong to a weight nor pass `ignored`.
+  RenamedWeights(const TensorTable& source, const std::string& prefix, const std::vector<StoredWeight>& weights,
                  const KeyFilter& ignored = {})
-      : name_(source.path()) {
+      : TensorTable("checkpoint", source.path()) {
+    keep(source);
     std::vector<std::string> missing, foreign;
     std::set<std::string> expected;
     for (const StoredWeight& weight : weights) {
@@ -82,66 +79,29 @@ class RenamedWeights {
     detail::expect_all_weights(source, prefix, missing, foreign);
   }
 
-  const std::string& path() const { return name_; }
-
-  /// All names, sorted.
-  std::vector<std::string> keys() const {
-    std::vector<std::string> names;
-    for (const auto& [name, info] : tensors_) names.push_back(name);
-    return names;
-  }
-
-  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
-
-  const TensorInfo& info(std::string_view name) const {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end())
-      throw FileError(message("[checkpoint] ", name_, ": no weight \"", name, "\" among ", tensors_.size(),
-                              detail::near_keys(name, keys())));
-    return found->second;
-  }
-
-  /// Converts the weight to `To`, a floating type. It must have exactly `count` elements.
-  template <class To>
-  void read(std::string_view name, To* destination, index_t count) const {
-    const TensorInfo& tensor = info(name);
-    if (tensor.count() != count)
-      throw FileError(message("[checkpoint] ", name_, ": weight \"", name, "\" has shape ", shape_text(tensor.shape),
-                              ", ", tensor.count(), " elements; expected ", count));
-    convert_from(tensor.dtype, tensor.data, destination, count);
-  }
-
-  /// All elements, converted, in row-major order.
-  template <class To>
-  std::vector<To> read_vector(std::string_view name) const {
-    std::vector<To> values(static_cast<std::size_t>(info(name).count()));
-    read(name, values.data(), static_cast<index_t>(values.size()));
-    return values;
-  }
-
  private:
   TensorInfo unpacked(const std::string& key, const TensorInfo& stored, WeightPacking packing) {
     TensorInfo weight = stored;
-    const auto fail = [&](const char* expected) {
-      throw FileError(message("[checkpoint] ", name_, ": tensor \"", key, "\" has shape ", shape_text(stored.shape),
-                              ", expected ", expected));
+    const auto misfit = [&](const char* expected) {
+      fail("tensor \"", key, "\" has shape ", shape_text(stored.shape), ", expected ", expected);
     };
     switch (packing) {
       case WeightPacking::whole:
         break;
       case WeightPacking::pointwise:  // some files already hold the matrix
         while (weight.shape.size() > 2 && weight.shape.back() == 1) weight.shape.pop_back();
-        if (weight.shape.size() != 2) fail("a matrix or a 1x1 convolution");
+        if (weight.shape.size() != 2) misfit("a matrix or a 1x1 convolution");
         break;
       case WeightPacking::transposed: {
-        if (weight.shape.size() != 2) fail("a matrix");
-        copies_.push_back(detail::transposed_bytes(stored));
-        weight.data = copies_.back()->data();
+        if (weight.shape.size() != 2) misfit("a matrix");
+        const auto copy = detail::transposed_bytes(stored);
+        weight.data = copy->data();
+        keep(copy);
         std::swap(weight.shape[0], weight.shape[1]);
         break;
       }
       default: {
-        if (weight.shape.empty() || weight.shape[0] % 3 != 0) fail("three equal parts along the first axis");
+        if (weight.shape.empty() || weight.shape[0] % 3 != 0) misfit("three equal parts along the first axis");
         weight.shape[0] /= 3;
         weight.bytes /= 3;
         const auto part = static_cast<std::size_t>(packing) - static_cast<std::size_t>(WeightPacking::query);
@@ -150,16 +110,11 @@ class RenamedWeights {
     }
     return weight;
   }
-
-  std::string name_;
-  std::map<std::string, TensorInfo, std::less<>> tensors_;
-  std::vector<std::shared_ptr<const std::vector<std::byte>>> copies_;
 };
 
-/// Adds all weights of `source` (a RenamedWeights, a SafetensorsFile …) to a writer under their own names, as `dtype`
-/// or else in the type they have. The source must live until the writer has written.
-template <class Source>
-void add_weights(SafetensorsWriter& writer, const Source& source, std::optional<DType> dtype = {}) {
+/// Adds all weights of `source` to a writer under their own names, as `dtype` or else in the type they have. The source
+/// must live until the writer has written.
+inline void add_weights(SafetensorsWriter& writer, const TensorTable& source, std::optional<DType> dtype = {}) {
   for (const std::string& name : source.keys()) {
     const TensorInfo& info = source.info(name);
     const DType target = dtype && is_floating(info.dtype) ? *dtype : info.dtype;
@@ -170,11 +125,10 @@ void add_weights(SafetensorsWriter& writer, const Source& source, std::optional<
 /// Adds the weights of a component, which `source` has under diffusers' names, to a writer as a single file stores
 /// them. `legacy` gives another name that older files use for a weight, or "". FileError as for `RenamedWeights`. The
 /// source must live until the writer has written.
-template <class Source>
-void add_stored_weights(SafetensorsWriter& writer, const Source& source, const std::string& prefix,
-                        const std::vector<StoredWeight>& weights, std::optional<DType> dtype = {},
-                        const std::function<std::string(const std::string&)>& legacy = {},
-                        const KeyFilter& ignored = {}) {
+inline void add_stored_weights(SafetensorsWriter& writer, const TensorTable& source, const std::string& prefix,
+                               const std::vector<StoredWeight>& weights, std::optional<DType> dtype = {},
+                               const std::function<std::string(const std::string&)>& legacy = {},
+                               const KeyFilter& ignored = {}) {
   std::vector<std::string> missing, foreign;
   std::set<std::string> expected;
   std::vector<const TensorInfo*> infos;

@@ -5,15 +5,14 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <functional>
 #include <initializer_list>
-#include <map>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include <lpo/diffusion/scheduler_config.hpp>
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/ldm_config.hpp>
 #include <lpo/io/ldm_names.hpp>
@@ -51,51 +50,27 @@ inline std::vector<StoredWeight> text_encoder_weights(const TextEncoderPlace& pl
 }
 
 /// A whole pipeline or one of its components in one file. Averaged (EMA) weights and the training code's own tables are
-/// passed over. Nothing is copied; what the members return points into the file and must not outlive this object.
-class SingleFile {
+/// passed over. Nothing is copied. Keys lack the "state_dict." that some files put before all of them.
+class SingleFile : public TensorTable {
  public:
-  /// A safetensors file, or one of torch's (.ckpt). FileError if the file has no component in this layout. Some released
-  /// files have bytes at their end: accepted.
-  explicit SingleFile(const std::string& path)
-      : SingleFile(std::make_shared<const TensorTable>(open_tensor_file(path, {.allow_trailing_bytes = true}))) {}
+  /// A safetensors file, or one of torch's (.ckpt). FileError if the file has no component in this layout. Some
+  /// released files have bytes at their end: accepted.
+  explicit SingleFile(const std::string& path) : SingleFile(open_tensor_file(path, {.allow_trailing_bytes = true})) {}
 
-  /// The same over any other reader with `path`, `keys` and `info`.
-  template <class Source>
-  explicit SingleFile(std::shared_ptr<const Source> source) : path_(source->path()) {
+  /// The same for tensors from elsewhere.
+  explicit SingleFile(const TensorTable& source) : TensorTable("checkpoint", source.path()) {
+    keep(source);
+    metadata_ = source.metadata();
     // Training frameworks save the weights below "state_dict", beside their own state.
-    const std::vector<std::string> keys = source->keys();
+    const std::vector<std::string> keys = source.keys();
     constexpr std::string_view wrapper = "state_dict.";
     const bool wrapped = std::any_of(keys.begin(), keys.end(), [&](const auto& k) { return k.starts_with(wrapper); });
     for (const std::string& key : keys) {
       if (wrapped && !key.starts_with(wrapper)) continue;
-      tensors_.emplace(wrapped ? key.substr(wrapper.size()) : key, source->info(key));
+      tensors_.emplace(wrapped ? key.substr(wrapper.size()) : key, source.info(key));
     }
-    if constexpr (requires { source->metadata(); }) metadata_ = source->metadata();
-    release_ = [source] {
-      if constexpr (requires { source->release_pages(); }) source->release_pages();
-    };
     find_components();
   }
-
-  const std::string& path() const { return path_; }
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
-
-  /// Keys without the "state_dict." that some files put before all of them; sorted.
-  std::vector<std::string> keys() const {
-    std::vector<std::string> names;
-    for (const auto& [key, info] : tensors_) names.push_back(key);
-    return names;
-  }
-  bool contains(std::string_view key) const { return tensors_.find(key) != tensors_.end(); }
-  const TensorInfo& info(std::string_view key) const {
-    const auto found = tensors_.find(key);
-    if (found == tensors_.end())
-      throw FileError(message("[checkpoint] ", path_, ": no tensor \"", key, "\" among ", tensors_.size(),
-                              detail::near_keys(key, keys())));
-    return found->second;
-  }
-  /// See `MappedFile::release_pages`.
-  void release_pages() const { release_(); }
 
   /// Told by the text encoders' layout; without them by the UNet: XL conditions on sizes, v2 on text 1024 wide. A file
   /// with an autoencoder alone could be of any family and counts as v1.
@@ -144,6 +119,14 @@ class SingleFile {
             }};
   }
 
+  /// What the UNet predicts, if the file says so: `modelspec.prediction_type`, or a mark that some SDXL models carry.
+  std::optional<PredictionType> prediction_type() const {
+    const auto said = metadata_.find("modelspec.prediction_type");
+    if (said != metadata_.end())
+      return said->second.starts_with("v") ? PredictionType::v_prediction : PredictionType::epsilon;
+    return contains("v_pred") ? std::optional(PredictionType::v_prediction) : std::nullopt;
+  }
+
   /// Keys that belong to no component and are not known leftovers of training.
   std::vector<std::string> other_keys() const {
     std::vector<std::string> others;
@@ -162,13 +145,11 @@ class SingleFile {
 
  private:
   void expect(bool there, const char* component) const {
-    if (!there) throw FileError(message("[checkpoint] ", path_, ": has no ", component));
+    if (!there) fail("has no ", component);
   }
 
   const TextEncoderPlace& text_place(std::size_t which) const {
-    if (which >= text_.size())
-      throw FileError(
-          message("[checkpoint] ", path_, ": has ", text_.size(), " text encoders, asked for number ", which));
+    if (which >= text_.size()) fail("has ", text_.size(), " text encoders, asked for number ", which);
     return text_[which];
   }
 
@@ -207,16 +188,11 @@ class SingleFile {
     const bool part = std::any_of(tensors_.begin(), tensors_.end(), [](const auto& entry) {
       return entry.first.find("down_blocks.0.") != std::string::npos || entry.first.starts_with("text_model.");
     });
-    throw FileError(message("[checkpoint] ", path_,
-                            ": has no UNet, autoencoder or text encoder in the layout of single ", "files",
-                            part ? "; it looks like a component of a diffusers folder: give the folder" : "",
-                            "; its first keys: ", some.empty() ? std::string("none") : detail::listed(some)));
+    fail("has no UNet, autoencoder or text encoder in the layout of single files",
+         part ? "; it looks like a component of a diffusers folder: give the folder" : "",
+         "; its first keys: ", some.empty() ? std::string("none") : detail::listed(some));
   }
 
-  std::string path_;
-  std::map<std::string, TensorInfo, std::less<>> tensors_;
-  std::map<std::string, std::string> metadata_;
-  std::function<void()> release_;
   bool has_unet_ = false, has_vae_ = false;
   std::string unet_prefix_, vae_prefix_;
   std::vector<TextEncoderPlace> text_;

@@ -48,8 +48,8 @@ inline std::vector<index_t> without_unit_kernel(std::vector<index_t> shape) {
 
 }  // namespace detail
 
-/// What `SafetensorsFile` and `TorchFile` have in common; they add only how it is filled. Copies share the memory;
-/// pointers in `TensorInfo` live as long as any of them.
+/// What `SafetensorsFile`, `TorchFile`, `Checkpoint`, `SingleFile` and `RenamedWeights` have in common; they add only
+/// how it is filled. Copies share the memory; pointers in `TensorInfo` live as long as any of them.
 class TensorTable {
  public:
   const std::string& path() const { return name_; }
@@ -146,6 +146,11 @@ class TensorTable {
   /// Keeps the memory that tensors point into alive for as long as the table.
   void keep(std::shared_ptr<const void> memory) { memory_.push_back(std::move(memory)); }
   void keep(std::shared_ptr<const MappedFile> mapping) { mappings_.push_back(std::move(mapping)); }
+  /// The same for what the tensors of `other` point into.
+  void keep(const TensorTable& other) {
+    memory_.insert(memory_.end(), other.memory_.begin(), other.memory_.end());
+    mappings_.insert(mappings_.end(), other.mappings_.begin(), other.mappings_.end());
+  }
 
   std::string name_;
   std::map<std::string, TensorInfo, std::less<>> tensors_;

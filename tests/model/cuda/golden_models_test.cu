@@ -24,6 +24,6 @@ TEST_CASE("AutoencoderKL equals diffusers on a CUDA device") {
 }
 TEST_CASE("CLIP text encoders equal transformers on a CUDA device") {
   using namespace clip_text_cases;
-  check_against_transformers<quick, float, Cuda>("quick", -1, 1e-5);
-  check_against_transformers<projected, float, Cuda>("gelu", 47, 1e-5);
+  check_against_transformers<golden::quick_text, float, Cuda>("quick", -1, 1e-5);
+  check_against_transformers<golden::gelu_text, float, Cuda>("gelu", 47, 1e-5);
 }

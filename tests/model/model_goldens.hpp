@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The small UNets of the golden files as types, and a run of one: weights and inputs from the file.
+// The small models of the golden files as types, and the inputs of a UNet.
 #pragma once
 
 #include <memory>
 
+#include <lpo/model/clip_text_config.hpp>
 #include <lpo/model/unet.hpp>
+#include <lpo/model/vae_config.hpp>
 
 #include "golden_file.hpp"
 
@@ -35,6 +37,21 @@ inline constexpr lpo::UNetConfig sdxl{.levels = 3,
                                       .groups = 4,
                                       .addition_time_width = 8,
                                       .addition_width = 64};
+
+inline constexpr lpo::VaeConfig vae{.levels = 3, .channels = {8, 16, 16, 0}, .layers_per_block = 1, .groups = 4};
+
+/// `quick/` of clip_text: as SD1.5's.
+inline constexpr lpo::ClipTextConfig quick_text{
+    .vocabulary = 48, .width = 16, .hidden = 40, .layers = 3, .heads = 2, .positions = 11};
+/// `gelu/` of clip_text: as SDXL's second, with projection.
+inline constexpr lpo::ClipTextConfig gelu_text{.vocabulary = 48,
+                                               .width = 16,
+                                               .hidden = 40,
+                                               .layers = 2,
+                                               .heads = 4,
+                                               .positions = 11,
+                                               .quick_gelu = false,
+                                               .projection = 12};
 
 /// Inputs of a golden UNet and their place on a tape.
 template <class T, class Device>
