@@ -58,7 +58,12 @@ class Tensor {
     for (T& element : tensor.span()) element = static_cast<T>(static_cast<compute_t<T>>(value));
     return tensor;
   }
-  static Tensor zeros(const Extents<Rank>& extents) { return full(extents, 0); }
+  static Tensor zeros(const Extents<Rank>& extents) {
+    Tensor tensor;
+    tensor.block_ = detail::HostBlock::zeros(checked_bytes(extents));
+    tensor.view_ = View<T, Rank, Device>(reinterpret_cast<T*>(tensor.block_.data()), extents);
+    return tensor;
+  }
 
   /// Copies row-major values; their number must be the product of the extents.
   template <class U>
