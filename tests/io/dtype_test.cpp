@@ -115,26 +115,50 @@ TEST_CASE("conversion between any two types reads and writes unaligned data") {
   }
 }
 
-TEST_CASE("16-bit types convert in bulk as they do one by one") {
-  const auto check = []<class From, class To>(From, To) {
-    std::vector<From> from(65536 + 5);
-    for (std::size_t i = 0; i < from.size(); ++i) from[i].bits = static_cast<std::uint16_t>(i);
-    std::vector<To> to(from.size());
-    lpo::convert_from(lpo::dtype_of<From>(), from.data(), to.data(), static_cast<lpo::index_t>(from.size()));
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      const auto value = static_cast<float>(from[i]);
-      if (std::isnan(value)) {
-        REQUIRE(std::isnan(static_cast<float>(to[i])));
-        continue;
+TEST_CASE("16-bit types convert in bulk as they do one by one, wherever they lie, and a NaN keeps its sign") {
+  const auto check = []<class From, class To>(const std::vector<From>& from, To) {
+    for (const std::size_t offset : {0u, 1u}) {
+      std::vector<unsigned char> source(from.size() * sizeof(From) + 1), destination(from.size() * sizeof(To) + 1, 0xa5);
+      std::memcpy(source.data() + offset, from.data(), from.size() * sizeof(From));
+      lpo::convert(lpo::dtype_of<From>(), source.data() + offset, lpo::dtype_of<To>(), destination.data() + offset,
+                   static_cast<lpo::index_t>(from.size()));
+      for (std::size_t i = 0; i < from.size(); ++i) {
+        const auto value = static_cast<float>(from[i]);
+        To found;
+        std::memcpy(&found, destination.data() + offset + i * sizeof(To), sizeof(To));
+        if (std::isnan(value)) {
+          REQUIRE(std::isnan(static_cast<float>(found)));
+          REQUIRE(std::signbit(static_cast<float>(found)) == std::signbit(value));
+          continue;
+        }
+        const To expected(value);
+        REQUIRE(std::memcmp(&expected, &found, sizeof(To)) == 0);
       }
-      const To expected(value);
-      REQUIRE(std::memcmp(&expected, &to[i], sizeof(To)) == 0);
+      CHECK(destination[offset == 0 ? from.size() * sizeof(To) : 0] == 0xa5);
     }
   };
-  check(lpo::half{}, float{});
-  check(lpo::bfloat16{}, float{});
-  check(lpo::half{}, lpo::bfloat16{});
-  check(lpo::bfloat16{}, lpo::half{});
+  const auto all = []<class From>(From) {
+    std::vector<From> from(65536 + 5);  // the last ones fill no register
+    for (std::size_t i = 0; i < from.size(); ++i) from[i].bits = static_cast<std::uint16_t>(i);
+    return from;
+  };
+  check(all(lpo::half{}), float{});
+  check(all(lpo::bfloat16{}), float{});
+  check(all(lpo::half{}), lpo::bfloat16{});
+  check(all(lpo::bfloat16{}), lpo::half{});
+  std::vector<float> floats;  // every half, and what lies on both sides of the middle between two
+  for (const lpo::half one : all(lpo::half{})) {
+    std::uint32_t bits = 0;
+    const auto value = static_cast<float>(one);
+    std::memcpy(&bits, &value, sizeof bits);
+    for (const std::uint32_t step : {0u, 0x0fffu, 0x1000u, 0x1001u, 0x8000u, 0x8001u}) {
+      const std::uint32_t moved = bits + step;
+      floats.emplace_back();
+      std::memcpy(&floats.back(), &moved, sizeof moved);
+    }
+  }
+  check(floats, lpo::half{});
+  check(floats, lpo::bfloat16{});
 }
 
 TEST_CASE("floats become integers by rounding and clamping") {

@@ -88,6 +88,32 @@ TEST_CASE("convolutions are OIHW in files and OHWI in memory; types convert; 1x1
   CHECK(f.module.adapted.lora.down.data()[0] == lora);  // LoRA weights have files of their own
 }
 
+TEST_CASE("wide convolutions keep every weight at its place, on the way in and out") {
+  constexpr int filters = 2, channels = 131, area = 9;  // more channels than are turned at once, and not a multiple
+  struct Wide {
+    Conv2d<channels, filters, 3, float, Reference> conv;
+    void visit(ParameterVisitor<float, Reference>& v) { v("conv", conv); }
+  };
+  const auto wide = std::make_unique<Wide>();
+  ParameterStore<float, Reference> store;
+  store.add("", *wide);
+  store.allocate_frozen();
+  SafetensorsWriter writer;
+  writer.add_owned("conv.weight", DType::F32, {filters, channels, 3, 3}, counting(filters * channels * area));
+  writer.add_owned("conv.bias", DType::F32, {filters}, counting(filters));
+  const std::string bytes = writer.bytes();
+  load_parameters(store, in_memory(bytes));
+  for (int o = 0; o < filters; ++o)
+    for (int at = 0; at < area; ++at)
+      for (int i = 0; i < channels; ++i)
+        REQUIRE(wide->conv.weight.data()[(o * area + at) * channels + i] ==
+                static_cast<float>((o * channels + i) * area + at));
+  SafetensorsWriter back;
+  add_parameters(back, store, DType::F32);
+  const std::string written = back.bytes();
+  CHECK(in_memory(written).read_vector<float>("conv.weight") == counting(filters * channels * area));
+}
+
 TEST_CASE("a prefix selects part of a joint file, the rest is reported") {
   Fixture f(1);
   auto writer = complete("model.net.");

@@ -10,6 +10,7 @@ C++ compiler, 4 GB of disk and 12 GB of memory for SD1.5, 8 and 20 GB for SDXL.
 
 import argparse
 import gc
+import gzip
 import json
 import os
 import subprocess
@@ -17,9 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -82,6 +84,45 @@ def write(folder, family, part, seed):
         torch.set_default_dtype(torch.float32)
 
 
+def write_tokenizer(folder, merges, pad_token):
+    """vocab.json and merges.txt of CLIP from its gzipped list of merges."""
+    lines = gzip.open(merges, "rt", encoding="utf-8").read().split("\n")[1:49152 - 256 - 2 + 1]
+    characters = list(bytes_to_unicode().values())
+    words = characters + [character + "</w>" for character in characters] + ["".join(line.split()) for line in lines]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token,
+                  model_max_length=77).save_pretrained(folder)
+
+
+def write_pipeline(folder, family, merges):
+    """A whole pipeline at full size; parts that are in the folder already stay. Returns the folder."""
+    folder = folder / family
+    for seed, part in enumerate(PARTS[family]):
+        write(folder, family, part, seed)
+        gc.collect()
+    index = {"_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"}
+    for part in PARTS[family]:
+        index[part] = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}.get(
+            part, ["transformers", text_class(part).__name__])
+    for part in PARTS[family]:
+        if part.startswith("text_encoder"):
+            name = part.replace("text_encoder", "tokenizer")
+            write_tokenizer(folder / name, merges, "!" if family == "sd21" or part == "text_encoder_2" else None)
+            index[name] = ["transformers", "CLIPTokenizer"]
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
+                  set_alpha_to_one=False, prediction_type="v_prediction" if family == "sd21" else "epsilon",
+                  ).save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    absent = {"feature_extractor", "image_encoder"} | (set() if family == "sdxl" else {"safety_checker"})
+    index.update({name: [None, None] for name in absent})
+    index.update({"force_zeros_for_empty_prompt": True} if family == "sdxl" else {"requires_safety_checker": False})
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return folder
+
+
 def inputs_of(family, part, side):
     generator = torch.Generator().manual_seed(1)
     randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
@@ -106,7 +147,7 @@ def load(folder, part):
         return UNet2DConditionModel.from_pretrained(folder / part, torch_dtype=torch.float32)
     if part == "vae":
         return AutoencoderKL.from_pretrained(folder / part, torch_dtype=torch.float32)
-    return text_class(part).from_pretrained(folder / part, torch_dtype=torch.float32)
+    return text_class(part).from_pretrained(folder / part, dtype=torch.float32)
 
 
 def run(model, part, inputs):
@@ -122,21 +163,26 @@ def run(model, part, inputs):
     return {"last_hidden_state": out.last_hidden_state, "penultimate": out.hidden_states[-2], **pooled}
 
 
+@torch.no_grad()
 def reference(folder, family, part, side):
-    """Inputs, PyTorch's float32 outputs and its processor time, kept beside the weights."""
+    """Inputs, PyTorch's outputs and its processor time, kept beside the weights: `out/` in float32 with the weights of
+    the file, `out_bfloat16/` in float32 with these weights rounded to bfloat16."""
     path = folder / f"reference_{part}.safetensors"
     if path.exists():
         return
     model = load(folder, part)
     inputs = inputs_of(family, part, side)
-    with torch.no_grad():
-        start = time.process_time()
-        outputs = run(model, part, inputs)
-        seconds = time.process_time() - start
+    start = time.process_time()
+    outputs = run(model, part, inputs)
+    seconds = time.process_time() - start
     for name, value in outputs.items():
         assert torch.isfinite(value).all(), f"{part}: {name} is not finite"
-    save_file({**{"in/" + key: value.contiguous() for key, value in inputs.items()},
-               **{"out/" + key: value.contiguous() for key, value in outputs.items()}}, str(path))
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    rounded = run(model, part, inputs)
+    save_file({f"{kind}/{key}": value.contiguous()
+               for kind, values in (("in", inputs), ("out", outputs), ("out_bfloat16", rounded))
+               for key, value in values.items()}, str(path))
     path.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
 
 
@@ -153,8 +199,18 @@ def plain_read(path):
     return best
 
 
+def worst_error(numbers, prefix):
+    """The largest of the numbers under `prefix` and which it is, or nothing."""
+    errors = [(value, key[len(prefix):]) for key, value in numbers.items() if key.startswith(prefix)]
+    return f"{max(errors)[0]:.1e} ({max(errors)[1]})" if errors else ""
+
+
 def compile_program(folder, family, storage, compiler):
+    """The program of a family and storage type; one that is newer than its sources is kept."""
     program = folder / f"full_size_{family}_{storage}"
+    sources = [HERE / "full_size.cpp", *(ROOT / "include").glob("**/*.hpp")]
+    if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        return program
     command = [*compiler, "-std=c++20", "-O2", "-march=native", "-mtune=generic", f"-I{ROOT}/include",
                "-isystem", "/usr/include/eigen3", f"-DLPO_FULL_SIZE_FAMILY={family}",
                f"-DLPO_FULL_SIZE_STORAGE={storage}", str(HERE / "full_size.cpp"), "-o", str(program), "-lpthread"]
@@ -187,8 +243,9 @@ def main():
         reference(folder, arguments.family, part, arguments.side)
         gc.collect()
         print(f"{part}: weights and reference are there", flush=True)
-    print("| part | storage | largest error | load / plain read | run / PyTorch fp32 | weights | activations | "
-          "peak RSS | peak / (weights + activations) |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| part | storage | largest error | with the same rounded weights | load / plain read | "
+          "run / PyTorch fp32 | weights | activations | peak RSS | peak / (weights + activations) |\n"
+          "|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for storage in arguments.storage:
         program = compile_program(folder, arguments.family, storage, arguments.compiler.split())
         for part in parts:
@@ -196,15 +253,15 @@ def main():
             seconds = plain_read(weights)
             output = subprocess.run([str(program), str(folder), part, str(arguments.threads)], check=True,
                                     stdout=subprocess.PIPE, text=True).stdout
-            measured = dict(line.split() for line in output.splitlines())
-            number = {key: float(value) for key, value in measured.items()}
+            number = {key: float(value) for key, value in (line.split() for line in output.splitlines())}
             torch_seconds = json.loads((folder / f"reference_{part}.json").read_text())["seconds"]
-            error = max((value, key[6:]) for key, value in number.items() if key.startswith("error/"))
             megabytes = {key: number[key] / 1e6 for key in ("weights", "activations", "peak")}
-            print(f"| {part} | {storage} | {error[0]:.1e} ({error[1]}) | {number['load_seconds'] / seconds:.2f} | "
-                  f"{number['run_seconds'] / torch_seconds:.2f} | {megabytes['weights']:.0f} MB | "
-                  f"{megabytes['activations']:.0f} MB | {megabytes['peak']:.0f} MB | "
+            print(f"| {part} | {storage} | {worst_error(number, 'error/')} | "
+                  f"{worst_error(number, 'error_bfloat16/')} | {number['load_seconds'] / seconds:.2f} | "
+                  f"{number['run_seconds'] / torch_seconds:.2f} | "
+                  f"{megabytes['weights']:.0f} MB | {megabytes['activations']:.0f} MB | {megabytes['peak']:.0f} MB | "
                   f"{megabytes['peak'] / (megabytes['weights'] + megabytes['activations']):.3f} |", flush=True)
+            number["plain_read_seconds"] = seconds
             (folder / f"measured_{part}_{storage}.json").write_text(json.dumps(number, indent=1))
 
 

@@ -4,9 +4,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <lpo/tensor/context.hpp>
 #include <set>
+#include <utility>
 
 namespace {
 
@@ -104,4 +107,19 @@ TEST_CASE("a moved block has one owner") {
   CHECK(a.data() == nullptr);
   a = std::move(b);
   CHECK(a.data() == p);
+}
+
+TEST_CASE("blocks of zeros are zero, small ones from the heap and large ones from the system") {
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{100}, (std::size_t{32} << 20) + 100}) {
+    for (int again = 0; again < 2; ++again) {  // memory that was in use before is zero too
+      lpo::detail::HostBlock block = lpo::detail::HostBlock::zeros(bytes);
+      CHECK(aligned(block.data()));
+      REQUIRE(block.bytes() >= bytes);
+      CHECK(std::all_of(block.data(), block.data() + block.bytes(), [](std::byte b) { return b == std::byte{0}; }));
+      std::memset(block.data(), 1, block.bytes());
+      const lpo::detail::HostBlock moved = std::move(block);
+      CHECK(block.data() == nullptr);
+      CHECK(moved.data()[bytes / 2] == std::byte{1});
+    }
+  }
 }

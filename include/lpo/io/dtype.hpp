@@ -215,17 +215,7 @@ constexpr bool packs_convert() {
 #endif
 }
 
-template <class From, class To, std::size_t Count>
-void convert_array(const From (&input)[Count], To (&output)[Count]) {
-  if constexpr (packs_convert<From, To>()) {
-    static_assert(Count % pack_width == 0);
-    for (std::size_t i = 0; i < Count; i += pack_width) store_pack(output + i, load_pack(input + i));
-  } else {
-    for (std::size_t i = 0; i < Count; ++i) output[i] = stored_value<To>(arithmetic_value(input[i]));
-  }
-}
-
-/// Element by element through memcpy, because data in files need not be aligned.
+/// Data in files need not be aligned: packs load and store at any address, single elements go through memcpy.
 template <class From, class To>
 void convert_elements(const void* source, void* destination, index_t count) {
   if constexpr (std::is_same_v<From, To>) {
@@ -233,22 +223,19 @@ void convert_elements(const void* source, void* destination, index_t count) {
   } else {
     const auto* from = static_cast<const unsigned char*>(source);
     auto* to = static_cast<unsigned char*>(destination);
-    // Blocks of a fixed size let the compiler use vectors at -O2.
-    constexpr std::size_t block = 16;
-    From input[block];
-    To output[block];
-    for (auto left = static_cast<std::size_t>(count); left != 0;) {
-      const std::size_t now = std::min(left, block);
-      std::memcpy(input, from, now * sizeof(From));
-      if (now == block) {
-        convert_array(input, output);
-      } else {
-        for (std::size_t i = 0; i < now; ++i) output[i] = stored_value<To>(arithmetic_value(input[i]));
-      }
-      std::memcpy(to, output, now * sizeof(To));
-      from += now * sizeof(From);
-      to += now * sizeof(To);
-      left -= now;
+    const auto advance = [&](index_t elements) {
+      from += elements * static_cast<index_t>(sizeof(From));
+      to += elements * static_cast<index_t>(sizeof(To));
+      count -= elements;
+    };
+    if constexpr (packs_convert<From, To>())
+      for (; count >= pack_width; advance(pack_width))
+        store_pack(reinterpret_cast<To*>(to), load_pack(reinterpret_cast<const From*>(from)));
+    for (; count > 0; advance(1)) {
+      From input;
+      std::memcpy(&input, from, sizeof(From));
+      const To output = stored_value<To>(arithmetic_value(input));
+      std::memcpy(to, &output, sizeof(To));
     }
   }
 }
@@ -285,7 +272,7 @@ constexpr DType dtype_of() {
 
 /// Converts `count` elements of type `from` at `source` (any alignment) to type `to` at `destination`.
 /// Floats round to nearest even; floats to integers round and clamp; overflow to F16 and F8_E5M2 is infinity, to
-/// F8_E4M3 NaN.
+/// F8_E4M3 NaN. Among F32, F16 and BF16 a NaN stays a NaN of the same sign; its other bits are not promised.
 inline void convert(DType from, const void* source, DType to, void* destination, index_t count) {
   detail::with_storage_type(from, [&](auto from_tag) {
     detail::with_storage_type(to, [&](auto to_tag) {

@@ -2,6 +2,7 @@
 // Reading a model's weights from files and writing them: names, layouts and types are matched, all or nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -80,19 +81,23 @@ std::vector<index_t> file_shape(const AnyParameter<T, Device>& p) {
   return std::vector<index_t>(p.extents, p.extents + p.rank);
 }
 
+/// `from` [rows, columns] -> `to` [columns, rows]. Tiles of rows stay in the nearest cache while they are read across.
+template <class T>
+void transpose_matrix(const T* from, T* to, index_t rows, index_t columns) {
+  constexpr index_t tile = 64;
+  for (index_t begin = 0; begin < rows; begin += tile) {
+    const index_t end = std::min(rows, begin + tile);
+    for (index_t column = 0; column < columns; ++column)
+      for (index_t row = begin; row < end; ++row) to[column * rows + row] = from[row * columns + column];
+  }
+}
+
 /// OIHW -> OHWI, or back when `to_file`.
 template <class T>
 void permute_convolution(const T* from, T* to, const index_t* ohwi, bool to_file) {
-  const index_t o = ohwi[0], area = ohwi[1] * ohwi[2], c = ohwi[3];
-  for (index_t filter = 0; filter < o; ++filter)
-    for (index_t channel = 0; channel < c; ++channel)
-      for (index_t at = 0; at < area; ++at) {
-        const index_t oihw = (filter * c + channel) * area + at, inner = (filter * area + at) * c + channel;
-        if (to_file)
-          to[oihw] = from[inner];
-        else
-          to[inner] = from[oihw];
-      }
+  const index_t area = ohwi[1] * ohwi[2], channels = ohwi[3], filter = area * channels;
+  for (index_t at = 0; at < ohwi[0] * filter; at += filter)
+    transpose_matrix(from + at, to + at, to_file ? area : channels, to_file ? channels : area);
 }
 
 template <class T, class Device>

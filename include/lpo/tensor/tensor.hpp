@@ -65,8 +65,9 @@ class Tensor {
     return tensor;
   }
   static Tensor zeros(const Extents<Rank>& extents) {
-    Tensor tensor(extents);
-    DeviceMemory<Device>::fill_zero(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+    Tensor tensor;
+    tensor.block_ = DeviceMemory<Device>::Block::zeros(checked_bytes(extents));
+    tensor.view_ = View<T, Rank, Device>(reinterpret_cast<T*>(tensor.block_.data()), extents);
     return tensor;
   }
 

@@ -55,6 +55,11 @@ class DeviceBlock {
     cuda_check(status, "cuda memory");
     data_ = static_cast<std::byte*>(data);
   }
+  static DeviceBlock zeros(std::size_t bytes) {
+    DeviceBlock block(bytes);
+    cuda_check(cudaMemset(block.data_, 0, block.bytes_), "cuda fill");
+    return block;
+  }
   DeviceBlock(DeviceBlock&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   DeviceBlock& operator=(DeviceBlock&& other) noexcept {
