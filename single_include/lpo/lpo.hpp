@@ -854,6 +854,8 @@ inline double TorchGenerator::normal() {
 // <lpo/tensor/memory.hpp>
 // Memory: aligned host blocks, the last-in-first-out arena for activations, the size-class pool for gradients.
 
+#include <sys/mman.h>
+
 #include <new>
 
 namespace lpo::inline LPO_ABI {
@@ -867,12 +869,20 @@ inline std::size_t aligned_bytes(std::size_t bytes) {
   return (bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
 }
 
-/// An owning, aligned, uninitialised host block.
+/// An owning, aligned, uninitialised host block. Large ones are mapped and ask for large pages: touching gigabytes of
+/// weights for the first time otherwise costs a page fault every 4 KiB, more than converting them from a file does.
 class HostBlock {
  public:
   HostBlock() = default;
   explicit HostBlock(std::size_t bytes) : bytes_(aligned_bytes(std::max<std::size_t>(bytes, 1))) {
-    data_ = static_cast<std::byte*>(::operator new(bytes_, std::align_val_t{memory_alignment}));
+    data_ = is_mapped() ? map(bytes_)
+                        : static_cast<std::byte*>(::operator new(bytes_, std::align_val_t{memory_alignment}));
+  }
+  /// A block of zeros. Mapped memory is zero from the start and takes no room until it is written.
+  static HostBlock zeros(std::size_t bytes) {
+    HostBlock block(bytes);
+    if (!block.is_mapped()) std::memset(block.data_, 0, block.bytes_);
+    return block;
   }
   HostBlock(HostBlock&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -881,12 +891,31 @@ class HostBlock {
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~HostBlock() { ::operator delete(data_, std::align_val_t{memory_alignment}); }
+  ~HostBlock() {
+    if (is_mapped())
+      ::munmap(data_, bytes_);
+    else
+      ::operator delete(data_, std::align_val_t{memory_alignment});
+  }
 
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
 
  private:
+  /// From here on malloc would map as well: glibc never puts more than this into its heap.
+  static constexpr std::size_t mapped_bytes = std::size_t{32} << 20;
+
+  bool is_mapped() const { return bytes_ >= mapped_bytes; }
+
+  static std::byte* map(std::size_t bytes) {
+    void* const data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    ::madvise(data, bytes, MADV_HUGEPAGE);  // a wish: where it is not granted, pages stay small
+#endif
+    return static_cast<std::byte*>(data);
+  }
+
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
@@ -2354,8 +2383,9 @@ class Tensor {
     return tensor;
   }
   static Tensor zeros(const Extents<Rank>& extents) {
-    Tensor tensor(extents);
-    DeviceMemory<Device>::fill_zero(tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+    Tensor tensor;
+    tensor.block_ = DeviceMemory<Device>::Block::zeros(checked_bytes(extents));
+    tensor.view_ = View<T, Rank, Device>(reinterpret_cast<T*>(tensor.block_.data()), extents);
     return tensor;
   }
 
