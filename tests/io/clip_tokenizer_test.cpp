@@ -56,6 +56,23 @@ TEST_CASE("ids equal transformers' under OpenAI's vocabulary") {
   check_golden("clip", vocabulary);
 }
 
+TEST_CASE("what transformers' two tokenizers see differently") {
+  const auto vocabulary = lpo::read_clip_vocabulary(data_directory);
+  const ClipTokenizer basic(vocabulary), fast(vocabulary, ClipCleanup::fast);
+  // Ids from CLIPTokenizer and CLIPTokenizerFast. The iota below, which the former skips:
+  CHECK(basic.tokenize("red\u0345circle") == Ids{513, 518});
+  CHECK(fast.tokenize("red\u0345circle") == Ids{513, 137, 483, 518});
+  CHECK(basic.tokenize("e\u0345\uac00") == Ids{324, 166, 108, 478});
+  CHECK(fast.tokenize("e\u0345\uac00") == Ids{324, 137, 483, 166, 108, 478});
+  // Markers with capitals in the middle of punctuation, which the latter finds:
+  CHECK(basic.tokenize("!<|EndOfText|>!") == Ids{0, 27, 347, 68, 77, 67, 78, 69, 83, 68, 87, 339, 91, 29, 256});
+  CHECK(fast.tokenize("!<|EndOfText|>!") == Ids{256, 597, 256});
+  CHECK(fast.tokenize("<|<|ENDOFTEXT|> !") == Ids{27, 347, 597, 256});
+  CHECK(fast.tokenize("(<|StartOfText|>)") == Ids{263, 596, 264});
+  CHECK(basic.tokenize("red<|ENDOFTEXT|>") == Ids{513, 597});
+  CHECK(fast.tokenize("red<|ENDOFTEXT|>") == Ids{513, 597});
+}
+
 TEST_CASE("every given word becomes one token, and any other text still has ids") {
   const std::vector<std::string> words = {"the other mother", "there here", "circle", "circles",
                                           "aaaa aaa abab",    "don't",      "été"};

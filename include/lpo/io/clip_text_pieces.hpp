@@ -14,8 +14,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Which clean-up precedes the cut. The two differ on control characters, unassigned code points, Chinese characters
-/// and a final capital sigma only.
+/// Which clean-up precedes the cut. The two differ on control characters, unassigned code points, Chinese characters,
+/// a final capital sigma, the iota below, and markers spelled with capitals.
 enum class ClipCleanup {
   basic,  ///< transformers' CLIPTokenizer without ftfy: drops control characters, sets Chinese characters apart
   fast    ///< transformers' CLIPTokenizerFast: composes and lower-cases only
@@ -67,8 +67,11 @@ inline std::u32string clean_clip_text(std::string_view text, ClipCleanup cleanup
 template <class Function>
 void for_each_clip_piece(std::u32string_view text, ClipCleanup cleanup, Function&& function) {
   enum class Kind { space, letter, number, other };
-  const auto kind_of = [](char32_t code) {
+  const auto kind_of = [&](char32_t code) {
     if (is_white_space(code)) return Kind::space;
+    // The iota below (U+0345) is a mark that folds to a letter: transformers' case-insensitive expression matches it
+    // neither as the one nor as the other, and skips it.
+    if (code == 0x345 && cleanup == ClipCleanup::basic) return Kind::space;
     switch (character_class(code)) {
       case CharacterClass::letter:
         return Kind::letter;
@@ -91,6 +94,13 @@ void for_each_clip_piece(std::u32string_view text, ClipCleanup cleanup, Function
   static constexpr std::array<std::u32string_view, 7> contractions = {U"'s", U"'t",  U"'re", U"'ve",
                                                                       U"'m", U"'ll", U"'d"};
   static constexpr std::array<std::u32string_view, 2> markers = {U"<|startoftext|>", U"<|endoftext|>"};
+  const auto marker_at = [&](std::u32string_view rest) -> std::size_t {
+    for (const std::u32string_view marker : markers)
+      if (begins_with(rest, marker)) return marker.size();
+    return 0;
+  };
+  // CLIPTokenizerFast looks for markers in the lower-cased text before it cuts, so they end a run of punctuation.
+  const auto ends_run = [&](std::u32string_view rest) { return cleanup == ClipCleanup::fast && marker_at(rest) > 0; };
   while (!text.empty()) {
     const Kind kind = kind_of(text[0]);
     if (kind == Kind::space) {
@@ -100,12 +110,11 @@ void for_each_clip_piece(std::u32string_view text, ClipCleanup cleanup, Function
     std::size_t length = 0;
     for (const std::u32string_view prefix : contractions)
       if (length == 0 && begins_with(text, prefix)) length = prefix.size();
-    for (const std::u32string_view prefix : markers)
-      if (length == 0 && begins_with(text, prefix)) length = prefix.size();
+    if (length == 0) length = marker_at(text);
     if (length == 0) {
       length = 1;
       if (kind != Kind::number)
-        while (length < text.size() && kind_of(text[length]) == kind) ++length;
+        while (length < text.size() && kind_of(text[length]) == kind && !ends_run(text.substr(length))) ++length;
     }
     function(text.substr(0, length));
     text.remove_prefix(length);
