@@ -2,6 +2,7 @@
 // Lane helpers of the CPU kernels: rows whose length is no multiple of the pack, transposed tiles, unrolled loops.
 #pragma once
 
+#include <bit>
 #include <cstring>
 #include <utility>
 
