@@ -95,13 +95,15 @@ TEST_CASE("cuda attention takes any scale and any address") {
     auto shape = c.shape();
     shape.scale = scale;
     // One element behind the start of an allocation: no 16-byte accesses.
-    const auto q = noise<lpo::half>(50 * 32 + 1, 1), k = noise<lpo::half>(70 * 32 + 1, 2), v = noise<lpo::half>(70 * 32 + 1, 3);
+    const auto q = noise<lpo::half>(50 * 32 + 1, 1), k = noise<lpo::half>(70 * 32 + 1, 2),
+               v = noise<lpo::half>(70 * 32 + 1, 3);
     std::vector<lpo::half> out(50 * 32 + 1), expected(50 * 32 + 1);
     lpo::kernel::Attention<lpo::Reference>::forward(reference, shape, q.data() + 1, k.data() + 1, v.data() + 1,
                                                     expected.data() + 1, static_cast<float*>(nullptr));
-    const Uploaded<lpo::Cuda, lpo::half> q_there(context, q), k_there(context, k), v_there(context, v), there(context, out);
-    lpo::kernel::Attention<lpo::Cuda>::forward(context, shape, q_there.data() + 1, k_there.data() + 1, v_there.data() + 1,
-                                               there.data() + 1, static_cast<float*>(nullptr));
+    const Uploaded<lpo::Cuda, lpo::half> q_there(context, q), k_there(context, k), v_there(context, v),
+        there(context, out);
+    lpo::kernel::Attention<lpo::Cuda>::forward(context, shape, q_there.data() + 1, k_there.data() + 1,
+                                               v_there.data() + 1, there.data() + 1, static_cast<float*>(nullptr));
     there.download(out);
     out[0] = expected[0];
     CHECK(distance(out, expected) < 2e-3);
@@ -115,8 +117,8 @@ TEST_CASE("cuda attention over nothing writes what remains") {
   const Uploaded<lpo::Cuda, float> rows(context, {1, 2, 3, 4}), dk_there(context, dk), dv_there(context, dv);
   const lpo::kernel::AttentionShape no_queries{1, 0, 2, 1, 2, 1.0f, false, 2, 2, 2, 2};
   Kernel::forward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr);
-  Kernel::backward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr, nullptr, nullptr, false,
-                          dk_there.data(), false, dv_there.data(), true);
+  Kernel::backward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr, nullptr, nullptr,
+                          false, dk_there.data(), false, dv_there.data(), true);
   dk_there.download(dk);
   dv_there.download(dv);
   CHECK(dk[3] == 0.0f);
@@ -127,6 +129,6 @@ TEST_CASE("cuda attention over nothing writes what remains") {
   dk_there.download(dk);
   CHECK(dk[0] == 0.0f);
   Kernel::forward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr);
-  Kernel::backward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, false, nullptr, false,
-                          nullptr, false);
+  Kernel::backward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, false, nullptr,
+                          false, nullptr, false);
 }

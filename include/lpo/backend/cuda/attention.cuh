@@ -9,13 +9,14 @@ namespace detail {
 
 /// out = softmax(scale q k^T) v, in powers of two. Per tile of 32 keys:
 ///   s = q k^T,  p = 2^(c s - m) with c = scale log2(e),  l += sum_j p,  o += p v
-/// where m is raised to the maximum of c s, and o and l rescaled, only when the sum of a thread's p in a tile exceeds 1024:
-/// nothing else looks for a maximum. Weights of up to 1024 are as good in float sums and 16-bit storage as weights below 1.
+/// where m is raised to the maximum of c s, and o and l rescaled, only when the sum of a thread's p in a tile exceeds
+/// 1024: nothing else looks for a maximum. Weights of up to 1024 are as good in float sums and 16-bit storage as
+/// weights below 1.
 ///
-/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles queries; two to four blocks share a multiprocessor, so that one
-/// warp's exponentials run beside another's products. Memory: the queries and rings of three tiles of keys and of values in
-/// shared memory, filled two tiles ahead; scores, weights and sums in registers. Numerics: products of T in float, weights
-/// rounded to T for their product, l from unrounded weights. Limits: fits_matrix_units.
+/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles queries; two to four blocks share a multiprocessor, so that
+/// one warp's exponentials run beside another's products. Memory: the queries and rings of three tiles of keys and of
+/// values in shared memory, filled two tiles ahead; scores, weights and sums in registers. Numerics: products of T in
+/// float, weights rounded to T for their product, l from unrounded weights. Limits: fits_matrix_units.
 template <class T>
 struct AttentionForwardArguments {
   kernel::AttentionShape shape;
@@ -28,8 +29,8 @@ template <class T, int Width, int Tiles>
 struct AttentionForwardWarp {
   static constexpr int KeyTile = 32, Steps = tile_steps<Width>;
   static constexpr int Blocks = Width <= 40 ? 4 : Width <= 128 ? 3 : 2;  ///< on a multiprocessor
-  static constexpr int budget = Blocks == 4 ? 96 : Blocks == 3 ? 130 : 200;  ///< of a thread's registers, for what is held
-  static constexpr bool keep_queries = Tiles * (Width / 2 + KeyTile * 3 / 4 + Width / 4) <= budget;
+  static constexpr bool keep_queries =  ///< in registers
+      Blocks == 2 || Tiles * (Width / 2 + KeyTile * 3 / 4 + Width / 4) <= (Blocks == 4 ? 96 : 130);
   static constexpr float limit = 1024.0f;
 
   using Scores = float[Tiles][KeyTile / 8][4];
@@ -45,7 +46,8 @@ struct AttentionForwardWarp {
     for (int t = 0; t < Tiles; ++t) {
       if constexpr (keep_queries)
 #pragma unroll
-        for (int step = 0; step < Steps; ++step) load_matrices(query[t][step], q_tile + tile_offset<Width>(16 * t, 16 * step));
+        for (int step = 0; step < Steps; ++step)
+          load_matrices(query[t][step], q_tile + tile_offset<Width>(16 * t, 16 * step));
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
 #pragma unroll
@@ -143,14 +145,16 @@ struct AttentionForwardWarp {
   }
 
   /// Raises the levels to the maxima of the rows, rescales what is summed, and takes the exponentials again.
-  __device__ __forceinline__ void raise(const Scores& score, float scale, Weights& weight, float (&tile_sum)[Tiles][2]) {
+  __device__ __forceinline__ void raise(const Scores& score, float scale, Weights& weight,
+                                        float (&tile_sum)[Tiles][2]) {
 #pragma unroll
     for (int t = 0; t < Tiles; ++t)
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         float most = score[t][0][2 * side];
 #pragma unroll
-        for (int n = 0; n < KeyTile / 8; ++n) most = fmaxf(most, fmaxf(score[t][n][2 * side], score[t][n][2 * side + 1]));
+        for (int n = 0; n < KeyTile / 8; ++n)
+          most = fmaxf(most, fmaxf(score[t][n][2 * side], score[t][n][2 * side + 1]));
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
         const float raised = fmaxf(level[t][side], most * scale);  // the first tile has a visible key: finite
@@ -184,8 +188,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionForwardWarp<T, Wid
   const bool causal = p.shape.causal;
   const int end = causal && first + QueryTile < keys ? first + QueryTile : keys;
   const float scale = p.shape.scale * 1.44269504f;
-  RowCopier<QueryTile, Width, attention_threads, T>(p.q.head(batch, head, width) + first * p.q.row_stride, p.q.row_stride,
-                                                    width, thread)
+  RowCopier<QueryTile, Width, attention_threads, T>(p.q.head(batch, head, width) + first * p.q.row_stride,
+                                                    p.q.row_stride, width, thread)
       .start(q_tile, queries - first);
 
   // Half of the threads fetch keys, and half fetch values.
@@ -208,7 +212,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionForwardWarp<T, Wid
 
   Warp warp;
   const unsigned warp_queries = q_tile + tile_offset<Width>(warp_row, 0) + rows_first_offset<Width>();
-  const unsigned k_ring = rings + depth_first_offset<Width>(), v_ring = rings + 3 * tile_bytes + rows_first_offset<Width>();
+  const unsigned k_ring = rings + depth_first_offset<Width>(),
+                 v_ring = rings + 3 * tile_bytes + rows_first_offset<Width>();
   fetch();
   close_copy_group();
   fetch();
@@ -242,8 +247,8 @@ __global__ void __launch_bounds__(attention_threads, AttentionForwardWarp<T, Wid
   // Only this warp reads its queries, and it is done: their place in shared memory is free.
   __syncwarp();
   store_rows<Width, Tiles>(warp.total, inverse, q_rows + warp_row * tile_pitch<Width>,
-                           p.out.head(batch, head, width) + (first + warp_row) * p.out.row_stride, p.out.row_stride, count,
-                           width, false);
+                           p.out.head(batch, head, width) + (first + warp_row) * p.out.row_stride, p.out.row_stride,
+                           count, width, false);
 }
 
 template <int Width, int Tiles, class T>
@@ -259,8 +264,8 @@ void launch_attention_forward(Context<Cuda>& context, const AttentionForwardArgu
   context.check_launch("attention_forward_streaming_kernel");
 }
 
-/// Two rows of fragments per warp halve the reads of shared memory, where registers allow and blocks remain for most of the
-/// device.
+/// Two rows of fragments per warp halve the reads of shared memory, where registers allow and blocks remain for most of
+/// the device.
 template <class T>
 void attention_forward_streaming(Context<Cuda>& context, const AttentionForwardArguments<T>& arguments) {
   const auto& shape = arguments.shape;
@@ -275,8 +280,8 @@ void attention_forward_streaming(Context<Cuda>& context, const AttentionForwardA
 
 /// The softmax over nothing: zeros, and minus infinity as the logarithm of their sum (null: not wanted).
 template <class T>
-__global__ void __launch_bounds__(256) attention_without_keys_kernel(kernel::AttentionShape shape, T* out,
-                                                                     compute_t<T>* log_sum_exp) {
+__global__ void __launch_bounds__(256)
+    attention_without_keys_kernel(kernel::AttentionShape shape, T* out, compute_t<T>* log_sum_exp) {
   using Number = compute_t<T>;
   const index_t at = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x, row = shape.heads * shape.width;
   const index_t rows = shape.batch * shape.queries;
@@ -312,8 +317,8 @@ struct Attention<Cuda> {
     detail::attention_forward_plain(context, shape, q, k, v, out, log_sum_exp);
   }
 
-  /// The probabilities are computed again, once per side: a block owns queries and sums dq, or owns keys and sums dk and dv,
-  /// so that nothing is summed by two blocks at once and the gradients have the same bits in every run.
+  /// The probabilities are computed again, once per side: a block owns queries and sums dq, or owns keys and sums dk
+  /// and dv, so that nothing is summed by two blocks at once and the gradients have the same bits in every run.
   template <class T>
   static void backward(Context<Cuda>& context, const AttentionShape& shape, const T* q, const T* k, const T* v,
                        const T* out, const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,

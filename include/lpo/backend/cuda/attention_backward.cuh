@@ -15,8 +15,8 @@ namespace detail {
 ///   dq          q, dout       k, v          ds k
 ///   dk, dv      k, v          q, dout       ds^T q, p^T dout
 ///
-/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles rows, and one of several shares of the columns, whose float sums go
-/// to `partial` and are added in order by attention_sum_splits_kernel. Memory: rows and two stages of columns
+/// Launch: block (x, head, batch) = 4 warps of 16 * Tiles rows, and one of several shares of the columns, whose float
+/// sums go to `partial` and are added in order by attention_sum_splits_kernel. Memory: rows and two stages of columns
 /// in shared memory; scores, weights and sums in registers. Numerics: products of T in float, p and ds rounded to T for
 /// their products. No atomics: same bits in every run on the same device. Limits: fits_matrix_units.
 template <class T>
@@ -33,7 +33,8 @@ struct AttentionGradientArguments {
 /// Registers decide which left operands are kept in them; the others are read from shared memory again for every chunk.
 template <int Width, int Tiles, bool ByKeys>
 struct AttentionGradientPlan {
-  static constexpr int ColumnTile = Width > 128 ? 32 : 64, Chunk = 16;  ///< columns in shared memory, and in registers
+  static constexpr int ColumnTile = Width > 80 ? 32 : 64;  ///< in all, below the 99 KiB that consumer devices have
+  static constexpr int Chunk = 16;                         ///< columns in registers
   static constexpr int sums = (ByKeys ? 2 : 1) * Tiles * Width / 2, scores = Tiles * Chunk, operand = Tiles * Width / 4;
   static constexpr bool keep_rows = sums + scores + operand <= 215;
   static constexpr bool keep_slopes = sums + scores + 2 * operand <= 208;
@@ -44,7 +45,8 @@ struct AttentionGradientWarp {
   using Plan = AttentionGradientPlan<Width, Tiles, ByKeys>;
   static constexpr int Chunk = Plan::Chunk;
 
-  unsigned row[Plan::keep_rows ? Tiles : 1][tile_steps<Width>][4], row_slope[Plan::keep_slopes ? Tiles : 1][tile_steps<Width>][4];
+  unsigned row[Plan::keep_rows ? Tiles : 1][tile_steps<Width>][4],
+      row_slope[Plan::keep_slopes ? Tiles : 1][tile_steps<Width>][4];
   float sum[Tiles][Width / 8][4], value_sum[ByKeys ? Tiles : 1][Width / 8][4];
   QueryTerms<float> terms[Tiles][2];  ///< of the rows, where they are queries
 
@@ -54,7 +56,8 @@ struct AttentionGradientWarp {
 #pragma unroll
       for (int step = 0; step < tile_steps<Width>; ++step) {
         if constexpr (Plan::keep_rows) load_matrices(row[t][step], rows + tile_offset<Width>(16 * t, 16 * step));
-        if constexpr (Plan::keep_slopes) load_matrices(row_slope[t][step], slopes + tile_offset<Width>(16 * t, 16 * step));
+        if constexpr (Plan::keep_slopes)
+          load_matrices(row_slope[t][step], slopes + tile_offset<Width>(16 * t, 16 * step));
       }
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
@@ -66,8 +69,8 @@ struct AttentionGradientWarp {
     }
   }
 
-  /// One tile of columns, the first `count` of them; addresses are this lane's. Masked: column j is hidden from row i behind
-  /// `count` or, with causal, where its query comes before its key: ByKeys j < diagonal + i, otherwise j > diagonal + i.
+  /// One tile of columns, the first `count` of them; addresses are this lane's. Masked: column j is hidden from row i
+  /// behind `count` or, with causal, where its query comes before its key: ByKeys j < diagonal + i, else j above.
   template <bool Masked>
   __device__ __forceinline__ void step(unsigned rows, unsigned slopes, unsigned column_tile, unsigned slope_tile,
                                        const QueryTerms<float>* column_terms, float scale, int count, bool causal,
@@ -214,8 +217,8 @@ __global__ void __launch_bounds__(attention_threads, 2)
   RowCopier<RowTile, Width, attention_threads, T>(p.rows.head(batch, head, width) + first * p.rows.row_stride,
                                                   p.rows.row_stride, width, thread)
       .start(row_bank, length - first);
-  RowCopier<RowTile, Width, attention_threads, T>(p.row_slopes.head(batch, head, width) + first * p.row_slopes.row_stride,
-                                                  p.row_slopes.row_stride, width, thread)
+  RowCopier<RowTile, Width, attention_threads, T>(
+      p.row_slopes.head(batch, head, width) + first * p.row_slopes.row_stride, p.row_slopes.row_stride, width, thread)
       .start(row_bank + row_bytes, length - first);
   if (from < end) fetch(from, stages, term_tile);
 
@@ -248,8 +251,8 @@ __global__ void __launch_bounds__(attention_threads, 2)
       warp.template step<true>(warp_rows, warp_rows + row_bytes, stage, stage + column_bytes, stage_terms, scale, count,
                                causal, diagonal);
     else
-      warp.template step<false>(warp_rows, warp_rows + row_bytes, stage, stage + column_bytes, stage_terms, scale, count,
-                                causal, diagonal);
+      warp.template step<false>(warp_rows, warp_rows + row_bytes, stage, stage + column_bytes, stage_terms, scale,
+                                count, causal, diagonal);
   }
 
   const int count = length - first - warp_row;
@@ -280,7 +283,7 @@ __global__ void __launch_bounds__(attention_threads, 2)
   }
 }
 
-/// target = sum over splits of partial[split], in their order (+ target). A thread per number; block y 0 is dk, 1 is dv.
+/// target = sum over splits of partial[split], in their order (+ target). A thread per number; block y: dk, then dv.
 template <class T>
 __global__ void __launch_bounds__(256) attention_sum_splits_kernel(AttentionGradientArguments<T> p, index_t splits) {
   const HeadRows<T>& target = blockIdx.y == 0 ? p.target : p.value_target;
@@ -291,8 +294,8 @@ __global__ void __launch_bounds__(256) attention_sum_splits_kernel(AttentionGrad
   float sum = 0.0f;
   for (index_t split = 0; split < splits; ++split) sum += p.partial[(2 * split + blockIdx.y) * numbers + at];
   const index_t row = at / width, pair = row / p.shape.keys;
-  T* const to = target.head(pair / p.shape.heads, pair % p.shape.heads, width) + row % p.shape.keys * target.row_stride +
-                at % width;
+  T* const to = target.head(pair / p.shape.heads, pair % p.shape.heads, width) +
+                row % p.shape.keys * target.row_stride + at % width;
   store_number(to, accumulate ? sum + load_number(to) : sum);
 }
 
@@ -340,11 +343,12 @@ void attention_backward_streaming(Context<Cuda>& context, const kernel::Attentio
     constexpr int Width = decltype(width)::value;
     if (dq != nullptr && shape.queries > 0)
       launch_attention_gradient<Width, Width <= 80 ? 2 : 1, false, T>(
-          context, {shape, queries, slopes, keys, values, terms, {dq, shape.q_row, shape.queries}, {}, accumulate_q, false});
+          context,
+          {shape, queries, slopes, keys, values, terms, {dq, shape.q_row, shape.queries}, {}, accumulate_q, false});
     if ((dk != nullptr || dv != nullptr) && shape.keys > 0)
       launch_attention_gradient<Width, Width <= 64 ? 2 : 1, true, T>(
-          context, {shape, keys, values, queries, slopes, terms, {dk, shape.k_row, shape.keys},
-                    {dv, shape.v_row, shape.keys}, accumulate_k, accumulate_v});
+          context, {shape, keys, values, queries, slopes, terms, HeadRows<T>{dk, shape.k_row, shape.keys},
+                    HeadRows<T>{dv, shape.v_row, shape.keys}, accumulate_k, accumulate_v});
   });
 }
 
@@ -356,8 +360,8 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
   if (shape.batch * shape.heads * shape.width == 0) return;
   constexpr int count = 16 / static_cast<int>(sizeof(T));
   const index_t strides = shape.out_row | shape.width;
-  const bool streaming =
-      sizeof(T) == 2 && rows > 0 && shape.keys > 0 && fits_matrix_units(shape, address_bits(q, k, v, out, dout, dq, dk, dv));
+  const bool streaming = sizeof(T) == 2 && rows > 0 && shape.keys > 0 &&
+                         fits_matrix_units(shape, address_bits(q, k, v, out, dout, dq, dk, dv));
   Scratch<Cuda> scratch(context);
   auto* const terms = scratch.allocate<QueryTerms<compute_t<T>>>(rows);
   if (rows > 0) {
@@ -367,7 +371,8 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
       attention_terms_kernel<count>
           <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);
     else
-      attention_terms_kernel<1><<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);
+      attention_terms_kernel<1>
+          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);
     context.check_launch("attention_terms_kernel");
   }
   if constexpr (sizeof(T) == 2)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention of CUDA devices for every storage type, width and stride: tiles of scores in shared memory, no tensor cores.
+// Attention of CUDA devices for every storage type, width and stride: tiles in shared memory, no tensor cores.
 #pragma once
 
 #include <lpo/backend/cuda/numbers.cuh>
@@ -27,11 +27,11 @@ struct alignas(2 * sizeof(Number)) QueryTerms {
 };
 
 /// terms[pair][query] from log_sum_exp, out and dout; `level_scale` turns the levels into another base of exponentials.
-/// Block y is a batch; eight threads share a row and read Count numbers at a time. Memory-bound: reads out and dout once.
+/// Block y is a batch; eight threads share a row and read Count numbers at a time. Memory-bound: reads out and dout.
 template <int Count, class T>
-__global__ void __launch_bounds__(256) attention_terms_kernel(kernel::AttentionShape shape, const T* out, const T* dout,
-                                                              const compute_t<T>* log_sum_exp, float level_scale,
-                                                              QueryTerms<compute_t<T>>* terms) {
+__global__ void __launch_bounds__(256)
+    attention_terms_kernel(kernel::AttentionShape shape, const T* out, const T* dout, const compute_t<T>* log_sum_exp,
+                           float level_scale, QueryTerms<compute_t<T>>* terms) {
   using Number = compute_t<T>;
   const unsigned heads = static_cast<unsigned>(shape.heads), row = blockIdx.x * 32 + threadIdx.x / 8;
   const unsigned query = row / heads, head = row % heads;  // in the order of memory
@@ -147,9 +147,9 @@ __device__ __forceinline__ double natural_exp(double value) { return exp(value);
 __device__ __forceinline__ float natural_log(float value) { return logf(value); }
 __device__ __forceinline__ double natural_log(double value) { return log(value); }
 
-/// Streaming softmax: per tile of keys, m' = max(m, max_j s_j), l = l exp(m - m') + sum_j exp(s_j - m'), and the same for
-/// the sums of values; out = sums / l. Block x owns Side queries of one (batch, head); blocks y share the columns of `out`,
-/// 16 * Columns each, and each computes the scores again: wide heads are rare.
+/// Streaming softmax: per tile of keys, m' = max(m, max_j s_j), l = l exp(m - m') + sum_j exp(s_j - m'), and the same
+/// for the sums of values; out = sums / l. Block x owns Side queries of one (batch, head); blocks y share the columns
+/// of `out`, 16 * Columns each, and each computes the scores again: wide heads are rare.
 template <class T, int Columns>
 __global__ void __launch_bounds__(256)
     attention_forward_tiled_kernel(kernel::AttentionShape shape, HeadRows<const T> q, HeadRows<const T> k,
@@ -293,7 +293,8 @@ __global__ void __launch_bounds__(256) attention_gradient_tiled_kernel(PlainGrad
         tile[i][j] = weight;
       }
     weights.put(tile);
-    weights.accumulate(values + begin * p.values.row_stride, p.values.row_stride, others - begin, width - column, total);
+    weights.accumulate(values + begin * p.values.row_stride, p.values.row_stride, others - begin, width - column,
+                       total);
   }
 
 #pragma unroll
@@ -346,16 +347,18 @@ void attention_gradient_plain(Context<Cuda>& context, const PlainGradient<T>& gr
 /// `terms` in natural logarithms.
 template <class T>
 void attention_backward_plain(Context<Cuda>& context, const kernel::AttentionShape& shape, const T* q, const T* k,
-                              const T* v, const QueryTerms<compute_t<T>>* terms, const T* dout, T* dq, bool accumulate_q,
-                              T* dk, bool accumulate_k, T* dv, bool accumulate_v) {
+                              const T* v, const QueryTerms<compute_t<T>>* terms, const T* dout, T* dq,
+                              bool accumulate_q, T* dk, bool accumulate_k, T* dv, bool accumulate_v) {
   const HeadRows<const T> queries{q, shape.q_row, shape.queries}, keys{k, shape.k_row, shape.keys};
   const HeadRows<const T> values{v, shape.v_row, shape.keys}, slopes{dout, shape.out_row, shape.queries};
-  attention_gradient_plain<T>(context, {shape, queries, keys, slopes, values, keys, {dq, shape.q_row, shape.queries}, terms,
-                                        false, accumulate_q});
-  attention_gradient_plain<T>(context, {shape, keys, queries, values, slopes, queries, {dk, shape.k_row, shape.keys}, terms,
-                                        true, accumulate_k});
-  attention_gradient_plain<T>(context, {shape, keys, queries, {}, {}, slopes, {dv, shape.v_row, shape.keys}, terms, true,
-                                        accumulate_v});
+  attention_gradient_plain<T>(
+      context,
+      {shape, queries, keys, slopes, values, keys, {dq, shape.q_row, shape.queries}, terms, false, accumulate_q});
+  attention_gradient_plain<T>(
+      context,
+      {shape, keys, queries, values, slopes, queries, {dk, shape.k_row, shape.keys}, terms, true, accumulate_k});
+  attention_gradient_plain<T>(
+      context, {shape, keys, queries, {}, {}, slopes, {dv, shape.v_row, shape.keys}, terms, true, accumulate_v});
 }
 
 }  // namespace detail

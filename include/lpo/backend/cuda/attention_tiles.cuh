@@ -14,8 +14,8 @@ inline constexpr int attention_threads = 32 * attention_warps;
 /// Elements between two rows of a tile: an odd number of 16-byte units, so that eight rows never meet in a bank.
 template <int Width>
 inline constexpr int tile_pitch = (Width / 8 | 1) * 8;
-/// Fragments of 16 columns. Where Width is an odd number of eights, the last one is read past the row's end, and its second
-/// half is not used.
+/// Fragments of 16 columns. Where Width is an odd number of eights, the last one is read past the row's end, and its
+/// second half is not used.
 template <int Width>
 inline constexpr int tile_steps = (Width + 15) / 16;
 /// What the last row may be read past its end.
@@ -30,7 +30,8 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool t
   if constexpr (Bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size)
+                 : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// Closes a group of copies; wait_for_groups<Open> waits for all but the last Open groups of this thread.
@@ -40,36 +41,37 @@ __device__ __forceinline__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
 }
 
-/// Copies tiles of Rows rows of `width` elements, one below the other, by Threads threads, of which this is number `thread`,
-/// two to a row. What does not change from tile to tile is kept, so that a copy is a few instructions.
+/// Copies tiles of Rows rows of `width` elements, one below the other, by Threads threads, of which this is number
+/// `thread`. Neighbouring threads take neighbouring 16 bytes of a row, so that memory is asked for whole lines; a
+/// thread stays in its columns. What does not change from tile to tile is kept, so that a copy is a few instructions.
 template <int Rows, int Width, int Threads, class T>
 class RowCopier {
  public:
   __device__ __forceinline__ RowCopier(const T* rows, index_t row_stride, int width, int thread)
-      : from_(rows + thread / 2 * row_stride + thread % 2 * 8),
-        row_stride_(row_stride),
-        to_(static_cast<unsigned>((thread / 2 * tile_pitch<Width> + thread % 2 * 8) * 2)),
-        row_(thread / 2),
-        columns_(width - thread % 2 * 8) {}
+      : row_stride_(row_stride), row_(thread / units), inside_(thread % units * 8 < width) {
+    const int column = thread % units * 8;
+    from_ = rows + row_ * row_stride + column;
+    to_ = static_cast<unsigned>((row_ * tile_pitch<Width> + column) * 2);
+  }
 
   /// Starts the copy of a tile; rows from `count` on and columns from `width` to Width become zeros.
   __device__ __forceinline__ void start(unsigned tile, int count) const {
-    static_assert(Rows % (Threads / 2) == 0);
+    if (row_ >= rows_at_once) return;
 #pragma unroll
-    for (int i = 0; i < Rows; i += Threads / 2)
-#pragma unroll
-      for (int column = 0; column < Width; column += 16)
-        if (column + 8 < Width || threadIdx.x % 2 == 0)
-          copy_async<16>(tile + to_ + (i * tile_pitch<Width> + column) * 2, from_ + i * row_stride_ + column,
-                         row_ + i < count && column < columns_);
+    for (int i = 0; i < Rows; i += rows_at_once)
+      if (i + rows_at_once <= Rows || row_ + i < Rows)
+        copy_async<16>(tile + to_ + i * tile_pitch<Width> * 2, from_ + i * row_stride_, inside_ && row_ + i < count);
   }
   __device__ __forceinline__ void advance() { from_ += Rows * row_stride_; }
 
  private:
-  const T* from_;
+  static constexpr int units = Width / 8, rows_at_once = Threads / units;
+
   index_t row_stride_;
+  const T* from_;
   unsigned to_;
-  int row_, columns_;
+  int row_;
+  bool inside_;
 };
 
 /// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
@@ -90,8 +92,8 @@ __device__ __forceinline__ unsigned tile_offset(int row, int column) {
   return static_cast<unsigned>((row * tile_pitch<Width> + column) * 2);
 }
 
-/// A lane's byte offset for load_matrices in a tile of rows. Left operands (rows x depth) and, transposed, right operands
-/// that lie as depth x columns: matrices go down the rows first.
+/// A lane's byte offset for load_matrices in a tile of rows. Left operands (rows x depth) and, transposed, right
+/// operands that lie as depth x columns: matrices go down the rows first.
 template <int Width>
 __device__ __forceinline__ unsigned rows_first_offset() {
   const int lane = threadIdx.x % 32;
@@ -110,24 +112,29 @@ template <class T, int Depth>
 __device__ __forceinline__ void multiply_fragments(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   constexpr bool brain = std::is_same_v<T, bfloat16>;
   if constexpr (brain && Depth == 16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else if constexpr (brain)
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(b0));
   else if constexpr (Depth == 16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(b0));
 }
 
-/// Products over the width, of step `step` of tile_steps: two neighbouring fragments of 8 columns from four matrices of b.
+/// Products over the width, of step `step` of tile_steps: two neighbouring fragments of 8 columns from four
+/// matrices of b.
 template <class T, int Width>
 __device__ __forceinline__ void multiply_step(float (&first)[4], float (&second)[4], const unsigned (&a)[4],
                                               const unsigned (&b)[4], int step) {
@@ -182,11 +189,13 @@ __device__ __forceinline__ void pack_left(unsigned (&a)[4], const float (&first)
   a[3] = pack_pair<T>(second[2], second[3]);
 }
 
-/// Stores a warp's 16 * Tiles x Width sums, times factor[tile][row half], as rows of T: through `staging`, the warp's own
-/// 16 * Tiles rows of a tile, so that global memory sees 16-byte accesses. With `accumulate`, adds what is there, in float.
+/// Stores a warp's 16 * Tiles x Width sums, times factor[tile][row half], as rows of T: through `staging`, the warp's
+/// own 16 * Tiles rows of a tile, so that global memory sees 16-byte accesses. With `accumulate`, adds what is there,
+/// in float.
 template <int Width, int Tiles, class T>
-__device__ __forceinline__ void store_rows(float (&sum)[Tiles][Width / 8][4], const float (&factor)[Tiles][2], T* staging,
-                                           T* target, index_t row_stride, int count, int width, bool accumulate) {
+__device__ __forceinline__ void store_rows(float (&sum)[Tiles][Width / 8][4], const float (&factor)[Tiles][2],
+                                           T* staging, T* target, index_t row_stride, int count, int width,
+                                           bool accumulate) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int t = 0; t < Tiles; ++t)
@@ -222,13 +231,14 @@ std::uintptr_t address_bits(Pointers... addresses) {
   return (std::uintptr_t{0} | ... | reinterpret_cast<std::uintptr_t>(addresses));
 }
 
-/// What the tensor-core kernels ask of a shape beyond 16-bit storage: 16-byte rows, heads of at most 160, a positive scale
-/// (the maximum of the scores is then scale times the maximum of the products).
+/// What the tensor-core kernels ask of a shape beyond 16-bit storage: 16-byte rows, heads of at most 160, a positive
+/// scale (the maximum of the scores is then scale times the maximum of the products).
 inline bool fits_matrix_units(const kernel::AttentionShape& shape, std::uintptr_t addresses) {
   const index_t strides = shape.q_row | shape.k_row | shape.v_row | shape.out_row | shape.width;
   const index_t grid_limit = 65535, length_limit = index_t{1} << 30;
-  return addresses % 16 == 0 && strides % 8 == 0 && shape.width <= 160 && shape.scale > 0.0f && shape.batch <= grid_limit &&
-         shape.heads <= grid_limit && shape.queries < length_limit && shape.keys < length_limit;
+  return addresses % 16 == 0 && strides % 8 == 0 && shape.width <= 160 && shape.scale > 0.0f &&
+         shape.batch <= grid_limit && shape.heads <= grid_limit && shape.queries < length_limit &&
+         shape.keys < length_limit;
 }
 
 /// Calls body(integral_constant<int, Width>) with the smallest tile width that holds `width`.
@@ -241,8 +251,8 @@ void with_tile_width(index_t width, Body&& body) {
   body(std::integral_constant<int, 160>{});
 }
 
-/// Lets a kernel use `bytes` of shared memory. Per call: kernels have one address in each translation unit, so a flag would
-/// have to be one of each unit too, and the call costs little against a launch.
+/// Lets a kernel use `bytes` of shared memory. Per call: kernels have one address in each translation unit, so a flag
+/// would have to be one of each unit too, and the call costs little against a launch.
 template <class Kernel>
 void allow_shared_memory(Kernel* kernel, int bytes, const char* name) {
   cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
