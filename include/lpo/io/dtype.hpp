@@ -221,21 +221,17 @@ void convert_elements(const void* source, void* destination, index_t count) {
   if constexpr (std::is_same_v<From, To>) {
     if (count > 0) std::memcpy(destination, source, static_cast<std::size_t>(count) * sizeof(To));
   } else {
-    const auto* from = static_cast<const unsigned char*>(source);
-    auto* to = static_cast<unsigned char*>(destination);
-    const auto advance = [&](index_t elements) {
-      from += elements * static_cast<index_t>(sizeof(From));
-      to += elements * static_cast<index_t>(sizeof(To));
-      count -= elements;
-    };
+    const auto from = [&](index_t i) { return static_cast<const unsigned char*>(source) + i * static_cast<index_t>(sizeof(From)); };
+    const auto to = [&](index_t i) { return static_cast<unsigned char*>(destination) + i * static_cast<index_t>(sizeof(To)); };
+    index_t at = 0;
     if constexpr (packs_convert<From, To>())
-      for (; count >= pack_width; advance(pack_width))
-        store_pack(reinterpret_cast<To*>(to), load_pack(reinterpret_cast<const From*>(from)));
-    for (; count > 0; advance(1)) {
+      for (; at + pack_width <= count; at += pack_width)
+        store_pack(reinterpret_cast<To*>(to(at)), load_pack(reinterpret_cast<const From*>(from(at))));
+    for (; at < count; ++at) {
       From input;
-      std::memcpy(&input, from, sizeof(From));
+      std::memcpy(&input, from(at), sizeof(From));
       const To output = stored_value<To>(arithmetic_value(input));
-      std::memcpy(to, &output, sizeof(To));
+      std::memcpy(to(at), &output, sizeof(To));
     }
   }
 }

@@ -12,6 +12,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <lpo/base/device.hpp>
 #include <lpo/base/extents.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/safetensors.hpp>
