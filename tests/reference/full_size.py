@@ -110,7 +110,8 @@ def write_pipeline(folder, family, merges):
     for part in PARTS[family]:
         if part.startswith("text_encoder"):
             name = part.replace("text_encoder", "tokenizer")
-            write_tokenizer(folder / name, merges, "!" if family == "sd21" or part == "text_encoder_2" else None)
+            write_tokenizer(folder / name, merges,
+                            "!" if family == "sd21" or part == "text_encoder_2" else "<|endoftext|>")
             index[name] = ["transformers", "CLIPTokenizer"]
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
                   set_alpha_to_one=False, prediction_type="v_prediction" if family == "sd21" else "epsilon",
