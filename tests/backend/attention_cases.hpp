@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <backend/case_data.hpp>
+#include <backend/on_device.hpp>
 
 namespace attention_cases {
 
@@ -45,47 +46,23 @@ struct AttentionResult {
   }
 };
 
-/// A copy of `values` in the memory of a device.
-template <class Device, class T>
-class Uploaded {
- public:
-  Uploaded(lpo::Context<Device>& context, const std::vector<T>& values) : context_(context), memory_(bytes_of(values)) {
-    context.copy_from_host(memory_.data(), values.data(), bytes_of(values));
-  }
-  T* data() const { return reinterpret_cast<T*>(memory_.data()); }
-  void download(std::vector<T>& values) const {
-    context_.copy_to_host(values.data(), memory_.data(), bytes_of(values));
-  }
-
- private:
-  static std::size_t bytes_of(const std::vector<T>& values) { return values.size() * sizeof(T); }
-
-  lpo::Context<Device>& context_;
-  typename lpo::DeviceMemory<Device>::Block memory_;
-};
-
 template <class Device, class T>
 AttentionResult<T> attention(lpo::Context<Device>& context, const Case& c, const Wanted& wanted, double size = 1.0) {
   const auto shape = c.shape();
   const index_t q_size = c.batch * c.queries * shape.q_row, k_size = c.batch * c.keys * shape.k_row;
   const index_t v_size = c.batch * c.keys * shape.v_row, out_size = c.batch * c.queries * shape.out_row;
-  const Uploaded<Device, T> q(context, noise<T>(q_size, 1, size)), k(context, noise<T>(k_size, 2, size));
-  const Uploaded<Device, T> v(context, noise<T>(v_size, 3)), dout(context, noise<T>(out_size, 4));
-  AttentionResult<T> r{noise<T>(out_size, 5), noise<T>(q_size, 6), noise<T>(k_size, 7), noise<T>(v_size, 8), {}};
-  r.log_sum_exp.assign(static_cast<std::size_t>(c.batch * c.heads * c.queries), NAN);
-  const Uploaded<Device, T> out(context, r.out), dq(context, r.dq), dk(context, r.dk), dv(context, r.dv);
-  const Uploaded<Device, lpo::compute_t<T>> log_sum_exp(context, r.log_sum_exp);
+  const auto q = on_device<Device>(noise<T>(q_size, 1, size)), k = on_device<Device>(noise<T>(k_size, 2, size));
+  const auto v = on_device<Device>(noise<T>(v_size, 3)), dout = on_device<Device>(noise<T>(out_size, 4));
+  auto out = on_device<Device>(noise<T>(out_size, 5)), dq = on_device<Device>(noise<T>(q_size, 6));
+  auto dk = on_device<Device>(noise<T>(k_size, 7)), dv = on_device<Device>(noise<T>(v_size, 8));
+  auto log_sum_exp = on_device<Device>(
+      std::vector<lpo::compute_t<T>>(static_cast<std::size_t>(c.batch * c.heads * c.queries), NAN));
   using Kernel = lpo::kernel::Attention<Device>;
   Kernel::forward(context, shape, q.data(), k.data(), v.data(), out.data(), log_sum_exp.data());
   Kernel::backward(context, shape, q.data(), k.data(), v.data(), out.data(), log_sum_exp.data(), dout.data(),
                    wanted.dq ? dq.data() : nullptr, wanted.accumulate, wanted.dk ? dk.data() : nullptr,
                    wanted.accumulate, wanted.dv ? dv.data() : nullptr, wanted.accumulate);
-  out.download(r.out);
-  dq.download(r.dq);
-  dk.download(r.dk);
-  dv.download(r.dv);
-  log_sum_exp.download(r.log_sum_exp);
-  return r;
+  return {to_host(out), to_host(dq), to_host(dk), to_host(dv), to_host(log_sum_exp)};
 }
 
 template <class T>
@@ -120,14 +97,13 @@ inline std::vector<Case> cases() {
 template <class Device>
 std::vector<float> forward(lpo::Context<Device>& context, const lpo::kernel::AttentionShape& shape,
                            const std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v) {
-  std::vector<float> result(static_cast<std::size_t>(shape.queries * shape.out_row), NAN);
-  std::vector<float> levels(static_cast<std::size_t>(shape.queries), NAN);
-  const Uploaded<Device, float> q_there(context, q), k_there(context, k), v_there(context, v), out(context, result);
-  const Uploaded<Device, float> log_sum_exp(context, levels);
+  const auto q_there = on_device<Device>(q), k_there = on_device<Device>(k), v_there = on_device<Device>(v);
+  auto out = on_device<Device>(std::vector<float>(static_cast<std::size_t>(shape.queries * shape.out_row), NAN));
+  auto log_sum_exp = on_device<Device>(std::vector<float>(static_cast<std::size_t>(shape.queries), NAN));
   lpo::kernel::Attention<Device>::forward(context, shape, q_there.data(), k_there.data(), v_there.data(), out.data(),
                                           log_sum_exp.data());
-  out.download(result);
-  log_sum_exp.download(levels);
+  auto result = to_host(out);
+  const auto levels = to_host(log_sum_exp);
   result.insert(result.end(), levels.begin(), levels.end());
   return result;
 }

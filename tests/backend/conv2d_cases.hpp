@@ -5,12 +5,14 @@
 #include <lpo/kernel/conv2d.hpp>
 #include <lpo/tensor/context.hpp>
 
+#include "on_device.hpp"
 #include "parity.hpp"
 
 namespace conv2d_cases {
 
 using lpo::index_t;
 using lpo::kernel::Conv2dShape;
+using lpo_test::on_device, lpo_test::to_host;
 using parity::random_values;
 
 inline Conv2dShape shape(index_t n, index_t h, index_t w, index_t c, index_t o, index_t kernel, index_t stride,
@@ -37,23 +39,6 @@ inline std::vector<Conv2dShape> shapes() {
   return list;
 }
 
-/// A copy of `values` in the memory of a device.
-template <class Device, class T>
-class Uploaded {
- public:
-  Uploaded(lpo::Context<Device>& context, const std::vector<T>& values) : context_(context), memory_(bytes_of(values)) {
-    context.copy_from_host(memory_.data(), values.data(), bytes_of(values));
-  }
-  T* data() const { return reinterpret_cast<T*>(memory_.data()); }
-  void download(std::vector<T>& values) { context_.copy_to_host(values.data(), memory_.data(), bytes_of(values)); }
-
- private:
-  static std::size_t bytes_of(const std::vector<T>& values) { return values.size() * sizeof(T); }
-
-  lpo::Context<Device>& context_;
-  typename lpo::DeviceMemory<Device>::Block memory_;
-};
-
 template <class T>
 struct Results {
   std::vector<T> y, dx, dx_more, dweight, dweight_more, dbias;
@@ -63,33 +48,23 @@ template <class Device, class T>
 Results<T> run(lpo::Context<Device>& context, const Conv2dShape& s) {
   const index_t outputs = s.n * s.out_h() * s.out_w() * s.o, inputs = s.n * s.h * s.w * s.c;
   const index_t weights = s.o * s.kernel_h * s.kernel_w * s.c;
-  const Uploaded<Device, T> x(context, random_values<T>(inputs, 1)), weight(context, random_values<T>(weights, 2));
-  const Uploaded<Device, T> bias(context, random_values<T>(s.o, 3)), dy(context, random_values<T>(outputs, 4));
+  const auto x = on_device<Device>(random_values<T>(inputs, 1)), weight = on_device<Device>(random_values<T>(weights, 2));
+  const auto bias = on_device<Device>(random_values<T>(s.o, 3)), dy = on_device<Device>(random_values<T>(outputs, 4));
   const auto nan = [](index_t count) {
     return std::vector<T>(static_cast<std::size_t>(std::max<index_t>(count, 1)), static_cast<T>(std::nanf("")));
   };
-  Results<T> r{nan(outputs),
-               nan(inputs),
-               random_values<T>(inputs, 5),
-               nan(weights),
-               random_values<T>(weights, 6),
-               random_values<T>(s.o, 7)};
-  if (s.n == 0) r.y[0] = r.dx[0] = T(0.0f);
-  Uploaded<Device, T> y(context, r.y), dx(context, r.dx), dx_more(context, r.dx_more), dweight(context, r.dweight);
-  Uploaded<Device, T> dweight_more(context, r.dweight_more), dbias(context, r.dbias);
+  auto start_y = nan(outputs), start_dx = nan(inputs);
+  if (s.n == 0) start_y[0] = start_dx[0] = T(0.0f);
+  auto y = on_device<Device>(start_y), dx = on_device<Device>(start_dx), dweight = on_device<Device>(nan(weights));
+  auto dx_more = on_device<Device>(random_values<T>(inputs, 5)), dbias = on_device<Device>(random_values<T>(s.o, 7));
+  auto dweight_more = on_device<Device>(random_values<T>(weights, 6));
   using Conv = lpo::kernel::Conv2d<Device>;
   Conv::forward(context, s, x.data(), weight.data(), bias.data(), y.data());
   Conv::backward_data(context, s, dy.data(), weight.data(), dx.data(), false);
   Conv::backward_data(context, s, dy.data(), weight.data(), dx_more.data(), true);
   Conv::backward_weights(context, s, x.data(), dy.data(), dweight.data(), false, static_cast<T*>(nullptr), false);
   Conv::backward_weights(context, s, x.data(), dy.data(), dweight_more.data(), true, dbias.data(), true);
-  y.download(r.y);
-  dx.download(r.dx);
-  dx_more.download(r.dx_more);
-  dweight.download(r.dweight);
-  dweight_more.download(r.dweight_more);
-  dbias.download(r.dbias);
-  return r;
+  return {to_host(y), to_host(dx), to_host(dx_more), to_host(dweight), to_host(dweight_more), to_host(dbias)};
 }
 
 /// Asserts that `actual` is `expected` but for the rounding of its storage and of its sums.

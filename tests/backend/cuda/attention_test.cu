@@ -100,11 +100,11 @@ TEST_CASE("cuda attention takes any scale and any address") {
     std::vector<lpo::half> out(50 * 32 + 1), expected(50 * 32 + 1);
     lpo::kernel::Attention<lpo::Reference>::forward(reference, shape, q.data() + 1, k.data() + 1, v.data() + 1,
                                                     expected.data() + 1, static_cast<float*>(nullptr));
-    const Uploaded<lpo::Cuda, lpo::half> q_there(context, q), k_there(context, k), v_there(context, v),
-        there(context, out);
+    const auto q_there = on_device<lpo::Cuda>(q), k_there = on_device<lpo::Cuda>(k), v_there = on_device<lpo::Cuda>(v);
+    const auto there = on_device<lpo::Cuda>(out);
     lpo::kernel::Attention<lpo::Cuda>::forward(context, shape, q_there.data() + 1, k_there.data() + 1,
                                                v_there.data() + 1, there.data() + 1, static_cast<float*>(nullptr));
-    there.download(out);
+    out = to_host(there);
     out[0] = expected[0];
     CHECK(distance(out, expected) < 2e-3);
   }
@@ -113,21 +113,18 @@ TEST_CASE("cuda attention takes any scale and any address") {
 TEST_CASE("cuda attention over nothing writes what remains") {
   lpo::Context<lpo::Cuda> context;
   using Kernel = lpo::kernel::Attention<lpo::Cuda>;
-  std::vector<float> dk(4, 9.0f), dv(4, 9.0f);
-  const Uploaded<lpo::Cuda, float> rows(context, {1, 2, 3, 4}), dk_there(context, dk), dv_there(context, dv);
+  const auto rows = on_device<lpo::Cuda>(std::vector<float>{1, 2, 3, 4});
+  const auto dk = on_device<lpo::Cuda>(std::vector<float>(4, 9.0f)), dv = on_device<lpo::Cuda>(std::vector<float>(4, 9.0f));
   const lpo::kernel::AttentionShape no_queries{1, 0, 2, 1, 2, 1.0f, false, 2, 2, 2, 2};
   Kernel::forward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr);
   Kernel::backward<float>(context, no_queries, nullptr, rows.data(), rows.data(), nullptr, nullptr, nullptr, nullptr,
-                          false, dk_there.data(), false, dv_there.data(), true);
-  dk_there.download(dk);
-  dv_there.download(dv);
-  CHECK(dk[3] == 0.0f);
-  CHECK(dv[3] == 9.0f);
+                          false, dk.data(), false, dv.data(), true);
+  CHECK(to_host(dk)[3] == 0.0f);
+  CHECK(to_host(dv)[3] == 9.0f);
   const lpo::kernel::AttentionShape no_keys{1, 2, 0, 1, 2, 1.0f, false, 2, 2, 2, 2};
   Kernel::backward<float>(context, no_keys, rows.data(), nullptr, nullptr, rows.data(), rows.data(), rows.data(),
-                          dk_there.data(), false, nullptr, false, nullptr, false);
-  dk_there.download(dk);
-  CHECK(dk[0] == 0.0f);
+                          dk.data(), false, nullptr, false, nullptr, false);
+  CHECK(to_host(dk)[0] == 0.0f);
   Kernel::forward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr);
   Kernel::backward<float>(context, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, false, nullptr,
                           false, nullptr, false);

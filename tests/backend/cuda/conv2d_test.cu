@@ -60,9 +60,9 @@ TEST_CASE("cuda conv2d works without bias") {
              weight = random_values<lpo::half>(s.o * 9 * s.c, 2);
   std::vector<lpo::half> y(static_cast<std::size_t>(s.n * s.h * s.w * s.o)), expected = y;
   const lpo::half* none = nullptr;
-  Uploaded<lpo::Cuda, lpo::half> x_there(context, x), weight_there(context, weight), y_there(context, y);
+  const auto x_there = on_device<lpo::Cuda>(x), weight_there = on_device<lpo::Cuda>(weight), y_there = on_device<lpo::Cuda>(y);
   lpo::kernel::Conv2d<lpo::Cuda>::forward(context, s, x_there.data(), weight_there.data(), none, y_there.data());
-  y_there.download(y);
+  y = to_host(y_there);
   lpo::kernel::Conv2d<lpo::Reference>::forward(reference, s, x.data(), weight.data(), none, expected.data());
   CHECK(difference(y, expected, 12.0) < tolerance<lpo::half>(9 * s.c));
 }
