@@ -1062,18 +1062,14 @@ class Context {
 
   /// Host memory is directly addressable, so these are plain copies; device contexts transfer, in the order of their work.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
-    if (bytes != 0) std::memcpy(host, device, bytes);
+    DeviceMemory<Device>::copy_to_host(host, device, bytes);
   }
   void copy_from_host(void* device, const void* host, std::size_t bytes) {
-    if (bytes != 0) std::memcpy(device, host, bytes);
+    DeviceMemory<Device>::copy_from_host(device, host, bytes);
   }
   /// Within the device.
-  void copy(void* to, const void* from, std::size_t bytes) {
-    if (bytes != 0) std::memcpy(to, from, bytes);
-  }
-  void fill_zero(void* device, std::size_t bytes) {
-    if (bytes != 0) std::memset(device, 0, bytes);
-  }
+  void copy(void* to, const void* from, std::size_t bytes) { DeviceMemory<Device>::copy_from_host(to, from, bytes); }
+  void fill_zero(void* device, std::size_t bytes) { DeviceMemory<Device>::fill_zero(device, bytes); }
 
   /// Bytes this context holds mapped, all arenas and pools together.
   std::size_t reserved_bytes() const {
