@@ -109,7 +109,7 @@ TEST_CASE("Guided sampling with added conditioning ends where StableDiffusionXLP
   denoiser.set_prompts(without);
   auto latents = golden::tensor<float, 4, Cpu>(f.file, "in/latents");
   CHECK_THROWS_WITH_AS(denoiser.predict(latents.view(), 1.0, latents.view()),
-                       "[paired_prediction] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
+                       "[conditional_prediction] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
                        "encode them with SdxlTextEncoder",
                        ShapeError);
 }

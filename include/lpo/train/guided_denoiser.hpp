@@ -26,22 +26,20 @@ struct PromptBatch {
 
 namespace detail {
 
-/// Rows `rows` of `states` [n, ...], then the one row of `empty` as often: the conditional and the unconditional half of a
-/// batch, in the order that `unconditional_first` says. Dense, on the tape.
+/// What `rows` stand for: a prompt of the batch, or empty_prompt.
+inline constexpr index_t empty_prompt = -1;
+
+/// One row of `states` [n, ...] for each number in `rows`, or of `empty` [1, ...] for empty_prompt. Dense, on the tape.
 template <class T, int Rank, class Device>
-Var<T, Rank, Device> paired_rows(Tape<Device>& tape, const Tensor<T, Rank, Device>& states, const Tensor<T, Rank, Device>& empty,
-                                 std::span<const index_t> rows, bool unconditional_first) {
-  const index_t n = static_cast<index_t>(rows.size()), row = empty.size();
+Var<T, Rank, Device> gathered_rows(Tape<Device>& tape, const Tensor<T, Rank, Device>& states, const Tensor<T, Rank, Device>& empty,
+                                   std::span<const index_t> rows) {
   auto extents = states.extents();
-  extents[0] = 2 * n;
+  extents[0] = static_cast<index_t>(rows.size());
+  const index_t width = empty.size();
   const auto out = make_output<T>(tape, extents, false);
-  T* conditional = out.data() + (unconditional_first ? n * row : 0);
-  T* unconditional = out.data() + (unconditional_first ? 0 : n * row);
-  for (index_t i = 0; i < n; ++i) {
-    kernel::CopyRows<Device>::run(tape.context(), 1, row, states.data() + rows[static_cast<std::size_t>(i)] * row, row,
-                                  conditional + i * row, row, false);
-    kernel::CopyRows<Device>::run(tape.context(), 1, row, empty.data(), row, unconditional + i * row, row, false);
-  }
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    kernel::CopyRows<Device>::run(tape.context(), 1, width, rows[i] == empty_prompt ? empty.data() : states.data() + rows[i] * width,
+                                  width, out.data() + static_cast<index_t>(i) * width, width, false);
   return out;
 }
 
@@ -64,6 +62,23 @@ void expect_added_conditioning(const char* operation, const PromptBatch<T, Devic
 
 }  // namespace detail
 
+/// Unguided prediction on a tape: `latents` [n, h, w, c], row i at timesteps[i] under prompt rows[i], or under the empty prompt
+/// where rows[i] is detail::empty_prompt -> [n, h, w, c].
+template <class UNet, class T, class Device>
+Var<T, 4, Device> conditional_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
+                                         const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
+  auto& tape = latents.tape();
+  UNetCondition<T, Device> condition{timesteps, detail::gathered_rows(tape, prompts.context, prompts.context_empty, rows), {}, {}};
+  std::vector<float> time_ids;
+  if constexpr (UNet::config.addition_width > 0) {
+    detail::expect_added_conditioning<UNet>("conditional_prediction", prompts);
+    condition.text_embedding = detail::gathered_rows(tape, prompts.pooled, prompts.pooled_empty, rows);
+    time_ids = detail::repeated_time_ids(prompts, static_cast<index_t>(rows.size()));
+    condition.time_ids = time_ids;
+  }
+  return unet(latents, condition);
+}
+
 /// Both predictions on a tape, by one UNet pass. `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i] ->
 /// [2n, h, w, c], the rows [u ; c].
 template <class UNet, class T, class Device>
@@ -71,17 +86,10 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
                                     const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
   std::vector<float> twice(timesteps.begin(), timesteps.end());
   twice.insert(twice.end(), timesteps.begin(), timesteps.end());
-  auto& tape = latents.tape();
-  const auto context = detail::paired_rows(tape, prompts.context, prompts.context_empty, rows, true);
-  UNetCondition<T, Device> condition{twice, context, {}, {}};
-  std::vector<float> time_ids;
-  if constexpr (UNet::config.addition_width > 0) {
-    detail::expect_added_conditioning<UNet>("paired_prediction", prompts);
-    condition.text_embedding = detail::paired_rows(tape, prompts.pooled, prompts.pooled_empty, rows, true);
-    time_ids = detail::repeated_time_ids(prompts, 2 * static_cast<index_t>(rows.size()));
-    condition.time_ids = time_ids;
-  }
-  return unet(concat_batch(latents, latents), condition);
+  std::vector<index_t> halves(rows.size(), detail::empty_prompt);
+  halves.insert(halves.end(), rows.begin(), rows.end());
+  return conditional_prediction(unet, prompts, std::span<const index_t>(halves), concat_batch(latents, latents),
+                                std::span<const float>(twice));
 }
 
 /// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c].

@@ -43,25 +43,22 @@ class LatentScorer {
     std::vector<index_t> rows;
     for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % b);
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
-    const std::span<const index_t> of_rows(rows);
-    const auto both = detail::paired_rows(tape_, prompts_->context, prompts_->context_empty, of_rows, false);
+    const auto per_latent = [&](const auto& states, const auto& empty, const std::vector<index_t>& which) {
+      return detail::gathered_rows(tape_, states, empty, std::span<const index_t>(which));
+    };
+    const std::vector<index_t> unprompted(rows.size(), detail::empty_prompt);
     RewardPrompt<T, Device> prompt;
-    prompt.context = both.slice(0, 0, n);
-    prompt.context_empty = both.slice(0, n, 2 * n);
+    prompt.context = per_latent(prompts_->context, prompts_->context_empty, rows);
+    prompt.context_empty = per_latent(prompts_->context, prompts_->context_empty, unprompted);
+    const auto pooled = per_latent(prompts_->pooled, prompts_->pooled_empty, rows);
     std::vector<float> time_ids;
     if constexpr (Lrm::config.addition_width > 0) {
       detail::expect_added_conditioning<Lrm>("LatentScorer", *prompts_);
-      const auto texts = detail::paired_rows(tape_, prompts_->pooled, prompts_->pooled_empty, of_rows, false);
-      prompt.text_embedding = texts.slice(0, 0, n);
-      prompt.text_embedding_empty = texts.slice(0, n, 2 * n);
+      prompt.text_embedding = pooled;
+      prompt.text_embedding_empty = per_latent(prompts_->pooled, prompts_->pooled_empty, unprompted);
       time_ids = detail::repeated_time_ids(*prompts_, n);
       prompt.time_ids = time_ids;
     }
-    const index_t width = prompts_->pooled.extent(1);
-    const auto pooled = make_output<T>(tape_, Extents<2>{n, width}, false);
-    for (index_t i = 0; i < n; ++i)
-      kernel::CopyRows<Device>::run(tape_.context(), 1, width, prompts_->pooled.data() + rows[static_cast<std::size_t>(i)] * width, width,
-                                    pooled.data() + i * width, width, false);
     const auto z = lrm_.score(constant(tape_, latents), timesteps, prompt, pooled);
     std::vector<T> host(scores.size());
     tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
