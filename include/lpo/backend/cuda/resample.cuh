@@ -122,7 +122,7 @@ template <>
 struct SpatialMean<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, index_t n, index_t spatial, index_t c, const T* x, T* y) {
-    if (n > 0 && c > 0) detail::grouped_column_sums(context, n, spatial, c, x, 1.0 / static_cast<double>(spatial), y, false);
+    detail::grouped_column_sums(context, n, spatial, c, x, 1.0 / static_cast<double>(spatial), y, false);
   }
   template <class T>
   static void backward(Context<Cuda>& context, index_t n, index_t spatial, index_t c, const T* dy, T* dx, bool accumulate) {
