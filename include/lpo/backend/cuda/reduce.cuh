@@ -23,6 +23,17 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
+/// y[row] = sum of a narrow row; a warp per row.
+template <class T>
+__global__ void __launch_bounds__(256) narrow_row_sums_kernel(index_t rows, index_t width, const T* x, T* y) {
+  const index_t row = static_cast<index_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  compute_t<T> sum{};
+  for (index_t i = threadIdx.x % 32; i < width; i += 32) sum += widen(x[row * width + i]);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) y[row] = narrow<T>(sum);
+}
+
 /// y[group, i] (+)= scale * sum over parts of partial [groups, parts, width], in order.
 template <class T>
 __global__ void __launch_bounds__(256)
@@ -99,12 +110,10 @@ void grouped_column_sums(Context<Cuda>& context, index_t groups, index_t rows, i
   if (parts > 0) {
     const dim3 grid(static_cast<unsigned>(groups * strips), static_cast<unsigned>(parts)), block(32, column_sum_rows);
     const auto kernel = vectors ? column_sums_kernel<wide, T> : column_sums_kernel<1, T>;
-    kernel<<<grid, block, 0, context.stream()>>>(rows, width, height, strips, x, partial);
-    context.check_launch("column_sums_kernel");
+    context.launch("column_sums_kernel", {grid, block}, kernel, rows, width, height, strips, x, partial);
   }
-  ordered_sum_kernel<T><<<blocks_for(groups * width, 256), 256, 0, context.stream()>>>(groups, parts, width, partial, scale, y,
-                                                                                      accumulate);
-  context.check_launch("ordered_sum_kernel");
+  context.launch("ordered_sum_kernel", {blocks_for(groups * width, 256), 256}, ordered_sum_kernel<T>, groups, parts, width,
+                 partial, scale, y, accumulate);
 }
 
 }  // namespace detail
@@ -116,15 +125,19 @@ struct Reduce<Cuda> {
   template <class T>
   static void row_sums(Context<Cuda>& context, index_t rows, index_t width, const T* x, T* y) {
     if (rows <= 0) return;
+    if (width <= 256) {
+      context.launch("narrow_row_sums_kernel", {detail::blocks_for(rows, 8), 256}, detail::narrow_row_sums_kernel<T>, rows, width, x,
+                     y);
+      return;
+    }
     constexpr index_t piece = 8192;
     const index_t pieces = std::max<index_t>(1, (width + piece - 1) / piece);
     Scratch<Cuda> scratch(context);
     auto* partial = scratch.template allocate<compute_t<T>>(rows * pieces);
-    detail::row_sums_kernel<<<static_cast<unsigned>(rows * pieces), 256, 0, context.stream()>>>(width, piece, x, pieces, partial);
-    context.check_launch("row_sums_kernel");
-    detail::ordered_sum_kernel<T><<<detail::blocks_for(rows, 256), 256, 0, context.stream()>>>(rows, pieces, 1, partial, 1.0, y,
-                                                                                              false);
-    context.check_launch("ordered_sum_kernel");
+    context.launch("row_sums_kernel", {static_cast<unsigned>(rows * pieces), 256}, detail::row_sums_kernel<T>, width, piece, x,
+                   pieces, partial);
+    context.launch("ordered_sum_kernel", {detail::blocks_for(rows, 256), 256}, detail::ordered_sum_kernel<T>, rows, pieces,
+                   index_t{1}, partial, 1.0, y, false);
   }
 
   template <class T>
@@ -139,8 +152,7 @@ struct Reduce<Cuda> {
     const index_t parts = std::min<index_t>(1024, (count + 4095) / 4096), piece = (count + parts - 1) / parts;
     Scratch<Cuda> scratch(context);
     auto* partial = scratch.template allocate<double>(parts);
-    detail::squares_kernel<<<static_cast<unsigned>(parts), 256, 0, context.stream()>>>(count, piece, x, partial);
-    context.check_launch("squares_kernel");
+    context.launch("squares_kernel", {static_cast<unsigned>(parts), 256}, detail::squares_kernel<T>, count, piece, x, partial);
     std::vector<double> sums(static_cast<std::size_t>(parts));
     context.copy_to_host(sums.data(), partial, sums.size() * sizeof(double));
     double total = 0;
