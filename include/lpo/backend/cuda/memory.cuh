@@ -30,13 +30,6 @@ inline void cuda_check(cudaError_t status, const char* operation) {
   throw DeviceError(message("[", operation, "] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")"));
 }
 
-/// Reports a launch that failed; with `synchronize`, also what failed while the kernel ran.
-inline void check_launch(const char* kernel, bool synchronize, cudaStream_t stream) {
-  cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess && synchronize) status = cudaStreamSynchronize(stream);
-  if (status != cudaSuccess) cuda_check(status, kernel);
-}
-
 /// An owning, uninitialised block of device memory, aligned to 256 bytes.
 class DeviceBlock {
  public:
