@@ -170,43 +170,49 @@ TEST_CASE("a frozen text encoder keeps its weights") {
   CHECK(weights(store) != moving);
 }
 
-TEST_CASE("steps that are not finite change nothing, are counted, and end the training") {
+TEST_CASE("steps that are not finite change nothing, are counted, and end the training with the newest checkpoint") {
   TemporaryFolder folder;
   Reward reward;
   auto options = lrm_options(folder.path());
   options.max_train_steps = 30;
   options.max_skipped_steps = 3;
   options.validation_steps = 0;
-  options.checkpointing_steps = 0;
   Context<Cpu> context(2);
   const NoiseSchedule schedule;
   auto poisoned = random_pairs(21, 8);
-  std::vector<float> at_five;
+  std::vector<float> at_four, at_five;
   LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
   const auto report = trainer.train(poisoned, {}, [&](const Progress& p) {
+    if (p.step == 4) at_four = weights(reward.store);
     if (p.step == 5) {
       at_five = weights(reward.store);
       for (float& value : poisoned.mean) value = std::numeric_limits<float>::infinity();
     }
+    if (p.step == 7) CHECK(weights(reward.store) == at_five);
     return true;
   });
   CHECK(report.diverged_at == 5);
   CHECK(report.skipped_steps == 3);
   CHECK(report.steps == 8);
-  CHECK(weights(reward.store) == at_five);
-  CHECK(CheckpointFolder(folder.path(), 0).steps() == std::vector<index_t>{8});
+  CHECK(report.restored_step == 4);  // not 6, which was skipped
+  CHECK(weights(reward.store) == at_four);
+  CHECK(CheckpointFolder(folder.path(), 0).steps() == std::vector<index_t>{2, 4});
   CHECK(read_metric(folder.path() + "/metrics.jsonl", "skipped_steps").value == std::vector<double>{1, 2, 3});
   CHECK(read_metric(folder.path() + "/metrics.jsonl", "train_loss").value.size() == 5);
 
-  // Resumed on sound data it goes on where it was.
-  Reward resumed;
+  // Resumed on sound data it ends as if nothing had been.
+  Reward resumed, whole;
   options.resume = true;
   options.max_train_steps = 30;
   LrmTrainer again(context, resumed.lrm, resumed.encoder, resumed.store, schedule, options);
   const auto rest = again.train(random_pairs(21, 8), {});
   CHECK(rest.steps == 30);
-  CHECK(rest.skipped_steps == 3);
+  CHECK(rest.skipped_steps == 0);
   CHECK(rest.diverged_at == -1);
+  options.output_dir = "";
+  LrmTrainer at_once(context, whole.lrm, whole.encoder, whole.store, schedule, options);
+  at_once.train(random_pairs(21, 8), {});
+  CHECK(weights(resumed.store) == weights(whole.store));
 }
 
 TEST_CASE("accuracy by timestep has intervals that hold it") {

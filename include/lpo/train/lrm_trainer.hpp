@@ -60,8 +60,9 @@ struct LrmTrainerOptions {
 /// Result of a training run.
 struct LrmTrainerReport {
   index_t steps = 0;
-  index_t skipped_steps = 0;  ///< their loss or gradient was not finite: they changed no weight
-  index_t diverged_at = -1;   ///< >= 0: training stopped early; the first of max_skipped_steps skipped steps in a row
+  index_t skipped_steps = 0;   ///< their loss or gradient was not finite: they changed no weight
+  index_t diverged_at = -1;    ///< >= 0: training stopped early; the first of max_skipped_steps skipped steps in a row
+  index_t restored_step = -1;  ///< then: the weights are those of this checkpoint; -1 if there was none
   double final_loss = 0;
   double validation_accuracy = 0;  ///< of the exported weights
   double best_validation_accuracy = 0;
@@ -111,8 +112,8 @@ class LrmTrainer {
   }
 
   /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between. A
-  /// step whose loss or gradient is not finite is left out; after max_skipped_steps of them in a row training ends, a
-  /// checkpoint of the last good weights is saved and the report says where that began.
+  /// step whose loss or gradient is not finite is left out and no checkpoint is made of it; after max_skipped_steps of
+  /// them in a row training ends with the newest checkpoint's weights, and the report says where that began.
   LrmTrainerReport train(const LatentPairs& pairs, const LatentPairs& validation,
                          const ProgressCallback& progress = {}) {
     pairs.check();
@@ -166,11 +167,9 @@ class LrmTrainer {
       const auto in_a_row = static_cast<index_t>(counters_[skipped_in_a_row]);
       if (options_.max_skipped_steps > 0 && in_a_row >= options_.max_skipped_steps) {
         report.diverged_at = state.step - in_a_row;
-        counters_[skipped_in_a_row] = 0;  // a resumed run may try as often again
-        if (writes) folder.save(state);
         break;
       }
-      if (options_.checkpointing_steps > 0 && writes && state.step % options_.checkpointing_steps == 0)
+      if (options_.checkpointing_steps > 0 && writes && in_a_row == 0 && state.step % options_.checkpointing_steps == 0)
         folder.save(state);
       MetricValues shown{{"loss", smoothed}};
       if (accuracy_now >= 0) shown.emplace_back("accuracy", accuracy_now);
@@ -182,6 +181,7 @@ class LrmTrainer {
     }
     report.steps = state.step;
     report.skipped_steps = static_cast<index_t>(counters_[skipped_steps]);
+    if (report.diverged_at >= 0 && writes && folder.resume(state)) report.restored_step = state.step;
     report.best_step = static_cast<index_t>(best_[0]);
     report.best_validation_accuracy = std::max(0.0, static_cast<double>(best_[1]));
     swap_average();
