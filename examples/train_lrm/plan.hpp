@@ -77,7 +77,8 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   const double pairs = static_cast<double>(
       std::min(t.train_batch_size, t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size));
   const double rows = 2 * pairs * (o.features.guidance == 1 ? 1 : 2);
-  const double activations = 4 * rows * unet.kept_by_encoder;
+  const double kept = t.gradient_checkpointing ? unet.kept_by_layers + unet.widest_layer : unet.kept_by_encoder;
+  const double activations = 4 * rows * kept;
   const double encoding =
       4 * (count("vae", all) + examples::vae_activations(family.vae, job.resolution, job.resolution));
   std::printf("weights      %.1f million trained, %.1f million frozen: %s with gradients and moments\n", trained / 1e6,
@@ -89,8 +90,9 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   double text_flops = examples::text_work(family.text);
   if (family.two_text_encoders) text_flops += examples::text_work(family.text_2);
   const double batch = static_cast<double>(t.train_batch_size);
-  const double step = batch * (3 * 2 * (o.features.guidance == 1 ? 1 : 2) * (unet.down + unet.middle) +
-                               (o.freeze_text_encoder ? 1 : 3) * text_flops);
+  const double step =
+      batch * ((t.gradient_checkpointing ? 4 : 3) * 2 * (o.features.guidance == 1 ? 1 : 2) * (unet.down + unet.middle) +
+               (o.freeze_text_encoder ? 1 : 3) * text_flops);
   const double seconds = step / rate;
   std::printf("time         at least %.2f s a step, %s in all, at the %.0f GFLOP/s of a large product here\n", seconds,
               examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str(), rate / 1e9);

@@ -19,6 +19,7 @@ namespace train_lrm {
 struct Results {
   lpo::LrmTrainerReport training;
   std::vector<lpo::TimestepAccuracy> accuracy;  ///< of the last weights; empty without validation
+  std::string failure;                          ///< why training stopped early; empty if it did not
   EncodeReport data;
   index_t pairs = 0, images = 0, validation_pairs = 0;
   double seconds = 0;
@@ -68,13 +69,9 @@ inline std::string filter_plot(const lpo::PreferenceCounts& counts) {
 }
 
 inline std::string lead_text(const Results& results) {
-  const auto& t = results.training;
-  if (t.diverged_at >= 0)
-    return lpo::message("Training stopped early: from step ", t.diverged_at, " on, loss or gradient were not finite ",
-                        t.steps - t.diverged_at, " times in a row. The weights are ",
-                        t.restored_step >= 0 ? lpo::message("those of checkpoint-", t.restored_step, ".")
-                                             : std::string("of the step before; there was no checkpoint yet."));
-  return lpo::message("Trained for ", t.steps, " steps on ", results.pairs, " pairs of ", results.images, " pictures.");
+  if (!results.failure.empty()) return "Training stopped early: " + results.failure;
+  return lpo::message("Trained for ", results.training.steps, " steps on ", results.pairs, " pairs of ", results.images,
+                      " pictures.");
 }
 
 }  // namespace detail
@@ -86,7 +83,7 @@ inline void write_report(const std::string& path, const Job& job, const examples
   const std::string log = o.output_dir + "/metrics.jsonl";
   examples::RunReport page;
   page.over = lpo::message("lpo · latent reward model · ", family.name);
-  page.title = t.diverged_at >= 0 ? "Training diverged" : "A latent reward model";
+  page.title = results.failure.empty() ? "A latent reward model" : "Training stopped early";
   page.lead = detail::lead_text(results);
   if (!results.accuracy.empty()) {
     const auto& first = results.accuracy.front();
@@ -96,7 +93,10 @@ inline void write_report(const std::string& path, const Job& job, const examples
     page.tiles.push_back({percent_text(t.best_validation_accuracy), "best validation accuracy",
                           lpo::message("after step ", t.best_step)});
   }
-  page.tiles.push_back({examples::fixed_text(t.final_loss, 4), "last loss", lpo::message("after ", t.steps, " steps")});
+  const auto losses = lpo::read_metric(log, "train_loss");
+  if (!losses.value.empty())
+    page.tiles.push_back({examples::fixed_text(losses.value.back(), 4), "last loss",
+                          lpo::message("of step ", static_cast<long long>(losses.step.back()))});
   page.tiles.push_back(
       {lpo::message(results.pairs), "training pairs", lpo::message(results.images, " pictures, encoded once")});
   page.tiles.push_back({examples::clock_text(results.seconds), "time", "of this start of the program"});

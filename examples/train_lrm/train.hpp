@@ -162,7 +162,11 @@ int train(const Job& job) {
   auto encoder = reward->encoder(job.resolution);
   lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, o.training);
   examples::ProgressBar bar;
-  results.training = trainer.train(pairs, validation, std::ref(bar));
+  try {
+    results.training = trainer.train(pairs, validation, std::ref(bar));
+  } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    results.failure = error.what();
+  }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
 
   const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
@@ -174,9 +178,8 @@ int train(const Job& job) {
   results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   write_report(o.output_dir + "/report.html", job, F, results);
   std::printf("%s/report.html\n", o.output_dir.c_str());
-  if (results.training.diverged_at < 0) return 0;
-  std::fprintf(stderr, "train_lrm: error: [train_lrm] %s Try a lower --learning_rate or another --seed\n",
-               detail::lead_text(results).c_str());
+  if (results.failure.empty()) return 0;
+  std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());
   return 1;
 }
 

@@ -155,6 +155,7 @@ int main(int argc, char** argv) {
   add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none");
   flag("single_scale", o.single_scale, "pool the middle block only");
   flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");
+  flag("gradient_checkpointing", t.gradient_checkpointing, "less memory for about a third more time");
   flag("freeze_text_encoder", o.freeze_text_encoder, "train the UNet half and the projections only");
   add("validation_steps", t.validation_steps, "validate every so many steps; 0 is at the end only")
       ->check(CLI::NonNegativeNumber);

@@ -19,6 +19,7 @@
 #include <lpo/reward/accuracy.hpp>
 #include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/reward/loss.hpp>
+#include <lpo/train/finite_guard.hpp>
 #include <lpo/train/lrm_batch.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/progress.hpp>
@@ -50,8 +51,8 @@ struct LrmTrainerOptions {
   index_t checkpointing_steps = 0;  ///< 0 = no checkpoints
   int checkpoints_total_limit = 2;
   enum class Export { last, best } export_weights = Export::last;
-  index_t max_skipped_steps =
-      10;  ///< stop after so many steps in a row whose loss or gradient is not finite; 0 = never
+  int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
+  bool gradient_checkpointing = false;  ///< less memory for about a third more time
   std::uint64_t seed = 42;
   std::string output_dir;  ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
@@ -60,9 +61,7 @@ struct LrmTrainerOptions {
 /// Result of a training run.
 struct LrmTrainerReport {
   index_t steps = 0;
-  index_t skipped_steps = 0;   ///< their loss or gradient was not finite: they changed no weight
-  index_t diverged_at = -1;    ///< >= 0: training stopped early; the first of max_skipped_steps skipped steps in a row
-  index_t restored_step = -1;  ///< then: the weights are those of this checkpoint; -1 if there was none
+  index_t skipped_steps = 0;  ///< left out because loss or gradients were not finite
   double final_loss = 0;
   double validation_accuracy = 0;  ///< of the exported weights
   double best_validation_accuracy = 0;
@@ -93,7 +92,8 @@ class LrmTrainer {
         tape_(context),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}},
                    options_.optimizer),
-        average_(context, optimizer_.spans(), options_.ema_decay, true) {
+        average_(context, optimizer_.spans(), options_.ema_decay, true),
+        guard_(options_.max_skipped_steps) {
     if (options_.train_batch_size < 1 || options_.max_train_steps < 0)
       throw ValueError("[LrmTrainer] train_batch_size must be at least 1 and max_train_steps at least 0");
     if (options_.batch_unit == BatchUnit::prompt && options_.loss.kind != RewardLossOptions::Kind::pair)
@@ -109,11 +109,12 @@ class LrmTrainer {
                                options_.largest_timestep, " must lie inside the schedule of ",
                                schedule.train_timesteps()));
     if (store.trainable_size() == 0) throw ValueError("[LrmTrainer] the store has no trainable weights");
+    tape_.set_checkpointing(options_.gradient_checkpointing);
   }
 
-  /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between. A
-  /// step whose loss or gradient is not finite is left out and no checkpoint is made of it; after max_skipped_steps of
-  /// them in a row training ends with the newest checkpoint's weights, and the report says where that began.
+  /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between.
+  /// Steps whose loss or gradients are not finite are left out; after max_skipped_steps of them in a row a checkpoint
+  /// of the weights before them is saved and FiniteGuard throws.
   LrmTrainerReport train(const LatentPairs& pairs, const LatentPairs& validation,
                          const ProgressCallback& progress = {}) {
     pairs.check();
@@ -124,6 +125,7 @@ class LrmTrainer {
     if (options_.resume && writes && folder.resume(state)) {
       optimizer_.set_step_count(static_cast<index_t>(counters_[optimizer_steps]));
       average_.set_updates(static_cast<index_t>(counters_[optimizer_steps]));
+      guard_.set_skipped(static_cast<index_t>(counters_[skipped_steps]));
     }
     if (writes) make_directories(options_.output_dir);
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
@@ -132,14 +134,24 @@ class LrmTrainer {
     BatchOrder order(options_.seed, operation_order, static_cast<index_t>(units.size()), options_.train_batch_size);
     LrmTrainerReport report;
     double smoothed = 0, accuracy_now = -1;
+    std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
 
     while (state.step < options_.max_train_steps) {
+      if (guard_.in_a_row() == 0) good = counters_;
       const StepResult result = step(pairs, units, order.at(state.step), state.step);
+      if (guard_.exhausted()) {
+        // Steps that were left out changed nothing: these are still the last good weights.
+        state.step = guard_.first_iteration();
+        std::copy(good.begin(), good.end(), counters_.begin());
+        const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
+        if (writes && !folder.contains(state.step)) folder.save(state);
+        guard_.stop("LrmTrainer", options_.output_dir, writes ? name : "",
+                    "lower learning_rate, warm up longer, or look for damaged pictures");
+      }
       ++state.step;
       counters_[optimizer_steps] = static_cast<float>(optimizer_.step_count());
-      counters_[skipped_steps] += result.skipped ? 1.0f : 0.0f;
-      counters_[skipped_in_a_row] = result.skipped ? counters_[skipped_in_a_row] + 1 : 0;
+      counters_[skipped_steps] = static_cast<float>(guard_.skipped());
       if (!result.skipped) {
         report.final_loss = result.loss;
         smoothed = smoothed == 0 ? result.loss : 0.95 * smoothed + 0.05 * result.loss;
@@ -150,8 +162,8 @@ class LrmTrainer {
                            {"grad_norm", result.norm},
                            {"lr", result.rate},
                            {"epoch", epoch_of(state.step - 1, units.size())},
+                           {"skipped_steps", static_cast<double>(guard_.skipped())},
                            {"global_step", static_cast<double>(optimizer_.step_count())}};
-      if (result.skipped) metrics.emplace_back("skipped_steps", static_cast<double>(counters_[skipped_steps]));
       const bool last = state.step == options_.max_train_steps;
       if (validates && (last || (options_.validation_steps > 0 && state.step % options_.validation_steps == 0))) {
         swap_average();
@@ -164,24 +176,21 @@ class LrmTrainer {
         swap_average();
       }
       log.write(state.step - 1, metrics);
-      const auto in_a_row = static_cast<index_t>(counters_[skipped_in_a_row]);
-      if (options_.max_skipped_steps > 0 && in_a_row >= options_.max_skipped_steps) {
-        report.diverged_at = state.step - in_a_row;
-        break;
-      }
-      if (options_.checkpointing_steps > 0 && writes && in_a_row == 0 && state.step % options_.checkpointing_steps == 0)
-        folder.save(state);
+      const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
+      const auto save = [&] {
+        if (writes && guard_.in_a_row() == 0) folder.save(state);
+      };
+      if (due) save();
       MetricValues shown{{"loss", smoothed}};
       if (accuracy_now >= 0) shown.emplace_back("accuracy", accuracy_now);
       if (!reporter.report(state.step, std::move(shown))) {
-        if (writes) folder.save(state);
+        if (!due) save();
         throw CancelledError(
             message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
       }
     }
     report.steps = state.step;
-    report.skipped_steps = static_cast<index_t>(counters_[skipped_steps]);
-    if (report.diverged_at >= 0 && writes && folder.resume(state)) report.restored_step = state.step;
+    report.skipped_steps = guard_.skipped();
     report.best_step = static_cast<index_t>(best_[0]);
     report.best_validation_accuracy = std::max(0.0, static_cast<double>(best_[1]));
     swap_average();
@@ -233,7 +242,6 @@ class LrmTrainer {
         const auto z = host_values(cosine_score(visual, text, lrm_.logit_scale.on(tape_)));
         for (std::size_t i = 0; i < z.size(); ++i) by_image[static_cast<std::size_t>(part.images[i])] = z[i];
         tape_.clear();
-        return true;
       });
     }
     std::vector<float> first, second;
@@ -249,7 +257,7 @@ class LrmTrainer {
                                  operation_posterior = 0x2004, operation_validation = 0x2005;
 
   /// What `counters_` holds: floats, because checkpoints are of floats; exact up to 2^24 steps.
-  enum Counter { optimizer_steps, skipped_steps, skipped_in_a_row, counter_count };
+  enum Counter { optimizer_steps, skipped_steps, counter_count };
 
   struct StepResult {
     double loss = 0, norm = 0, rate = 0;
@@ -334,20 +342,16 @@ class LrmTrainer {
         for (const float z : host_values(cosine_score(visual_0, texts, scale))) scores_0.push_back(z);
         for (const float z : host_values(cosine_score(visual_1, texts, scale))) scores_1.push_back(z);
       }
-      if (std::isfinite(result.loss)) backward(loss);
+      backward(loss);
       tape_.clear();
-      return std::isfinite(result.loss);
     });
-    if (!std::isfinite(result.loss)) {
-      result.skipped = true;
-      result.norm = result.accuracy = result.margin = result.loss;
-      return result;
-    }
     store_.finish_gradients();
     result.norm = global_gradient_norm(context_, optimizer_.spans());
-    result.skipped = !std::isfinite(result.norm);
     result.accuracy = pair_accuracy(scores_0, scores_1, batch.labels);
     result.margin = preferred_margin(scores_0, scores_1, batch.labels);
+    const double guarded = std::isfinite(result.loss) ? result.norm : result.loss;
+    const auto names = [&] { return non_finite_gradients(store_); };
+    result.skipped = !guard_.accept(guarded, step_index, optimizer_.step_count(), names);
     if (result.skipped) return result;
     optimizer_.step(result.rate, clip_scale(result.norm, options_.max_grad_norm));
     if (options_.ema_decay > 0) average_.update();
@@ -377,16 +381,13 @@ class LrmTrainer {
                     {options_.seed, operation ^ operation_posterior, counter}, shared);
   }
 
-  /// Calls `use(part, its first pair)` for parts of micro_batch() units until it returns false.
+  /// Calls `use(part, its first pair)` for parts of micro_batch() units.
   template <class Use>
   void for_each_part(const LrmBatch& batch, const Use& use) const {
     const auto size = static_cast<std::size_t>(micro_batch()), count = batch.units.size();
-    if (size >= count) {
-      use(batch, std::size_t{0});
-      return;
-    }
+    if (size >= count) return use(batch, std::size_t{0});
     for (std::size_t begin = 0; begin < count; begin += size)
-      if (!use(batch.part(begin, std::min(count, begin + size)), begin == 0 ? 0 : batch.units[begin - 1].pairs)) return;
+      use(batch.part(begin, std::min(count, begin + size)), begin == 0 ? 0 : batch.units[begin - 1].pairs);
   }
 
   std::vector<float> host_values(const Var<T, 1, Device>& values) const {
@@ -436,6 +437,7 @@ class LrmTrainer {
   Tape<Device> tape_;
   AdamW<T, Device> optimizer_;
   Ema<T, Device> average_;
+  FiniteGuard guard_;
   std::vector<float> best_values_;
   std::vector<float> best_{0.0f, -1.0f};  ///< step, accuracy
   std::vector<float> counters_ = std::vector<float>(counter_count);
