@@ -20,7 +20,10 @@ inline volatile std::sig_atomic_t& interrupted() {
 }
 
 inline void handle_interrupts() {
-  std::signal(SIGINT, [](int) { interrupted() = 1; });
+  std::signal(SIGINT, [](int) {
+    interrupted() = 1;
+    std::signal(SIGINT, SIG_DFL);  // a second Ctrl-C ends the program at once
+  });
   std::signal(SIGTERM, [](int) { interrupted() = 1; });
 }
 
@@ -40,7 +43,7 @@ class ProgressBar {
   bool operator()(const lpo::Progress& p) {
     const bool terminal = isatty(2) != 0;
     const bool last = p.step >= p.total;
-    if (p.stage != stage_ || p.step <= p.first_step + 1) {
+    if (p.stage != stage_ || p.seconds < shown_) {
       stage_ = p.stage;
       shown_ = -1e9;
     }

@@ -57,15 +57,18 @@ struct TextSide {
       const auto row = ids(prompt);
       all.insert(all.end(), row.begin(), row.end());
     }
-    const auto run = [&](auto encoder) {
-      return lpo::encode_prompts<T>(tape, encoder, std::span<const std::int32_t>(all),
-                                    static_cast<lpo::index_t>(prompts.size()));
-    };
+    auto both = encoder(negative, empty, height, width);
+    return lpo::encode_prompts<T>(tape, both, std::span<const std::int32_t>(all),
+                                  static_cast<lpo::index_t>(prompts.size()));
+  }
+
+  /// The same as the TextEncoder that trainers use. It refers to this object.
+  auto encoder(const std::string& negative, lpo::EmptyPrompt empty, int height, int width) {
     if constexpr (F.two_text_encoders)
-      return run(lpo::SdxlTextEncoder<First, Second>(first, *second, ids(negative), lpo::sdxl_time_ids(height, width),
-                                                     negative.empty() ? empty : lpo::EmptyPrompt::encoded));
+      return lpo::SdxlTextEncoder<First, Second>(first, *second, ids(negative), lpo::sdxl_time_ids(height, width),
+                                                 negative.empty() ? empty : lpo::EmptyPrompt::encoded);
     else
-      return run(lpo::ClipTextEncoder<First>(first, ids(negative)));
+      return lpo::ClipTextEncoder<First>(first, ids(negative));
   }
 };
 

@@ -12,11 +12,11 @@
 #include <lpo/io/base64.hpp>
 #include <lpo/io/png.hpp>
 
+#include "../common/report_style.hpp"
 #include "../common/svg_plot.hpp"
 #include "report_data.hpp"
 #include "report_json.hpp"
 #include "report_picture.hpp"
-#include "report_style.hpp"
 
 namespace tinyworld {
 
@@ -288,7 +288,7 @@ inline std::string report_html(const DemoReport& report) {
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" "
       "content=\"light dark\"><title>lpo demo, seed " +
-      std::to_string(report.seed) + "</title>\n<style>" + std::string(kReportStyle) + "</style></head>\n<body><main>\n";
+      std::to_string(report.seed) + "</title>\n<style>" + std::string(examples::kReportStyle) + "</style></head>\n<body><main>\n";
   html += "<header><p class=\"over\">Latent preference optimization · tiny world · seed " +
           std::to_string(report.seed) + "</p>";
   html += "<h1>" + examples::escape_html(sentence.substr(0, colon)) + "</h1><p class=\"lead\">";

@@ -7,14 +7,13 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#include <lpo/diffusion/torch_noise.hpp>
 #include <lpo/io/lora.hpp>
 #include <lpo/lpo.hpp>
 
 #include "../common/console.hpp"
+#include "../common/drawing.hpp"
 #include "../common/text_side.hpp"
 #include "pipelines.hpp"
 
@@ -68,76 +67,6 @@ struct Request {
   std::uint64_t seed;
 };
 
-/// Noise of one picture: its own generator, so that a picture does not depend on the others of its batch.
-class PictureNoise {
- public:
-  PictureNoise(std::uint64_t seed, bool torch) : seed_(seed), torch_(torch), generator_(seed) {}
-
-  void initial(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row) {
-    fill(context, row, lpo::random_operation::initial_latents, 0);
-  }
-  void step(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, int step) {
-    fill(context, row, lpo::random_operation::sampling_noise, static_cast<std::uint32_t>(step));
-  }
-
- private:
-  void fill(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, std::uint32_t operation,
-            std::uint32_t step) {
-    if (torch_)
-      lpo::fill_torch_normal(context, row, generator_);
-    else
-      lpo::fill_normal(context, row, {seed_, operation, step});
-  }
-
-  std::uint64_t seed_;
-  bool torch_;
-  lpo::TorchGenerator generator_;
-};
-
-/// Latents [n, h, w, c] to pictures, one at a time: decoding takes more memory than denoising.
-template <const examples::ModelFamily& F, class T>
-std::vector<lpo::RgbImage> decode(lpo::Tape<Cpu>& tape, Model<F, T>& model, const lpo::View<float, 4, Cpu>& latents) {
-  using V = examples::VaeStorage<F, T>;
-  std::vector<lpo::RgbImage> images;
-  const auto guard = tape.inference();
-  for (index_t i = 0; i < latents.extent(0); ++i) {
-    const auto start = tape.snapshot();
-    const lpo::View<const float, 4, Cpu> row = latents.slice(0, i, i + 1);
-    const lpo::Var<V, 4, Cpu> unscaled =
-        lpo::constant(tape, row) * (1.0 / static_cast<double>(model.vae.scaling_factor));
-    const lpo::Var<V, 4, Cpu> decoded = model.vae.decode(unscaled);
-    const lpo::Tensor<float, 4> pixels = 1.0 * decoded.view();
-    images.push_back(
-        lpo::image_of_values(pixels.data(), static_cast<int>(pixels.extent(2)), static_cast<int>(pixels.extent(1))));
-    tape.rewind(start);
-  }
-  return images;
-}
-
-/// A denoiser in T for latents in float32: steps that were rounded to T each time would add up.
-template <class Denoiser>
-class FloatDenoiser {
- public:
-  FloatDenoiser(lpo::Context<Cpu>& context, Denoiser& denoiser) : context_(context), denoiser_(denoiser) {}
-
-  void predict(const lpo::View<const float, 4, Cpu>& latents, double timestep,
-               const lpo::View<float, 4, Cpu>& prediction) {
-    using T = typename Denoiser::T;
-    if constexpr (std::is_same_v<T, float>) {
-      denoiser_.predict(latents, timestep, prediction);
-    } else {
-      lpo::Tensor<T, 4> in(latents.extents), out(prediction.extents);
-      lpo::evaluate(&context_, in.view(), 1.0 * latents);
-      denoiser_.predict(in.view(), timestep, out.view());
-      lpo::evaluate(&context_, prediction, 1.0 * out.view());
-    }
-  }
-
- private:
-  lpo::Context<Cpu>& context_;
-  Denoiser& denoiser_;
-};
-
 template <const examples::ModelFamily& F, class T>
 void generate(const Job& job, PictureWriter& writer) {
   lpo::Context<Cpu> context(job.threads);
@@ -158,12 +87,12 @@ void generate(const Job& job, PictureWriter& writer) {
   index_t steps_done = 0;
 
   lpo::GuidedDenoiser<decltype(model->unet)> guided(tape, model->unet, job.guidance_scale, job.guidance_rescale);
-  FloatDenoiser denoiser(context, guided);
+  examples::FloatDenoiser denoiser(context, guided);
   const auto empty = job.model.zeros_for_empty_prompt() ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
   for (std::size_t begin = 0; begin < requests.size(); begin += batch) {
     const std::size_t end = std::min(requests.size(), begin + batch);
     std::vector<std::string> prompts;
-    std::vector<PictureNoise> noise;
+    std::vector<examples::PictureNoise> noise;
     for (std::size_t i = begin; i < end; ++i) {
       prompts.push_back(requests[i].prompt);
       noise.emplace_back(requests[i].seed, job.torch_noise);
@@ -176,14 +105,14 @@ void generate(const Job& job, PictureWriter& writer) {
       for (std::size_t i = 0; i < noise.size(); ++i)
         fill(noise[i], rows.slice(0, static_cast<index_t>(i), static_cast<index_t>(i) + 1));
     };
-    each_row(latents.view(), [&](PictureNoise& one, const auto& row) { one.initial(context, row); });
+    each_row(latents.view(), [&](examples::PictureNoise& one, const auto& row) { one.initial(context, row); });
     lpo::sample(
         context, sampler, denoiser, latents.view(),
         [&](int step, const lpo::View<float, 4, Cpu>& z) {
-          each_row(z, [&](PictureNoise& one, const auto& row) { one.step(context, row, step); });
+          each_row(z, [&](examples::PictureNoise& one, const auto& row) { one.step(context, row, step); });
         },
         [&](int, int) { return reporter.report(++steps_done); });
-    auto images = decode(tape, *model, latents.view());
+    auto images = examples::decode_latents(tape, model->vae, latents.view());
     for (std::size_t i = 0; i < images.size(); ++i) {
       const Request& request = requests[begin + i];
       std::printf("%s\n", writer.write(std::move(images[i]), request.prompt, request.seed).c_str());

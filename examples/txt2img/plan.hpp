@@ -7,38 +7,12 @@
 #include <cstdio>
 #include <string>
 
+#include "../common/memory_plan.hpp"
 #include "pipelines.hpp"
 
 namespace txt2img {
 
-/// Numbers of floats in memory at once, roughly: every skip connection of the UNet, and the widest layer's inputs and
-/// outputs (a transformer's feed-forward is 8 widths, its queries, keys, values, norms and sums 9; a resnet's
-/// concatenated input and the rest 8).
-inline double unet_activations(const lpo::UNetConfig& c, double rows, double height, double width) {
-  double skips = 0, widest = 0, area = height * width;
-  for (int level = 0; level < c.levels; ++level) {
-    const double channels = c.level_channels(level);
-    const bool attends = c.transformer_depth[static_cast<std::size_t>(level)] > 0;
-    skips += area * channels * (c.layers_per_block + 1);
-    widest = std::max(widest, area * channels * (attends ? 17 : 8));
-    area /= 4;
-  }
-  return rows * (skips + widest);
-}
-
-/// The same for decoding one picture: three maps of the wider and three of the narrower width at full size.
-inline double vae_activations(const lpo::VaeConfig& c, double height, double width) {
-  return 3 * height * width * (c.level_channels(0) + c.level_channels(c.levels > 1 ? 1 : 0));
-}
-
-inline std::string memory_text(double bytes) {
-  char text[32];
-  if (bytes >= 1e9)
-    std::snprintf(text, sizeof text, "%.2f GB", bytes / 1e9);
-  else
-    std::snprintf(text, sizeof text, "%.1f MB", bytes / 1e6);
-  return text;
-}
+using examples::memory_text, examples::unet_activations, examples::vae_activations;
 
 /// `stored`: bytes of a number in memory; the autoencoder may have its own.
 inline void print_plan(const Job& job, const examples::ModelFamily& family, std::size_t stored, std::size_t stored_vae,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from goldens import (clip_text, images, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
-                     storage, torch_files, torch_random, unets, vae)
+                     storage, tensorboard_events, torch_files, torch_random, unets, vae)
 
 MAKERS = {
     "layers": layers.make_layers,
@@ -36,6 +36,7 @@ MAKERS = {
     "single_file_sd15": lambda directory: single_file.make_single_file(directory, "sd15"),
     "single_file_sd21": lambda directory: single_file.make_single_file(directory, "sd21"),
     "single_file_sdxl": lambda directory: single_file.make_single_file(directory, "sdxl"),
+    "tensorboard": tensorboard_events.make_events,
     "single_file_names": single_file.make_single_file_names,
 }
 

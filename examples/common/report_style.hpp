@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The style sheet of report.html: colours for light and dark, type, and the look of the plots.
+// The style sheet of report pages: colours for light and dark, type, and the look of the plots.
 #pragma once
 
 #include <string_view>
 
-namespace tinyworld {
+namespace examples {
 
 inline constexpr std::string_view kReportStyle = R"css(
 :root {
@@ -52,6 +52,9 @@ figure img { display: block; width: 100%; height: auto; aspect-ratio: 1; image-r
 figure span { display: block; margin-top: 4px; font-size: 13px; color: var(--faint); }
 figure b { font-weight: 600; font-variant-numeric: tabular-nums; color: var(--soft); }
 figure .up { color: var(--good); } figure .down { color: var(--bad); }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 14px; }
+.pictures.small img { image-rendering: pixelated; }
+.pictures img { display: block; width: 100%; height: auto; border-radius: 6px; image-rendering: auto; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 18px;
   margin-top: 14px; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 14px; padding: 18px 20px 12px;
@@ -106,4 +109,4 @@ code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", 
 @media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
 )css";
 
-}  // namespace tinyworld
+}  // namespace examples

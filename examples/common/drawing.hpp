@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+// What programs that draw pictures share: the noise of a picture, a denoiser for float latents, latents to pictures.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include <lpo/diffusion/torch_noise.hpp>
+#include <lpo/io/image.hpp>
+#include <lpo/lpo.hpp>
+
+namespace examples {
+
+using lpo::Cpu, lpo::index_t;
+
+/// Noise of one picture: its own generator, so that a picture does not depend on the others of its batch.
+class PictureNoise {
+ public:
+  PictureNoise(std::uint64_t seed, bool torch) : seed_(seed), torch_(torch), generator_(seed) {}
+
+  void initial(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row) {
+    fill(context, row, lpo::random_operation::initial_latents, 0);
+  }
+  void step(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, int step) {
+    fill(context, row, lpo::random_operation::sampling_noise, static_cast<std::uint32_t>(step));
+  }
+
+ private:
+  void fill(lpo::Context<Cpu>& context, const lpo::View<float, 4, Cpu>& row, std::uint32_t operation,
+            std::uint32_t step) {
+    if (torch_)
+      lpo::fill_torch_normal(context, row, generator_);
+    else
+      lpo::fill_normal(context, row, {seed_, operation, step});
+  }
+
+  std::uint64_t seed_;
+  bool torch_;
+  lpo::TorchGenerator generator_;
+};
+
+/// Latents [n, h, w, c] to pictures, one at a time: decoding takes more memory than denoising.
+template <class Vae>
+std::vector<lpo::RgbImage> decode_latents(lpo::Tape<Cpu>& tape, Vae& vae, const lpo::View<float, 4, Cpu>& latents) {
+  using V = typename Vae::value_type;
+  std::vector<lpo::RgbImage> images;
+  const auto guard = tape.inference();
+  for (index_t i = 0; i < latents.extent(0); ++i) {
+    const auto start = tape.snapshot();
+    const lpo::View<const float, 4, Cpu> row = latents.slice(0, i, i + 1);
+    const lpo::Var<V, 4, Cpu> unscaled =
+        lpo::constant(tape, row) * (1.0 / static_cast<double>(vae.scaling_factor));
+    const lpo::Var<V, 4, Cpu> decoded = vae.decode(unscaled);
+    const lpo::Tensor<float, 4> pixels = 1.0 * decoded.view();
+    images.push_back(
+        lpo::image_of_values(pixels.data(), static_cast<int>(pixels.extent(2)), static_cast<int>(pixels.extent(1))));
+    tape.rewind(start);
+  }
+  return images;
+}
+
+/// A denoiser in T for latents in float32: steps that were rounded to T each time would add up.
+template <class Denoiser>
+class FloatDenoiser {
+ public:
+  FloatDenoiser(lpo::Context<Cpu>& context, Denoiser& denoiser) : context_(context), denoiser_(denoiser) {}
+
+  void predict(const lpo::View<const float, 4, Cpu>& latents, double timestep,
+               const lpo::View<float, 4, Cpu>& prediction) {
+    using T = typename Denoiser::T;
+    if constexpr (std::is_same_v<T, float>) {
+      denoiser_.predict(latents, timestep, prediction);
+    } else {
+      lpo::Tensor<T, 4> in(latents.extents), out(prediction.extents);
+      lpo::evaluate(&context_, in.view(), 1.0 * latents);
+      denoiser_.predict(in.view(), timestep, out.view());
+      lpo::evaluate(&context_, prediction, 1.0 * out.view());
+    }
+  }
+
+ private:
+  lpo::Context<Cpu>& context_;
+  Denoiser& denoiser_;
+};
+
+}  // namespace examples

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+// What training programs share: arithmetic and memory of networks beforehand, settings files, the report page.
+#include <common/memory_plan.hpp>
+#include <common/run_report.hpp>
+#include <doctest/doctest.h>
+
+#include <common/config_file.hpp>
+#include <common/options.hpp>
+
+#include "../io/temporary_directory.hpp"
+
+TEST_CASE("the arithmetic of a UNet is that of lpo-method G, counted from its layers") {
+  const auto sd15 = examples::unet_work(lpo::presets::sd15, 64, 64, 77);
+  CHECK(sd15.down == doctest::Approx(249.34e9).epsilon(1e-3));
+  CHECK(sd15.middle == doctest::Approx(12.10e9).epsilon(1e-3));
+  CHECK(sd15.up == doctest::Approx(541.83e9).epsilon(1e-3));
+  CHECK(sd15.total() == doctest::Approx(803.27e9).epsilon(1e-3));
+  const auto sdxl = examples::unet_work(lpo::presets::sdxl, 128, 128, 77);
+  CHECK(sdxl.down == doctest::Approx(2135.68e9).epsilon(1e-3));
+  CHECK(sdxl.middle == doctest::Approx(797.29e9).epsilon(1e-3));
+  CHECK(sdxl.up == doctest::Approx(3828.26e9).epsilon(1e-3));
+  CHECK(examples::text_work(lpo::presets::clip_l) == doctest::Approx(13.30e9).epsilon(1e-2));
+  CHECK(examples::text_work(lpo::presets::clip_bigg) == doctest::Approx(97.86e9).epsilon(1e-2));
+  // Checkpointing keeps a small part; adapters add to what is kept.
+  CHECK(sd15.kept_by_layers < 0.1 * sd15.kept);
+  CHECK(examples::unet_work(lpo::presets::sd15, 64, 64, 77, true).kept > 1.1 * sd15.kept);
+}
+
+TEST_CASE("settings are written as they came out, and read back") {
+  const TemporaryDirectory directory;
+  struct Settings {
+    std::string text = "a b", empty, path;
+    int count = 3;
+    double rate = 6e-5;
+    bool flag = false;
+    std::vector<std::string> list;
+  };
+  const auto parse = [](Settings& s, CLI::App& app, const std::vector<std::string>& arguments) {
+    app.option_defaults()->always_capture_default();
+    examples::add_config_option(app);
+    app.add_option(examples::both_spellings("some_text"), s.text, "text");
+    app.add_option("--empty", s.empty, "nothing");
+    app.add_option("--path", s.path, "a path");
+    app.add_option("--count", s.count, "count");
+    app.add_option(examples::both_spellings("learning_rate"), s.rate, "rate");
+    app.add_option("--list", s.list, "may be repeated")->allow_extra_args(false);
+    app.add_flag("--flag", s.flag, "flag");
+    std::vector<const char*> argv{"program"};
+    for (const auto& argument : arguments) argv.push_back(argument.c_str());
+    app.parse(static_cast<int>(argv.size()), argv.data());
+  };
+  Settings first, second;
+  CLI::App one{"Program."}, two{"Program."};
+  const std::string presets = directory.write("preset.toml", "count = 7\nlearning_rate = 1e-5\nsome_text = \"x\"\n");
+  parse(first, one, {"--config", presets, "--count", "8", "--list", "red, blue", "--list", "it's", "--flag", "--path", "/a b/c"});
+  CHECK(first.count == 8);  // the command line wins
+  CHECK(first.rate == 1e-5);
+  const std::string saved = directory.file("config.toml");
+  examples::save_resolved_config(one, saved);
+  CAPTURE(lpo::read_text_file(saved));
+  parse(second, two, {"--config", saved});
+  CHECK(second.count == 8);
+  CHECK(second.rate == 1e-5);
+  CHECK(second.text == "x");
+  CHECK(second.empty.empty());
+  CHECK(second.path == "/a b/c");
+  CHECK(second.flag);
+  CHECK(second.list == std::vector<std::string>{"red, blue", "it's"});
+  // Nothing set: defaults come back, an empty list stays empty.
+  Settings third, fourth;
+  CLI::App three{"Program."}, four{"Program."};
+  parse(third, three, {});
+  examples::save_resolved_config(three, saved);
+  CAPTURE(lpo::read_text_file(saved));
+  parse(fourth, four, {"--config", saved});
+  CHECK(fourth.text == "a b");
+  CHECK(fourth.rate == 6e-5);
+  CHECK_FALSE(fourth.flag);
+  CHECK(fourth.list.empty());
+}
+
+TEST_CASE("prompts come from JSON lists or from plain text, a line each") {
+  const TemporaryDirectory directory;
+  const std::vector<std::string> both{"a red circle", "a \"blue\" square"};
+  CHECK(examples::read_captions(directory.write(
+            "p.json", R"([{"caption": "a red circle", "trainset_idx": 5}, "a \"blue\" square"])")) == both);
+  CHECK(examples::read_captions(directory.write("p.txt", "a red circle\r\n\n  a \"blue\" square  \n")) == both);
+  CHECK(examples::read_captions(directory.write("q.txt", "\xEF\xBB\xBF""a red circle\n[a] \"b\"")).at(1) == "[a] \"b\"");
+  CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("e.txt", "\n \n")); }),
+                 "e.txt: has no prompts"));
+  CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("o.json", "{}")); }),
+                 "expected a list of prompts"));
+  CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("b.txt", "a\n\xff\n")); }),
+                 "b.txt: line 2 is not UTF-8"));
+}
+
+TEST_CASE("the report page escapes texts and stands alone") {
+  const TemporaryDirectory directory;
+  directory.write("metrics.jsonl", "{\"step\":0,\"loss\":0.7}\n{\"step\":1,\"loss\":null}\n{\"step\":2,\"loss\":0.5}\n");
+  examples::RunReport report;
+  report.title = "a < b & c";
+  report.lead = "<script>";
+  report.tiles = {{"1", "one", "note"}};
+  examples::ReportSection section{"Curves", "", {}, {}};
+  section.cards.push_back(examples::metric_card(directory.file("metrics.jsonl"), "loss", "Loss", "text"));
+  section.cards.push_back(examples::metric_card(directory.file("metrics.jsonl"), "none", "None", "text"));
+  section.pictures.push_back({"a \"circle\"", "PNG", 32, 32});
+  report.sections.push_back(section);
+  report.facts = {{"prompt", "<b>"}};
+  examples::write_report_page(directory.file("report.html"), report);
+  const std::string page = directory.read("report.html");
+  CHECK(has_part(page, "<title>a &lt; b &amp; c</title>"));
+  CHECK_FALSE(has_part(page, "<script>"));
+  CHECK(has_part(page, "&lt;b&gt;"));
+  CHECK(has_part(page, "src=\"data:image/png;base64,UE5H\""));
+  CHECK(has_part(page, "no data"));
+  CHECK_FALSE(has_part(page, "http"));
+}
