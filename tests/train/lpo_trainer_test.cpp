@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// LpoTrainer: first loss ln 2 with Delta exactly 0, exact resume after a kill, thread independence, cancelling.
+// LpoTrainer: first loss ln 2 with Delta exactly 0, exact resume after a kill, thread independence, cancelling, averages,
+// gradient checkpointing, and steps without finite gradients.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -140,4 +141,229 @@ TEST_CASE("a policy without trainable weights is refused") {
   CHECK_THROWS_WITH_AS(LpoTrainer(context, policy.unet, frozen, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4},
                                   lpo_options("")),
                        doctest::Contains("enable_lora"), ValueError);
+}
+
+namespace {
+/// Full fine-tuning: everything of the UNet trains, a copy is the reference.
+struct Whole {
+  UNet unet, reference;
+  Text text;
+  Store store, reference_store;
+  Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
+
+  Whole() {
+    store.add("unet", unet);
+    store.add("text_encoder", text);
+    store.allocate([](const std::string& name) { return name.starts_with("unet."); });
+    store.initialize(4);
+    reference_store.add("unet", reference);
+    reference_store.allocate_frozen();
+    reference_store.initialize(4);
+  }
+
+  LpoTrainerReport run(const LpoTrainerOptions& options, const ProgressCallback& progress = {}) {
+    Context<Cpu> context(2);
+    Reward reward;
+    const NoiseSchedule schedule;
+    LpoTrainer trainer(context, unet, store, encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    trainer.set_reference(reference);
+    return trainer.train(prompts(), progress);
+  }
+};
+}  // namespace
+
+TEST_CASE("full fine-tuning starts where the reference is, and moves away from it") {
+  TemporaryFolder folder;
+  Whole whole;
+  const auto before = weights(whole.store);
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 2;
+  options.train_batch_size = 1000;
+  whole.run(options);
+  const auto lines = log_lines(folder.path());
+  CHECK(lines.front()["train_ratio_win"].get<double>() == 1.0);
+  CHECK(lines.back()["train_ratio_win"].get<double>() != 1.0);
+  CHECK(weights(whole.store) != before);
+}
+
+TEST_CASE("the average of one step is decay times the start and the rest the step; resumed averages are the same bits") {
+  Policy one;
+  const auto start = weights(one.store);
+  auto options = lpo_options("");
+  options.max_train_iterations = 1;
+  options.train_batch_size = 1000;
+  options.ema_decay = 0.75;
+  Context<Cpu> context(2);
+  Reward reward;
+  const NoiseSchedule schedule;
+  {
+    LpoTrainer trainer(context, one.unet, one.store, one.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    trainer.train(prompts());
+    REQUIRE(trainer.ema() != nullptr);
+    const auto end = weights(one.store);
+    const auto average = trainer.ema()->average();
+    for (index_t i = 0; i < average.size(); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      CHECK(average.data[i] == doctest::Approx(0.75f * start[at] + 0.25f * end[at]).epsilon(1e-5));
+    }
+    trainer.ema()->swap();
+    CHECK(weights(one.store) != end);
+    trainer.ema()->swap();
+    CHECK(weights(one.store) == end);
+  }
+  TemporaryFolder whole_folder, cut_folder;
+  const auto averages = [&](const std::string& folder, bool resume, const ProgressCallback& progress) {
+    Policy policy;
+    auto o = lpo_options(folder);
+    o.ema_decay = 0.9;
+    o.resume = resume;
+    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, o);
+    try {
+      trainer.train(prompts(), progress);
+    } catch (const CancelledError&) {
+    }
+    const auto view = trainer.ema()->average();
+    return std::vector<float>(view.data, view.data + view.size());
+  };
+  const auto expected = averages(whole_folder.path(), false, {});
+  averages(cut_folder.path(), false, [](const Progress& p) { return p.step < 3; });
+  CHECK(averages(cut_folder.path(), true, {}) == expected);
+}
+
+TEST_CASE("gradient checkpointing computes the same gradients in less memory") {
+  std::vector<float> results[2];
+  std::size_t peaks[2] = {};
+  for (const bool on : {false, true}) {
+    Policy policy;
+    auto options = lpo_options("");
+    options.max_train_iterations = 2;
+    options.gradient_checkpointing = on;
+    Context<Cpu> context(2);
+    Reward reward;
+    const NoiseSchedule schedule;
+    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    trainer.train(prompts());
+    results[on] = weights(policy.store);
+    peaks[on] = context.activations().peak_bytes();
+  }
+  CHECK(peaks[1] < peaks[0]);
+  // AdamW's first steps are about as large as the rate, whatever the gradient: compare the distance with that.
+  double worst = 0;
+  for (std::size_t i = 0; i < results[0].size(); ++i)
+    worst = std::max(worst, std::fabs(static_cast<double>(results[0][i]) - static_cast<double>(results[1][i])));
+  CHECK(worst < 1e-4);
+  MESSAGE("peak of activations ", peaks[0], " bytes, with checkpointing ", peaks[1], "; weights differ by ", worst);
+}
+
+TEST_CASE("stopped in the middle of a roll-out: saved, and resumed as if nothing had been") {
+  TemporaryFolder whole_folder, cut_folder;
+  Policy whole, cut, resumed;
+  run(whole, lpo_options(whole_folder.path()));
+  int calls = 0;
+  CHECK_THROWS_AS(run(cut, lpo_options(cut_folder.path()), [&](const Progress& p) { return p.step < 3 || ++calls < 3; }), CancelledError);
+  CHECK(CheckpointFolder(cut_folder.path(), 0).steps().back() == 3);  // although every second iteration is saved
+  auto options = lpo_options(cut_folder.path());
+  options.resume = true;
+  run(resumed, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
+TEST_CASE("steps without finite gradients are left out and counted") {
+  TemporaryFolder folder;
+  Whole whole;
+  auto& poisoned = whole.reference.conv_out.bias.data()[0];
+  const float healthy = poisoned;
+  auto options = lpo_options(folder.path());
+  options.max_skipped_steps = 1000;
+  std::vector<float> kept;
+  const auto report = whole.run(options, [&](const Progress& p) {
+    poisoned = p.step == 2 ? std::nanf("") : healthy;  // through the third iteration
+    if (p.step == 2) kept = weights(whole.store);
+    if (p.step == 3 && !kept.empty()) {
+      CHECK(weights(whole.store) == kept);
+      kept.clear();
+    }
+    return true;
+  });
+  CHECK(report.iterations == 5);
+  CHECK(report.skipped_steps > 0);
+  const auto lines = log_lines(folder.path());
+  CHECK(lines[2]["train_loss"].is_null());
+  CHECK(lines[2]["skipped_steps"].get<double>() == static_cast<double>(report.skipped_steps));
+  CHECK(lines[4]["train_loss"].is_number());
+  for (const float value : weights(whole.store)) REQUIRE(std::isfinite(value));
+}
+
+TEST_CASE("too many such steps in a row end training with the last good weights and a report of where it began") {
+  TemporaryFolder folder;
+  Whole whole;
+  auto& poisoned = whole.reference.conv_out.bias.data()[0];
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 50;
+  options.checkpointing_iterations = 1;
+  options.max_skipped_steps = 9;  // more than an iteration has
+  std::vector<float> good;
+  std::string text;
+  try {
+    whole.run(options, [&](const Progress& p) {
+      if (p.step == 2 && good.empty()) poisoned = std::nanf(""), good = weights(whole.store);
+      return true;
+    });
+  } catch (const ValueError& error) {
+    text = error.what();
+  }
+  CHECK(text.find("not finite in 9 steps in a row, beginning in iteration 2 after ") != std::string::npos);
+  CHECK(text.find("the last good weights are in " + folder.path() + "/checkpoint-2; lower learning_rate") != std::string::npos);
+  CHECK(weights(whole.store) == good);
+  const auto json = nlohmann::json::parse(read_text_file(folder.path() + "/not_finite.json"));
+  CHECK(json["first_iteration"] == 2);
+  CHECK(json["steps_in_a_row"] == 9);
+  CHECK(json["weights_with_bad_gradients"].size() > 10);
+  CHECK(CheckpointFolder(folder.path(), 0).steps().back() == 2);  // none from the bad time
+  Whole again;
+  options.resume = true;
+  options.max_train_iterations = 3;
+  CHECK(again.run(options).iterations == 3);  // and it goes on from there
+}
+
+TEST_CASE("a log line has the method's names") {
+  TemporaryFolder folder;
+  Policy policy;
+  auto options = lpo_options(folder.path());
+  std::vector<std::string> files;
+  options.checkpoint_files = [&](const std::string& into) {
+    write_text_file(into + "/extra", "x");
+    files.push_back(into);
+  };
+  index_t lines_seen = 0;
+  options.on_metrics = [&](index_t iteration, const MetricValues& values) {
+    CHECK(iteration == lines_seen++);
+    CHECK(values.front().first == "epoch");
+  };
+  run(policy, options);
+  CHECK(lines_seen == 5);
+  const auto line = log_lines(folder.path()).back();
+  for (const char* name : {"epoch", "reward_mean", "reward_std", "kept", "kept_t_small", "train_loss", "train_ratio_win", "train_ratio_lose",
+                           "implicit_acc", "train_margin", "policy_density_win", "policy_density_lose", "ref_density_win",
+                           "ref_density_lose", "grad_norm", "lr", "global_step", "skipped_steps"})
+    CHECK_MESSAGE(line.contains(name), name);
+  CHECK(line["lr"].get<double>() == 1e-3);
+  CHECK(line["epoch"].get<double>() == doctest::Approx(15.0 / 7.0));
+  CHECK(files.size() == 2);
+  CHECK(read_text_file(folder.path() + "/latest/extra") == "x");
+}
+
+TEST_CASE("settings that cannot work are refused") {
+  Policy policy;
+  auto options = lpo_options("");
+  options.lr_scheduler = LearningRateKind::cosine;
+  CHECK_THROWS_WITH_AS(run(policy, options), doctest::Contains("use lr_scheduler constant"), ValueError);
+  TemporaryFolder folder;
+  options = lpo_options(folder.path());
+  run(policy, options);
+  Policy other;
+  options.resume = true;
+  options.loss.beta = 3;
+  CHECK_THROWS_WITH_AS(run(other, options), doctest::Contains("beta: saved 500"), FileError);
 }

@@ -84,3 +84,38 @@ TEST_CASE("batches visit every example once per epoch and depend on seed and ste
   CHECK(again.at(3) == order.at(3));
   CHECK_THROWS_AS(BatchOrder(1, 1, 0, 4), ValueError);
 }
+
+TEST_CASE("a checkpoint of the same step is replaced, further files are inside, and a link names the newest") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path(), 2);
+  std::vector<float> values{1};
+  checkpoints.save(state_of(values, 4));
+  values[0] = 2;
+  checkpoints.save(state_of(values, 4), [](const std::string& into) { write_text_file(into + "/lora", "L"); });
+  std::vector<float> loaded(1);
+  auto state = state_of(loaded, 0);
+  CHECK(checkpoints.resume(state));
+  CHECK(loaded[0] == 2);
+  CHECK(checkpoints.contains(4));
+  CHECK_FALSE(checkpoints.contains(5));
+  CHECK(read_text_file(folder.path() + "/latest/lora") == "L");
+  for (const index_t step : {5, 6, 7}) checkpoints.save(state_of(values, step));
+  CHECK(std::filesystem::read_symlink(folder.path() + "/latest") == "checkpoint-7");
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  CHECK(names == std::vector<std::string>{"checkpoint-6", "checkpoint-7", "latest"});
+}
+
+TEST_CASE("a checkpoint that could not be completed is not there, and what is left of one is cleared away") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path(), 0);
+  std::vector<float> values{1};
+  CHECK_THROWS_AS(checkpoints.save(state_of(values, 1), [](const std::string&) { throw FileError("disk full"); }), FileError);
+  CHECK(checkpoints.steps().empty());
+  std::filesystem::create_directories(folder.path() + "/.removed-checkpoint-9");
+  checkpoints.save(state_of(values, 2));
+  CHECK(checkpoints.steps() == std::vector<index_t>{2});
+  CHECK_FALSE(std::filesystem::exists(folder.path() + "/.removed-checkpoint-9"));
+  CHECK_FALSE(std::filesystem::exists(folder.path() + "/.partial-checkpoint-1"));
+}

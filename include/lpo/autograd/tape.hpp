@@ -57,6 +57,10 @@ class Tape {
   bool recording() const { return recording_; }
   /// Whether LoRA adapters contribute. Off, the same weights are the reference model.
   bool adapters() const { return adapters_; }
+  /// Whether networks keep only their layers' inputs and outputs and compute the rest again in backward (gradient
+  /// checkpointing): less memory for about a third more time.
+  bool checkpointing() const { return checkpointing_; }
+  void set_checkpointing(bool on) { checkpointing_ = on; }
 
   /// Restores both modes when it goes out of scope.
   class ModeGuard {
@@ -196,6 +200,7 @@ class Tape {
   Tracked* tracked_ = nullptr;
   bool recording_ = true;
   bool adapters_ = true;
+  bool checkpointing_ = false;
   bool met_trainable_ = false;
 };
 

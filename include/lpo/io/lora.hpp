@@ -120,21 +120,26 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
   return {used.size(), detail::unmatched_keys(file, used)};
 }
 
-/// Collects a model's adapters in a writer, as `component`: a file may hold those of a UNet and its text encoders. The
-/// model must live until the writer has written.
+/// Collects a model's adapters in a writer, as `component`: a file may hold those of a UNet and its text encoders.
+/// Projections whose adapters are off are left out. The model must live until the writer has written.
 template <class Module>
 void add_lora(LoraWriter& writer, Module& model, const std::string& component) {
   using T = typename Module::value_type;
   const auto adapters = detail::adapters_of(model);
   if (adapters.empty()) throw ValueError("[lora] the model has no projection that can carry an adapter");
+  std::set<std::string> on, off;  // last parts of the names
   for (const auto& [path, lora, weight] : adapters) {
-    if (lora->rank == 0 || lora->down.data() == nullptr)
-      throw ValueError("[lora] the model's adapters are off; there is nothing to write");
+    (lora->rank > 0 ? on : off).insert(detail::own_module_name(path));
+    if (lora->rank == 0) continue;
+    if (lora->down.data() == nullptr)
+      throw ValueError("[lora] the model's adapters have no memory; allocate the store before writing");
     writer.add(component, path, static_cast<double>(lora->scale) * static_cast<double>(lora->rank),
                {dtype_of<T>(), {lora->rank, lora->in}, lora->down.data()},
                {dtype_of<T>(), {lora->out, lora->rank}, lora->up.data()});
   }
-  writer.name_targets_by_suffix();
+  if (on.empty()) throw ValueError("[lora] the model's adapters are off; there is nothing to write");
+  const bool whole = std::none_of(on.begin(), on.end(), [&](const std::string& name) { return off.contains(name); });
+  if (whole) writer.name_targets_by_suffix();
 }
 
 /// Writes a model's adapters as one file, entirely or not at all.

@@ -56,6 +56,18 @@ struct LoraOptions {
   bool fold_alpha = false;
 };
 
+namespace detail {
+
+/// The last part of a module's path: "to_q", or "to_out.0" where it is a number in a list.
+inline std::string own_module_name(const std::string& path) {
+  std::size_t dot = path.rfind('.');
+  if (dot != std::string::npos && path.find_first_not_of("0123456789", dot + 1) == std::string::npos)
+    dot = dot == 0 ? dot : path.rfind('.', dot - 1);
+  return path.substr(dot == std::string::npos ? 0 : dot + 1);
+}
+
+}  // namespace detail
+
 /// Collects adapters, of several components if need be, then writes them.
 class LoraWriter {
  public:
@@ -161,14 +173,6 @@ class LoraWriter {
         ->first;
   }
 
-  /// The module's own name: "to_q", or "to_out.0" where it is a number in a list.
-  static std::string own_name(const std::string& path) {
-    std::size_t dot = path.rfind('.');
-    if (dot != std::string::npos && path.find_first_not_of("0123456789", dot + 1) == std::string::npos)
-      dot = dot == 0 ? dot : path.rfind('.', dot - 1);
-    return path.substr(dot == std::string::npos ? 0 : dot + 1);
-  }
-
   /// peft's LoraConfig of one component.
   void describe(SortedJson& config, const std::string& component, const std::vector<Entry>& adapters) const {
     std::vector<index_t> ranks;
@@ -177,7 +181,7 @@ class LoraWriter {
     for (const Entry& entry : adapters) {
       ranks.push_back(entry.rank());
       alphas.push_back(alpha_of(entry));
-      targets.insert(suffix_targets_ ? own_name(entry.path) : entry.path);
+      targets.insert(suffix_targets_ ? detail::own_module_name(entry.path) : entry.path);
     }
     const index_t rank = commonest(ranks);
     const double alpha = commonest(alphas);

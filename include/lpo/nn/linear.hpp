@@ -2,7 +2,11 @@
 // Linear: y = x W^T + b over the innermost axis, with static widths; LoraLinear adds a low-rank adapter to it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
 
 #include <lpo/autograd/linear.hpp>
 #include <lpo/nn/parameter.hpp>
@@ -120,23 +124,34 @@ struct LoraLinear {
   }
 };
 
-/// Turns on LoRA for every projection of a model (all attention projections: to_q, to_k, to_v, to_out.0). Call before the
-/// model's ParameterStore allocates. Returns how many projections were adapted.
+/// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
+/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many projections
+/// were adapted.
 template <class T, class Device, class Module>
-int enable_lora(Module& module, index_t rank, float alpha) {
+int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
     index_t rank;
     float alpha;
+    const std::function<bool(const std::string&)>& adapts;
     int count = 0;
-    Visitor(index_t r, float a) : rank(r), alpha(a) {}
+    Visitor(index_t r, float a, const std::function<bool(const std::string&)>& f) : rank(r), alpha(a), adapts(f) {}
     void parameter(const std::string&, AnyParameter<T, Device>&) override {}
-    void adapter(const std::string&, LoraAdapter<T, Device>& lora) override {
+    void adapter(const std::string& name, LoraAdapter<T, Device>& lora) override {
+      if (adapts && !adapts(name)) return;
       lora.enable(rank, alpha);
       ++count;
     }
-  } visitor(rank, alpha);
+  } visitor(rank, alpha, adapts);
   visitor.model("", module);
   return visitor.count;
+}
+
+/// Whether a module's name is one of the `targets` or ends in ".target", as peft matches its target_modules.
+inline bool is_lora_target(const std::string& name, const std::vector<std::string>& targets) {
+  return std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
+    return name == target || (name.size() > target.size() && name.ends_with(target) &&
+                              name[name.size() - target.size() - 1] == '.');
+  });
 }
 
 /// True for the names of LoRA weights.

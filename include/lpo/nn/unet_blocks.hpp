@@ -46,6 +46,14 @@ struct Transformers<Channels, Count, A, U, T, Device> {
   void visit_as(const char*, ParameterVisitor<T, Device>&) {}
 };
 
+/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape asks
+/// for that.
+template <class Device, class Run, class... Inputs>
+auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> std::invoke_result_t<Run, Inputs...> {
+  if (tape.recording() && tape.checkpointing()) return checkpoint(tape, run, inputs...);
+  return run(inputs...);
+}
+
 }  // namespace detail
 
 /// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
@@ -60,10 +68,16 @@ struct DownBlock2D {
 
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
-    auto h = attentions(0, first(x, time, 1e-5f), context);  // [n, h, w, Out]
+    const auto run_first = [this](const auto& in, const auto& t, const auto& c) {
+      return attentions(0, first(in, t, 1e-5f), c);
+    };
+    auto h = detail::unet_layer(x.tape(), run_first, x, time, context);  // [n, h, w, Out]
     *skip++ = h;
     for (int i = 1; i < Layers; ++i) {
-      h = attentions(i, rest[static_cast<std::size_t>(i - 1)](h, time, 1e-5f), context);
+      const auto run = [this, i](const auto& in, const auto& t, const auto& c) {
+        return attentions(i, rest[static_cast<std::size_t>(i - 1)](in, t, 1e-5f), c);
+      };
+      h = detail::unet_layer(x.tape(), run, h, time, context);
       *skip++ = h;
     }
     if constexpr (Down) {
@@ -89,7 +103,10 @@ struct MidBlock2D {
 
   Var<T, 4, Device, Channels> operator()(const Var<T, 4, Device, Channels>& x, const Var<T, 2, Device>& time,
                                          const Var<T, 3, Device>& context) {
-    return after(attentions(0, before(x, time, 1e-5f), context), time, 1e-5f);
+    const auto run = [this](const auto& in, const auto& t, const auto& c) {
+      return after(attentions(0, before(in, t, 1e-5f), c), t, 1e-5f);
+    };
+    return detail::unet_layer(x.tape(), run, x, time, context);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -115,13 +132,17 @@ struct UpBlock2D {
   /// `skip` points behind the skips not consumed yet; the block takes `count` of them from the end.
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, Prev>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>*& skip) {
-    const auto join = [&](const Var<T, 4, Device>& h) { return concat_channels(h, *--skip); };
-    auto h = scoped(x.tape(), [&] { return attentions(0, first(join(x), time, 1e-5f), context); });
-    for (auto& resnet : middle) {
-      const int i = static_cast<int>(&resnet - middle.data()) + 1;
-      h = scoped(x.tape(), [&] { return attentions(i, resnet(join(h), time, 1e-5f), context); });
-    }
-    h = scoped(x.tape(), [&] { return attentions(Layers, last(join(h), time, 1e-5f), context); });
+    const auto layer = [&](int i, auto& resnet, const auto& h) {
+      const auto run = [this, i, &resnet](const auto& in, const auto& joined, const auto& t, const auto& c) {
+        return attentions(i, resnet(concat_channels(in, joined), t, 1e-5f), c);
+      };
+      const Var<T, 4, Device> input = h;
+      --skip;
+      return scoped(x.tape(), [&] { return detail::unet_layer(x.tape(), run, input, *skip, time, context); });
+    };
+    auto h = layer(0, first, x);
+    for (auto& resnet : middle) h = layer(static_cast<int>(&resnet - middle.data()) + 1, resnet, h);
+    h = layer(Layers, last, h);
     if constexpr (Up) h = upsamplers[0](h, skip[-1].extent(1), skip[-1].extent(2));
     return h;
   }

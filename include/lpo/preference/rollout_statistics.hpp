@@ -18,6 +18,15 @@ class RunningMoments {
     mean_ += distance / static_cast<double>(count_);
     squares_ += distance * (value - mean_);
   }
+  /// Adds the values that another one saw.
+  void merge(const RunningMoments& other) {
+    if (other.count_ == 0) return;
+    const double distance = other.mean_ - mean_, total = static_cast<double>(count_ + other.count_);
+    const double share = static_cast<double>(other.count_) / total;
+    squares_ += other.squares_ + distance * distance * static_cast<double>(count_) * share;
+    mean_ += distance * share;
+    count_ += other.count_;
+  }
   index_t count() const { return count_; }
   double mean() const { return mean_; }
   /// Sample standard deviation (divides by n - 1); 0 for fewer than two values.

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,10 +13,12 @@
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
+#include <lpo/optim/ema.hpp>
 #include <lpo/optim/schedule.hpp>
 #include <lpo/preference/lpo_loss.hpp>
 #include <lpo/preference/rollout.hpp>
 #include <lpo/preference/threshold.hpp>
+#include <lpo/train/finite_guard.hpp>
 #include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/metrics.hpp>
@@ -42,6 +46,10 @@ struct LpoTrainerOptions {
   LearningRateKind lr_scheduler = LearningRateKind::constant;
   index_t lr_warmup_steps = 0;  ///< optimiser steps
   AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-4};
+  double ema_decay = 0;         ///< > 0: keep an exponential moving average of the trained weights beside them
+  int max_skipped_steps = 10;       ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
+  bool gradient_checkpointing = false;
+  bool small_bucket_includes_t1 = true;  ///< in the log; see kept_buckets
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
@@ -50,6 +58,8 @@ struct LpoTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
+  std::function<void(index_t iteration, const MetricValues&)> on_metrics;  ///< after each iteration: its line of the log
+  std::function<void(const std::string& folder)> checkpoint_files;         ///< adds files of its own to a checkpoint
 };
 
 /// Prompts as token ids, for the policy's text encoder and for the reward model's own.
@@ -67,6 +77,7 @@ struct LpoTrainerReport {
   index_t iterations = 0;
   index_t optimizer_steps = 0;
   index_t pairs = 0;
+  index_t skipped_steps = 0;  ///< optimiser steps left out because gradients were not finite
   bool time_limit_reached = false;
   std::vector<int> timesteps;
   std::vector<double> thresholds;
@@ -91,31 +102,56 @@ class LpoTrainer {
                  chain_thresholds(schedule, options_),
                  Extents<4>{options_.sample_batch_size, latent[0], latent[1], latent[2]}, with_seed(options_)),
         batch_(micro_batch(options_), latent),
-        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer) {
+        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
+        guard_(options_.max_skipped_steps) {
     if (store.trainable_size() == 0)
       throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
       throw ValueError("[LpoTrainer] sample_batch_size and train_batch_size must be at least 1");
+    if (options_.lr_scheduler != LearningRateKind::constant && options_.lr_scheduler != LearningRateKind::constant_with_warmup)
+      throw ValueError("[LpoTrainer] how many optimizer steps there will be depends on the pairs that are kept, so the rate cannot "
+                       "fall towards the last one; use lr_scheduler constant or constant_with_warmup");
+    if (options_.ema_decay > 0) ema_.emplace(context, optimizer_.spans(), options_.ema_decay);
+    tape_.set_checkpointing(options_.gradient_checkpointing);
   }
 
   /// Uses another network as the reference (full fine-tuning).
   void set_reference(UNet& reference) { reference_ = &reference; }
 
-  /// Runs to max_train_iterations. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed
+  /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out again.
+  Ema<T, Device>* ema() { return ema_ ? &*ema_ : nullptr; }
+
+  /// Runs to max_train_iterations. `progress` is called before the first iteration, during roll-outs and after each iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed
   /// gives the same bits with or without an interruption in between.
   LpoTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
-    std::vector<float> counters(2 + 2 * rollout_.steps().size());
+    const std::size_t tail = 2 + 2 * rollout_.steps().size();  // per step, then what is counted in all
+    std::vector<float> counters(tail + 2), good;
     if (options_.threshold_quantile > 0) calibrate(prompts);
     TrainingState state = training_state(counters);
-    if (options_.resume && !options_.output_dir.empty() && folder.resume(state))
+    state.settings["prompts"] = fingerprint(prompts);
+    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
       optimizer_.set_step_count(static_cast<index_t>(counters[0]));
+      guard_.set_skipped(static_cast<index_t>(counters[tail]));
+      if (ema_) ema_->set_updates(static_cast<index_t>(counters[tail + 1]));
+    }
     if (!options_.output_dir.empty()) make_directories(options_.output_dir);
     MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
     ProgressReporter reporter("LPO", state.step, options_.max_train_iterations, progress);
     BatchOrder order(options_.seed, operation_prompts, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
     LpoTrainerReport report;
     double shown_accuracy = 0, shown_margin = 0, shown_loss = 0;
+    const auto shown = [&] {
+      return MetricValues{{"loss", shown_loss}, {"implicit_acc", shown_accuracy}, {"margin", shown_margin},
+                          {"kept", static_cast<double>(rollout_.pairs().count())}};
+    };
+    const auto save = [&] {
+      if (!options_.output_dir.empty() && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
+    };
+    const auto cancel = [&] {
+      throw CancelledError(message("[LpoTrainer] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
+    };
+    if (!reporter.report(state.step)) cancel();
 
     while (state.step < options_.max_train_iterations) {
       const auto rows = order.at(state.step);
@@ -123,29 +159,48 @@ class LpoTrainer {
       const auto reward_prompts = encode(reward_text_, prompts.reward_ids, prompts.reward_tokens, rows);
       denoiser_.set_prompts(policy_prompts);
       scorer_.set_prompts(reward_prompts);
-      rollout_.run(denoiser_, scorer_, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()));
+      bool stopped = false;  // until the roll-out is over, weights are those of the last iteration
+      const auto go_on = [&](int, int) { return !(stopped = !reporter.report(state.step, shown())); };
+      try {
+        rollout_.run(denoiser_, scorer_, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()), go_on);
+      } catch (const CancelledError&) {
+        if (!folder.contains(state.step)) save();
+        if (stopped) cancel();
+        throw;
+      }
+      if (guard_.in_a_row() == 0) good = counters;
       const auto [metrics, norm] = train_on_pairs(policy_prompts, static_cast<std::uint32_t>(state.step));
+      if (guard_.exhausted()) {
+        // Steps that were left out changed nothing: these are still the last good weights.
+        state.step = guard_.first_iteration();
+        std::copy(good.begin(), good.end(), counters.begin());
+        count_steps(counters);
+        const std::string name = options_.output_dir + "/checkpoint-" + std::to_string(state.step);
+        if (!options_.output_dir.empty() && !folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
+        guard_.stop("LpoTrainer", options_.output_dir, options_.output_dir.empty() ? "" : name);
+      }
       ++state.step;
 
       for (std::size_t i = 0; i < rollout_.statistics().size(); ++i) {
         counters[2 + 2 * i] += static_cast<float>(rollout_.statistics()[i].kept);
         counters[3 + 2 * i] += static_cast<float>(rows.size());
       }
-      counters[0] = static_cast<float>(optimizer_.step_count());
+      count_steps(counters);
       counters[1] += static_cast<float>(rollout_.pairs().count());
-      log.write(state.step - 1, log_line(metrics, norm));
-      if (metrics.pairs > 0) {
+      const auto line = log_line(metrics, norm, static_cast<double>(state.step * std::ssize(rows)) / static_cast<double>(prompts.size()));
+      log.write(state.step - 1, line);
+      if (options_.on_metrics) options_.on_metrics(state.step - 1, line);
+      if (metrics.pairs > 0 && std::isfinite(metrics.loss)) {
         const double keep = shown_loss == 0 ? 0.0 : 0.9;
         shown_loss = keep * shown_loss + (1 - keep) * metrics.loss;
         shown_accuracy = keep * shown_accuracy + (1 - keep) * metrics.implicit_accuracy;
         shown_margin = keep * shown_margin + (1 - keep) * metrics.margin;
       }
-      if (options_.checkpointing_iterations > 0 && !options_.output_dir.empty() && state.step % options_.checkpointing_iterations == 0)
-        folder.save(state);
-      if (!reporter.report(state.step, {{"loss", shown_loss}, {"implicit_acc", shown_accuracy}, {"margin", shown_margin},
-                                        {"kept", static_cast<double>(rollout_.pairs().count())}})) {
-        if (!options_.output_dir.empty()) folder.save(state);
-        throw CancelledError(message("[LpoTrainer] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
+      const bool due = options_.checkpointing_iterations > 0 && state.step % options_.checkpointing_iterations == 0;
+      if (due) save();
+      if (!reporter.report(state.step, shown())) {
+        if (!due) save();
+        cancel();
       }
       if (options_.max_seconds > 0 && reporter.seconds() > options_.max_seconds) {
         report.time_limit_reached = true;
@@ -155,6 +210,7 @@ class LpoTrainer {
     report.iterations = state.step;
     report.optimizer_steps = optimizer_.step_count();
     report.pairs = static_cast<index_t>(counters[1]);
+    report.skipped_steps = guard_.skipped();
     report.thresholds = rollout_.thresholds();
     for (std::size_t i = 0; i < rollout_.steps().size(); ++i) {
       report.timesteps.push_back(rollout_.steps()[i].timestep);
@@ -223,13 +279,32 @@ class LpoTrainer {
     s["learning_rate"] = options_.learning_rate;
     s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
+    s["lr_warmup_steps"] = options_.lr_scheduler == LearningRateKind::constant ? index_t{0} : options_.lr_warmup_steps;
+    s["divert_steps"] = {options_.rollout.divert_start_step, options_.rollout.divert_end_step};
+    s["lrm_timestep"] = options_.rollout.lrm_timestep == LrmTimestep::departure ? "departure" : "arrival";
+    s["ema_decay"] = options_.ema_decay;
     s["thresholds"] = rollout_.thresholds();
     const auto count = static_cast<std::size_t>(store_.trainable_size());
     state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
                      device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
                      device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
                      {"counters", counters}};
+    if (ema_) state.buffers.push_back(device_buffer<Device>("ema", ema_->average().data, count));
     return state;
+  }
+
+  void count_steps(std::vector<float>& counters) const {
+    counters[0] = static_cast<float>(optimizer_.step_count());
+    counters[counters.size() - 2] = static_cast<float>(guard_.skipped());
+    counters[counters.size() - 1] = ema_ ? static_cast<float>(ema_->updates()) : 0.0f;
+  }
+
+  /// Tells one list of prompts from another: their number, and FNV-1a of all ids.
+  static std::string fingerprint(const PromptTokens& prompts) {
+    std::uint64_t hash = 0xcbf29ce484222325u;
+    for (const auto* ids : {&prompts.ids, &prompts.reward_ids})
+      for (const std::int32_t id : *ids) hash = (hash ^ static_cast<std::uint32_t>(id)) * 0x100000001b3u;
+    return message(prompts.size(), " prompts, ", hash);
   }
 
   template <class Encoder>
@@ -247,13 +322,14 @@ class LpoTrainer {
     double largest_norm = 0;
     const auto order = shuffled_order(rollout_.pairs().count(), options_.seed, iteration);
     const auto size = static_cast<std::size_t>(options_.train_batch_size);
-    for (std::size_t begin = 0; begin < order.size(); begin += size)
-      largest_norm = std::max(largest_norm, train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)), metrics));
+    for (std::size_t begin = 0; begin < order.size() && !guard_.exhausted(); begin += size)
+      largest_norm = std::max(largest_norm, train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)),
+                                                           iteration, metrics));
     return {metrics, largest_norm};
   }
 
   /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
-  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> pairs, LpoMetrics& metrics) {
+  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> pairs, std::uint32_t iteration, LpoMetrics& metrics) {
     store_.reset_gradients();
     const auto size = static_cast<std::size_t>(micro_batch(options_));
     for (std::size_t begin = 0; begin < pairs.size(); begin += size) {
@@ -265,7 +341,10 @@ class LpoTrainer {
     const double norm = global_gradient_norm(context_, optimizer_.spans());
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
     // A batch whose gradient is not finite is left out, as a loss scaler would.
-    if (std::isfinite(norm)) optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm));
+    if (!guard_.accept(norm, iteration, optimizer_.step_count(), [&] { return non_finite_gradients(store_); })) return norm;
+    rate_ = rates(optimizer_.step_count());
+    optimizer_.step(rate_, clip_scale(norm, options_.max_grad_norm));
+    if (ema_) ema_->update();
     return norm;
   }
 
@@ -295,18 +374,22 @@ class LpoTrainer {
     tape_.clear();
   }
 
-  MetricValues log_line(const LpoMetrics& metrics, double norm) const {
+  /// The names are the method's (lpo-method C6, D8).
+  MetricValues log_line(const LpoMetrics& metrics, double norm, double epoch) const {
     RunningMoments scores;
-    for (const auto& step : rollout_.statistics()) scores.add(step.scores.mean());
-    const auto kept = kept_buckets(rollout_.statistics());
-    MetricValues line{{"reward_mean", scores.mean()}, {"kept", static_cast<double>(rollout_.pairs().count())},
+    for (const auto& step : rollout_.statistics()) scores.merge(step.scores);
+    const auto kept = kept_buckets(rollout_.statistics(), options_.small_bucket_includes_t1);
+    MetricValues line{{"epoch", epoch}, {"reward_mean", scores.mean()}, {"reward_std", scores.deviation()}, {"kept", static_cast<double>(rollout_.pairs().count())},
                       {"kept_t_very_large", kept.very_large * 1.0}, {"kept_t_large", kept.large * 1.0},
                       {"kept_t_middle", kept.middle * 1.0}, {"kept_t_small", kept.small * 1.0}};
     if (metrics.pairs > 0) {
       const MetricValues trained{{"train_loss", metrics.loss}, {"train_ratio_win", metrics.ratio_win},
                                  {"train_ratio_lose", metrics.ratio_lose}, {"implicit_acc", metrics.implicit_accuracy},
                                  {"train_margin", metrics.margin}, {"win_clipped", metrics.win_clipped},
-                                 {"lose_clipped", metrics.lose_clipped}, {"grad_norm", norm},
+                                 {"lose_clipped", metrics.lose_clipped}, {"policy_density_win", metrics.density_win},
+                                 {"policy_density_lose", metrics.density_lose}, {"ref_density_win", metrics.reference_density_win},
+                                 {"ref_density_lose", metrics.reference_density_lose}, {"grad_norm", norm}, {"lr", rate_},
+                                 {"skipped_steps", static_cast<double>(guard_.skipped())},
                                  {"global_step", static_cast<double>(optimizer_.step_count())}};
       line.insert(line.end(), trained.begin(), trained.end());
     }
@@ -327,6 +410,9 @@ class LpoTrainer {
   Rollout<T, Device> rollout_;
   PairStore<T, Device> batch_;
   AdamW<T, Device> optimizer_;
+  std::optional<Ema<T, Device>> ema_;
+  FiniteGuard guard_;
+  double rate_ = 0;  // of the last optimiser step
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -45,22 +45,33 @@ struct TrainingState {
   std::vector<TrainingBuffer> buffers;
 };
 
+namespace detail {
+
+/// Makes the names in a directory durable. Some file systems cannot; what the files hold is safe all the same.
+inline void sync_directory(const std::string& path) {
+  const Descriptor directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (directory.get() >= 0) ::fsync(directory.get());
+}
+
+}  // namespace detail
+
 /// Writes and finds checkpoints in one folder.
 class CheckpointFolder {
  public:
-  static constexpr int format_version = 1;
+  static constexpr int format_version = 2;
 
   /// Keeps the newest `limit` checkpoints (0 keeps all).
   CheckpointFolder(std::string folder, int limit) : folder_(std::move(folder)), limit_(limit) {}
 
-  /// Writes `checkpoint-<step>` under a temporary name and renames it when it is complete.
-  void save(const TrainingState& state) const {
+  /// Writes `checkpoint-<step>` under a temporary name, with what `write_more(folder)` adds, and renames it when it is
+  /// complete. Then `latest` is a link to it. Whenever the process dies, the newest checkpoint is a whole one.
+  void save(const TrainingState& state, const std::function<void(const std::string&)>& write_more = {}) const {
     namespace fs = std::filesystem;
-    const fs::path target = fs::path(folder_) / ("checkpoint-" + std::to_string(state.step));
-    const fs::path partial = fs::path(folder_) / (".partial-checkpoint-" + std::to_string(state.step));
+    const std::string name = "checkpoint-" + std::to_string(state.step);
+    const fs::path partial = fs::path(folder_) / (".partial-" + name);
     std::error_code error;
     fs::create_directories(folder_, error);
-    fs::remove_all(partial, error);
+    remove_left_overs();
     if (!fs::create_directory(partial, error))
       throw FileError(message("[checkpoint] cannot create ", partial.string(), ": ", error.message()));
     SafetensorsWriter writer;
@@ -82,10 +93,17 @@ class CheckpointFolder {
     const std::string text = json.dump(2) + "\n";
     write_file_atomically((partial / "trainer_state.json").string(),
                           [&](FileSink& sink) { sink.write(text.data(), text.size()); });
-    fs::remove_all(target, error);
-    fs::rename(partial, target, error);
-    if (error) throw FileError(message("[checkpoint] cannot rename ", partial.string(), " to ", target.string(), ": ", error.message()));
+    if (write_more) write_more(partial.string());
+    detail::sync_directory(partial.string());
+    publish(partial, name);
     prune();
+    remove_left_overs();
+  }
+
+  /// Whether there is a complete checkpoint of this step.
+  bool contains(index_t step) const {
+    const auto found = steps();
+    return std::binary_search(found.begin(), found.end(), step);
   }
 
   /// Steps of the complete checkpoints, ascending.
@@ -151,13 +169,49 @@ class CheckpointFolder {
                               "\n  use the saved settings, or another output folder for a new run"));
   }
 
+  /// Gives a complete folder its name. Folders cannot replace each other in one step, so an old one of the name moves
+  /// aside first.
+  void publish(const std::filesystem::path& partial, const std::string& name) const {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    const fs::path target = fs::path(folder_) / name;
+    if (fs::exists(target, error)) set_aside(name);
+    fs::rename(partial, target, error);
+    if (error) throw FileError(message("[checkpoint] cannot rename ", partial.string(), " to ", target.string(), ": ", error.message()));
+    detail::sync_directory(folder_);
+    // Where a file system has no links, there is none.
+    const fs::path link = fs::path(folder_) / ".latest";
+    fs::remove(link, error);
+    fs::create_directory_symlink(name, link, error);
+    if (!error) fs::rename(link, fs::path(folder_) / "latest", error);
+  }
+
   void prune() const {
     if (limit_ <= 0) return;
     auto found = steps();
-    for (std::size_t i = 0; i + static_cast<std::size_t>(limit_) < found.size(); ++i) {
-      std::error_code error;
-      std::filesystem::remove_all(std::filesystem::path(folder_) / ("checkpoint-" + std::to_string(found[i])), error);
+    for (std::size_t i = 0; i + static_cast<std::size_t>(limit_) < found.size(); ++i)
+      set_aside("checkpoint-" + std::to_string(found[i]));
+  }
+
+  /// Removing a folder takes time, in which it would be a checkpoint that cannot be read: it loses its name first.
+  void set_aside(const std::string& name) const {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    const fs::path aside = fs::path(folder_) / (".removed-" + name);
+    fs::remove_all(aside, error);
+    fs::rename(fs::path(folder_) / name, aside, error);
+  }
+
+  /// What this process set aside, and what an earlier one could not finish.
+  void remove_left_overs() const {
+    namespace fs = std::filesystem;
+    std::error_code error;
+    std::vector<fs::path> found;
+    for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
+      const std::string name = it->path().filename().string();
+      if (name.starts_with(".partial-checkpoint-") || name.starts_with(".removed-checkpoint-")) found.push_back(it->path());
     }
+    for (const auto& path : found) fs::remove_all(path, error);
   }
 
   std::string folder_;

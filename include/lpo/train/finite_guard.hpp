@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+// FiniteGuard: decides about steps whose gradients are not finite: leave out a few, stop at many, and say where it began.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/io/file.hpp>
+#include <lpo/io/json.hpp>
+#include <lpo/nn/parameter_store.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// The names of trainable weights whose gradients hold a NaN or an infinity.
+template <class T, class Device>
+std::vector<std::string> non_finite_gradients(const ParameterStore<T, Device>& store) {
+  std::vector<std::string> names;
+  std::vector<T> values;
+  for (const auto& entry : store.entries()) {
+    if (!entry.parameter->trainable()) continue;
+    values.resize(static_cast<std::size_t>(entry.parameter->size()));
+    DeviceMemory<Device>::copy_to_host(values.data(), entry.parameter->gradient(), values.size() * sizeof(T));
+    for (const T& value : values)
+      if (!std::isfinite(static_cast<double>(static_cast<compute_t<T>>(value)))) {
+        names.push_back(entry.name);
+        break;
+      }
+  }
+  return names;
+}
+
+/// A loss that is not finite has such gradients, so the norm of the gradients tells of both. Steps that are left out
+/// change neither weights nor moments: weights stay the last good ones, however many there are.
+class FiniteGuard {
+ public:
+  /// After `limit` steps in a row, training should stop; 0 never stops it.
+  explicit FiniteGuard(int limit) : limit_(limit) {}
+
+  /// Whether the step may be taken. `names()` lists bad gradients; it is called at the first of a row.
+  template <class Names>
+  bool accept(double norm, index_t iteration, index_t optimizer_step, const Names& names) {
+    if (std::isfinite(norm)) {
+      in_a_row_ = 0;
+      return true;
+    }
+    ++skipped_;
+    if (++in_a_row_ == 1) {
+      iteration_ = iteration;
+      optimizer_step_ = optimizer_step;
+      names_ = names();
+    }
+    return false;
+  }
+
+  index_t skipped() const { return skipped_; }
+  void set_skipped(index_t count) { skipped_ = count; }
+  int in_a_row() const { return in_a_row_; }
+  bool exhausted() const { return limit_ > 0 && in_a_row_ >= limit_; }
+  /// The iteration in which the row began.
+  index_t first_iteration() const { return iteration_; }
+
+  /// Writes `folder`/not_finite.json, if there is a folder, and throws: a ValueError that says where the row began.
+  /// `good` is the checkpoint from before it, or empty.
+  [[noreturn]] LPO_COLD void stop(const char* trainer, const std::string& folder, const std::string& good) const {
+    if (!folder.empty()) {
+      OrderedJson json;
+      json["steps_in_a_row"] = in_a_row_;
+      json["first_iteration"] = iteration_;
+      json["optimizer_step"] = optimizer_step_;
+      json["skipped_in_all"] = skipped_;
+      json["weights_with_bad_gradients"] = names_;
+      json["last_good_checkpoint"] = good;
+      write_text_file(folder + "/not_finite.json", json.dump(2) + "\n");
+    }
+    throw ValueError(message("[", trainer, "] loss or gradients were not finite in ", in_a_row_,
+                             " steps in a row, beginning in iteration ", iteration_, " after ", optimizer_step_,
+                             " optimizer steps, in the gradients of ", names_.size(), " weights",
+                             names_.empty() ? "" : " (first " + names_.front() + ")",
+                             good.empty() ? "" : "; the last good weights are in " + good,
+                             "; lower learning_rate or beta, set max_grad_norm, or check the reward model",
+                             folder.empty() ? "" : ", details are in " + folder + "/not_finite.json"));
+  }
+
+ private:
+  int limit_;
+  int in_a_row_ = 0;
+  index_t skipped_ = 0, iteration_ = 0, optimizer_step_ = 0;
+  std::vector<std::string> names_;
+};
+
+}  // namespace lpo::inline LPO_ABI
