@@ -37,16 +37,6 @@ inline constexpr ModelFamily sdxl_family{
 inline constexpr ModelFamily tiny_family{"tiny world", tinyworld::unet_config, tinyworld::vae_config,
                                          tinyworld::text_config, 128};
 
-/// The family of the reward models that score a family's latents: its own, or one that shares its autoencoder.
-template <const ModelFamily& F>
-struct RewardFamily {
-  static constexpr const ModelFamily& value = F;
-};
-template <>
-struct RewardFamily<sd21_family> {
-  static constexpr const ModelFamily& value = sd15_family;
-};
-
 /// What a model of a family keeps its autoencoder in when the rest is stored as T.
 template <const ModelFamily& F, class T>
 using VaeStorage = std::conditional_t<F.force_upcast && std::is_same_v<T, lpo::half>, float, T>;
@@ -111,6 +101,16 @@ void with_storage(StorageList<T...>, const std::string& name, const Use& use) {
 template <class Differences, class Use>
 void with_family(const std::string& path, const Differences& differences, const Use& use) {
   detail::with_family(Families(), path, differences, use);
+}
+
+/// Calls `use.operator()<R>()` for the family R of the reward models that score latents of family F: its own, or one
+/// that shares its autoencoder.
+template <const ModelFamily& F, class Use>
+void with_reward_family(const Use& use) {
+  if constexpr (&F == &sd21_family)
+    use.template operator()<sd15_family>();
+  else
+    use.template operator()<F>();
 }
 
 /// Calls `use.operator()<T>()` for the storage type of this name ("bfloat16").
