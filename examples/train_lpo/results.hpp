@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// report.html of an LPO run, from its log, its pictures and what the trainer reports.
+#pragma once
+
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../common/console.hpp"
+#include "../common/memory_plan.hpp"
+#include "../common/run_report.hpp"
+#include "job.hpp"
+
+namespace train_lpo {
+
+class Results {
+ public:
+  explicit Results(const Job& job) : job_(job), begin_(std::chrono::steady_clock::now()) {}
+
+  void add_picture(index_t epoch, examples::ReportPicture picture) { pictures_[epoch].push_back(std::move(picture)); }
+  void finish(lpo::LpoTrainerReport report) { trained_ = std::move(report); }
+
+  /// Writes output_dir/report.html; `end` says how the run ended.
+  void write(const std::string& end) const {
+    const std::string log = job_.options.output_dir + "/metrics.jsonl";
+    if (!lpo::file_exists(log)) return;  // it ended before it began
+    const auto kept = lpo::read_metric(log, "kept");
+    examples::RunReport report;
+    report.over = "Latent preference optimization · " + job_.model.name();
+    report.title = "LPO " + end;
+    report.lead = lpo::message(kept.step.size(), " of ", job_.trainer.max_train_iterations, " iterations over ", job_.prompts.size(),
+                               " prompts, with the reward model ", job_.options.lrm, ".");
+    double pairs = 0;
+    for (const double one : kept.value) pairs += one;
+    report.tiles = {{std::to_string(kept.step.size()), "iterations", "a roll-out and its training each"},
+                    {examples::fixed_text(pairs, 0), "pairs trained on", "kept of the roll-outs' pairs"},
+                    {last(log, "reward_mean"), "mean reward", "of the last iteration's candidates"},
+                    {last(log, "train_margin"), "margin", "of the last iteration"},
+                    {last(log, "skipped_steps", 0), "steps left out", "gradients were not finite"},
+                    {examples::clock_text(seconds()), "this session", "at most " + examples::memory_text(examples::peak_memory())}};
+    report.sections.push_back(curves(log));
+    add_pictures(report);
+    report.facts = facts();
+    report.command = job_.command;
+    report.version = LPO_VERSION_STRING;
+    examples::write_report_page(job_.options.output_dir + "/report.html", report);
+  }
+
+ private:
+  static std::string last(const std::string& log, const char* name, int decimals = 3) {
+    const auto curve = lpo::read_metric(log, name);
+    return curve.value.empty() ? "–" : examples::fixed_text(curve.value.back(), decimals);
+  }
+
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
+
+  examples::ReportSection curves(const std::string& log) const {
+    examples::ReportSection section{"Alignment", "", {}, {}};
+    const auto add = [&](const char* metric, const char* title, const char* text, std::vector<examples::PlotGuide> guides = {},
+                         bool percent = false) {
+      section.cards.push_back(examples::metric_card(log, metric, title, text, "iteration", std::move(guides), percent));
+    };
+    add("reward_mean", "Mean reward of the candidates", "What the reward model thinks of the latents that the policy samples.");
+    add("train_loss", "LPO loss", "Starts at ln 2, where policy and reference agree.", {{0.693147, "ln 2"}});
+    add("implicit_acc", "Implicit accuracy",
+        "Share of pairs whose winner has become likelier than the loser, relative to the reference.", {{0.5, "chance"}}, true);
+    add("train_margin", "Margin", "Mean difference of the two probability ratios.", {{0, ""}});
+    add("kept", "Kept pairs", "Pairs per roll-out whose best and worst candidate differ by more than the threshold.");
+    add("grad_norm", "Gradient norm", "The largest of an iteration, before clipping.");
+    if (trained_.timesteps.empty()) return section;
+    std::vector<std::string> timesteps;
+    examples::PlotSeries share{"share of pairs kept", {}, {}, "a"}, threshold{"threshold", {}, trained_.thresholds, "c"};
+    for (std::size_t i = 0; i < trained_.timesteps.size(); ++i) {
+      timesteps.push_back(std::to_string(trained_.timesteps[i]));
+      share.y.push_back(trained_.drawn_per_step[i] > 0 ? trained_.kept_per_step[i] / trained_.drawn_per_step[i] : 0.0);
+    }
+    constexpr double none = std::numeric_limits<double>::quiet_NaN();
+    section.cards.push_back({"Kept share by timestep", "Sampling goes from noise (left) to picture (right).",
+                             examples::bar_plot(timesteps, share, threshold,
+                                                {"kept share by timestep", "timestep (← noise)", "", {}, 0, none})});
+    return section;
+  }
+
+  /// The first pictures of this session and the last.
+  void add_pictures(examples::RunReport& report) const {
+    if (pictures_.empty()) return;
+    const auto add = [&](const auto& entry) {
+      report.sections.push_back({lpo::message("After ", entry.first, entry.first == 1 ? " epoch" : " epochs"),
+                                 entry.first == 0 ? "The model before training; later pictures start from the same noise." : "",
+                                 {},
+                                 entry.second});
+    };
+    add(*pictures_.begin());
+    if (pictures_.size() > 1) add(*pictures_.rbegin());
+  }
+
+  /// The settings file's lines.
+  std::vector<std::pair<std::string, std::string>> facts() const {
+    std::vector<std::pair<std::string, std::string>> list;
+    for (std::size_t begin = 0; begin < job_.settings.size();) {
+      const std::size_t end = std::min(job_.settings.find('\n', begin), job_.settings.size());
+      const std::string line = job_.settings.substr(begin, end - begin);
+      const std::size_t equals = line.find('=');
+      if (!line.starts_with('#') && equals != std::string::npos) list.emplace_back(line.substr(0, equals), line.substr(equals + 1));
+      begin = end + 1;
+    }
+    return list;
+  }
+
+  const Job& job_;
+  std::chrono::steady_clock::time_point begin_;
+  std::map<index_t, std::vector<examples::ReportPicture>> pictures_;
+  lpo::LpoTrainerReport trained_;
+};
+
+}  // namespace train_lpo
