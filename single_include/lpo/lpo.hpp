@@ -6077,6 +6077,10 @@ class Tape {
   bool recording() const { return recording_; }
   /// Whether LoRA adapters contribute. Off, the same weights are the reference model.
   bool adapters() const { return adapters_; }
+  /// Whether networks keep only their layers' inputs and outputs and compute the rest again in backward (gradient
+  /// checkpointing): less memory for about a third more time.
+  bool checkpointing() const { return checkpointing_; }
+  void set_checkpointing(bool on) { checkpointing_ = on; }
 
   /// Restores both modes when it goes out of scope.
   class ModeGuard {
@@ -6216,6 +6220,7 @@ class Tape {
   Tracked* tracked_ = nullptr;
   bool recording_ = true;
   bool adapters_ = true;
+  bool checkpointing_ = false;
   bool met_trainable_ = false;
 };
 
@@ -7315,9 +7320,11 @@ class ParameterStore {
     allocate([](const std::string&) { return false; });
   }
 
-  /// Draws starting values; weight number i uses Philox operation i, so one model's start does not depend on another's.
-  void initialize(std::uint64_t seed) {
-    for (std::size_t i = 0; i < entries_.size(); ++i) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));
+  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox operation i,
+  /// so one model's start does not depend on another's.
+  void initialize(std::uint64_t seed, const std::function<bool(const std::string&)>& which = {}) {
+    for (std::size_t i = 0; i < entries_.size(); ++i)
+      if (!which || which(entries_[i].name)) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));
   }
 
   /// Starts a new accumulation: the next gradient writers store.
@@ -7501,23 +7508,34 @@ struct LoraLinear {
   }
 };
 
-/// Turns on LoRA for every projection of a model (all attention projections: to_q, to_k, to_v, to_out.0). Call before the
-/// model's ParameterStore allocates. Returns how many projections were adapted.
+/// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
+/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many projections
+/// were adapted.
 template <class T, class Device, class Module>
-int enable_lora(Module& module, index_t rank, float alpha) {
+int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
     index_t rank;
     float alpha;
+    const std::function<bool(const std::string&)>& adapts;
     int count = 0;
-    Visitor(index_t r, float a) : rank(r), alpha(a) {}
+    Visitor(index_t r, float a, const std::function<bool(const std::string&)>& f) : rank(r), alpha(a), adapts(f) {}
     void parameter(const std::string&, AnyParameter<T, Device>&) override {}
-    void adapter(const std::string&, LoraAdapter<T, Device>& lora) override {
+    void adapter(const std::string& name, LoraAdapter<T, Device>& lora) override {
+      if (adapts && !adapts(name)) return;
       lora.enable(rank, alpha);
       ++count;
     }
-  } visitor(rank, alpha);
+  } visitor(rank, alpha, adapts);
   visitor.model("", module);
   return visitor.count;
+}
+
+/// Whether a module's name is one of the `targets` or ends in ".target", as peft matches its target_modules.
+inline bool is_lora_target(const std::string& name, const std::vector<std::string>& targets) {
+  return std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
+    return name == target || (name.size() > target.size() && name.ends_with(target) &&
+                              name[name.size() - target.size() - 1] == '.');
+  });
 }
 
 /// True for the names of LoRA weights.
@@ -7887,6 +7905,14 @@ struct Transformers<Channels, Count, A, U, T, Device> {
   void visit_as(const char*, ParameterVisitor<T, Device>&) {}
 };
 
+/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape asks
+/// for that.
+template <class Device, class Run, class... Inputs>
+auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> std::invoke_result_t<Run, Inputs...> {
+  if (tape.recording() && tape.checkpointing()) return checkpoint(tape, run, inputs...);
+  return run(inputs...);
+}
+
 }  // namespace detail
 
 /// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
@@ -7901,10 +7927,16 @@ struct DownBlock2D {
 
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
-    auto h = attentions(0, first(x, time, 1e-5f), context);  // [n, h, w, Out]
+    const auto run_first = [this](const auto& in, const auto& t, const auto& c) {
+      return attentions(0, first(in, t, 1e-5f), c);
+    };
+    auto h = detail::unet_layer(x.tape(), run_first, x, time, context);  // [n, h, w, Out]
     *skip++ = h;
     for (int i = 1; i < Layers; ++i) {
-      h = attentions(i, rest[static_cast<std::size_t>(i - 1)](h, time, 1e-5f), context);
+      const auto run = [this, i](const auto& in, const auto& t, const auto& c) {
+        return attentions(i, rest[static_cast<std::size_t>(i - 1)](in, t, 1e-5f), c);
+      };
+      h = detail::unet_layer(x.tape(), run, h, time, context);
       *skip++ = h;
     }
     if constexpr (Down) {
@@ -7930,7 +7962,10 @@ struct MidBlock2D {
 
   Var<T, 4, Device, Channels> operator()(const Var<T, 4, Device, Channels>& x, const Var<T, 2, Device>& time,
                                          const Var<T, 3, Device>& context) {
-    return after(attentions(0, before(x, time, 1e-5f), context), time, 1e-5f);
+    const auto run = [this](const auto& in, const auto& t, const auto& c) {
+      return after(attentions(0, before(in, t, 1e-5f), c), t, 1e-5f);
+    };
+    return detail::unet_layer(x.tape(), run, x, time, context);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7956,13 +7991,17 @@ struct UpBlock2D {
   /// `skip` points behind the skips not consumed yet; the block takes `count` of them from the end.
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, Prev>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>*& skip) {
-    const auto join = [&](const Var<T, 4, Device>& h) { return concat_channels(h, *--skip); };
-    auto h = scoped(x.tape(), [&] { return attentions(0, first(join(x), time, 1e-5f), context); });
-    for (auto& resnet : middle) {
-      const int i = static_cast<int>(&resnet - middle.data()) + 1;
-      h = scoped(x.tape(), [&] { return attentions(i, resnet(join(h), time, 1e-5f), context); });
-    }
-    h = scoped(x.tape(), [&] { return attentions(Layers, last(join(h), time, 1e-5f), context); });
+    const auto layer = [&](int i, auto& resnet, const auto& h) {
+      const auto run = [this, i, &resnet](const auto& in, const auto& joined, const auto& t, const auto& c) {
+        return attentions(i, resnet(concat_channels(in, joined), t, 1e-5f), c);
+      };
+      const Var<T, 4, Device> input = h;
+      --skip;
+      return scoped(x.tape(), [&] { return detail::unet_layer(x.tape(), run, input, *skip, time, context); });
+    };
+    auto h = layer(0, first, x);
+    for (auto& resnet : middle) h = layer(static_cast<int>(&resnet - middle.data()) + 1, resnet, h);
+    h = layer(Layers, last, h);
     if constexpr (Up) h = upsamplers[0](h, skip[-1].extent(1), skip[-1].extent(2));
     return h;
   }
@@ -10215,14 +10254,17 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features (lpo-method B4).
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
-                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
+                              std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
-  auto& tape = text.tape();
-  const auto weight = detail::tape_constant<T>(tape, pair_weights(labels, options.aux_coefficient));
+  if (weights.size() != labels.size())
+    throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
+  const auto weight = detail::tape_constant<T>(text.tape(), weights);
   Var<T, 1, Device> losses;
   if (options.kind != Kind::batch)
     losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
@@ -10237,6 +10279,15 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   }
   const Var<T, 1, Device> weighted = losses * weight;
   return sum(weighted);
+}
+
+/// The same with the weights of a whole batch.
+template <class T, class Device>
+Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+                              const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+  const auto weights = pair_weights(labels, options.aux_coefficient);
+  return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
 /// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.
@@ -10646,6 +10697,15 @@ class RunningMoments {
     const double distance = value - mean_;
     mean_ += distance / static_cast<double>(count_);
     squares_ += distance * (value - mean_);
+  }
+  /// Adds the values that another one saw.
+  void merge(const RunningMoments& other) {
+    if (other.count_ == 0) return;
+    const double distance = other.mean_ - mean_, total = static_cast<double>(count_ + other.count_);
+    const double share = static_cast<double>(other.count_) / total;
+    squares_ += other.squares_ + distance * distance * static_cast<double>(count_) * share;
+    mean_ += distance * share;
+    count_ += other.count_;
   }
   index_t count() const { return count_; }
   double mean() const { return mean_; }
