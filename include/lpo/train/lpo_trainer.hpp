@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,10 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step; reference, policy
+/// (forward and backward) and optimizer do so by mini-batches.
+enum class LpoStage { text, denoising, scoring, reference, policy, optimizer };
+
 /// Defaults are SD1.5's of lpo-method C and D; option names are the method's.
 struct LpoTrainerOptions {
   index_t max_train_iterations = 1000;  ///< roll-outs
@@ -42,6 +47,7 @@ struct LpoTrainerOptions {
   LearningRateKind lr_scheduler = LearningRateKind::constant;
   index_t lr_warmup_steps = 0;  ///< optimiser steps
   AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-4};
+  double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
@@ -50,6 +56,7 @@ struct LpoTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
+  std::function<void(LpoStage)> on_stage;  ///< called when a part begins; on a device, work called before may still run
 };
 
 /// Prompts as token ids, for the policy's text encoder and for the reward model's own.
@@ -73,13 +80,17 @@ struct LpoTrainerReport {
   std::vector<double> kept_per_step, drawn_per_step;
 };
 
-/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it); with LoRA the reference is
-/// the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to start from;
+/// with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+///
+/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters, which
+/// is what checkpoints hold (AdamW).
 template <class UNet, class Lrm, class PolicyText, class RewardText>
 class LpoTrainer {
  public:
   using T = typename UNet::value_type;
   using Device = typename UNet::device;
+  using Latent = compute_t<T>;
 
   /// `latent` is [h, w, c] of one latent.
   LpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, PolicyText& policy_text, Lrm& lrm,
@@ -96,6 +107,7 @@ class LpoTrainer {
       throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
       throw ValueError("[LpoTrainer] sample_batch_size and train_batch_size must be at least 1");
+    if (!(options_.loss_scale > 0)) throw ValueError(message("[LpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
   }
 
   /// Uses another network as the reference (full fine-tuning).
@@ -108,8 +120,10 @@ class LpoTrainer {
     std::vector<float> counters(2 + 2 * rollout_.steps().size());
     if (options_.threshold_quantile > 0) calibrate(prompts);
     TrainingState state = training_state(counters);
-    if (options_.resume && !options_.output_dir.empty() && folder.resume(state))
+    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
       optimizer_.set_step_count(static_cast<index_t>(counters[0]));
+      if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
+    }
     if (!options_.output_dir.empty()) make_directories(options_.output_dir);
     MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
     ProgressReporter reporter("LPO", state.step, options_.max_train_iterations, progress);
@@ -119,11 +133,13 @@ class LpoTrainer {
 
     while (state.step < options_.max_train_iterations) {
       const auto rows = order.at(state.step);
+      enter(LpoStage::text);
       const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
       const auto reward_prompts = encode(reward_text_, prompts.reward_ids, prompts.reward_tokens, rows);
       denoiser_.set_prompts(policy_prompts);
       scorer_.set_prompts(reward_prompts);
-      rollout_.run(denoiser_, scorer_, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()));
+      RolloutStages stages{*this};
+      rollout_.run(stages, stages, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()));
       const auto [metrics, norm] = train_on_pairs(policy_prompts, static_cast<std::uint32_t>(state.step));
       ++state.step;
 
@@ -168,6 +184,24 @@ class LpoTrainer {
   static constexpr std::uint32_t operation_prompts = 0x3001, operation_calibration = 0x3002;
   static constexpr std::uint32_t calibration_iteration = 0x400000;  // roll-outs of their own, apart from the run's
 
+  void enter(LpoStage stage) {
+    if (options_.on_stage) options_.on_stage(stage);
+  }
+
+  /// The denoiser and the scorer as the roll-out sees them: each tells when it begins.
+  struct RolloutStages {
+    LpoTrainer& trainer;
+
+    void predict(View<const Latent, 4, Device> latents, double timestep, View<Latent, 4, Device> prediction) {
+      trainer.enter(LpoStage::denoising);
+      trainer.denoiser_.predict(latents, timestep, prediction);
+    }
+    void score(View<const Latent, 4, Device> latents, int timestep, std::span<float> scores) {
+      trainer.enter(LpoStage::scoring);
+      trainer.scorer_.score(latents, timestep, scores);
+    }
+  };
+
   /// Draws roll-outs of the reference model, keeps every pair, and sets thresholds from their gaps. Depends on the seed alone,
   /// so a resumed run finds the same thresholds.
   void calibrate(const PromptTokens& prompts) {
@@ -206,7 +240,7 @@ class LpoTrainer {
   }
 
   TrainingState training_state(std::vector<float>& counters) {
-    static_assert(std::is_same_v<T, float>, "lpo LpoTrainer: training weights are float");
+    static_assert(std::is_same_v<Latent, float>, "lpo LpoTrainer: networks are float, bfloat16 or half");
     TrainingState state;
     auto& s = state.settings;
     s["trainer"] = "lpo";
@@ -224,8 +258,14 @@ class LpoTrainer {
     s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
     s["thresholds"] = rollout_.thresholds();
+    if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
     const auto count = static_cast<std::size_t>(store_.trainable_size());
-    state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
+    float* weights = nullptr;
+    if constexpr (AdamW<T, Device>::has_masters)
+      weights = optimizer_.masters().data;
+    else
+      weights = store_.trainable_values();
+    state.buffers = {device_buffer<Device>("weights", weights, count),
                      device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
                      device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
                      {"counters", counters}};
@@ -261,11 +301,13 @@ class LpoTrainer {
       rollout_.pairs().gather(context_, part, batch_);
       add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(pairs.size()), metrics);
     }
+    enter(LpoStage::optimizer);
     store_.finish_gradients();
-    const double norm = global_gradient_norm(context_, optimizer_.spans());
+    const double norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
     // A batch whose gradient is not finite is left out, as a loss scaler would.
-    if (std::isfinite(norm)) optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm));
+    if (std::isfinite(norm))
+      optimizer_.step(rates(optimizer_.step_count()), clip_scale(norm, options_.max_grad_norm) / options_.loss_scale);
     return norm;
   }
 
@@ -280,18 +322,22 @@ class LpoTrainer {
       steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
     }
     const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, prompts, std::span<const index_t>(rows), constant(tape_, batch_.x_t()),
+      return guided_prediction(unet, prompts, std::span<const index_t>(rows), detail::network_input<T>(tape_, batch_.x_t()),
                                std::span<const float>(timesteps), options_.guidance_scale);
     };
+    enter(LpoStage::reference);
     const auto reference = [&] {
       const auto guard = tape_.inference();
       const auto plain = tape_.without_adapters();
       return predict(reference_ != nullptr ? *reference_ : policy_);
     }();
+    enter(LpoStage::policy);
     const auto loss = lpo_loss(predict(policy_), reference.view(), batch_.x_t(), batch_.x_win(), batch_.x_lose(),
                                std::span<const GaussianStep>(steps), options_.loss, &metrics);
-    const auto weight = Tensor<compute_t<T>, 1, Device>::full(Extents<1>{1}, share);
-    backward(loss, weight.view());
+    const auto weight = static_cast<Latent>(share * options_.loss_scale);
+    const View<Latent, 1, Device> cotangent(tape_.template allocate<Latent>(1), Extents<1>{1});
+    context_.copy_from_host(cotangent.data, &weight, sizeof(weight));
+    backward(loss, View<const Latent, 1, Device>(cotangent));
     tape_.clear();
   }
 
@@ -324,8 +370,8 @@ class LpoTrainer {
   Tape<Device> tape_;
   GuidedDenoiser<UNet> denoiser_;
   LatentScorer<Lrm> scorer_;
-  Rollout<T, Device> rollout_;
-  PairStore<T, Device> batch_;
+  Rollout<Latent, Device> rollout_;
+  PairStore<Latent, Device> batch_;
   AdamW<T, Device> optimizer_;
 };
 

@@ -161,9 +161,9 @@ class LrmTrainer {
       noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
       const auto [visual, text] = forward_features(batch);
       const auto z = cosine_score(visual, text, lrm_.logit_scale.on(tape_));
-      std::vector<T> host(static_cast<std::size_t>(z.extent(0)));
-      context_.copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
-      for (const T score : host) by_image.push_back(static_cast<float>(static_cast<compute_t<T>>(score)));
+      std::vector<compute_t<T>> host(static_cast<std::size_t>(z.extent(0)));
+      context_.copy_to_host(host.data(), z.data(), host.size() * sizeof(host.front()));
+      for (const auto score : host) by_image.push_back(static_cast<float>(score));
       tape_.clear();
     }
     std::vector<float> first, second;
