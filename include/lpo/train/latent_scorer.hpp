@@ -23,7 +23,17 @@ class LatentScorer {
 
   void set_prompts(const PromptBatch<T, Device>& prompts) { prompts_ = &prompts; }
 
-  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
+  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) { score_all(latents, timestep, scores); }
+  /// Latents in float for a 16-bit network.
+  void score(View<const compute_t<T>, 4, Device> latents, int timestep, std::span<float> scores)
+    requires(!std::is_same_v<T, compute_t<T>>)
+  {
+    score_all(latents, timestep, scores);
+  }
+
+ private:
+  template <class Latent>
+  void score_all(const View<const Latent, 4, Device>& latents, int timestep, std::span<float> scores) {
     if (prompts_ == nullptr) throw ValueError("[LatentScorer] set_prompts() first");
     const index_t n = latents.extent(0), b = prompts_->size();
     if (b == 0 || n % b != 0 || static_cast<index_t>(scores.size()) != n)
@@ -35,8 +45,8 @@ class LatentScorer {
     }
   }
 
- private:
-  void score_rows(const View<const T, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
+  template <class Latent>
+  void score_rows(const View<const Latent, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
     const index_t n = latents.extent(0), b = prompts_->size();
@@ -59,10 +69,10 @@ class LatentScorer {
       time_ids = detail::repeated_time_ids(*prompts_, n);
       prompt.time_ids = time_ids;
     }
-    const auto z = lrm_.score(constant(tape_, latents), timesteps, prompt, pooled);
-    std::vector<T> host(scores.size());
-    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
-    for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(static_cast<compute_t<T>>(host[i]));
+    const auto z = lrm_.score(detail::network_input<T>(tape_, latents), timesteps, prompt, pooled);
+    std::vector<compute_t<T>> host(scores.size());
+    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(host.front()));
+    for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(host[i]);
     tape_.rewind(start);
   }
 

@@ -390,12 +390,10 @@ class LrmTrainer {
       use(batch.part(begin, std::min(count, begin + size)), begin == 0 ? 0 : batch.units[begin - 1].pairs);
   }
 
-  std::vector<float> host_values(const Var<T, 1, Device>& values) const {
-    std::vector<T> host(static_cast<std::size_t>(values.extent(0)));
-    context_.copy_to_host(host.data(), values.data(), host.size() * sizeof(T));
-    std::vector<float> out;
-    for (const T value : host) out.push_back(static_cast<float>(static_cast<compute_t<T>>(value)));
-    return out;
+  std::vector<float> host_values(const Var<compute_t<T>, 1, Device>& values) const {
+    std::vector<compute_t<T>> host(static_cast<std::size_t>(values.extent(0)));
+    context_.copy_to_host(host.data(), values.data(), host.size() * sizeof(host.front()));
+    return {host.begin(), host.end()};
   }
 
   /// Visual [images, width] and text [prompts, width] features.

@@ -9,6 +9,7 @@
 #include <lpo/backend/cuda/kernel_times.cuh>
 #include <lpo/backend/cuda/launch.cuh>
 #include <lpo/backend/cuda/memory.cuh>
+#include <lpo/backend/cuda/named_types.cuh>
 #include <lpo/backend/cuda/product_plans.cuh>
 #include <lpo/tensor/context.hpp>
 
