@@ -2,6 +2,7 @@
 // From a job to a reward model of one family: encode, read the base model, train, validate, export.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
@@ -107,6 +109,14 @@ lpo::LatentPairs load_pairs(const Job& job, const DataSet& data, const std::stri
   return pairs;
 }
 
+/// Pictures that are in a pair: held-out pairs leave theirs in the set.
+inline index_t pictures_of(const lpo::LatentPairs& data) {
+  std::vector<bool> used(static_cast<std::size_t>(data.images()), false);
+  for (const auto& [first, second] : data.pairs)
+    used[static_cast<std::size_t>(first)] = used[static_cast<std::size_t>(second)] = true;
+  return std::count(used.begin(), used.end(), true);
+}
+
 inline void print_counts(const EncodeReport& report, const Options& o) {
   const auto& c = report.counts;
   std::fprintf(stderr,
@@ -155,7 +165,7 @@ int train(const Job& job) {
     validation = load_pairs<F>(job, job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
   results.pairs = pairs.size();
-  results.images = pairs.images();
+  results.images = pictures_of(pairs);
   results.validation_pairs = validation.size();
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});

@@ -209,7 +209,7 @@ TEST_CASE("train_lrm: a folder, shards and a cache give the same training; a rew
   CHECK(validation[1]["low"] <= validation[1]["accuracy"]);
   CHECK(validation[1]["pairs"] == 6);
   const std::string report = f.directory.read("folder/report.html");
-  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 40 pictures."));
+  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 28 pictures."));
   CHECK(has_part(report, "Accuracy by timestep"));
   for (const char* file : {"unet/config.json", "text_encoder/model.safetensors", "head.safetensors", "state_dict.pt",
                            "tokenizer/vocab.json"})
