@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -16,6 +15,7 @@
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 
+#include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -170,12 +170,27 @@ int train(const Job& job) {
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
   auto encoder = reward->encoder(job.resolution);
-  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, o.training);
+  std::unique_ptr<examples::EventWriter> events;
+  lpo::LrmTrainerOptions options = o.training;
+  options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options);
   examples::ProgressBar bar;
+  const auto progress = [&](const lpo::Progress& p) {
+    if (!events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    return bar(p);
+  };
+  const auto report = [&] {
+    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    write_report(o.output_dir + "/report.html", job, F, results);
+  };
   try {
-    results.training = trainer.train(pairs, validation, std::ref(bar));
+    results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
     results.failure = error.what();
+  } catch (const lpo::CancelledError& error) {
+    results.failure = error.what();
+    report();
+    throw;
   }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
 
@@ -185,8 +200,7 @@ int train(const Job& job) {
   reward->save(o.output_dir + "/lrm-last", dtype);
   if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);
   if (!results.accuracy.empty()) write_validation(o.output_dir + "/validation.json", results);
-  results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  write_report(o.output_dir + "/report.html", job, F, results);
+  report();
   std::printf("%s/report.html\n", o.output_dir.c_str());
   if (results.failure.empty()) return 0;
   std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());
