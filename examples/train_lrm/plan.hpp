@@ -97,7 +97,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   std::printf("time         at least %.2f s a step, %s in all, at the %.0f GFLOP/s of a large product here\n", seconds,
               examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str(), rate / 1e9);
   if (job.train.has_pictures())
-    std::printf("encoding     at least %.2f s a picture, once; the cache is in %s\n",
+    std::printf("encoding     at least %.2g s a picture, once; the cache is in %s\n",
                 examples::vae_encoder_work(family.vae, job.resolution, job.resolution) / rate, o.cache_dir.c_str());
 }
 

@@ -2,18 +2,20 @@
 // From a job to a reward model of one family: encode, read the base model, train, validate, export.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 
+#include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -107,6 +109,14 @@ lpo::LatentPairs load_pairs(const Job& job, const DataSet& data, const std::stri
   return pairs;
 }
 
+/// Pictures that are in a pair: held-out pairs leave theirs in the set.
+inline index_t pictures_of(const lpo::LatentPairs& data) {
+  std::vector<bool> used(static_cast<std::size_t>(data.images()), false);
+  for (const auto& [first, second] : data.pairs)
+    used[static_cast<std::size_t>(first)] = used[static_cast<std::size_t>(second)] = true;
+  return std::count(used.begin(), used.end(), true);
+}
+
 inline void print_counts(const EncodeReport& report, const Options& o) {
   const auto& c = report.counts;
   std::fprintf(stderr,
@@ -155,17 +165,32 @@ int train(const Job& job) {
     validation = load_pairs<F>(job, job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
   results.pairs = pairs.size();
-  results.images = pairs.images();
+  results.images = pictures_of(pairs);
   results.validation_pairs = validation.size();
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
   auto encoder = reward->encoder(job.resolution);
-  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, o.training);
+  std::unique_ptr<examples::EventWriter> events;
+  lpo::LrmTrainerOptions options = o.training;
+  options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options);
   examples::ProgressBar bar;
+  const auto progress = [&](const lpo::Progress& p) {
+    if (!events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    return bar(p);
+  };
+  const auto report = [&] {
+    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    write_report(o.output_dir + "/report.html", job, F, results);
+  };
   try {
-    results.training = trainer.train(pairs, validation, std::ref(bar));
+    results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
     results.failure = error.what();
+  } catch (const lpo::CancelledError& error) {
+    results.failure = error.what();
+    report();
+    throw;
   }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
 
@@ -175,8 +200,7 @@ int train(const Job& job) {
   reward->save(o.output_dir + "/lrm-last", dtype);
   if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);
   if (!results.accuracy.empty()) write_validation(o.output_dir + "/validation.json", results);
-  results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  write_report(o.output_dir + "/report.html", job, F, results);
+  report();
   std::printf("%s/report.html\n", o.output_dir.c_str());
   if (results.failure.empty()) return 0;
   std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());

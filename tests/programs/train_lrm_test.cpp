@@ -208,8 +208,12 @@ TEST_CASE("train_lrm: a folder, shards and a cache give the same training; a rew
   CHECK(validation[1]["timestep"] == 201);
   CHECK(validation[1]["low"] <= validation[1]["accuracy"]);
   CHECK(validation[1]["pairs"] == 6);
+  std::size_t events = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(f.directory.file("folder")))
+    events += entry.path().filename().string().starts_with("events.out.tfevents.") ? 1 : 0;
+  CHECK(events == 1);
   const std::string report = f.directory.read("folder/report.html");
-  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 40 pictures."));
+  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 28 pictures."));
   CHECK(has_part(report, "Accuracy by timestep"));
   for (const char* file : {"unet/config.json", "text_encoder/model.safetensors", "head.safetensors", "state_dict.pt",
                            "tokenizer/vocab.json"})
@@ -252,6 +256,7 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
         interrupted_run(f.arguments(f.pictures, out, long_run), f.directory.file(out + "/metrics.jsonl"), 3, signal);
     CHECK(status == (signal == SIGKILL ? 128 + SIGKILL : 130));
     CHECK_FALSE(std::filesystem::exists(f.directory.file(out + "/lrm-last")));
+    CHECK(lpo::file_exists(f.directory.file(out + "/report.html")) == (signal == SIGTERM));
     CHECK(has_part(f.train(f.pictures, out, long_run).printed,
                    "has checkpoints of an earlier run; --resume goes on with it"));
     const auto resumed = f.train(f.pictures, out, with(long_run, {"--resume"}));
