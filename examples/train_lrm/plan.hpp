@@ -11,6 +11,7 @@
 #include <lpo/train/posterior_cache.hpp>
 
 #include "../common/console.hpp"
+#include "../common/device.hpp"
 #include "../common/memory_plan.hpp"
 #include "options.hpp"
 
@@ -36,7 +37,7 @@ inline std::string data_text(const DataSet& data) {
 }
 
 /// Weights are float: the trained ones with gradient, two moments and, if there is validation, the best so far.
-inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<lpo::Cpu>& context) {
+inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<examples::Device>& context) {
   const Options& o = job.options;
   const auto& t = o.training;
   const bool validates = job.validation.kind != DataSet::Kind::none || o.validation_pairs > 0;

@@ -27,12 +27,12 @@ template <const examples::ModelFamily& F>
 struct RewardModel {
   static constexpr bool sdxl = F.two_text_encoders;
   static constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
-  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Cpu>;
+  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Device>;
   using Text = examples::TextSide<F, float>;
 
   Lrm lrm;
   Text text;
-  lpo::ParameterStore<float, Cpu> store;
+  lpo::ParameterStore<float, Device> store;
 
   explicit RewardModel(const Job& job) : text(job.model.tokenizers(F)) {
     const Options& o = job.options;
@@ -58,8 +58,9 @@ struct RewardModel {
           "[train_lrm] --text_projection: reward models of SDXL have none; their second text encoder has its own");
     } else {
       const auto file = lpo::open_tensor_file(o.text_projection);
-      file.read("text_projection.weight", lrm.text_projection.weight.data(),
-                std::vector<index_t>{F.reward_width, text_width});
+      std::vector<float> values(static_cast<std::size_t>(F.reward_width) * text_width);
+      file.read("text_projection.weight", values.data(), std::vector<index_t>{F.reward_width, text_width});
+      lpo::DeviceMemory<Device>::copy_from_host(lrm.text_projection.weight.data(), values.data(), values.size() * sizeof(float));
     }
   }
 
@@ -133,7 +134,7 @@ template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  lpo::Context<Cpu> context(o.threads);
+  auto context = examples::make_context(o.threads);
   if (o.dry_run) {
     print_plan(job, F, context);
     return 0;
@@ -141,7 +142,7 @@ int train(const Job& job) {
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   {
-    lpo::Tape<Cpu> tape(context);
+    lpo::Tape<Device> tape(context);
     if (job.train.has_pictures()) {
       auto settings = cache_settings(job, F);
       settings["mpcf_strategy"] = o.score_file.empty() ? 0 : o.mpcf.strategy;
