@@ -270,37 +270,39 @@ void launch_attention_warpgroups(Context<Cuda>& context, const kernel::Attention
   context.check_launch("attention_warpgroup_kernel");
 }
 
-/// Calls body(integral_constant<int, Width>, plan) with the fastest plan for a shape of those tried on an H100. Up to
-/// 80 keys, such as the 77 of a prompt, are one tile; most of the time goes to copies then.
+/// Up to 80 keys, such as the 77 of a prompt, are one tile; most of the time goes to copies then.
+inline constexpr int short_keys = 80;
+
+/// Calls body(integral_constant<int, Width>, plan) with the fastest plan for a shape of those tried on an H100.
 template <class Body>
 void with_warpgroup_plan(const kernel::AttentionShape& shape, Body&& body) {
   with_tile_width(shape.width, [&](auto width) {
     constexpr int Width = decltype(width)::value;
-    if constexpr (Width <= 80) {
-      if (shape.keys <= 80) return body(width, AttentionWarpgroupPlan<1, 80, 3, false, false, false>{});
-    } else {
-      if (shape.keys > 64 && shape.keys <= 80)
-        return body(width, AttentionWarpgroupPlan<1, 80, 2, false, false, false>{});
-    }
     if constexpr (Width == 40) {
       body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
     } else if constexpr (Width == 64) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 3, false, false, false>{});
       if (shape.keys >= 2048) return body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
       body(width, AttentionWarpgroupPlan<1, 64, 3, true, true, false>{});
     } else if constexpr (Width == 80) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 3, false, false, false>{});
       body(width, AttentionWarpgroupPlan<2, 128, 1, true, true, false>{});
     } else if constexpr (Width == 128) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 2, false, false, false>{});
       body(width, AttentionWarpgroupPlan<2, 128, 1, true, false, true>{});
     } else {
+      if (shape.keys > 64 && shape.keys <= short_keys)
+        return body(width, AttentionWarpgroupPlan<1, short_keys, 2, false, false, false>{});
       body(width, AttentionWarpgroupPlan<1, 64, 2, true, false, false>{});
     }
   });
 }
 
-/// Whether attention_forward_warpgroups can run a shape that fits_matrix_units.
+/// Whether attention_forward_warpgroups can run a shape that fits_matrix_units, and wins there: for narrow heads and
+/// few keys the smaller blocks of attention.cuh have more copies under way.
 template <class T>
 bool prefers_warpgroups(const kernel::AttentionShape& shape) {
-  return !shape.causal && fits_tensor_maps(shape) &&
+  return !shape.causal && (shape.width > 40 || shape.keys > 128) && fits_tensor_maps(shape) &&
          has_hopper_body(attention_warpgroup_kernel<T, 160, AttentionWarpgroupPlan<1, 64, 2, true, false, false>>);
 }
 

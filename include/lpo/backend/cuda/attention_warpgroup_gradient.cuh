@@ -277,12 +277,12 @@ struct AttentionGradientPlans;
 template <>
 struct AttentionGradientPlans<40> {
   using Queries = AttentionWarpgroupPlan<3, 64, 1, true, true, false>;
-  using Keys = AttentionWarpgroupPlan<2, 64, 1, true, false, false>;
+  using Keys = AttentionWarpgroupPlan<2, 96, 1, true, false, true>;
 };
 template <>
 struct AttentionGradientPlans<64> {
   using Queries = AttentionWarpgroupPlan<2, 128, 1, true, false, true>;
-  using Keys = AttentionWarpgroupPlan<2, 80, 1, true, false, true>;
+  using Keys = AttentionWarpgroupPlan<2, 64, 1, true, true, true>;
 };
 template <>
 struct AttentionGradientPlans<80> {
@@ -306,12 +306,12 @@ template <class T>
 bool prefers_gradient_warpgroups(const kernel::AttentionShape& shape) {
   const auto kernel =
       attention_gradient_warpgroup_kernel<T, 160, GradientPart::queries, AttentionGradientPlans<160>::Queries>;
-  return !shape.causal && (shape.width > 128 || (shape.queries > 128 && shape.keys > 128)) && fits_tensor_maps(shape) &&
-         has_hopper_body(kernel);
+  return !shape.causal && (shape.width > 128 ? shape.queries > 64 : shape.queries > 128 && shape.keys > 128) &&
+         fits_tensor_maps(shape) && has_hopper_body(kernel);
 }
 
-/// Elements between the terms of two heads: whole tiles of 64 or 80 queries, which are copied past the last one.
-inline index_t gradient_terms_stride(const kernel::AttentionShape& shape) { return (shape.queries + 319) / 320 * 320; }
+/// Elements between the terms of two heads: whole tiles of 64 or 96 queries, which are copied past the last one.
+inline index_t gradient_terms_stride(const kernel::AttentionShape& shape) { return (shape.queries + 191) / 192 * 192; }
 
 /// `terms` in powers of two, gradient_terms_stride apart.
 template <class T>
