@@ -28,6 +28,7 @@ struct AttentionGradientWarpgroupArguments {
   bool accumulate, accumulate_values;
 };
 
+/// What a launch sums: dq, dk, dv, or dk and dv.
 enum class GradientPart { queries, keys, values, keys_and_values };
 
 template <class T, int Width, GradientPart part, class Plan>
@@ -81,7 +82,7 @@ struct AttentionGradientWarpgroup {
         if constexpr (has_sum) slope[4 * n + e] = p * (slope[4 * n + e] - term.delta);
       }
     }
-    if (count < Tile) {
+    if (count < Tile) {  // here, where the branch keeps the wait that follows behind the exponentials
 #pragma unroll
       for (int n = 0; n < Tile / 8; ++n)
 #pragma unroll
