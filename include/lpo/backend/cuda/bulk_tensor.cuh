@@ -115,6 +115,14 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::
       : "memory");
 }
 
+/// A copy without a map: `bytes` and both addresses are multiples of 16.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
 /// Copies a box from shared memory to the tensor, where it is inside. Before it, each thread that wrote the box calls
 /// copy_source_fence() and meets the copying one at a barrier; that one calls wait_for_copied_source() in the end.
 __device__ __forceinline__ void copy_box_back(const CUtensorMap& map, const void* from, int x0, int x1, int x2,
@@ -127,18 +135,6 @@ __device__ __forceinline__ void copy_source_fence() { asm volatile("fence.proxy.
 /// The shared memory that this thread's copies read may be used again, or end.
 __device__ __forceinline__ void wait_for_copied_source() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-
-/// Whether this program's code for the device holds `kernel`'s body, where only sm_90a code has one: its barriers, in
-/// static shared memory, are the sign.
-template <class Kernel>
-bool has_hopper_body(Kernel* kernel) {
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
-    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
-    return false;
-  }
-  return attributes.sharedSizeBytes > 0;
 }
 
 }  // namespace detail
