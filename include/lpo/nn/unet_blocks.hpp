@@ -48,7 +48,8 @@ struct Transformers<Channels, Count, A, U, T, Device> {
 
 }  // namespace detail
 
-/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
+/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have fewer rows
+/// than time and context, as Transformer2DModel says; time's first rows are then x's.
 template <int In, int Out, int Layers, bool Down, TransformerSpec A, UNetBlockSpec U, class T, class Device>
 struct DownBlock2D {
   static constexpr int skips = Layers + (Down ? 1 : 0);
@@ -60,7 +61,7 @@ struct DownBlock2D {
 
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
-    auto h = attentions(0, first(x, time, 1e-5f), context);  // [n, h, w, Out]
+    auto h = attentions(0, first(x, time.slice(0, 0, x.extent(0)), 1e-5f), context);  // [n, h, w, Out]
     *skip++ = h;
     for (int i = 1; i < Layers; ++i) {
       h = attentions(i, rest[static_cast<std::size_t>(i - 1)](h, time, 1e-5f), context);

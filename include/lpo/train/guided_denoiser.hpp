@@ -90,11 +90,9 @@ void expect_added_conditioning(const char* operation, const PromptBatch<T, Devic
 template <class UNet, class T, class Device>
 Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
                                     const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
-  std::vector<float> twice(timesteps.begin(), timesteps.end());
-  twice.insert(twice.end(), timesteps.begin(), timesteps.end());
   auto& tape = latents.tape();
   const auto context = detail::paired_rows(tape, prompts.context, prompts.context_empty, rows, true);
-  UNetCondition<T, Device> condition{twice, context, {}, {}};
+  UNetCondition<T, Device> condition{timesteps, context, {}, {}};
   std::vector<float> time_ids;
   if constexpr (UNet::config.addition_width > 0) {
     detail::expect_added_conditioning<UNet>("paired_prediction", prompts);
@@ -102,7 +100,7 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
     time_ids = detail::repeated_time_ids(prompts, 2 * static_cast<index_t>(rows.size()));
     condition.time_ids = time_ids;
   }
-  return unet(concat_batch(latents, latents), condition);
+  return unet(latents, condition);
 }
 
 /// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of a 16-bit
