@@ -23,13 +23,16 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-/// y[i] (+)= sum over parts of partial[part, i], in order; `step_part` and `step_i` are distances in `partial`.
+/// y[i] (+)= sum over parts of partial[part, i], in order; `step_part` and `step_i` are distances in `partial`. Block row y does
+/// so for the y-th of stacked vectors y and matrices of partial sums.
 template <class T>
 __global__ void __launch_bounds__(256)
     ordered_sum_kernel(index_t count, index_t parts, index_t step_i, index_t step_part, const compute_t<T>* partial, double scale,
                        T* y, bool accumulate) {
   const index_t i = static_cast<index_t>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= count) return;
+  partial += static_cast<index_t>(blockIdx.y) * count * parts;
+  y += static_cast<index_t>(blockIdx.y) * count;
   double total = 0;
   for (index_t part = 0; part < parts; ++part) total += static_cast<double>(partial[part * step_part + i * step_i]);
   total *= scale;
@@ -37,13 +40,15 @@ __global__ void __launch_bounds__(256)
   y[i] = narrow<T>(static_cast<compute_t<T>>(total));
 }
 
-/// Block (columns, part): partial[part, i] = sum over the part's rows of x[row, i]; a thread owns one column.
+/// Block (columns, part, group): partial[group, part, i] = sum over the part's rows of x[group, row, i]; a thread owns one column.
 template <class T>
 __global__ void __launch_bounds__(256)
     column_sums_kernel(index_t rows, index_t width, index_t height, const T* x, compute_t<T>* partial) {
   const index_t column = static_cast<index_t>(blockIdx.x) * 32 + threadIdx.x % 32, lane = threadIdx.x / 32;
   __shared__ compute_t<T> shared[8][33];
   const index_t first = static_cast<index_t>(blockIdx.y) * height, last = min(rows, first + height);
+  x += static_cast<index_t>(blockIdx.z) * rows * width;
+  partial += static_cast<index_t>(blockIdx.z) * gridDim.y * width;
   compute_t<T> sum{};
   if (column < width)
     for (index_t row = first + lane; row < last; row += 8) sum += widen(x[row * width + column]);
@@ -72,16 +77,17 @@ __global__ void __launch_bounds__(256) squares_kernel(index_t count, index_t pie
 template <class T>
 void grouped_column_sums(Context<Cuda>& context, index_t groups, index_t rows, index_t width, const T* x, double scale, T* y,
                          bool accumulate) {
-  constexpr index_t height = 128;
+  constexpr index_t height = 128, groups_at_once = 32768;  // a grid has at most 65535 blocks along y and z
   const index_t parts = std::max<index_t>(1, (rows + height - 1) / height);
-  Scratch<Cuda> scratch(context);
-  auto* partial = scratch.template allocate<compute_t<T>>(parts * width);
-  for (index_t group = 0; group < groups; ++group) {
-    const dim3 grid(blocks_for(width, 32), static_cast<unsigned>(parts));
-    column_sums_kernel<<<grid, 256, 0, context.stream()>>>(rows, width, height, x + group * rows * width, partial);
+  for (index_t first = 0; first < groups; first += groups_at_once) {
+    const auto count = static_cast<unsigned>(std::min(groups_at_once, groups - first));
+    Scratch<Cuda> scratch(context);
+    auto* partial = scratch.template allocate<compute_t<T>>(static_cast<index_t>(count) * parts * width);
+    const dim3 grid(blocks_for(width, 32), static_cast<unsigned>(parts), count);
+    column_sums_kernel<<<grid, 256, 0, context.stream()>>>(rows, width, height, x + first * rows * width, partial);
     context.check_launch("column_sums_kernel");
-    ordered_sum_kernel<T><<<blocks_for(width, 256), 256, 0, context.stream()>>>(width, parts, 1, width, partial, scale,
-                                                                               y + group * width, accumulate);
+    const dim3 columns(blocks_for(width, 256), count);
+    ordered_sum_kernel<T><<<columns, 256, 0, context.stream()>>>(width, parts, 1, width, partial, scale, y + first * width, accumulate);
     context.check_launch("ordered_sum_kernel");
   }
 }
