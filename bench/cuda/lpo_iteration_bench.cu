@@ -82,9 +82,13 @@ lpo::LpoTrainerOptions recipe(index_t iterations) {
 }
 
 struct Run {
-  std::vector<double> seconds;  ///< of each iteration
-  double pairs = 0;             ///< trained on, mean of the iterations
+  std::vector<double> seconds, pairs;  ///< of each iteration; what it trained on
 };
+
+double mean(const std::vector<double>& values, std::size_t first) {
+  return std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(first), values.end(), 0.0) /
+         static_cast<double>(values.size() - first);
+}
 
 /// `options.max_train_iterations` iterations, each until the device is done.
 Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOptions& options) {
@@ -93,14 +97,15 @@ Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOpti
                           lpo::Extents<3>{64, 64, 4}, options);
   Run run;
   auto start = std::chrono::steady_clock::now();
-  const auto report = trainer.train(random_prompts(prompts_per_iteration), [&](const lpo::Progress&) {
+  trainer.train(random_prompts(prompts_per_iteration), [&](const lpo::Progress& progress) {
     context.synchronize();
     const auto now = std::chrono::steady_clock::now();
     run.seconds.push_back(std::chrono::duration<double>(now - start).count());
+    for (const auto& [name, value] : progress.metrics)
+      if (name == "kept") run.pairs.push_back(value);
     start = now;
     return true;
   });
-  run.pairs = static_cast<double>(report.pairs) / static_cast<double>(report.iterations);
   return run;
 }
 
@@ -119,9 +124,9 @@ void lpo_iteration(benchmark::State& state) {
   const Run run = train(context, models, recipe(repeats + 2));  // the first one also calibrates and chooses algorithms
   std::size_t at = 2;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
-  const double mean = std::accumulate(run.seconds.begin() + 2, run.seconds.end(), 0.0) / static_cast<double>(repeats);
-  state.counters["pairs"] = run.pairs;
-  state.counters["of_floor"] = share_of_floor(run.pairs, mean);
+  for (std::size_t i = 2; i < run.seconds.size(); ++i) std::printf("%.3f s with %.0f pairs\n", run.seconds[i], run.pairs[i]);
+  state.counters["pairs"] = mean(run.pairs, 2);
+  state.counters["of_floor"] = share_of_floor(mean(run.pairs, 2), mean(run.seconds, 2));
   // What the memory is for, in GiB. Gradients of adapters are 16-bit; masters and both moments are float.
   const auto count = [](const auto& store, bool trainable) { return static_cast<std::size_t>(store.parameter_count(trainable)); };
   const std::size_t adapters = count(models.store, true);
@@ -154,6 +159,7 @@ void lpo_stages(benchmark::State& state) {
   const Run run = train(context, models, options);
   std::size_t at = 1;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
+  state.counters["pairs"] = run.pairs[run.pairs.size() - 2];
   for (std::size_t stage = 0; stage < stage_names.size(); ++stage)
     state.counters[stage_names[stage]] = by_iteration.back()[stage];  // of the last iteration but one
 }
@@ -187,6 +193,6 @@ void lpo_kernels(benchmark::State& state) {
 
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(lpo_iteration)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_iteration)->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace
