@@ -23,6 +23,17 @@ inline constexpr int tile_slack = 16;
 template <int Rows, int Width>
 inline constexpr int tile_elements = Rows * tile_pitch<Width>;
 
+/// Starts a copy of Bytes (4 to 16) to shared memory; where `there` is false, zeros are written and nothing is read.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool there) {
+  const int size = there ? Bytes : 0;
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size)
+                 : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// Closes a group of copies; wait_for_groups<Open> waits for all but the last Open groups of this thread.
 __device__ __forceinline__ void close_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Open>

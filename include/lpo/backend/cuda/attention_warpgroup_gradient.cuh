@@ -214,6 +214,7 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 2>::thre
       warpgroup_wait<Plan::overlap ? 1 : 0>();
       warpgroup.differentiate(scale, p.column_length - tile * Tile, ring_terms + next * Tile);
       if constexpr (Plan::overlap) warpgroup_wait<0>();
+      __syncwarp();  // all lanes have read the terms
       if (lane == 0) barrier_arrive(&empty[slot]);
       warpgroup.pack();
       slot = next;

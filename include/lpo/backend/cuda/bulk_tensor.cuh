@@ -137,5 +137,17 @@ __device__ __forceinline__ void wait_for_copied_source() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
+/// Whether this program's code for the device holds `kernel`'s body, where only sm_90a code has one: its barriers, in
+/// static shared memory, are the sign.
+template <class Kernel>
+bool has_hopper_body(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
+    return false;
+  }
+  return attributes.sharedSizeBytes > 0;
+}
+
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI

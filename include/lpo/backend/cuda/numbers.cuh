@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Loads, stores and copies of storage types in device code, up to 16 bytes at a time, sums of threads, launch arithmetic.
+// Loads and stores of storage types in device code, one number or 16 bytes at a time, and launch arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -69,18 +69,6 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-/// Starts a copy of Bytes (4 to 16) to shared memory; where `there` is false, zeros are written and nothing is read.
-template <int Bytes>
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool there) {
-  const int size = there ? Bytes : 0;
-  if constexpr (Bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size)
-                 : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 /// Sum over a warp; every lane gets it, from a fixed tree.
 template <class Number>
 __device__ __forceinline__ Number warp_sum(Number value) {
@@ -135,18 +123,6 @@ int common_alignment(Pointers... addresses) {
 /// Blocks that cover `count` elements with `per_block` each.
 inline unsigned blocks_for(index_t count, index_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
-}
-
-/// Whether this program's code for the device holds `kernel`'s body, where only code for Hopper has one: static shared
-/// memory is the sign.
-template <class Kernel>
-bool has_hopper_body(Kernel* kernel) {
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
-    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
-    return false;
-  }
-  return attributes.sharedSizeBytes > 0;
 }
 
 }  // namespace detail
