@@ -113,6 +113,16 @@ void with_family(const std::string& path, const Differences& differences, const 
   detail::with_family(Families(), path, differences, use);
 }
 
+/// Calls `use.operator()<R>()` for the family R of the reward models that score latents of family F: its own, or one
+/// that shares its autoencoder.
+template <const ModelFamily& F, class Use>
+void with_reward_family(const Use& use) {
+  if constexpr (&F == &sd21_family)
+    use.template operator()<sd15_family>();
+  else
+    use.template operator()<F>();
+}
+
 /// Calls `use.operator()<T>()` for the storage type of this name ("bfloat16").
 template <class Use>
 void with_storage(const std::string& name, const Use& use) {

@@ -261,3 +261,20 @@ TEST_CASE("running moments are the sample mean and deviation") {
   CHECK(moments.mean() == doctest::Approx(3.275));
   CHECK(moments.deviation() == doctest::Approx(0.700595));
 }
+
+TEST_CASE("merged moments are those of all values") {
+  lpo::RunningMoments all, first, second, empty;
+  int i = 0;
+  for (const double value : {3.10, 2.40, 4.05, 3.55, -7.0}) {
+    all.add(value);
+    (i++ < 2 ? first : second).add(value);
+  }
+  first.merge(empty);
+  first.merge(second);
+  empty.merge(first);
+  for (const auto& merged : {first, empty}) {
+    CHECK(merged.count() == 5);
+    CHECK(merged.mean() == doctest::Approx(all.mean()).epsilon(1e-14));
+    CHECK(merged.deviation() == doctest::Approx(all.deviation()).epsilon(1e-14));
+  }
+}

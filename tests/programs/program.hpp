@@ -2,12 +2,17 @@
 // Runs a program as a user would, and keeps what it printed.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
+#include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 struct ProgramResult {
@@ -34,3 +39,61 @@ inline ProgramResult run_program(const std::string& path, const std::vector<std:
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
 }
+
+/// A program that runs beside the test and can be sent signals; what it prints goes to a file.
+class RunningProgram {
+ public:
+  RunningProgram(const std::string& path, const std::vector<std::string>& arguments, const std::string& output) {
+    std::vector<char*> argv{const_cast<char*>(path.c_str())};
+    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
+    process_ = ::fork();
+    if (process_ < 0) throw std::runtime_error("fork failed");
+    if (process_ == 0) {
+      const int file = ::open(output.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+      ::dup2(file, 1);
+      ::dup2(file, 2);
+      ::execv(path.c_str(), argv.data());
+      ::_exit(127);
+    }
+  }
+  RunningProgram(const RunningProgram&) = delete;
+  RunningProgram& operator=(const RunningProgram&) = delete;
+  ~RunningProgram() {
+    if (process_ > 0) {
+      ::kill(process_, SIGKILL);
+      ::waitpid(process_, nullptr, 0);
+    }
+  }
+
+  void send(int signal) { ::kill(process_, signal); }
+
+  /// Waits until it ends or `condition()` holds; true if it still runs.
+  template <class Condition>
+  bool runs_until(const Condition& condition) {
+    while (!ended()) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+
+  /// Waits for the end. As ProgramResult::status.
+  int wait() {
+    runs_until([] { return false; });
+    return status_;
+  }
+
+ private:
+  bool ended() {
+    if (process_ <= 0) return true;
+    int status = 0;
+    if (::waitpid(process_, &status, WNOHANG) != process_) return false;
+    process_ = 0;
+    status_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return true;
+  }
+
+  ::pid_t process_ = 0;
+  int status_ = 0;
+};

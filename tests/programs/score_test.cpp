@@ -3,33 +3,17 @@
 #ifdef LPO_PROGRAM_SCORE
 #include <doctest/doctest.h>
 
-#include <memory>
-#include <tuple>
-
-#include <lpo/io/latent_reward_folder.hpp>
+#include <lpo/io/json.hpp>
 #include <lpo/io/npy.hpp>
 #include <lpo/io/png.hpp>
-#include <tinyworld/tiny_config.hpp>
 
 #include "../io/temporary_directory.hpp"
 #include "program.hpp"
+#include "tiny_reward_model.hpp"
 
 namespace {
 
 const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
-/// A reward model of the tiny world's architecture with random weights.
-void write_reward_model(const std::string& folder) {
-  using Lrm = lpo::LatentRewardModel<tinyworld::unet_config, tinyworld::text_config.width, 128, true, float, lpo::Cpu>;
-  const auto lrm = std::make_unique<Lrm>();
-  const auto text = std::make_unique<lpo::CLIPTextModel<tinyworld::text_config, float, lpo::Cpu>>();
-  lpo::ParameterStore<float, lpo::Cpu> store;
-  store.add("", *lrm);
-  store.add("text_encoder", *text);
-  store.allocate_frozen();
-  store.initialize(4);
-  lpo::save_latent_reward_model(folder, *lrm, store, std::tie(*text));
-}
 
 /// A picture of stripes, and a latent twice.
 struct Inputs {

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+// The run itself: read both models, train, draw between epochs, log, and write the result and its report.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "../common/console.hpp"
+#include "../common/tensorboard.hpp"
+#include "models.hpp"
+#include "results.hpp"
+#include "validation.hpp"
+
+namespace train_lpo {
+
+/// Exchanges averages and weights while it lives; does nothing where there are no averages.
+template <class Ema>
+class WithAverages {
+ public:
+  explicit WithAverages(Ema* ema) : ema_(ema) {
+    if (ema_ != nullptr) ema_->swap();
+  }
+  WithAverages(const WithAverages&) = delete;
+  WithAverages& operator=(const WithAverages&) = delete;
+  ~WithAverages() {
+    if (ema_ != nullptr) ema_->swap();
+  }
+
+ private:
+  Ema* ema_;
+};
+
+/// The run of a policy of family F with a reward model of family R.
+template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
+void run(const Job& job) {
+  const Options& o = job.options;
+  const std::string& folder = o.output_dir;
+  lpo::Context<Cpu> context(o.threads);
+  // Both are compared with what this program is compiled for before gigabytes are read.
+  const auto policy = std::make_unique<Policy<F, T>>(job);
+  const auto reward = std::make_unique<Reward<F, R, T>>(job);
+  std::fprintf(stderr, "reading %s and %s\n", job.model.path().c_str(), o.lrm.c_str());
+  policy->read(job);
+  reward->read(job);
+  const auto validation = std::make_unique<Validation<F, T>>(context, job, *policy);
+
+  const lpo::NoiseSchedule schedule(job.schedule);
+  const auto empty = o.sdxl_uncond == "zeros" ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
+  auto policy_text = policy->text.encoder("", empty, job.resolution, job.resolution);
+  auto reward_text = reward->text.encoder("", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
+  const auto tokens = token_ids(job.prompts, policy->text, reward->text);
+  const index_t side = job.resolution / F.vae.factor();
+
+  lpo::make_directories(folder);
+  std::unique_ptr<examples::EventWriter> events;
+  std::function<void(const std::string&)> save_checkpoint;  // the trainer that it needs comes later
+  lpo::LpoTrainerOptions options = job.trainer;
+  options.on_metrics = [&](index_t iteration, const lpo::MetricValues& values) { events->scalars(iteration, values); };
+  options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
+  lpo::LpoTrainer trainer(context, policy->unet, policy->store, policy_text, reward->lrm, reward_text, schedule,
+                          lpo::Extents<3>{side, side, F.unet.in_channels}, options);
+  if (policy->reference) trainer.set_reference(*policy->reference);
+  using Averages = WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
+  save_checkpoint = [&](const std::string& into) {
+    if (policy->reference) return;  // state.safetensors has the weights, all of them
+    policy->save(job, into);
+    if (trainer.ema() == nullptr) return;
+    lpo::make_directories(into + "/ema");
+    const Averages averages(trainer.ema());
+    policy->save(job, into + "/ema");
+  };
+
+  Results results(job);
+  examples::ProgressBar bar;
+  index_t drawn_at = -1;
+  const auto progress = [&](const lpo::Progress& p) {
+    if (!events) events = std::make_unique<examples::EventWriter>(folder, p.first_step);
+    const bool go_on = bar(p);
+    const index_t epoch = p.step / job.iterations_per_epoch;
+    const bool due = p.step % job.iterations_per_epoch == 0 && (epoch % o.validation_epochs == 0 || p.step == p.total);
+    if (!go_on || !due || drawn_at == p.step || !validation->wanted()) return go_on;
+    drawn_at = p.step;
+    const Averages averages(trainer.ema());
+    try {
+      for (const auto& picture : validation->draw(epoch))
+        events->picture(p.step, picture.tag, picture.height, picture.width, picture.png);
+    } catch (const lpo::CancelledError&) {
+      return false;
+    }
+    return true;
+  };
+
+  try {
+    results.finish(trainer.train(tokens, progress));
+  } catch (...) {
+    try {
+      results.write("stopped");
+    } catch (const lpo::FileError& error) {  // why it stopped matters more
+      std::fprintf(stderr, "\nno report: %s\n", error.what());
+    }
+    throw;
+  }
+  {
+    const Averages averages(trainer.ema());
+    policy->save(job, folder);
+  }
+  results.write("finished");
+  std::printf("%s%s\n%s/report.html\n", folder.c_str(),
+              policy->reference ? "/unet" : "/pytorch_lora_weights.safetensors", folder.c_str());
+}
+
+template <const examples::ModelFamily& F, class T>
+void align(const Job& job) {
+  examples::with_reward_family<F>([&]<const examples::ModelFamily & R>() { run<F, R, T>(job); });
+}
+
+}  // namespace train_lpo

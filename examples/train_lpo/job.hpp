@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+// What train_lpo can be told, and what it makes of that for one model.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <lpo/train/lpo_trainer.hpp>
+
+#include "../common/model_source.hpp"
+
+namespace train_lpo {
+
+using lpo::index_t;
+
+/// The command line. Defaults are those of SD1.5 in the method's code; names are diffusers' and the method's.
+struct Options {
+  std::string model, variant, tokenizer, prediction_type, lrm, lrm_tokenizer, prompt_file;
+  std::string output_dir = "train-lpo-out", lora_targets = "to_q,to_k,to_v,to_out.0", dtype = "float32";
+  std::string threshold_mode = "sigma", threshold_table = "closed_form", lrm_timestep = "departure",
+              lr_scheduler = "constant", sdxl_uncond = "zeros";
+  std::vector<std::string> validation_prompts;
+  bool full_finetuning = false, gradient_checkpointing = false, resume = false, dry_run = false;
+  bool lrm_multi_scale = true, lrm_multi_scale_cfg = false, stable_logsigmoid = true, small_bucket_includes_t1 = true;
+  int resolution = 0, epochs = 5, iterations = 0, num_inference_steps = 20, candidates = 4, threads = 0;
+  int divert_start_step = 0, divert_end_step = 0, calibration_rollouts = 2, max_skipped_steps = 10;
+  int validation_images = 2, validation_epochs = 1, checkpoints_total_limit = 2;
+  index_t sample_batch_size = 5, train_batch_size = 10, gradient_accumulation_steps = 1, rank = 4, lrm_max_rows = 0;
+  index_t checkpointing_iterations = 50, lr_warmup_steps = 0;
+  double lora_alpha = 0, guidance_scale = 5, eta = 1, lrm_guidance = 7.5, beta = 500, clip_range = 0.1;
+  double threshold_min = 0.35, threshold_max = 0.5, threshold_const = 0.5, threshold_quantile = 0;
+  double learning_rate = 6e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-4;
+  double max_grad_norm = 0, ema_decay = 0;
+  std::uint64_t seed = 42;
+};
+
+/// Everything decided: what a pipeline works from.
+struct Job {
+  Options options;
+  examples::ModelSource model;
+  std::vector<std::string> prompts;
+  std::vector<std::string> lora_targets;
+  lpo::SchedulerConfig schedule;
+  lpo::LpoTrainerOptions trainer;
+  index_t iterations_per_epoch = 1;
+  int resolution = 512;
+  std::string command, settings;  ///< how it was called; the resolved settings as TOML
+
+  double lora_alpha() const { return options.lora_alpha > 0 ? options.lora_alpha : static_cast<double>(options.rank); }
+};
+
+/// Reads policy and reward model, of the family F and the one that scores its latents, and trains. Weights and
+/// activations are T.
+template <const examples::ModelFamily& F, class T>
+void align(const Job& job);
+
+/// Prints what `align` would need, and writes nothing.
+template <const examples::ModelFamily& F, class T>
+void print_plan(const Job& job);
+
+}  // namespace train_lpo

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// The networks of an LPO run: the policy with what trains in it, its frozen copy if there is one, and the reward model.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <lpo/io/latent_reward_folder.hpp>
+#include <lpo/io/lora.hpp>
+#include <lpo/lpo.hpp>
+
+#include "../common/text_side.hpp"
+#include "job.hpp"
+
+namespace train_lpo {
+
+using lpo::Cpu;
+
+/// Constructed without memory: `read` takes it. Trains adapters, or with --full_finetuning the UNet, for which the
+/// reference is a copy.
+template <const examples::ModelFamily& F, class T>
+struct Policy {
+  using UNet = lpo::UNet2DCondition<F.unet, T, Cpu>;
+
+  examples::TextSide<F, T> text;
+  UNet unet;
+  std::unique_ptr<UNet> reference;
+  lpo::ParameterStore<T, Cpu> store, reference_store;
+
+  explicit Policy(const Job& job) : text(job.model.tokenizers(F)) {
+    const Options& o = job.options;
+    if (!o.full_finetuning) {
+      const int adapted =
+          lpo::enable_lora<T, Cpu>(unet, o.rank, static_cast<float>(job.lora_alpha()),
+                                   [&](const auto& name) { return lpo::is_lora_target(name, job.lora_targets); });
+      if (adapted == 0)
+        throw lpo::ValueError(lpo::message("[train_lpo] no projection is named as --lora_targets ", o.lora_targets,
+                                           " says; a UNet's are to_q, to_k, to_v and to_out.0, of attn1 and attn2"));
+    } else {
+      reference = std::make_unique<UNet>();
+      reference_store.add("unet", *reference);
+    }
+    text.add_to(store);
+    store.add("unet", unet);
+  }
+
+  bool trains(const std::string& name) const { return reference ? name.starts_with("unet.") : lpo::is_lora_name(name); }
+
+  void read(const Job& job) {
+    store.allocate([&](const std::string& name) { return trains(name); });
+    store.initialize(job.options.seed, lpo::is_lora_name);
+    job.model.load_text_encoder(text.first, store, 0);
+    if (text.second) job.model.load_text_encoder(*text.second, store, 1);
+    job.model.load_unet(unet, store);
+    if (!reference) return;
+    reference_store.allocate_frozen();
+    job.model.load_unet(*reference, reference_store);
+  }
+
+  /// The result as diffusers reads it: a LoRA, or the folder unet/.
+  void save(const Job& job, const std::string& folder) {
+    if (!reference) return lpo::save_lora(folder + "/pytorch_lora_weights.safetensors", unet);
+    lpo::ComponentOptions options;
+    const std::string config = job.model.path() + "/unet/config.json";
+    if (lpo::file_exists(config)) options.config = lpo::JsonConfig::from_file(config);
+    lpo::save_unet(folder + "/unet", unet, store, "unet", options);
+  }
+};
+
+/// Tokenizers for a reward model of family R: its own, those of --lrm_tokenizer, or the policy's, made to pad as R's
+/// do.
+template <const examples::ModelFamily& F, const examples::ModelFamily& R>
+std::vector<lpo::ClipTokenizer> reward_tokenizers(const Job& job) {
+  const Options& o = job.options;
+  if (!o.lrm_tokenizer.empty()) return examples::ModelSource(o.lrm, "", o.lrm_tokenizer).tokenizers(R);
+  if (lpo::file_exists(o.lrm + "/tokenizer/vocab.json")) return examples::ModelSource(o.lrm).tokenizers(R);
+  auto tokenizers = job.model.tokenizers(R);
+  // SD2's tokenizer has the words of SD1's, but pads with another.
+  if constexpr (&F != &R) tokenizers.front().set_pad_token("<|endoftext|>");
+  return tokenizers;
+}
+
+/// A reward model of family R, which scores latents of family F, and its text encoders, frozen.
+template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
+struct Reward {
+  static constexpr bool sdxl = R.two_text_encoders;
+  static constexpr int text_width = sdxl ? R.text_2.projection : R.text.width;
+  using Lrm = lpo::LatentRewardModel<R.unet, text_width, R.reward_width, !sdxl, T, Cpu>;
+
+  Lrm lrm;
+  examples::TextSide<R, T> text;
+  lpo::ParameterStore<T, Cpu> store;
+
+  explicit Reward(const Job& job) : text(reward_tokenizers<F, R>(job)) {
+    const auto differences = examples::folder_differences(job.options.lrm, R);
+    if (!differences.empty()) {
+      std::string list;
+      for (const std::string& one : differences) list += (list.empty() ? "" : "; ") + one;
+      throw lpo::FileError(lpo::message("[train_lpo] ", job.options.lrm, ": a ", F.name,
+                                        " model needs a reward model of ", R.name,
+                                        ", whose autoencoder it shares; this one differs in: ", list));
+    }
+    lrm.options.guidance = static_cast<float>(job.options.lrm_guidance);
+    lrm.options.multi_scale = job.options.lrm_multi_scale;
+    lrm.options.multi_scale_cfg = job.options.lrm_multi_scale_cfg;
+    store.add("", lrm);
+    text.add_to(store);
+  }
+
+  void read(const Job& job) {
+    store.allocate_frozen();
+    if constexpr (sdxl)
+      lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first, *text.second));
+    else
+      lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first));
+  }
+};
+
+/// Token ids of all prompts for both text sides.
+template <class PolicyText, class RewardText>
+lpo::PromptTokens token_ids(const std::vector<std::string>& prompts, const PolicyText& policy,
+                            const RewardText& reward) {
+  lpo::PromptTokens tokens;
+  for (const std::string& prompt : prompts) {
+    const auto ids = policy.ids(prompt), reward_ids = reward.ids(prompt);
+    tokens.tokens = static_cast<index_t>(ids.size());
+    tokens.reward_tokens = static_cast<index_t>(reward_ids.size());
+    tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+    tokens.reward_ids.insert(tokens.reward_ids.end(), reward_ids.begin(), reward_ids.end());
+  }
+  return tokens;
+}
+
+}  // namespace train_lpo

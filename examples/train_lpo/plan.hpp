@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+// What a run will need: shown by --dry-run before anything is read.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "../common/console.hpp"
+#include "../common/memory_plan.hpp"
+#include "models.hpp"
+
+namespace train_lpo {
+
+/// The share of pairs that a run keeps is not known beforehand; the method assumes this one.
+inline constexpr double assumed_kept = 0.4;
+
+/// The plan of a policy of family F with a reward model of family R.
+template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
+void print_run(const Job& job) {
+  const Options& o = job.options;
+  const lpo::LpoTrainerOptions& t = job.trainer;
+  const auto policy = std::make_unique<Policy<F, T>>(job);
+  const auto reward = std::make_unique<Reward<F, R, T>>(job);
+  const int side = job.resolution / F.vae.factor();
+
+  std::printf("model        %s (%s)\n", job.model.path().c_str(), F.name);
+  std::printf("reward model %s (%s)\n", o.lrm.c_str(), R.name);
+  std::printf("prompts      %zu from %s\n", job.prompts.size(), o.prompt_file.c_str());
+  std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side,
+              F.unet.in_channels);
+  std::printf("roll-out     %lld prompts, %d steps, %d candidates, guidance %g\n",
+              static_cast<long long>(t.sample_batch_size), t.sample_steps, t.rollout.candidates, t.guidance_scale);
+  std::printf("iterations   %lld, %lld an epoch, in %s\n", static_cast<long long>(t.max_train_iterations),
+              static_cast<long long>(job.iterations_per_epoch), o.output_dir.c_str());
+  std::printf("optimizer    %lld pairs a step, %lld at once, learning rate %g\n",
+              static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size), t.learning_rate);
+
+  double total = 0;
+  const auto count = [&](const char* name, const auto& store, const auto& counted) {
+    index_t numbers = 0;
+    for (const auto& entry : store.entries())
+      if (counted(entry.name)) numbers += entry.parameter->size();
+    const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(numbers);
+    total += bytes;
+    std::printf("  %-18s %12lld %12s\n", name, static_cast<long long>(numbers), examples::memory_text(bytes).c_str());
+    return static_cast<double>(numbers);
+  };
+  const auto all = [](const std::string&) { return true; };
+  std::printf("weights        parameters    in memory\n");
+  count("text encoders", policy->store, [](const std::string& name) { return name.starts_with("text_encoder"); });
+  count("unet", policy->store,
+        [](const std::string& name) { return name.starts_with("unet.") && !lpo::is_lora_name(name); });
+  if (policy->reference)
+    count("reference", policy->reference_store, all);
+  else
+    count("lora", policy->store, lpo::is_lora_name);
+  count("reward model", reward->store, all);
+  if (!o.validation_prompts.empty()) {
+    lpo::AutoencoderKL<F.vae, T, Cpu> vae;
+    lpo::ParameterStore<T, Cpu> store;
+    store.add("vae", vae);
+    count("vae", store, all);
+  }
+  double trained = 0;
+  for (const auto& entry : policy->store.entries())
+    if (policy->trains(entry.name)) trained += static_cast<double>(entry.parameter->size());
+  const double optimizer = trained * (sizeof(T) + 8.0 + (o.ema_decay > 0 ? 4.0 : 0.0));
+  std::printf("training       %12.0f %12s  gradients, moments%s\n", trained, examples::memory_text(optimizer).c_str(),
+              o.ema_decay > 0 ? ", average" : "");
+
+  // Activations.
+  const double stored = sizeof(T), rows = t.guidance_scale == 1 ? 1 : 2, lrm_rows = o.lrm_guidance == 1 ? 1 : 2;
+  const double prompts = static_cast<double>(t.sample_batch_size), candidates = prompts * t.rollout.candidates;
+  const double scored = t.max_rows > 0 ? std::min(static_cast<double>(t.max_rows), candidates) : candidates;
+  const auto work = examples::unet_work(F.unet, side, side, F.text.positions, !policy->reference);
+  const auto lrm = examples::unet_work(R.unet, side, side, R.text.positions);
+  const double pass = rows * static_cast<double>(t.micro_batch_size);
+  const double denoising = stored * examples::unet_activations(F.unet, rows * prompts, side, side);
+  const double scoring = stored * examples::unet_activations(R.unet, lrm_rows * scored, side, side);
+  const double training =
+      stored * pass * (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : work.kept);
+  std::printf("activations  about %s denoising, %s scoring, %s training (%.0f rows%s)\n",
+              examples::memory_text(denoising).c_str(), examples::memory_text(scoring).c_str(),
+              examples::memory_text(training).c_str(), pass, t.gradient_checkpointing ? ", checkpointed" : "");
+  std::printf("memory       about %s\n",
+              examples::memory_text(total + optimizer + std::max({denoising, scoring, training})).c_str());
+
+  // Time.
+  lpo::Context<Cpu> context(o.threads);
+  const double rate = examples::measured_rate<T, Cpu>(context);
+  const double steps = t.sample_steps;
+  const double sampling = steps * rows * prompts * work.total();
+  const double judging = steps * lrm_rows * candidates * (lrm.down + lrm.middle);
+  const double backward = policy->reference ? 2 : 1.16;  // adapters need no products for the weights' gradients
+  const double per_pair = rows * work.total() * (2 + backward + (t.gradient_checkpointing ? 1 : 0));
+  const double updating = assumed_kept * steps * prompts * per_pair;
+  const double seconds = (sampling + judging + updating) / rate;
+  std::printf(
+      "work         %.4g TFLOP an iteration: %.0f %% denoising, %.0f %% scoring, %.0f %% training (if %.0f %% of the "
+      "pairs are kept)\n",
+      (sampling + judging + updating) / 1e12, 100 * sampling / (sampling + judging + updating),
+      100 * judging / (sampling + judging + updating), 100 * updating / (sampling + judging + updating),
+      100 * assumed_kept);
+  std::printf("time         at least %s an iteration, %s in all, at the %.0f GFLOP/s that matrix products reach here\n",
+              examples::clock_text(seconds).c_str(),
+              examples::clock_text(seconds * static_cast<double>(t.max_train_iterations)).c_str(), rate / 1e9);
+}
+
+template <const examples::ModelFamily& F, class T>
+void print_plan(const Job& job) {
+  examples::with_reward_family<F>([&]<const examples::ModelFamily & R>() { print_run<F, R, T>(job); });
+}
+
+}  // namespace train_lpo

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT
+// train_lpo: aligns a Stable Diffusion model with latent preference optimization, from a latent reward model and
+// prompts.
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include <lpo/train/training_checkpoint.hpp>
+
+#include "../common/config_file.hpp"
+#include "../common/console.hpp"
+#include "../common/options.hpp"
+#include "job.hpp"
+
+namespace {
+
+using train_lpo::Job, train_lpo::Options;
+
+/// "a,b" as its parts.
+std::vector<std::string> comma_list(const std::string& text) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+lpo::ThresholdMode threshold_mode(const std::string& name) {
+  if (name == "variance") return lpo::ThresholdMode::variance;
+  if (name == "linear") return lpo::ThresholdMode::linear;
+  return name == "const" ? lpo::ThresholdMode::constant : lpo::ThresholdMode::sigma;
+}
+
+lpo::LpoTrainerOptions trainer_options(const Options& o) {
+  lpo::LpoTrainerOptions t;
+  t.sample_batch_size = o.sample_batch_size;
+  t.train_batch_size = o.train_batch_size * o.gradient_accumulation_steps;
+  t.micro_batch_size = o.train_batch_size;
+  t.sample_steps = o.num_inference_steps;
+  t.guidance_scale = o.guidance_scale;
+  t.eta = o.eta;
+  t.rollout.candidates = o.candidates;
+  t.rollout.divert_start_step = o.divert_start_step;
+  t.rollout.divert_end_step = o.divert_end_step;
+  t.rollout.lrm_timestep = o.lrm_timestep == "arrival" ? lpo::LrmTimestep::arrival : lpo::LrmTimestep::departure;
+  t.threshold.mode = threshold_mode(o.threshold_mode);
+  t.threshold.table =
+      o.threshold_table == "official20" ? lpo::ThresholdTable::official20 : lpo::ThresholdTable::closed_form;
+  t.threshold.minimum = o.threshold_min;
+  t.threshold.maximum = o.threshold_max;
+  t.threshold.constant = o.threshold_const;
+  t.threshold_quantile = o.threshold_quantile;
+  t.calibration_rollouts = o.calibration_rollouts;
+  t.loss = {.beta = o.beta, .clip = o.clip_range, .stable_logsigmoid = o.stable_logsigmoid};
+  t.learning_rate = o.learning_rate;
+  t.lr_scheduler =
+      o.lr_scheduler == "constant" ? lpo::LearningRateKind::constant : lpo::LearningRateKind::constant_with_warmup;
+  t.lr_warmup_steps = o.lr_warmup_steps;
+  t.optimizer = {
+      .beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
+  t.max_grad_norm = o.max_grad_norm;
+  t.ema_decay = o.ema_decay;
+  t.max_skipped_steps = o.max_skipped_steps;
+  t.gradient_checkpointing = o.gradient_checkpointing;
+  t.small_bucket_includes_t1 = o.small_bucket_includes_t1;
+  t.max_rows = o.lrm_max_rows;
+  t.checkpointing_iterations = o.checkpointing_iterations;
+  t.checkpoints_total_limit = o.checkpoints_total_limit;
+  t.seed = o.seed;
+  t.output_dir = o.output_dir;
+  t.resume = o.resume;
+  return t;
+}
+
+Job make_job(const Options& o, const examples::ModelSource& model, const examples::ModelFamily& family) {
+  Job job;
+  job.options = o;
+  job.model = model;
+  job.prompts = examples::read_captions(o.prompt_file);
+  job.lora_targets = comma_list(o.lora_targets);
+  const auto predicted =
+      o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
+  job.schedule = model.scheduler(lpo::SamplerKind::ddim, predicted);
+  job.resolution = o.resolution > 0 ? o.resolution : model.resolution(family, predicted);
+  const int multiple = family.vae.factor() << (family.unet.levels - 1);
+  if (job.resolution % multiple != 0)
+    throw lpo::ValueError(
+        lpo::message("[train_lpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
+  if (!(o.eta > 0))
+    throw lpo::ValueError(
+        "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
+  if (o.threshold_quantile > 0 && o.threshold_mode == "const")
+    throw lpo::ValueError(
+        "[train_lpo] --threshold_quantile finds thresholds that grow with the noise, and --threshold_mode is const; "
+        "use sigma, variance or linear, or give --threshold_const alone");
+  job.trainer = trainer_options(o);
+  const auto prompts = static_cast<lpo::index_t>(job.prompts.size());
+  job.trainer.sample_batch_size = std::min(job.trainer.sample_batch_size, prompts);
+  job.iterations_per_epoch = (prompts + job.trainer.sample_batch_size - 1) / job.trainer.sample_batch_size;
+  job.trainer.max_train_iterations = o.iterations > 0 ? o.iterations : o.epochs * job.iterations_per_epoch;
+  return job;
+}
+
+void program(const Options& o, const CLI::App& app, const std::string& command) {
+  const examples::ModelSource model(o.model, o.variant, o.tokenizer);
+  if (!o.resume && !o.dry_run && !lpo::CheckpointFolder(o.output_dir, 0).steps().empty())
+    throw lpo::ValueError("[train_lpo] --output_dir " + o.output_dir +
+                          " has checkpoints of an earlier run; go on with it with --resume, or name another folder");
+  examples::with_family(
+      model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
+      [&]<const examples::ModelFamily & F>() {
+        Job job = make_job(o, model, F);
+        job.command = command;
+        examples::with_storage(o.dtype, [&]<class T>() {
+          if (o.dry_run) return train_lpo::print_plan<F, T>(job);
+          lpo::make_directories(o.output_dir);
+          const std::string settings = o.output_dir + "/config.toml";
+          examples::save_resolved_config(app, settings);
+          job.settings = lpo::read_text_file(settings);
+          train_lpo::align<F, T>(job);
+        });
+      });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app{
+      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization."};
+  app.option_defaults()->always_capture_default();
+  const auto add = [&](const char* name, auto& value, const char* text) {
+    return app.add_option(examples::both_spellings(name), value, text);
+  };
+  const auto flag = [&](const char* name, bool& value, const char* text) {
+    return app.add_flag(examples::both_spellings(name), value, text);
+  };
+  examples::add_config_option(app);
+  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
+      ->required();
+  add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
+  add("tokenizer", o.tokenizer,
+      "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
+  add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
+      ->check(CLI::IsMember({"epsilon", "v_prediction"}));
+  add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")->required();
+  add("lrm_tokenizer", o.lrm_tokenizer, "the reward model's tokenizer [its own, or the model's]");
+  add("prompt_file", o.prompt_file,
+      "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line")
+      ->required();
+  add("output_dir", o.output_dir, "where everything goes");
+  flag("resume", o.resume, "go on from the newest checkpoint in output_dir, if there is one");
+  flag("dry_run", o.dry_run, "print what the run would need, and stop");
+  add("seed", o.seed, "seed of everything");
+  add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  add("resolution", o.resolution, "pixels of a side; 0 takes the model's")->check(CLI::NonNegativeNumber);
+  add("dtype", o.dtype, "how weights and activations are kept in memory");
+
+  add("num_train_epochs", o.epochs, "passes over the prompts")->check(CLI::PositiveNumber);
+  add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")
+      ->check(CLI::NonNegativeNumber);
+  add("sample_batch_size", o.sample_batch_size, "prompts of a roll-out")->check(CLI::PositiveNumber);
+  add("num_inference_steps", o.num_inference_steps, "S, denoising steps")->check(CLI::Range(1, 1000));
+  add("guidance_scale", o.guidance_scale, "classifier-free guidance, in sampling and training; 1 is none");
+  add("eta", o.eta, "noise of a step, as in DDIM")->check(CLI::Range(0.0, 1.0));
+  add("num_candidates", o.candidates, "K, next latents that are drawn and compared at each step")
+      ->check(CLI::Range(2, 64));
+  add("divert_start_step", o.divert_start_step, "steps before it are not compared")->check(CLI::NonNegativeNumber);
+  add("divert_end_step", o.divert_end_step, "the roll-out ends before it; 0 is at the end")
+      ->check(CLI::NonNegativeNumber);
+  add("lrm_timestep", o.lrm_timestep,
+      "what the reward model is told: departure (the paper's runs) or arrival (as it was trained)")
+      ->check(CLI::IsMember({"departure", "arrival"}));
+  add("lrm_guidance", o.lrm_guidance, "visual feature enhancement; 1 is none");
+  add("lrm_multi_scale", o.lrm_multi_scale, "true or false: pool features of every level");
+  add("lrm_multi_scale_cfg", o.lrm_multi_scale_cfg, "true or false: guide the features of every level");
+  add("lrm_max_rows", o.lrm_max_rows, "latents scored at once, for memory; 0 is all")->check(CLI::NonNegativeNumber);
+  add("threshold_mode", o.threshold_mode, "what the smallest gap of a pair grows with")
+      ->check(CLI::IsMember({"sigma", "variance", "linear", "const"}));
+  add("threshold_table", o.threshold_table, "closed_form, or the rounded tables of the original code")
+      ->check(CLI::IsMember({"closed_form", "official20"}));
+  add("threshold_min", o.threshold_min, "at the least noise")->check(CLI::Range(0.0, 1.0));
+  add("threshold_max", o.threshold_max, "at the most noise")->check(CLI::Range(0.0, 1.0));
+  add("threshold_const", o.threshold_const, "of mode const")->check(CLI::Range(0.0, 1.0));
+  add("threshold_quantile", o.threshold_quantile,
+      "above 0: find threshold_min and threshold_max such that about this share of pairs is rejected")
+      ->check(CLI::Range(0.0, 0.99));
+  add("calibration_rollouts", o.calibration_rollouts, "roll-outs for that")->check(CLI::PositiveNumber);
+
+  app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta, "strength of the preference against the reference")
+      ->check(CLI::PositiveNumber);
+  add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
+  add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
+  add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");
+  add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")
+      ->check(CLI::IsMember({"zeros", "encoded"}));
+  add("rank", o.rank, "of the LoRA")->check(CLI::PositiveNumber);
+  add("lora_alpha", o.lora_alpha, "0 is the rank")->check(CLI::NonNegativeNumber);
+  add("lora_targets", o.lora_targets,
+      "projections with an adapter, by the ends of their names, for example attn2.to_k,attn2.to_v");
+  flag("full_finetuning", o.full_finetuning, "train the whole UNet instead of a LoRA; takes a second copy of it");
+  add("train_batch_size", o.train_batch_size, "pairs of a forward and backward pass")->check(CLI::PositiveNumber);
+  add("gradient_accumulation_steps", o.gradient_accumulation_steps, "passes of an optimizer step")
+      ->check(CLI::PositiveNumber);
+  flag("gradient_checkpointing", o.gradient_checkpointing,
+       "compute activations again in backward: less memory, more time");
+  add("learning_rate", o.learning_rate, "AdamW's")->check(CLI::PositiveNumber);
+  add("lr_scheduler", o.lr_scheduler, "constant or constant_with_warmup")
+      ->check(CLI::IsMember({"constant", "constant_with_warmup"}));
+  add("lr_warmup_steps", o.lr_warmup_steps, "optimizer steps")->check(CLI::NonNegativeNumber);
+  add("adam_beta1", o.adam_beta1, "AdamW's")->check(CLI::Range(0.0, 0.99999));
+  add("adam_beta2", o.adam_beta2, "AdamW's")->check(CLI::Range(0.0, 0.9999999));
+  add("adam_epsilon", o.adam_epsilon, "AdamW's")->check(CLI::PositiveNumber);
+  add("adam_weight_decay", o.adam_weight_decay, "AdamW's")->check(CLI::NonNegativeNumber);
+  add("max_grad_norm", o.max_grad_norm,
+      "gradients are scaled down to this norm; 0 is off, as the original code in effect")
+      ->check(CLI::NonNegativeNumber);
+  add("ema_decay", o.ema_decay, "above 0: average the trained weights, and draw and export with the averages")
+      ->check(CLI::Range(0.0, 0.99999));
+  add("max_skipped_steps", o.max_skipped_steps,
+      "stop after so many steps in a row whose gradients are not finite; 0 is never")
+      ->check(CLI::NonNegativeNumber);
+
+  add("validation_prompt", o.validation_prompts, "what to draw between epochs; may be repeated")
+      ->allow_extra_args(false);
+  add("num_validation_images", o.validation_images, "of each, from seed, seed + 1, ...")->check(CLI::NonNegativeNumber);
+  add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(CLI::PositiveNumber);
+  add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")
+      ->check(CLI::NonNegativeNumber);
+  add("checkpoints_total_limit", o.checkpoints_total_limit, "how many are kept; 0 is all")
+      ->check(CLI::NonNegativeNumber);
+  CLI11_PARSE(app, argc, argv);
+  std::string command = "train_lpo";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  return examples::run("train_lpo", [&] { program(o, app, command); });
+}

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: MIT
+// train_lpo on the tiny world: what it writes, resuming after kills and signals, settings files, the plan, wrong
+// inputs.
+#if defined(LPO_PROGRAM_TRAIN_LPO) && defined(LPO_PROGRAM_TXT2IMG)
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+
+#include <lpo/base/philox.hpp>
+#include <lpo/io/json.hpp>
+#include <lpo/io/lora_file.hpp>
+#include <lpo/io/png.hpp>
+#include <lpo/train/metrics.hpp>
+#include <lpo/train/training_checkpoint.hpp>
+
+#include "../io/temporary_directory.hpp"
+#include "program.hpp"
+#include "tiny_reward_model.hpp"
+
+namespace {
+
+const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
+
+/// A reward model, prompts, and arguments of a run of four iterations in two epochs.
+struct Setting {
+  TemporaryDirectory directory;
+  std::string lrm = directory.file("lrm");
+  std::string prompts = directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+
+  Setting() { write_reward_model(lrm); }
+
+  std::vector<std::string> arguments(const std::string& out, const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> all = {"--pretrained_model_name_or_path",
+                                    model,
+                                    "--lrm",
+                                    lrm,
+                                    "--prompt_file",
+                                    prompts,
+                                    "--threads",
+                                    "1",
+                                    "--output_dir",
+                                    directory.file(out),
+                                    "--num_train_epochs",
+                                    "2",
+                                    "--sample_batch_size",
+                                    "2",
+                                    "--num_inference_steps",
+                                    "4",
+                                    "--num_candidates",
+                                    "2",
+                                    "--guidance_scale",
+                                    "2",
+                                    "--threshold_mode",
+                                    "const",
+                                    "--threshold_const",
+                                    "0",
+                                    "--train_batch_size",
+                                    "3",
+                                    "--rank",
+                                    "2",
+                                    "--learning_rate",
+                                    "5e-3",
+                                    "--checkpointing_iterations",
+                                    "1",
+                                    "--checkpoints_total_limit",
+                                    "2"};
+    // An option that is named again has its new value.
+    for (std::size_t i = 0; i < more.size(); ++i) {
+      const auto found = std::find(all.begin(), all.end(), more[i]);
+      if (more[i].starts_with("--") && found != all.end() && i + 1 < more.size())
+        *(found + 1) = more[++i];
+      else
+        all.push_back(more[i]);
+    }
+    return all;
+  }
+  ProgramResult train(const std::string& out, const std::vector<std::string>& more = {}) const {
+    return run_program(LPO_PROGRAM_TRAIN_LPO, arguments(out, more));
+  }
+  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
+    static int number = 0;
+    const std::string out = directory.file("drawn-" + std::to_string(number++));
+    std::vector<std::string> all = {"--pretrained_model_name_or_path",
+                                    from,
+                                    "--prompt",
+                                    "a red circle",
+                                    "--num_inference_steps",
+                                    "4",
+                                    "--guidance_scale",
+                                    "2",
+                                    "--scheduler",
+                                    "ddim",
+                                    "--seed",
+                                    "42",
+                                    "--threads",
+                                    "1",
+                                    "--output_dir",
+                                    out};
+    all.insert(all.end(), more.begin(), more.end());
+    const auto run = run_program(LPO_PROGRAM_TXT2IMG, all);
+    CAPTURE(run.printed);
+    REQUIRE(run.status == 0);
+    return lpo::read_png(out + "/00000.png").image;
+  }
+};
+
+int largest_difference(const lpo::RgbImage& a, const lpo::RgbImage& b) {
+  REQUIRE(a.pixels.size() == b.pixels.size());
+  int worst = 0;
+  for (std::size_t i = 0; i < a.pixels.size(); ++i)
+    worst = std::max(worst, std::abs(int{a.pixels[i]} - int{b.pixels[i]}));
+  return worst;
+}
+
+const std::vector<std::string> validated = {"--validation_prompt", "a red circle", "--num_validation_images", "1"};
+
+}  // namespace
+
+TEST_CASE("train_lpo writes a LoRA with which txt2img draws what validation drew, and everything about the run") {
+  const Setting setting;
+  const auto run = setting.train("out", validated);
+  CAPTURE(run.printed);
+  REQUIRE(run.status == 0);
+  const std::string out = setting.directory.file("out"), lora = out + "/pytorch_lora_weights.safetensors";
+  CHECK(has_part(run.printed, lora + "\n" + out + "/report.html\n"));
+
+  const auto lines = lpo::read_metrics(out + "/metrics.jsonl");
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0]["train_ratio_win"].get<double>() > 0.89);
+  CHECK(lines[3]["epoch"].get<double>() == 2.0);
+  CHECK(lines[3]["kept"].get<double>() > 0);
+  CHECK(lpo::CheckpointFolder(out, 0).steps() == std::vector<lpo::index_t>{3, 4});
+  CHECK(lpo::read_text_file(out + "/latest/pytorch_lora_weights.safetensors") == lpo::read_text_file(lora));
+  const lpo::LoraFile file(lora);
+  CHECK(file.adapters().size() == 8 * (2 * 3 + 1 + 3));  // each transformer: two attentions of four projections
+  CHECK(file.rank() == 2);
+
+  // Before training, the base model; afterwards, what the LoRA makes of it.
+  const auto before = lpo::read_png(out + "/validation/epoch-000/0-0.png"),
+             after = lpo::read_png(out + "/validation/epoch-002/0-0.png");
+  CHECK(before.image == setting.draw(model));
+  CHECK(largest_difference(before.image, after.image) > 8);
+  CHECK(largest_difference(after.image, setting.draw(model, {"--lora", lora})) <= 1);
+  CHECK(has_part(after.texts.at(0).text, "a red circle\nSteps: 4, Sampler: DDIM, CFG scale: 2, Seed: 42, Size: 32x32"));
+  CHECK(lpo::file_exists(out + "/validation/epoch-001/0-0.png"));
+
+  const std::string page = setting.directory.read("out/report.html");
+  for (const char* part :
+       {"LPO finished", "4 of 4 iterations over 4 prompts", "Kept share by timestep", "First pictures (epoch-000)",
+        "Last pictures (epoch-002)", "learning_rate", "data:image/png;base64,"})
+    CHECK_MESSAGE(has_part(page, part), part);
+  int events = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(out))
+    events += entry.path().filename().string().starts_with("events.out.tfevents.") ? 1 : 0;
+  CHECK(events == 1);
+
+  // The settings as they were make the same run again; the command line goes before them.
+  const auto again = run_program(LPO_PROGRAM_TRAIN_LPO,
+                                 {"--config", out + "/config.toml", "--output_dir", setting.directory.file("again")});
+  CAPTURE(again.printed);
+  REQUIRE(again.status == 0);
+  CHECK(setting.directory.read("again/pytorch_lora_weights.safetensors") == lpo::read_text_file(lora));
+  CHECK(setting.directory.read("again/metrics.jsonl") == setting.directory.read("out/metrics.jsonl"));
+}
+
+TEST_CASE("killed at any moment and resumed, train_lpo ends with the same bits and never leaves a broken checkpoint") {
+  const Setting setting;
+  REQUIRE(setting.train("whole", validated).status == 0);
+  const std::string cut = setting.directory.file("cut");
+  auto more = validated;
+  more.push_back("--resume");
+  const auto arguments = setting.arguments("cut", more);
+  lpo::RandomStream random(7, 1, 0);
+  int kills = 0;
+  bool done = false;
+  // Runs last longer and longer, until one reaches its end.
+  for (int attempt = 0; attempt < 60 && !done; ++attempt) {
+    RunningProgram program(LPO_PROGRAM_TRAIN_LPO, arguments, setting.directory.file("log"));
+    const auto begin = std::chrono::steady_clock::now();
+    const auto limit = std::chrono::milliseconds(10 + 20 * attempt + static_cast<int>(random.uniform_int(100)));
+    if (!program.runs_until([&] { return std::chrono::steady_clock::now() - begin > limit; })) {
+      CAPTURE(setting.directory.read("log"));
+      REQUIRE(program.wait() == 0);
+      done = true;
+      continue;
+    }
+    program.send(SIGKILL);
+    CHECK(program.wait() == 128 + SIGKILL);
+    ++kills;
+    for (const lpo::index_t step : lpo::CheckpointFolder(cut, 0).steps()) {
+      const std::string folder = cut + "/checkpoint-" + std::to_string(step);
+      CHECK_NOTHROW(lpo::SafetensorsFile(folder + "/state.safetensors").read_vector<float>("weights"));
+      CHECK_NOTHROW(lpo::LoraFile(folder + "/pytorch_lora_weights.safetensors"));
+    }
+  }
+  if (!done) REQUIRE(run_program(LPO_PROGRAM_TRAIN_LPO, arguments).status == 0);
+  MESSAGE(kills, " kills");
+  CHECK(kills > 3);
+  for (const char* name :
+       {"pytorch_lora_weights.safetensors", "metrics.jsonl", "latest/state.safetensors", "latest/trainer_state.json",
+        "validation/epoch-000/0-0.png", "validation/epoch-001/0-0.png", "validation/epoch-002/0-0.png"})
+    CHECK_MESSAGE(
+        setting.directory.read(std::string("cut/") + name) == setting.directory.read(std::string("whole/") + name),
+        name);
+}
+
+TEST_CASE("train_lpo saves and stops when it is asked to") {
+  const Setting setting;
+  const std::vector<std::string> longer = {"--max_train_iterations", "12", "--checkpointing_iterations", "100"};
+  REQUIRE(setting.train("whole", longer).status == 0);
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const std::string name = signal == SIGTERM ? "term" : "int", log = setting.directory.file(name + ".log");
+    RunningProgram program(LPO_PROGRAM_TRAIN_LPO, setting.arguments(name, longer), log);
+    const std::string metrics = setting.directory.file(name + "/metrics.jsonl");
+    REQUIRE(program.runs_until([&] { return lpo::file_exists(metrics) && lpo::read_metrics(metrics).size() >= 2; }));
+    program.send(signal);
+    CHECK(program.wait() == 130);
+    CHECK(
+        has_part(setting.directory.read(name + ".log"), "train_lpo: stopped: [LpoTrainer] cancelled after iteration "));
+    CHECK(has_part(setting.directory.read(name + "/report.html"), "LPO stopped"));
+    CHECK(lpo::CheckpointFolder(setting.directory.file(name), 0).steps().size() == 1);
+    auto resumed = longer;
+    resumed.push_back("--resume");
+    REQUIRE(setting.train(name, resumed).status == 0);
+    CHECK(lpo::CheckpointFolder(setting.directory.file(name), 0).steps().back() == 12);
+    CHECK(setting.directory.read(name + "/pytorch_lora_weights.safetensors") ==
+          setting.directory.read("whole/pytorch_lora_weights.safetensors"));
+  }
+}
+
+TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages and less memory") {
+  const Setting setting;
+  const auto few = setting.train("few", {"--lora_targets",
+                                         "attn2.to_k,attn2.to_v",
+                                         "--max_train_iterations",
+                                         "2",
+                                         "--lora_alpha",
+                                         "4",
+                                         "--threshold_mode",
+                                         "variance",
+                                         "--threshold_quantile",
+                                         "0.3",
+                                         "--calibration_rollouts",
+                                         "1",
+                                         "--lrm_timestep",
+                                         "arrival",
+                                         "--divert_start_step",
+                                         "1",
+                                         "--lrm_max_rows",
+                                         "3",
+                                         "--lr_scheduler",
+                                         "constant_with_warmup",
+                                         "--lr_warmup_steps",
+                                         "2",
+                                         "--max_grad_norm",
+                                         "1",
+                                         "--gradient_accumulation_steps",
+                                         "2",
+                                         "--lrm_multi_scale_cfg",
+                                         "true"});
+  CAPTURE(few.printed);
+  REQUIRE(few.status == 0);
+  const lpo::LoraFile file(setting.directory.file("few/pytorch_lora_weights.safetensors"));
+  CHECK(file.adapters().size() == 2 * (2 * 3 + 1 + 3));
+  // A reader that went by the names' ends would put adapters on attn1 as well.
+  CHECK(has_part(file.file().metadata().at("lora_adapter_metadata"),
+                 "\"mid_block.attentions.0.transformer_blocks.0.attn2.to_k\""));
+  CHECK(lpo::read_metrics(setting.directory.file("few/metrics.jsonl")).back()["kept_t_large"].get<double>() <= 2);
+  for (const auto* adapter : file.adapters()) {
+    CHECK(has_part(adapter->path, ".attn2.to_"));
+    CHECK(adapter->scale() == 2.0);
+  }
+
+  auto more = validated;
+  more.insert(more.end(),
+              {"--full_finetuning", "--ema_decay", "0.5", "--gradient_checkpointing", "--learning_rate", "1e-4"});
+  const auto full = setting.train("full", more);
+  CAPTURE(full.printed);
+  REQUIRE(full.status == 0);
+  // The result in a pipeline's folder draws the last validation picture, which averages drew.
+  const std::string pipeline = setting.directory.file("pipeline");
+  std::filesystem::copy(model, pipeline, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(setting.directory.file("full/unet"), pipeline + "/unet",
+                        std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  const auto picture = setting.draw(pipeline);
+  CHECK(picture == lpo::read_png(setting.directory.file("full/validation/epoch-002/0-0.png")).image);
+  CHECK_FALSE(picture == setting.draw(model));
+
+  const auto averaged = setting.train("averaged", {"--ema_decay", "0.9", "--max_train_iterations", "2"});
+  REQUIRE(averaged.status == 0);
+  CHECK(setting.directory.read("averaged/latest/ema/pytorch_lora_weights.safetensors") ==
+        setting.directory.read("averaged/pytorch_lora_weights.safetensors"));
+  CHECK_FALSE(setting.directory.read("averaged/latest/pytorch_lora_weights.safetensors") ==
+              setting.directory.read("averaged/pytorch_lora_weights.safetensors"));
+}
+
+TEST_CASE("the presets are settings of train_lpo") {
+  const Setting setting;
+  for (const char* name : {"sd15", "sd21", "sdxl"}) {
+    const std::string preset = std::string(LPO_TEST_SOURCE_DIR) + "/examples/train_lpo/configs/lpo_" + name + ".toml";
+    const auto plan =
+        run_program(LPO_PROGRAM_TRAIN_LPO, {"--config", preset, "--pretrained_model_name_or_path", model, "--lrm",
+                                            setting.lrm, "--prompt_file", setting.prompts, "--dry-run", "--rank", "4"});
+    CAPTURE(plan.printed);
+    CHECK(plan.status == 0);
+    CHECK(has_part(plan.printed, "4 prompts, 20 steps, 4 candidates, guidance 5"));
+  }
+}
+
+TEST_CASE("train_lpo --dry-run shows the plan and writes nothing") {
+  const Setting setting;
+  const auto plan = setting.train("out", {"--dry-run"});
+  CAPTURE(plan.printed);
+  REQUIRE(plan.status == 0);
+  for (const char* part :
+       {"(tiny world)", "32 x 32, latents 8 x 8 x 4", "roll-out     2 prompts, 4 steps, 2 candidates, guidance 2",
+        "iterations   4, 2 an epoch", "  unet                    2801700      11.2 MB", "TFLOP an iteration",
+        "memory       about ", "GFLOP/s"})
+    CHECK_MESSAGE(has_part(plan.printed, part), part);
+  CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
+}
+
+TEST_CASE("train_lpo says what is wrong") {
+  const Setting setting;
+  const auto says = [&](const std::vector<std::string>& more, const char* text) {
+    const auto run = setting.train("out", more);
+    CAPTURE(run.printed);
+    CHECK(run.status != 0);
+    CHECK_MESSAGE(has_part(run.printed, text), text);
+  };
+  says({"--learning_rat", "1"}, "--learning_rat");
+  says({"--config", setting.directory.write("bad.toml", "learning_rat = 1\n")}, "learning_rat");
+  says({"--prompt_file", setting.directory.file("none.json")}, "none.json: No such file or directory");
+  says({"--prompt_file", setting.directory.write("o.json", "[1]")},
+       "o.json: entry 0 is 1, expected a text or an object with a \"caption\"");
+  says({"--lrm", setting.directory.file("none")}, "none/unet/config.json");
+  says({"--lrm", model}, "model: no head; tried head.safetensors, state_dict.pt");
+  says({"--lora_targets", "to_z"},
+       "[train_lpo] no projection is named as --lora_targets to_z says; a UNet's are to_q, to_k, to_v");
+  says({"--rank", "500"}, "[LoRA] rank 500 must be 1 to ");
+  says({"--resolution", "40"}, "[train_lpo] --resolution is 40; this model draws multiples of 16");
+  says({"--eta", "0"}, "[train_lpo] --eta is 0; candidates differ by the noise");
+  says({"--threshold_mode", "sigma", "--threshold_min", "0.6", "--threshold_max", "0.5"},
+       "minimum 0.600000, maximum 0.500000");
+  says({"--threshold_mode", "sigma", "--threshold_table", "official20", "--num_inference_steps", "7"},
+       "use ThresholdTable::closed_form");
+  says({"--threshold_quantile", "0.5"}, "[train_lpo] --threshold_quantile finds thresholds that grow with the noise");
+  says({"--dtype", "float64"}, "dtype is float64; this program is compiled for ");
+  says({"--lr_scheduler", "cosine"}, "--lr_scheduler");
+
+  // A reward model of another architecture.
+  const std::string other = setting.directory.file("other");
+  std::filesystem::copy(setting.lrm, other, std::filesystem::copy_options::recursive);
+  std::string config = lpo::read_text_file(other + "/unet/config.json");
+  const std::string from = "\"cross_attention_dim\": 64";
+  REQUIRE(config.find(from) != std::string::npos);
+  lpo::write_text_file(other + "/unet/config.json",
+                       config.replace(config.find(from), from.size(), "\"cross_attention_dim\": 80"));
+  says({"--lrm", other},
+       "a tiny world model needs a reward model of tiny world, whose autoencoder it shares; this one differs in: "
+       "unet/config.json: cross_attention_dim is 80 in the file, 64 in the model");
+
+  REQUIRE(setting.train("used").status == 0);
+  const auto twice = setting.train("used");
+  CHECK(twice.status == 1);
+  CHECK(has_part(twice.printed,
+                 "used has checkpoints of an earlier run; go on with it with --resume, or name another folder"));
+  const auto changed = setting.train("used", {"--resume", "--beta", "7"});
+  CHECK(changed.status == 1);
+  CHECK(has_part(changed.printed, "beta: saved 500"));
+  CHECK(has_part(changed.printed, "use the saved settings, or another output folder"));
+  const auto others =
+      setting.train("used", {"--resume", "--prompt_file", setting.directory.write("o.txt", "a red circle\n")});
+  CHECK(has_part(others.printed, "prompts: saved \"4 prompts, "));
+}
+#endif
