@@ -148,12 +148,12 @@ int interrupted_run(const Fixture& f, const std::string& out, const std::vector<
                     std::size_t steps, int signal) {
   const std::string log = f.directory.file(out + "/metrics.jsonl");
   RunningProgram program(LPO_PROGRAM_TRAIN_LRM, f.arguments(f.pictures, out, options), f.directory.file("printed.txt"));
-  program.runs_until([&] {
+  const bool runs = program.runs_until([&] {
     if (!lpo::file_exists(log)) return false;
     const std::string text = lpo::read_text_file(log);
     return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps;
   });
-  program.send(signal);
+  if (runs) program.send(signal);
   return program.wait();
 }
 
