@@ -10,15 +10,15 @@
 
 namespace examples {
 
-/// `--config FILE`: a TOML file of the program's options, which the command line overrides. Keys that are no options are
-/// an error.
+/// `--config FILE`: a TOML file of the program's options, which the command line overrides. Keys that are no options
+/// are an error.
 inline void add_config_option(CLI::App& app) {
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
 }
 
-/// Writes every option as it is in effect, with its description; `--config` reads the file back. Options without a value
-/// are comments: an empty text is not always one that an option takes.
+/// Writes every option as it is in effect, with its description; `--config` reads the file back. Options without a
+/// value are comments: an empty text is not always one that an option takes.
 inline void save_resolved_config(const CLI::App& app, const std::string& path) {
   std::string text = app.config_to_str(true, true);
   for (const std::string empty : {"=\"\"\n", "=\"[]\"\n"})

@@ -49,8 +49,7 @@ std::vector<lpo::RgbImage> decode_latents(lpo::Tape<Cpu>& tape, Vae& vae, const 
   for (index_t i = 0; i < latents.extent(0); ++i) {
     const auto start = tape.snapshot();
     const lpo::View<const float, 4, Cpu> row = latents.slice(0, i, i + 1);
-    const lpo::Var<V, 4, Cpu> unscaled =
-        lpo::constant(tape, row) * (1.0 / static_cast<double>(vae.scaling_factor));
+    const lpo::Var<V, 4, Cpu> unscaled = lpo::constant(tape, row) * (1.0 / static_cast<double>(vae.scaling_factor));
     const lpo::Var<V, 4, Cpu> decoded = vae.decode(unscaled);
     const lpo::Tensor<float, 4> pixels = 1.0 * decoded.view();
     images.push_back(

@@ -118,7 +118,8 @@ class UNetCounter {
       kept += 4 * out * area;
       // Self-attention: 4 projections and 2 products; cross-attention: 2 over positions, 2 over tokens, 2 products;
       // feed-forward: 8 widths and back from 4.
-      work += transformer_depth * (area * (4 * square + 4 * out * area + 2 * square + 4 * out * tokens_ + 12 * square) + 2 * text);
+      work += transformer_depth *
+              (area * (4 * square + 4 * out * area + 2 * square + 4 * out * tokens_ + 12 * square) + 2 * text);
       kept += transformer_depth * ((27 + 12 * lora_) * out * area + (2 + 4 * lora_) * out * tokens_);
     }
     keep_layer(out * area, kept);
@@ -169,7 +170,8 @@ inline double vae_encoder_work(const lpo::VaeConfig& c, double height, double wi
   return work + convolution(in, 2 * c.latent_channels, 9, area);
 }
 
-/// Floating-point operations a second that matrix products reach here, from a product that takes some tenths of a second.
+/// Floating-point operations a second that matrix products reach here, from a product that takes some tenths of a
+/// second.
 template <class T, class Device>
 double measured_rate(lpo::Context<Device>& context) {
   using Matrix = lpo::Tensor<T, 2, Device>;

@@ -93,7 +93,8 @@ inline std::string report_page(const RunReport& report) {
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" "
       "content=\"light dark\"><title>";
-  html += escape_html(report.title) + "</title>\n<style>" + std::string(kReportStyle) + "</style></head>\n<body><main>\n";
+  html +=
+      escape_html(report.title) + "</title>\n<style>" + std::string(kReportStyle) + "</style></head>\n<body><main>\n";
   html += "<header><p class=\"over\">" + escape_html(report.over) + "</p><h1>" + escape_html(report.title) +
           "</h1><p class=\"lead\">" + escape_html(report.lead) + "</p></header>\n<div class=\"tiles\">";
   for (const ReportTile& tile : report.tiles)

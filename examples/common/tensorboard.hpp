@@ -133,8 +133,8 @@ class EventMessages {
   }
 };
 
-/// Writes `folder`/events.out.tfevents.<time>.<host>.<process>.<number>. A resumed run writes one file more; beginning at
-/// `first_step`, it replaces what an interrupted run wrote from there on.
+/// Writes `folder`/events.out.tfevents.<time>.<host>.<process>.<number>. A resumed run writes one file more; beginning
+/// at `first_step`, it replaces what an interrupted run wrote from there on.
 class EventWriter {
  public:
   EventWriter(const std::string& folder, lpo::index_t first_step) {
@@ -142,8 +142,8 @@ class EventWriter {
     lpo::make_directories(folder);
     char host[256] = "host";
     ::gethostname(host, sizeof host - 1);
-    path_ = lpo::message(folder, "/events.out.tfevents.", static_cast<long long>(now()), ".", host, ".", ::getpid(), ".",
-                         counter.fetch_add(1));
+    path_ = lpo::message(folder, "/events.out.tfevents.", static_cast<long long>(now()), ".", host, ".", ::getpid(),
+                         ".", counter.fetch_add(1));
     file_ = std::fopen(path_.c_str(), "wb");
     if (file_ == nullptr)
       throw lpo::FileError(lpo::message("[EventWriter] cannot write ", path_, "; check the folder's permissions"));
@@ -154,9 +154,7 @@ class EventWriter {
   EventWriter& operator=(const EventWriter&) = delete;
   ~EventWriter() { std::fclose(file_); }
 
-  void scalars(lpo::index_t step, const lpo::MetricValues& values) {
-    put(EventMessages::scalars(now(), step, values));
-  }
+  void scalars(lpo::index_t step, const lpo::MetricValues& values) { put(EventMessages::scalars(now(), step, values)); }
   /// `png`: the bytes of a PNG file.
   void picture(lpo::index_t step, const std::string& tag, int height, int width, std::string_view png) {
     put(EventMessages::picture(now(), step, tag, height, width, png));

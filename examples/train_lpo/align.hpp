@@ -87,10 +87,8 @@ void run(const Job& job) {
     drawn_at = p.step;
     const Averages averages(trainer.ema());
     try {
-      for (auto& picture : validation->draw(epoch)) {
+      for (const auto& picture : validation->draw(epoch))
         events->picture(p.step, picture.tag, picture.height, picture.width, picture.png);
-        results.add_picture(epoch, {std::move(picture.caption), std::move(picture.png), picture.width, picture.height});
-      }
     } catch (const lpo::CancelledError&) {
       return false;
     }
@@ -100,7 +98,11 @@ void run(const Job& job) {
   try {
     results.finish(trainer.train(tokens, progress));
   } catch (...) {
-    results.write("stopped");
+    try {
+      results.write("stopped");
+    } catch (const lpo::FileError& error) {  // why it stopped matters more
+      std::fprintf(stderr, "\nno report: %s\n", error.what());
+    }
     throw;
   }
   {
@@ -108,8 +110,8 @@ void run(const Job& job) {
     policy->save(job, folder);
   }
   results.write("finished");
-  std::printf("%s%s\n%s/report.html\n", folder.c_str(), policy->reference ? "/unet" : "/pytorch_lora_weights.safetensors",
-              folder.c_str());
+  std::printf("%s%s\n%s/report.html\n", folder.c_str(),
+              policy->reference ? "/unet" : "/pytorch_lora_weights.safetensors", folder.c_str());
 }
 
 template <const examples::ModelFamily& F, class T>

@@ -47,9 +47,7 @@ struct Job {
   int resolution = 512;
   std::string command, settings;  ///< how it was called; the resolved settings as TOML
 
-  double lora_alpha() const {
-    return options.lora_alpha > 0 ? options.lora_alpha : static_cast<double>(options.rank);
-  }
+  double lora_alpha() const { return options.lora_alpha > 0 ? options.lora_alpha : static_cast<double>(options.rank); }
 };
 
 /// Reads policy and reward model, of the family F and the one that scores its latents, and trains. Weights and

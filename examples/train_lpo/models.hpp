@@ -34,9 +34,9 @@ struct Policy {
   explicit Policy(const Job& job) : text(job.model.tokenizers(F)) {
     const Options& o = job.options;
     if (!o.full_finetuning) {
-      const int adapted = lpo::enable_lora<T, Cpu>(unet, o.rank, static_cast<float>(job.lora_alpha()), [&](const auto& name) {
-        return lpo::is_lora_target(name, job.lora_targets);
-      });
+      const int adapted =
+          lpo::enable_lora<T, Cpu>(unet, o.rank, static_cast<float>(job.lora_alpha()),
+                                   [&](const auto& name) { return lpo::is_lora_target(name, job.lora_targets); });
       if (adapted == 0)
         throw lpo::ValueError(lpo::message("[train_lpo] no projection is named as --lora_targets ", o.lora_targets,
                                            " says; a UNet's are to_q, to_k, to_v and to_out.0, of attn1 and attn2"));
@@ -48,9 +48,7 @@ struct Policy {
     store.add("unet", unet);
   }
 
-  bool trains(const std::string& name) const {
-    return reference ? name.starts_with("unet.") : lpo::is_lora_name(name);
-  }
+  bool trains(const std::string& name) const { return reference ? name.starts_with("unet.") : lpo::is_lora_name(name); }
 
   void read(const Job& job) {
     store.allocate([&](const std::string& name) { return trains(name); });
@@ -73,7 +71,8 @@ struct Policy {
   }
 };
 
-/// Tokenizers for a reward model of family R: its own, those of --lrm_tokenizer, or the policy's, made to pad as R's do.
+/// Tokenizers for a reward model of family R: its own, those of --lrm_tokenizer, or the policy's, made to pad as R's
+/// do.
 template <const examples::ModelFamily& F, const examples::ModelFamily& R>
 std::vector<lpo::ClipTokenizer> reward_tokenizers(const Job& job) {
   const Options& o = job.options;
@@ -101,7 +100,8 @@ struct Reward {
     if (!differences.empty()) {
       std::string list;
       for (const std::string& one : differences) list += (list.empty() ? "" : "; ") + one;
-      throw lpo::FileError(lpo::message("[train_lpo] ", job.options.lrm, ": a ", F.name, " model needs a reward model of ", R.name,
+      throw lpo::FileError(lpo::message("[train_lpo] ", job.options.lrm, ": a ", F.name,
+                                        " model needs a reward model of ", R.name,
                                         ", whose autoencoder it shares; this one differs in: ", list));
     }
     lrm.options.guidance = static_cast<float>(job.options.lrm_guidance);
@@ -122,7 +122,8 @@ struct Reward {
 
 /// Token ids of all prompts for both text sides.
 template <class PolicyText, class RewardText>
-lpo::PromptTokens token_ids(const std::vector<std::string>& prompts, const PolicyText& policy, const RewardText& reward) {
+lpo::PromptTokens token_ids(const std::vector<std::string>& prompts, const PolicyText& policy,
+                            const RewardText& reward) {
   lpo::PromptTokens tokens;
   for (const std::string& prompt : prompts) {
     const auto ids = policy.ids(prompt), reward_ids = reward.ids(prompt);

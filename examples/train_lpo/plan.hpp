@@ -28,13 +28,14 @@ void print_run(const Job& job) {
   std::printf("model        %s (%s)\n", job.model.path().c_str(), F.name);
   std::printf("reward model %s (%s)\n", o.lrm.c_str(), R.name);
   std::printf("prompts      %zu from %s\n", job.prompts.size(), o.prompt_file.c_str());
-  std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side, F.unet.in_channels);
-  std::printf("roll-out     %lld prompts, %d steps, %d candidates, guidance %g\n", static_cast<long long>(t.sample_batch_size),
-              t.sample_steps, t.rollout.candidates, t.guidance_scale);
+  std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side,
+              F.unet.in_channels);
+  std::printf("roll-out     %lld prompts, %d steps, %d candidates, guidance %g\n",
+              static_cast<long long>(t.sample_batch_size), t.sample_steps, t.rollout.candidates, t.guidance_scale);
   std::printf("iterations   %lld, %lld an epoch, in %s\n", static_cast<long long>(t.max_train_iterations),
               static_cast<long long>(job.iterations_per_epoch), o.output_dir.c_str());
-  std::printf("optimizer    %lld pairs a step, %lld at once, learning rate %g\n", static_cast<long long>(t.train_batch_size),
-              static_cast<long long>(t.micro_batch_size), t.learning_rate);
+  std::printf("optimizer    %lld pairs a step, %lld at once, learning rate %g\n",
+              static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size), t.learning_rate);
 
   double total = 0;
   const auto count = [&](const char* name, const auto& store, const auto& counted) {
@@ -49,7 +50,8 @@ void print_run(const Job& job) {
   const auto all = [](const std::string&) { return true; };
   std::printf("weights        parameters    in memory\n");
   count("text encoders", policy->store, [](const std::string& name) { return name.starts_with("text_encoder"); });
-  count("unet", policy->store, [](const std::string& name) { return name.starts_with("unet.") && !lpo::is_lora_name(name); });
+  count("unet", policy->store,
+        [](const std::string& name) { return name.starts_with("unet.") && !lpo::is_lora_name(name); });
   if (policy->reference)
     count("reference", policy->reference_store, all);
   else
@@ -77,11 +79,13 @@ void print_run(const Job& job) {
   const double pass = rows * static_cast<double>(t.micro_batch_size);
   const double denoising = stored * examples::unet_activations(F.unet, rows * prompts, side, side);
   const double scoring = stored * examples::unet_activations(R.unet, lrm_rows * scored, side, side);
-  const double training = stored * pass * (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : work.kept);
-  std::printf("activations  about %s denoising, %s scoring, %s training (%.0f rows%s)\n", examples::memory_text(denoising).c_str(),
-              examples::memory_text(scoring).c_str(), examples::memory_text(training).c_str(), pass,
-              t.gradient_checkpointing ? ", checkpointed" : "");
-  std::printf("memory       about %s\n", examples::memory_text(total + optimizer + std::max({denoising, scoring, training})).c_str());
+  const double training =
+      stored * pass * (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : work.kept);
+  std::printf("activations  about %s denoising, %s scoring, %s training (%.0f rows%s)\n",
+              examples::memory_text(denoising).c_str(), examples::memory_text(scoring).c_str(),
+              examples::memory_text(training).c_str(), pass, t.gradient_checkpointing ? ", checkpointed" : "");
+  std::printf("memory       about %s\n",
+              examples::memory_text(total + optimizer + std::max({denoising, scoring, training})).c_str());
 
   // Time.
   lpo::Context<Cpu> context(o.threads);
@@ -93,9 +97,12 @@ void print_run(const Job& job) {
   const double per_pair = rows * work.total() * (2 + backward + (t.gradient_checkpointing ? 1 : 0));
   const double updating = assumed_kept * steps * prompts * per_pair;
   const double seconds = (sampling + judging + updating) / rate;
-  std::printf("work         %.4g TFLOP an iteration: %.0f %% denoising, %.0f %% scoring, %.0f %% training (if %.0f %% of the pairs are kept)\n",
-              (sampling + judging + updating) / 1e12, 100 * sampling / (sampling + judging + updating),
-              100 * judging / (sampling + judging + updating), 100 * updating / (sampling + judging + updating), 100 * assumed_kept);
+  std::printf(
+      "work         %.4g TFLOP an iteration: %.0f %% denoising, %.0f %% scoring, %.0f %% training (if %.0f %% of the "
+      "pairs are kept)\n",
+      (sampling + judging + updating) / 1e12, 100 * sampling / (sampling + judging + updating),
+      100 * judging / (sampling + judging + updating), 100 * updating / (sampling + judging + updating),
+      100 * assumed_kept);
   std::printf("time         at least %s an iteration, %s in all, at the %.0f GFLOP/s that matrix products reach here\n",
               examples::clock_text(seconds).c_str(),
               examples::clock_text(seconds * static_cast<double>(t.max_train_iterations)).c_str(), rate / 1e9);

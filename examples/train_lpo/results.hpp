@@ -2,9 +2,10 @@
 // report.html of an LPO run, from its log, its pictures and what the trainer reports.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <map>
+#include <filesystem>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,7 +21,6 @@ class Results {
  public:
   explicit Results(const Job& job) : job_(job), begin_(std::chrono::steady_clock::now()) {}
 
-  void add_picture(index_t epoch, examples::ReportPicture picture) { pictures_[epoch].push_back(std::move(picture)); }
   void finish(lpo::LpoTrainerReport report) { trained_ = std::move(report); }
 
   /// Writes output_dir/report.html; `end` says how the run ended.
@@ -31,16 +31,17 @@ class Results {
     examples::RunReport report;
     report.over = "Latent preference optimization · " + job_.model.name();
     report.title = "LPO " + end;
-    report.lead = lpo::message(kept.step.size(), " of ", job_.trainer.max_train_iterations, " iterations over ", job_.prompts.size(),
-                               " prompts, with the reward model ", job_.options.lrm, ".");
+    report.lead = lpo::message(kept.step.size(), " of ", job_.trainer.max_train_iterations, " iterations over ",
+                               job_.prompts.size(), " prompts, with the reward model ", job_.options.lrm, ".");
     double pairs = 0;
     for (const double one : kept.value) pairs += one;
-    report.tiles = {{std::to_string(kept.step.size()), "iterations", "a roll-out and its training each"},
-                    {examples::fixed_text(pairs, 0), "pairs trained on", "kept of the roll-outs' pairs"},
-                    {last(log, "reward_mean"), "mean reward", "of the last iteration's candidates"},
-                    {last(log, "train_margin"), "margin", "of the last iteration"},
-                    {last(log, "skipped_steps", 0), "steps left out", "gradients were not finite"},
-                    {examples::clock_text(seconds()), "this session", "at most " + examples::memory_text(examples::peak_memory())}};
+    report.tiles = {
+        {std::to_string(kept.step.size()), "iterations", "a roll-out and its training each"},
+        {examples::fixed_text(pairs, 0), "pairs trained on", "kept of the roll-outs' pairs"},
+        {last(log, "reward_mean"), "mean reward", "of the last iteration's candidates"},
+        {last(log, "train_margin"), "margin", "of the last iteration"},
+        {last(log, "skipped_steps", 0), "steps left out", "gradients were not finite"},
+        {examples::clock_text(seconds()), "this session", "at most " + examples::memory_text(examples::peak_memory())}};
     report.sections.push_back(curves(log));
     add_pictures(report);
     report.facts = facts();
@@ -59,20 +60,23 @@ class Results {
 
   examples::ReportSection curves(const std::string& log) const {
     examples::ReportSection section{"Alignment", "", {}, {}};
-    const auto add = [&](const char* metric, const char* title, const char* text, std::vector<examples::PlotGuide> guides = {},
-                         bool percent = false) {
+    const auto add = [&](const char* metric, const char* title, const char* text,
+                         std::vector<examples::PlotGuide> guides = {}, bool percent = false) {
       section.cards.push_back(examples::metric_card(log, metric, title, text, "iteration", std::move(guides), percent));
     };
-    add("reward_mean", "Mean reward of the candidates", "What the reward model thinks of the latents that the policy samples.");
+    add("reward_mean", "Mean reward of the candidates",
+        "What the reward model thinks of the latents that the policy samples.");
     add("train_loss", "LPO loss", "Starts at ln 2, where policy and reference agree.", {{0.693147, "ln 2"}});
     add("implicit_acc", "Implicit accuracy",
-        "Share of pairs whose winner has become likelier than the loser, relative to the reference.", {{0.5, "chance"}}, true);
+        "Share of pairs whose winner has become likelier than the loser, relative to the reference.", {{0.5, "chance"}},
+        true);
     add("train_margin", "Margin", "Mean difference of the two probability ratios.", {{0, ""}});
     add("kept", "Kept pairs", "Pairs per roll-out whose best and worst candidate differ by more than the threshold.");
     add("grad_norm", "Gradient norm", "The largest of an iteration, before clipping.");
     if (trained_.timesteps.empty()) return section;
     std::vector<std::string> timesteps;
-    examples::PlotSeries share{"share of pairs kept", {}, {}, "a"}, threshold{"threshold", {}, trained_.thresholds, "c"};
+    examples::PlotSeries share{"share of pairs kept", {}, {}, "a"},
+        threshold{"threshold", {}, trained_.thresholds, "c"};
     for (std::size_t i = 0; i < trained_.timesteps.size(); ++i) {
       timesteps.push_back(std::to_string(trained_.timesteps[i]));
       share.y.push_back(trained_.drawn_per_step[i] > 0 ? trained_.kept_per_step[i] / trained_.drawn_per_step[i] : 0.0);
@@ -84,17 +88,28 @@ class Results {
     return section;
   }
 
-  /// The first pictures of this session and the last.
+  /// The first validation pictures and the last, of whichever session drew them.
   void add_pictures(examples::RunReport& report) const {
-    if (pictures_.empty()) return;
-    const auto add = [&](const auto& entry) {
-      report.sections.push_back({lpo::message("After ", entry.first, entry.first == 1 ? " epoch" : " epochs"),
-                                 entry.first == 0 ? "The model before training; later pictures start from the same noise." : "",
-                                 {},
-                                 entry.second});
+    const std::string folder = job_.options.output_dir + "/validation";
+    std::vector<std::string> epochs;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+      epochs.push_back(it->path().filename().string());
+    if (epochs.empty()) return;
+    std::sort(epochs.begin(), epochs.end());
+    const auto add = [&](const std::string& epoch, const char* title, const char* text) {
+      examples::ReportSection section{title + (" (" + epoch) + ")", text, {}, {}};
+      const auto& prompts = job_.options.validation_prompts;
+      for (std::size_t p = 0; p < prompts.size(); ++p)
+        for (int i = 0; i < job_.options.validation_images; ++i) {
+          const std::string path = lpo::message(folder, "/", epoch, "/", p, "-", i, ".png");
+          if (lpo::file_exists(path))
+            section.pictures.push_back({prompts[p], lpo::read_text_file(path), job_.resolution, job_.resolution});
+        }
+      report.sections.push_back(std::move(section));
     };
-    add(*pictures_.begin());
-    if (pictures_.size() > 1) add(*pictures_.rbegin());
+    add(epochs.front(), "First pictures", "Later ones start from the same noise.");
+    if (epochs.size() > 1) add(epochs.back(), "Last pictures", "");
   }
 
   /// The settings file's lines.
@@ -104,7 +119,8 @@ class Results {
       const std::size_t end = std::min(job_.settings.find('\n', begin), job_.settings.size());
       const std::string line = job_.settings.substr(begin, end - begin);
       const std::size_t equals = line.find('=');
-      if (!line.starts_with('#') && equals != std::string::npos) list.emplace_back(line.substr(0, equals), line.substr(equals + 1));
+      if (!line.starts_with('#') && equals != std::string::npos)
+        list.emplace_back(line.substr(0, equals), line.substr(equals + 1));
       begin = end + 1;
     }
     return list;
@@ -112,7 +128,6 @@ class Results {
 
   const Job& job_;
   std::chrono::steady_clock::time_point begin_;
-  std::map<index_t, std::vector<examples::ReportPicture>> pictures_;
   lpo::LpoTrainerReport trained_;
 };
 

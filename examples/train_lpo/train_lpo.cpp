@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// train_lpo: aligns a Stable Diffusion model with latent preference optimization, from a latent reward model and prompts.
+// train_lpo: aligns a Stable Diffusion model with latent preference optimization, from a latent reward model and
+// prompts.
 #include <algorithm>
 #include <cstdio>
 #include <optional>
@@ -49,7 +50,8 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.rollout.divert_end_step = o.divert_end_step;
   t.rollout.lrm_timestep = o.lrm_timestep == "arrival" ? lpo::LrmTimestep::arrival : lpo::LrmTimestep::departure;
   t.threshold.mode = threshold_mode(o.threshold_mode);
-  t.threshold.table = o.threshold_table == "official20" ? lpo::ThresholdTable::official20 : lpo::ThresholdTable::closed_form;
+  t.threshold.table =
+      o.threshold_table == "official20" ? lpo::ThresholdTable::official20 : lpo::ThresholdTable::closed_form;
   t.threshold.minimum = o.threshold_min;
   t.threshold.maximum = o.threshold_max;
   t.threshold.constant = o.threshold_const;
@@ -57,9 +59,11 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.calibration_rollouts = o.calibration_rollouts;
   t.loss = {.beta = o.beta, .clip = o.clip_range, .stable_logsigmoid = o.stable_logsigmoid};
   t.learning_rate = o.learning_rate;
-  t.lr_scheduler = o.lr_scheduler == "constant" ? lpo::LearningRateKind::constant : lpo::LearningRateKind::constant_with_warmup;
+  t.lr_scheduler =
+      o.lr_scheduler == "constant" ? lpo::LearningRateKind::constant : lpo::LearningRateKind::constant_with_warmup;
   t.lr_warmup_steps = o.lr_warmup_steps;
-  t.optimizer = {.beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
+  t.optimizer = {
+      .beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
   t.max_grad_norm = o.max_grad_norm;
   t.ema_decay = o.ema_decay;
   t.max_skipped_steps = o.max_skipped_steps;
@@ -89,7 +93,12 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
     throw lpo::ValueError(
         lpo::message("[train_lpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
   if (!(o.eta > 0))
-    throw lpo::ValueError("[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
+    throw lpo::ValueError(
+        "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
+  if (o.threshold_quantile > 0 && o.threshold_mode == "const")
+    throw lpo::ValueError(
+        "[train_lpo] --threshold_quantile finds thresholds that grow with the noise, and --threshold_mode is const; "
+        "use sigma, variance or linear, or give --threshold_const alone");
   job.trainer = trainer_options(o);
   const auto prompts = static_cast<lpo::index_t>(job.prompts.size());
   job.trainer.sample_batch_size = std::min(job.trainer.sample_batch_size, prompts);
@@ -123,7 +132,8 @@ void program(const Options& o, const CLI::App& app, const std::string& command) 
 
 int main(int argc, char** argv) {
   Options o;
-  CLI::App app{"Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization."};
+  CLI::App app{
+      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization."};
   app.option_defaults()->always_capture_default();
   const auto add = [&](const char* name, auto& value, const char* text) {
     return app.add_option(examples::both_spellings(name), value, text);
@@ -132,14 +142,18 @@ int main(int argc, char** argv) {
     return app.add_flag(examples::both_spellings(name), value, text);
   };
   examples::add_config_option(app);
-  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")->required();
+  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
+      ->required();
   add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
-  add("tokenizer", o.tokenizer, "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
+  add("tokenizer", o.tokenizer,
+      "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
   add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
       ->check(CLI::IsMember({"epsilon", "v_prediction"}));
   add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")->required();
   add("lrm_tokenizer", o.lrm_tokenizer, "the reward model's tokenizer [its own, or the model's]");
-  add("prompt_file", o.prompt_file, "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line")->required();
+  add("prompt_file", o.prompt_file,
+      "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line")
+      ->required();
   add("output_dir", o.output_dir, "where everything goes");
   flag("resume", o.resume, "go on from the newest checkpoint in output_dir, if there is one");
   flag("dry_run", o.dry_run, "print what the run would need, and stop");
@@ -149,15 +163,19 @@ int main(int argc, char** argv) {
   add("dtype", o.dtype, "how weights and activations are kept in memory");
 
   add("num_train_epochs", o.epochs, "passes over the prompts")->check(CLI::PositiveNumber);
-  add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")->check(CLI::NonNegativeNumber);
+  add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")
+      ->check(CLI::NonNegativeNumber);
   add("sample_batch_size", o.sample_batch_size, "prompts of a roll-out")->check(CLI::PositiveNumber);
   add("num_inference_steps", o.num_inference_steps, "S, denoising steps")->check(CLI::Range(1, 1000));
   add("guidance_scale", o.guidance_scale, "classifier-free guidance, in sampling and training; 1 is none");
   add("eta", o.eta, "noise of a step, as in DDIM")->check(CLI::Range(0.0, 1.0));
-  add("num_candidates", o.candidates, "K, next latents that are drawn and compared at each step")->check(CLI::Range(2, 64));
+  add("num_candidates", o.candidates, "K, next latents that are drawn and compared at each step")
+      ->check(CLI::Range(2, 64));
   add("divert_start_step", o.divert_start_step, "steps before it are not compared")->check(CLI::NonNegativeNumber);
-  add("divert_end_step", o.divert_end_step, "the roll-out ends before it; 0 is at the end")->check(CLI::NonNegativeNumber);
-  add("lrm_timestep", o.lrm_timestep, "what the reward model is told: departure (the paper's runs) or arrival (as it was trained)")
+  add("divert_end_step", o.divert_end_step, "the roll-out ends before it; 0 is at the end")
+      ->check(CLI::NonNegativeNumber);
+  add("lrm_timestep", o.lrm_timestep,
+      "what the reward model is told: departure (the paper's runs) or arrival (as it was trained)")
       ->check(CLI::IsMember({"departure", "arrival"}));
   add("lrm_guidance", o.lrm_guidance, "visual feature enhancement; 1 is none");
   add("lrm_multi_scale", o.lrm_multi_scale, "true or false: pool features of every level");
@@ -175,36 +193,48 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 0.99));
   add("calibration_rollouts", o.calibration_rollouts, "roll-outs for that")->check(CLI::PositiveNumber);
 
-  add("beta", o.beta, "strength of the preference against the reference")->check(CLI::PositiveNumber);
+  app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta, "strength of the preference against the reference")
+      ->check(CLI::PositiveNumber);
   add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
   add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
   add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");
-  add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")->check(CLI::IsMember({"zeros", "encoded"}));
+  add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")
+      ->check(CLI::IsMember({"zeros", "encoded"}));
   add("rank", o.rank, "of the LoRA")->check(CLI::PositiveNumber);
   add("lora_alpha", o.lora_alpha, "0 is the rank")->check(CLI::NonNegativeNumber);
-  add("lora_targets", o.lora_targets, "projections with an adapter, by the ends of their names, for example attn2.to_k,attn2.to_v");
+  add("lora_targets", o.lora_targets,
+      "projections with an adapter, by the ends of their names, for example attn2.to_k,attn2.to_v");
   flag("full_finetuning", o.full_finetuning, "train the whole UNet instead of a LoRA; takes a second copy of it");
   add("train_batch_size", o.train_batch_size, "pairs of a forward and backward pass")->check(CLI::PositiveNumber);
-  add("gradient_accumulation_steps", o.gradient_accumulation_steps, "passes of an optimizer step")->check(CLI::PositiveNumber);
-  flag("gradient_checkpointing", o.gradient_checkpointing, "compute activations again in backward: less memory, more time");
+  add("gradient_accumulation_steps", o.gradient_accumulation_steps, "passes of an optimizer step")
+      ->check(CLI::PositiveNumber);
+  flag("gradient_checkpointing", o.gradient_checkpointing,
+       "compute activations again in backward: less memory, more time");
   add("learning_rate", o.learning_rate, "AdamW's")->check(CLI::PositiveNumber);
-  add("lr_scheduler", o.lr_scheduler, "constant or constant_with_warmup")->check(CLI::IsMember({"constant", "constant_with_warmup"}));
+  add("lr_scheduler", o.lr_scheduler, "constant or constant_with_warmup")
+      ->check(CLI::IsMember({"constant", "constant_with_warmup"}));
   add("lr_warmup_steps", o.lr_warmup_steps, "optimizer steps")->check(CLI::NonNegativeNumber);
   add("adam_beta1", o.adam_beta1, "AdamW's")->check(CLI::Range(0.0, 0.99999));
   add("adam_beta2", o.adam_beta2, "AdamW's")->check(CLI::Range(0.0, 0.9999999));
   add("adam_epsilon", o.adam_epsilon, "AdamW's")->check(CLI::PositiveNumber);
   add("adam_weight_decay", o.adam_weight_decay, "AdamW's")->check(CLI::NonNegativeNumber);
-  add("max_grad_norm", o.max_grad_norm, "gradients are scaled down to this norm; 0 is off, as the original code in effect")
+  add("max_grad_norm", o.max_grad_norm,
+      "gradients are scaled down to this norm; 0 is off, as the original code in effect")
       ->check(CLI::NonNegativeNumber);
-  add("ema_decay", o.ema_decay, "above 0: average the trained weights, and draw and export with the averages")->check(CLI::Range(0.0, 0.99999));
-  add("max_skipped_steps", o.max_skipped_steps, "stop after so many steps in a row whose gradients are not finite; 0 is never")
+  add("ema_decay", o.ema_decay, "above 0: average the trained weights, and draw and export with the averages")
+      ->check(CLI::Range(0.0, 0.99999));
+  add("max_skipped_steps", o.max_skipped_steps,
+      "stop after so many steps in a row whose gradients are not finite; 0 is never")
       ->check(CLI::NonNegativeNumber);
 
-  add("validation_prompt", o.validation_prompts, "what to draw between epochs; may be repeated")->allow_extra_args(false);
+  add("validation_prompt", o.validation_prompts, "what to draw between epochs; may be repeated")
+      ->allow_extra_args(false);
   add("num_validation_images", o.validation_images, "of each, from seed, seed + 1, ...")->check(CLI::NonNegativeNumber);
   add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(CLI::PositiveNumber);
-  add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")->check(CLI::NonNegativeNumber);
-  add("checkpoints_total_limit", o.checkpoints_total_limit, "how many are kept; 0 is all")->check(CLI::NonNegativeNumber);
+  add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")
+      ->check(CLI::NonNegativeNumber);
+  add("checkpoints_total_limit", o.checkpoints_total_limit, "how many are kept; 0 is all")
+      ->check(CLI::NonNegativeNumber);
   CLI11_PARSE(app, argc, argv);
   std::string command = "train_lpo";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];

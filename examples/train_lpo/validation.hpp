@@ -15,18 +15,21 @@
 
 namespace train_lpo {
 
-/// Draws with DDIM (eta 0), the run's steps and guidance, and torch's noise: the picture that txt2img draws for the same
-/// settings and seed. Files are `output_dir`/validation/epoch-003/<prompt>-<image>.png.
+/// Draws with DDIM (eta 0), the run's steps and guidance, and torch's noise: the picture that txt2img draws for the
+/// same settings and seed. Files are `output_dir`/validation/epoch-003/<prompt>-<image>.png.
 template <const examples::ModelFamily& F, class T>
 class Validation {
  public:
   struct Picture {
-    std::string path, caption, tag, png;
+    std::string tag, png;
     int width = 0, height = 0;
   };
 
   Validation(lpo::Context<Cpu>& context, const Job& job, Policy<F, T>& policy)
-      : context_(context), job_(job), policy_(policy), schedule_(job.schedule),
+      : context_(context),
+        job_(job),
+        policy_(policy),
+        schedule_(job.schedule),
         sampler_(schedule_, lpo::SamplerKind::ddim, job.options.num_inference_steps, 0.0) {
     if (!wanted()) return;
     vae_store_.add("vae", vae_);
@@ -49,14 +52,13 @@ class Validation {
       std::vector<lpo::RgbImage> drawn;
       for (int i = 0; i < job_.options.validation_images; ++i) {
         Picture picture;
-        picture.path = lpo::message(folder, "/", p, "-", i, ".png");
-        picture.caption = prompts[p];
+        const std::string path = lpo::message(folder, "/", p, "-", i, ".png");
         picture.tag = lpo::message("validation/", p, "-", i);
-        if (!lpo::file_exists(picture.path)) {
+        if (!lpo::file_exists(path)) {
           if (drawn.empty()) drawn = draw_prompt(prompts[p]);
-          lpo::write_png(picture.path, drawn[static_cast<std::size_t>(i)], {{"parameters", parameters(prompts[p], i, epoch)}});
+          lpo::write_png(path, drawn[static_cast<std::size_t>(i)], {{"parameters", parameters(prompts[p], i, epoch)}});
         }
-        picture.png = lpo::read_text_file(picture.path);
+        picture.png = lpo::read_text_file(path);
         picture.width = picture.height = job_.resolution;
         pictures.push_back(std::move(picture));
       }
@@ -70,8 +72,9 @@ class Validation {
     char guidance[32];
     std::snprintf(guidance, sizeof guidance, "%g", o.guidance_scale);
     return lpo::message(prompt, "\nSteps: ", o.num_inference_steps, ", Sampler: DDIM, CFG scale: ", guidance,
-                        ", Seed: ", o.seed + static_cast<std::uint64_t>(image), ", Size: ", job_.resolution, "x", job_.resolution,
-                        ", Model: ", job_.model.name(), ", LPO epoch: ", epoch, ", RNG: CPU, Version: lpo ", LPO_VERSION_STRING);
+                        ", Seed: ", o.seed + static_cast<std::uint64_t>(image), ", Size: ", job_.resolution, "x",
+                        job_.resolution, ", Model: ", job_.model.name(), ", LPO epoch: ", epoch,
+                        ", RNG: CPU, Version: lpo ", LPO_VERSION_STRING);
   }
 
   std::vector<lpo::RgbImage> draw_prompt(const std::string& prompt) {

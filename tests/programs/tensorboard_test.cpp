@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Event files: byte for byte those of TensorBoard's own classes; checksums against published vectors; files of a run.
-#include <common/tensorboard.hpp>
 #include <doctest/doctest.h>
+#include <common/tensorboard.hpp>
 
 #include <cmath>
 #include <limits>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What training programs share: arithmetic and memory of networks beforehand, settings files, the report page.
+#include <doctest/doctest.h>
 #include <common/memory_plan.hpp>
 #include <common/run_report.hpp>
-#include <doctest/doctest.h>
 
 #include <common/config_file.hpp>
 #include <common/options.hpp>
@@ -55,7 +55,8 @@ TEST_CASE("settings are written as they came out, and read back") {
   Settings first, second;
   CLI::App one{"Program."}, two{"Program."};
   const std::string presets = directory.write("preset.toml", "count = 7\nlearning_rate = 1e-5\nsome_text = \"x\"\n");
-  parse(first, one, {"--config", presets, "--count", "8", "--list", "red, blue", "--list", "it's", "--flag", "--path", "/a b/c"});
+  parse(first, one,
+        {"--config", presets, "--count", "8", "--list", "red, blue", "--list", "it's", "--flag", "--path", "/a b/c"});
   CHECK(first.count == 8);  // the command line wins
   CHECK(first.rate == 1e-5);
   const std::string saved = directory.file("config.toml");
@@ -88,7 +89,10 @@ TEST_CASE("prompts come from JSON lists or from plain text, a line each") {
   CHECK(examples::read_captions(directory.write(
             "p.json", R"([{"caption": "a red circle", "trainset_idx": 5}, "a \"blue\" square"])")) == both);
   CHECK(examples::read_captions(directory.write("p.txt", "a red circle\r\n\n  a \"blue\" square  \n")) == both);
-  CHECK(examples::read_captions(directory.write("q.txt", "\xEF\xBB\xBF""a red circle\n[a] \"b\"")).at(1) == "[a] \"b\"");
+  CHECK(examples::read_captions(directory.write("q.txt",
+                                                "\xEF\xBB\xBF"
+                                                "a red circle\n[a] \"b\""))
+            .at(1) == "[a] \"b\"");
   CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("e.txt", "\n \n")); }),
                  "e.txt: has no prompts"));
   CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("o.json", "{}")); }),
@@ -99,7 +103,8 @@ TEST_CASE("prompts come from JSON lists or from plain text, a line each") {
 
 TEST_CASE("the report page escapes texts and stands alone") {
   const TemporaryDirectory directory;
-  directory.write("metrics.jsonl", "{\"step\":0,\"loss\":0.7}\n{\"step\":1,\"loss\":null}\n{\"step\":2,\"loss\":0.5}\n");
+  directory.write("metrics.jsonl",
+                  "{\"step\":0,\"loss\":0.7}\n{\"step\":1,\"loss\":null}\n{\"step\":2,\"loss\":0.5}\n");
   examples::RunReport report;
   report.title = "a < b & c";
   report.lead = "<script>";

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// LpoTrainer with SDXL's conditioning: two text encoders, pooled text and sizes reach policy, reference and reward model.
+// LpoTrainer with SDXL's conditioning: two text encoders, pooled text and sizes reach policy, reference and reward
+// model.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -13,9 +14,16 @@ using small_world::Store, small_world::TemporaryFolder;
 
 namespace {
 
-constexpr ClipTextConfig first_config{.vocabulary = 20, .width = 12, .hidden = 24, .layers = 2, .heads = 2, .positions = 6};
-constexpr ClipTextConfig second_config{
-    .vocabulary = 20, .width = 8, .hidden = 16, .layers = 2, .heads = 2, .positions = 6, .quick_gelu = false, .projection = 16};
+constexpr ClipTextConfig first_config{
+    .vocabulary = 20, .width = 12, .hidden = 24, .layers = 2, .heads = 2, .positions = 6};
+constexpr ClipTextConfig second_config{.vocabulary = 20,
+                                       .width = 8,
+                                       .hidden = 16,
+                                       .layers = 2,
+                                       .heads = 2,
+                                       .positions = 6,
+                                       .quick_gelu = false,
+                                       .projection = 16};
 constexpr UNetConfig unet_config{.levels = 2,
                                  .channels = {8, 16, 0, 0},
                                  .layers_per_block = 1,

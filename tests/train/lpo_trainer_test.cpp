@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// LpoTrainer: first loss ln 2 with Delta exactly 0, exact resume after a kill, thread independence, cancelling, averages,
-// gradient checkpointing, and steps without finite gradients.
+// LpoTrainer: first loss ln 2 with Delta exactly 0, exact resume after a kill, thread independence, cancelling,
+// averages, gradient checkpointing, and steps without finite gradients.
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <cstring>
+
+#include <common/memory_plan.hpp>
 
 #include "killed.hpp"
 #include "small_world.hpp"
@@ -233,7 +235,8 @@ struct Whole {
     Context<Cpu> context(2);
     Reward reward;
     const NoiseSchedule schedule;
-    LpoTrainer trainer(context, unet, store, encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    LpoTrainer trainer(context, unet, store, encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4},
+                       options);
     trainer.set_reference(reference);
     return trainer.train(prompts(), progress);
   }
@@ -254,7 +257,8 @@ TEST_CASE("full fine-tuning starts where the reference is, and moves away from i
   CHECK(weights(whole.store) != before);
 }
 
-TEST_CASE("the average of one step is decay times the start and the rest the step; resumed averages are the same bits") {
+TEST_CASE(
+    "the average of one step is decay times the start and the rest the step; resumed averages are the same bits") {
   Policy one;
   const auto start = weights(one.store);
   auto options = lpo_options("");
@@ -265,7 +269,8 @@ TEST_CASE("the average of one step is decay times the start and the rest the ste
   Reward reward;
   const NoiseSchedule schedule;
   {
-    LpoTrainer trainer(context, one.unet, one.store, one.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    LpoTrainer trainer(context, one.unet, one.store, one.encoder, reward.lrm, reward.encoder, schedule,
+                       Extents<3>{4, 4, 4}, options);
     trainer.train(prompts());
     REQUIRE(trainer.ema() != nullptr);
     const auto end = weights(one.store);
@@ -285,7 +290,8 @@ TEST_CASE("the average of one step is decay times the start and the rest the ste
     auto o = lpo_options(folder);
     o.ema_decay = 0.9;
     o.resume = resume;
-    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, o);
+    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
+                       Extents<3>{4, 4, 4}, o);
     try {
       trainer.train(prompts(), progress);
     } catch (const CancelledError&) {
@@ -309,12 +315,18 @@ TEST_CASE("gradient checkpointing computes the same gradients in less memory") {
     Context<Cpu> context(2);
     Reward reward;
     const NoiseSchedule schedule;
-    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
+    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
+                       Extents<3>{4, 4, 4}, options);
     trainer.train(prompts());
     results[on] = weights(policy.store);
     peaks[on] = context.activations().peak_bytes();
   }
   CHECK(peaks[1] < peaks[0]);
+  // What programs foresee, for 4 pairs under guidance.
+  const auto work = examples::unet_work(unet_config, 4, 4, 6, true);
+  CHECK(static_cast<double>(peaks[0]) == doctest::Approx(8 * sizeof(float) * work.kept).epsilon(0.2));
+  CHECK(static_cast<double>(peaks[1]) ==
+        doctest::Approx(8 * sizeof(float) * (work.kept_by_layers + 2 * work.widest_layer)).epsilon(0.2));
   // AdamW's first steps are about as large as the rate, whatever the gradient: compare the distance with that.
   double worst = 0;
   for (std::size_t i = 0; i < results[0].size(); ++i)
@@ -328,7 +340,9 @@ TEST_CASE("stopped in the middle of a roll-out: saved, and resumed as if nothing
   Policy whole, cut, resumed;
   run(whole, lpo_options(whole_folder.path()));
   int calls = 0;
-  CHECK_THROWS_AS(run(cut, lpo_options(cut_folder.path()), [&](const Progress& p) { return p.step < 3 || ++calls < 3; }), CancelledError);
+  CHECK_THROWS_AS(
+      run(cut, lpo_options(cut_folder.path()), [&](const Progress& p) { return p.step < 3 || ++calls < 3; }),
+      CancelledError);
   CHECK(CheckpointFolder(cut_folder.path(), 0).steps().back() == 3);  // although every second iteration is saved
   auto options = lpo_options(cut_folder.path());
   options.resume = true;
@@ -382,7 +396,8 @@ TEST_CASE("too many such steps in a row end training with the last good weights 
     text = error.what();
   }
   CHECK(text.find("not finite in 9 steps in a row, beginning in iteration 2 after ") != std::string::npos);
-  CHECK(text.find("the last good weights are in " + folder.path() + "/checkpoint-2; lower learning_rate") != std::string::npos);
+  CHECK(text.find("the last good weights are in " + folder.path() + "/checkpoint-2; lower learning_rate") !=
+        std::string::npos);
   CHECK(weights(whole.store) == good);
   const auto json = nlohmann::json::parse(read_text_file(folder.path() + "/not_finite.json"));
   CHECK(json["first_iteration"] == 2);
@@ -412,13 +427,14 @@ TEST_CASE("a log line has the method's names") {
   run(policy, options);
   CHECK(lines_seen == 5);
   const auto line = log_lines(folder.path()).back();
-  for (const char* name : {"epoch", "reward_mean", "reward_std", "kept", "kept_t_small", "train_loss", "train_ratio_win", "train_ratio_lose",
-                           "implicit_acc", "train_margin", "policy_density_win", "policy_density_lose", "ref_density_win",
-                           "ref_density_lose", "grad_norm", "lr", "global_step", "skipped_steps"})
+  for (const char* name :
+       {"epoch", "reward_mean", "reward_std", "kept", "kept_t_small", "train_loss", "train_ratio_win",
+        "train_ratio_lose", "implicit_acc", "train_margin", "policy_density_win", "policy_density_lose",
+        "ref_density_win", "ref_density_lose", "grad_norm", "lr", "global_step", "skipped_steps"})
     CHECK_MESSAGE(line.contains(name), name);
   CHECK(line["lr"].get<double>() == 1e-3);
   CHECK(line["epoch"].get<double>() == doctest::Approx(15.0 / 7.0));
-  CHECK(files.size() == 2);
+  CHECK(files.size() == 3);  // after iterations 2 and 4, and at the end
   CHECK(read_text_file(folder.path() + "/latest/extra") == "x");
 }
 

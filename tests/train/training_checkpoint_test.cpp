@@ -102,7 +102,8 @@ TEST_CASE("a checkpoint of the same step is replaced, further files are inside, 
   for (const index_t step : {5, 6, 7}) checkpoints.save(state_of(values, step));
   CHECK(std::filesystem::read_symlink(folder.path() + "/latest") == "checkpoint-7");
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) names.push_back(entry.path().filename().string());
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+    names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   CHECK(names == std::vector<std::string>{"checkpoint-6", "checkpoint-7", "latest"});
 }
@@ -111,7 +112,8 @@ TEST_CASE("a checkpoint that could not be completed is not there, and what is le
   TemporaryFolder folder;
   const CheckpointFolder checkpoints(folder.path(), 0);
   std::vector<float> values{1};
-  CHECK_THROWS_AS(checkpoints.save(state_of(values, 1), [](const std::string&) { throw FileError("disk full"); }), FileError);
+  CHECK_THROWS_AS(checkpoints.save(state_of(values, 1), [](const std::string&) { throw FileError("disk full"); }),
+                  FileError);
   CHECK(checkpoints.steps().empty());
   std::filesystem::create_directories(folder.path() + "/.removed-checkpoint-9");
   checkpoints.save(state_of(values, 2));

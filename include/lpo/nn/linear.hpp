@@ -130,8 +130,8 @@ struct LoraLinear {
 };
 
 /// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
-/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many projections
-/// were adapted.
+/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many
+/// projections were adapted.
 template <class T, class Device, class Module>
 int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
@@ -154,8 +154,8 @@ int enable_lora(Module& module, index_t rank, float alpha, const std::function<b
 /// Whether a module's name is one of the `targets` or ends in ".target", as peft matches its target_modules.
 inline bool is_lora_target(const std::string& name, const std::vector<std::string>& targets) {
   return std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
-    return name == target || (name.size() > target.size() && name.ends_with(target) &&
-                              name[name.size() - target.size() - 1] == '.');
+    return name == target ||
+           (name.size() > target.size() && name.ends_with(target) && name[name.size() - target.size() - 1] == '.');
   });
 }
 

@@ -60,8 +60,8 @@ class ParameterStore {
     allocate([](const std::string&) { return false; });
   }
 
-  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox operation i,
-  /// so one model's start does not depend on another's.
+  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox
+  /// operation i, so one model's start does not depend on another's.
   void initialize(std::uint64_t seed, const std::function<bool(const std::string&)>& which = {}) {
     for (std::size_t i = 0; i < entries_.size(); ++i)
       if (!which || which(entries_[i].name)) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));

@@ -46,8 +46,8 @@ struct Transformers<Channels, Count, A, U, T, Device> {
   void visit_as(const char*, ParameterVisitor<T, Device>&) {}
 };
 
-/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape asks
-/// for that.
+/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape
+/// asks for that.
 template <class Device, class Run, class... Inputs>
 auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> std::invoke_result_t<Run, Inputs...> {
   if (tape.recording() && tape.checkpointing()) return checkpoint(tape, run, inputs...);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// FiniteGuard: decides about steps whose gradients are not finite: leave out a few, stop at many, and say where it began.
+// FiniteGuard: decides about steps whose gradients are not finite: leave out a few, stop at many, and say where it
+// began.
 #pragma once
 
 #include <cmath>

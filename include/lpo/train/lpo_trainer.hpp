@@ -50,8 +50,8 @@ struct LpoTrainerOptions {
   LearningRateKind lr_scheduler = LearningRateKind::constant;
   index_t lr_warmup_steps = 0;  ///< optimiser steps
   AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-4};
-  double ema_decay = 0;         ///< > 0: keep an exponential moving average of the trained weights beside them
-  int max_skipped_steps = 10;       ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
+  double ema_decay = 0;        ///< > 0: keep an exponential moving average of the trained weights beside them
+  int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
   bool gradient_checkpointing = false;
   bool small_bucket_includes_t1 = true;  ///< in the log; see kept_buckets
   double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
@@ -63,9 +63,12 @@ struct LpoTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
-  std::function<void(index_t iteration, const MetricValues&)> on_metrics;  ///< after each iteration: its line of the log
-  std::function<void(const std::string& folder)> checkpoint_files;         ///< adds files of its own to a checkpoint
-  std::function<void(LpoStage)> on_stage;  ///< called when a part begins; on a device, work called before may still run
+  /// Called after each iteration with its line of the log.
+  std::function<void(index_t iteration, const MetricValues&)> on_metrics;
+  /// Adds files of its own to a checkpoint's folder.
+  std::function<void(const std::string& folder)> checkpoint_files;
+  /// Called when a part begins; on a device, work called before may still run.
+  std::function<void(LpoStage)> on_stage;
 };
 
 /// Prompts as token ids, for the policy's text encoder and for the reward model's own.
@@ -118,9 +121,11 @@ class LpoTrainer {
       throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
       throw ValueError("[LpoTrainer] sample_batch_size and train_batch_size must be at least 1");
-    if (options_.lr_scheduler != LearningRateKind::constant && options_.lr_scheduler != LearningRateKind::constant_with_warmup)
-      throw ValueError("[LpoTrainer] how many optimizer steps there will be depends on the pairs that are kept, so the rate cannot "
-                       "fall towards the last one; use lr_scheduler constant or constant_with_warmup");
+    if (options_.lr_scheduler != LearningRateKind::constant &&
+        options_.lr_scheduler != LearningRateKind::constant_with_warmup)
+      throw ValueError(
+          "[LpoTrainer] how many optimizer steps there will be depends on the pairs that are kept, so the rate cannot "
+          "fall towards the last one; use lr_scheduler constant or constant_with_warmup");
     if (options_.ema_decay > 0) ema_.emplace(context, optimizer_.spans(), options_.ema_decay);
     tape_.set_checkpointing(options_.gradient_checkpointing);
     if (!(options_.loss_scale > 0)) throw ValueError(message("[LpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
@@ -129,11 +134,13 @@ class LpoTrainer {
   /// Uses another network as the reference (full fine-tuning).
   void set_reference(UNet& reference) { reference_ = &reference; }
 
-  /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out again.
+  /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out
+  /// again.
   Ema<T, Device>* ema() { return ema_ ? &*ema_ : nullptr; }
 
-  /// Runs to max_train_iterations. `progress` is called before the first iteration, during roll-outs and after each iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed
-  /// gives the same bits with or without an interruption in between.
+  /// Runs to max_train_iterations. `progress` is called before the first iteration, during roll-outs and after each
+  /// iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed gives the same
+  /// bits with or without an interruption in between.
   LpoTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
     const std::size_t tail = 2 + 2 * rollout_.steps().size();  // per step, then what is counted in all
@@ -154,14 +161,17 @@ class LpoTrainer {
     LpoTrainerReport report;
     double shown_accuracy = 0, shown_margin = 0, shown_loss = 0;
     const auto shown = [&] {
-      return MetricValues{{"loss", shown_loss}, {"implicit_acc", shown_accuracy}, {"margin", shown_margin},
+      return MetricValues{{"loss", shown_loss},
+                          {"implicit_acc", shown_accuracy},
+                          {"margin", shown_margin},
                           {"kept", static_cast<double>(rollout_.pairs().count())}};
     };
     const auto save = [&] {
       if (!options_.output_dir.empty() && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
     };
     const auto cancel = [&] {
-      throw CancelledError(message("[LpoTrainer] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
+      throw CancelledError(
+          message("[LpoTrainer] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
     };
     if (!reporter.report(state.step)) cancel();
 
@@ -201,7 +211,8 @@ class LpoTrainer {
       }
       count_steps(counters);
       counters[1] += static_cast<float>(rollout_.pairs().count());
-      const auto line = log_line(metrics, norm, static_cast<double>(state.step * std::ssize(rows)) / static_cast<double>(prompts.size()));
+      const auto line = log_line(
+          metrics, norm, static_cast<double>(state.step * std::ssize(rows)) / static_cast<double>(prompts.size()));
       log.write(state.step - 1, line);
       if (options_.on_metrics) options_.on_metrics(state.step - 1, line);
       if (metrics.pairs > 0 && std::isfinite(metrics.loss)) {
@@ -221,6 +232,8 @@ class LpoTrainer {
         break;
       }
     }
+    // A longer run can go on from the end of this one.
+    if (options_.checkpointing_iterations > 0 && !folder.contains(state.step)) save();
     report.iterations = state.step;
     report.optimizer_steps = optimizer_.step_count();
     report.pairs = static_cast<index_t>(counters[1]);
@@ -361,13 +374,15 @@ class LpoTrainer {
     const auto order = shuffled_order(rollout_.pairs().count(), options_.seed, iteration);
     const auto size = static_cast<std::size_t>(options_.train_batch_size);
     for (std::size_t begin = 0; begin < order.size() && !guard_.exhausted(); begin += size)
-      largest_norm = std::max(largest_norm, train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)),
-                                                           iteration, metrics));
+      largest_norm = std::max(
+          largest_norm, train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)),
+                                       iteration, metrics));
     return {metrics, largest_norm};
   }
 
   /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
-  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> pairs, std::uint32_t iteration, LpoMetrics& metrics) {
+  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> pairs, std::uint32_t iteration,
+                        LpoMetrics& metrics) {
     store_.reset_gradients();
     const auto size = static_cast<std::size_t>(micro_batch(options_));
     for (std::size_t begin = 0; begin < pairs.size(); begin += size) {
@@ -380,7 +395,8 @@ class LpoTrainer {
     const double norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
     // A batch whose gradient is not finite is left out, as a loss scaler would.
-    if (!guard_.accept(norm, iteration, optimizer_.step_count(), [&] { return non_finite_gradients(store_); })) return norm;
+    if (!guard_.accept(norm, iteration, optimizer_.step_count(), [&] { return non_finite_gradients(store_); }))
+      return norm;
     rate_ = rates(optimizer_.step_count());
     optimizer_.step(rate_, clip_scale(norm, options_.max_grad_norm) / options_.loss_scale);
     if (ema_) ema_->update();
@@ -422,16 +438,28 @@ class LpoTrainer {
     RunningMoments scores;
     for (const auto& step : rollout_.statistics()) scores.merge(step.scores);
     const auto kept = kept_buckets(rollout_.statistics(), options_.small_bucket_includes_t1);
-    MetricValues line{{"epoch", epoch}, {"reward_mean", scores.mean()}, {"reward_std", scores.deviation()}, {"kept", static_cast<double>(rollout_.pairs().count())},
-                      {"kept_t_very_large", kept.very_large * 1.0}, {"kept_t_large", kept.large * 1.0},
-                      {"kept_t_middle", kept.middle * 1.0}, {"kept_t_small", kept.small * 1.0}};
+    MetricValues line{{"epoch", epoch},
+                      {"reward_mean", scores.mean()},
+                      {"reward_std", scores.deviation()},
+                      {"kept", static_cast<double>(rollout_.pairs().count())},
+                      {"kept_t_very_large", kept.very_large * 1.0},
+                      {"kept_t_large", kept.large * 1.0},
+                      {"kept_t_middle", kept.middle * 1.0},
+                      {"kept_t_small", kept.small * 1.0}};
     if (metrics.pairs > 0) {
-      const MetricValues trained{{"train_loss", metrics.loss}, {"train_ratio_win", metrics.ratio_win},
-                                 {"train_ratio_lose", metrics.ratio_lose}, {"implicit_acc", metrics.implicit_accuracy},
-                                 {"train_margin", metrics.margin}, {"win_clipped", metrics.win_clipped},
-                                 {"lose_clipped", metrics.lose_clipped}, {"policy_density_win", metrics.density_win},
-                                 {"policy_density_lose", metrics.density_lose}, {"ref_density_win", metrics.reference_density_win},
-                                 {"ref_density_lose", metrics.reference_density_lose}, {"grad_norm", norm}, {"lr", rate_},
+      const MetricValues trained{{"train_loss", metrics.loss},
+                                 {"train_ratio_win", metrics.ratio_win},
+                                 {"train_ratio_lose", metrics.ratio_lose},
+                                 {"implicit_acc", metrics.implicit_accuracy},
+                                 {"train_margin", metrics.margin},
+                                 {"win_clipped", metrics.win_clipped},
+                                 {"lose_clipped", metrics.lose_clipped},
+                                 {"policy_density_win", metrics.density_win},
+                                 {"policy_density_lose", metrics.density_lose},
+                                 {"ref_density_win", metrics.reference_density_win},
+                                 {"ref_density_lose", metrics.reference_density_lose},
+                                 {"grad_norm", norm},
+                                 {"lr", rate_},
                                  {"skipped_steps", static_cast<double>(guard_.skipped())},
                                  {"global_step", static_cast<double>(optimizer_.step_count())}};
       line.insert(line.end(), trained.begin(), trained.end());

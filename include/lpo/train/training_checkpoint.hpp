@@ -177,7 +177,9 @@ class CheckpointFolder {
     const fs::path target = fs::path(folder_) / name;
     if (fs::exists(target, error)) set_aside(name);
     fs::rename(partial, target, error);
-    if (error) throw FileError(message("[checkpoint] cannot rename ", partial.string(), " to ", target.string(), ": ", error.message()));
+    if (error)
+      throw FileError(
+          message("[checkpoint] cannot rename ", partial.string(), " to ", target.string(), ": ", error.message()));
     detail::sync_directory(folder_);
     // Where a file system has no links, there is none.
     const fs::path link = fs::path(folder_) / ".latest";
@@ -209,7 +211,8 @@ class CheckpointFolder {
     std::vector<fs::path> found;
     for (fs::directory_iterator it(folder_, error), end; !error && it != end; it.increment(error)) {
       const std::string name = it->path().filename().string();
-      if (name.starts_with(".partial-checkpoint-") || name.starts_with(".removed-checkpoint-")) found.push_back(it->path());
+      if (name.starts_with(".partial-checkpoint-") || name.starts_with(".removed-checkpoint-"))
+        found.push_back(it->path());
     }
     for (const auto& path : found) fs::remove_all(path, error);
   }
