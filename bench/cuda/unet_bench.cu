@@ -4,11 +4,10 @@
 #include <memory>
 #include <vector>
 
-#include <array>
-
 #include <lpo/cuda.cuh>
 
 #include <cuda/device_time.cuh>
+#include <cuda/random_weights.cuh>
 
 namespace {
 
@@ -29,14 +28,7 @@ struct Denoiser {
     if (lora_rank > 0) lpo::enable_lora<T, Cuda>(*unet, lora_rank, static_cast<float>(lora_rank));
     store.add("", *unet);
     store.allocate([&](const std::string& name) { return name.find("lora_") != std::string::npos; });
-    std::uint32_t operation = 0;
-    for (const auto& entry : store.entries()) {  // on the device: the store's own start would take minutes
-      auto& p = *entry.parameter;
-      const index_t inputs = p.size() / std::max<index_t>(1, p.extents[0]);
-      const float deviation = p.rank == 1 ? 0.02f : 1.0f / std::sqrt(static_cast<float>(std::max<index_t>(1, inputs)));
-      lpo::kernel::RandomNormal<Cuda>::fill(context, p.size(), p.data(), p.rank == 1 ? 0.5f : 0.0f, deviation, 7,
-                                            operation++, 0, 0);
-    }
+    bench::initialize_on_device(context, store, 7);
   }
 
   auto predict(const bench::Random<T>& latents, const bench::Random<T>& text, std::span<const float> timesteps) {

@@ -49,6 +49,7 @@ inline double vae_activations(const lpo::VaeConfig& c, double height, double wid
 struct UNetWork {
   double down = 0, middle = 0, up = 0;
   double kept = 0;           ///< numbers that backward needs, one row
+  double kept_by_encoder = 0;  ///< of these, the down and the middle part's: all that a reward model runs
   double kept_by_layers = 0;  ///< with gradient checkpointing: the layers' inputs and outputs
   double widest_layer = 0;   ///< what one layer keeps while it is recomputed
 
@@ -81,6 +82,7 @@ class UNetCounter {
     }
     const double middle = c_.last_channels(), low = height * width;
     work_.middle = layer(middle, middle, c_.mid_depth, low) + layer(middle, middle, 0, low);
+    work_.kept_by_encoder = work_.kept;
     for (int level = c_.levels - 1; level >= 0; --level) {
       const double out = c_.level_channels(level), area = height * width;
       for (int i = 0; i <= c_.layers_per_block; ++i) {
@@ -147,6 +149,25 @@ inline UNetWork unet_work(const lpo::UNetConfig& c, int height, int width, int t
 inline double text_work(const lpo::ClipTextConfig& c) {
   const double n = c.positions, w = c.width;
   return c.layers * n * (8 * w * w + 4 * n * w + 4 * w * c.hidden);
+}
+
+/// Floating-point operations of encoding one picture: convolutions and the middle's attention.
+inline double vae_encoder_work(const lpo::VaeConfig& c, double height, double width) {
+  const auto convolution = [](double in, double out, double taps, double area) { return 2 * in * out * taps * area; };
+  double area = height * width, in = c.level_channels(0), work = convolution(3, in, 9, area);
+  const auto resnet = [&](double from, double to) {
+    return convolution(from, to, 9, area) + convolution(to, to, 9, area) +
+           (from != to ? convolution(from, to, 1, area) : 0);
+  };
+  for (int level = 0; level < c.levels; ++level) {
+    const double out = c.level_channels(level);
+    for (int i = 0; i < c.layers_per_block; ++i, in = out) work += resnet(in, out);
+    if (level + 1 == c.levels) break;
+    area /= 4;
+    work += convolution(out, out, 9, area);
+  }
+  work += 2 * resnet(in, in) + (c.mid_attention ? 4 * convolution(in, in, 1, area) + 4 * area * area * in : 0);
+  return work + convolution(in, 2 * c.latent_channels, 9, area);
 }
 
 /// Floating-point operations a second that matrix products reach here, from a product that takes some tenths of a

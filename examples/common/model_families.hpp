@@ -37,6 +37,16 @@ inline constexpr ModelFamily sdxl_family{
 inline constexpr ModelFamily tiny_family{"tiny world", tinyworld::unet_config, tinyworld::vae_config,
                                          tinyworld::text_config, 128};
 
+/// The family of the reward models that score a family's latents: its own, or one that shares its autoencoder.
+template <const ModelFamily& F>
+struct RewardFamily {
+  static constexpr const ModelFamily& value = F;
+};
+template <>
+struct RewardFamily<sd21_family> {
+  static constexpr const ModelFamily& value = sd15_family;
+};
+
 /// What a model of a family keeps its autoencoder in when the rest is stored as T.
 template <const ModelFamily& F, class T>
 using VaeStorage = std::conditional_t<F.force_upcast && std::is_same_v<T, lpo::half>, float, T>;

@@ -8,15 +8,15 @@
 #include <vector>
 
 #include <lpo/io/clip_tokenizer.hpp>
-#include <lpo/lpo.hpp>
 #include <lpo/train/clip_text_encoder.hpp>
 #include <lpo/train/latent_scorer.hpp>
 
+#include "../common/device.hpp"
 #include "tiny_config.hpp"
 
 namespace tinyworld {
 
-using Device = lpo::Cpu;
+using Device = examples::Device;
 using Vae = lpo::AutoencoderKL<vae_config, float, Device>;
 using Text = lpo::CLIPTextModel<text_config, float, Device>;
 using UNet = lpo::UNet2DCondition<unet_config, float, Device>;

@@ -23,7 +23,7 @@ inline lpo::Tensor<float, 4> to_tensor(std::span<const Image> images) {
 }
 
 /// [n, 32, 32, 3] in [-1, 1] as pictures, limited to [0, 1].
-inline std::vector<Image> to_images(const lpo::View<const float, 4, Device>& pixels) {
+inline std::vector<Image> to_images(const lpo::View<const float, 4, lpo::Cpu>& pixels) {
   std::vector<Image> images;
   const auto size = static_cast<std::size_t>(image_size * image_size * 3);
   for (lpo::index_t i = 0; i < pixels.extent(0); ++i) {
@@ -36,15 +36,17 @@ inline std::vector<Image> to_images(const lpo::View<const float, 4, Device>& pix
   return images;
 }
 
-/// Latents (scaled, [n, 8, 8, 4]) to pictures.
-inline std::vector<Image> decode_latents(lpo::Tape<Device>& tape, Vae& vae, const lpo::View<const float, 4, Device>& latents) {
+/// Latents (scaled, [n, 8, 8, 4], on the host) to pictures.
+inline std::vector<Image> decode_latents(lpo::Tape<Device>& tape, Vae& vae, const lpo::View<const float, 4, lpo::Cpu>& latents) {
   const auto guard = tape.inference();
   const auto start = tape.snapshot();
-  const lpo::Var<float, 4, Device> unscaled = lpo::constant(tape, latents) * (1.0 / static_cast<double>(vae.scaling_factor));
-  const lpo::Var<float, 4, Device> pixels = vae.decode(unscaled);
-  auto images = to_images(pixels.view());
+  const auto on_device = lpo::to_device<Device>(lpo::Tensor<float, 4>::copy_of(latents));
+  const lpo::Var<float, 4, Device> unscaled = lpo::constant(tape, on_device) * (1.0 / static_cast<double>(vae.scaling_factor));
+  const lpo::Var<float, 4, Device> decoded = vae.decode(unscaled);
+  lpo::Tensor<float, 4> pixels(decoded.extents());
+  tape.context().copy_to_host(pixels.data(), decoded.data(), static_cast<std::size_t>(pixels.size()) * sizeof(float));
   tape.rewind(start);
-  return images;
+  return to_images(pixels.view());
 }
 
 struct GenerateOptions {
@@ -56,7 +58,7 @@ struct GenerateOptions {
   std::uint64_t seed = 42;  ///< picture i starts from the same noise whatever the batch and the adapters
 };
 
-/// One latent per caption (repeat a caption for several pictures), [n, 8, 8, 4].
+/// One latent per caption (repeat a caption for several pictures), [n, 8, 8, 4], on the host.
 inline lpo::Tensor<float, 4> generate_latents(lpo::Context<Device>& context, lpo::Tape<Device>& tape, UNet& unet, TextEncoder& text,
                                               const lpo::ClipTokenizer& tokenizer, const lpo::NoiseSchedule& schedule,
                                               const std::vector<std::string>& captions, const GenerateOptions& options,
@@ -75,10 +77,11 @@ inline lpo::Tensor<float, 4> generate_latents(lpo::Context<Device>& context, lpo
     }
     const auto prompts = lpo::encode_prompts<float>(tape, text, std::span<const std::int32_t>(ids), end - begin);
     denoiser.set_prompts(prompts);
-    const auto part = latents.view().slice(0, begin, end);
-    const auto first = static_cast<std::uint64_t>(begin * latent_extents.size());
-    lpo::fill_normal(context, part, {options.seed, lpo::random_operation::initial_latents, 0}, first);
-    lpo::sample(context, std::span<const lpo::GaussianStep>(steps), denoiser, part, options.seed + static_cast<std::uint64_t>(begin));
+    lpo::Tensor<float, 4, Device> part(lpo::Extents<4>{end - begin, latent_size, latent_size, latent_channels});
+    const lpo::index_t first = begin * latent_extents.size();
+    lpo::fill_normal(context, part.view(), {options.seed, lpo::random_operation::initial_latents, 0}, static_cast<std::uint64_t>(first));
+    lpo::sample(context, std::span<const lpo::GaussianStep>(steps), denoiser, part.view(), options.seed + static_cast<std::uint64_t>(begin));
+    context.copy_to_host(latents.data() + first, part.data(), static_cast<std::size_t>(part.size()) * sizeof(float));
     if (progress && !progress(end, n)) throw lpo::CancelledError("[generate] cancelled");
   }
   return latents;

@@ -523,12 +523,14 @@ LPO_HOST_DEVICE inline void philox_normal4(std::uint64_t seed, std::uint64_t ele
   box_muller(block.v[2], block.v[3], out[2], out[3]);
 }
 
-/// Writes standard normals 0..count-1 of the field `key`; element i has the same bits whatever `count` is.
-inline void philox_fill_normal(RandomKey key, float* out, std::size_t count) {
-  for (std::size_t first = 0; first < count; first += 4) {
+/// Writes standard normals first..first+count-1 of the field `key`; element i has the same bits wherever a call begins
+/// and ends.
+inline void philox_fill_normal(RandomKey key, float* out, std::size_t count, std::uint64_t first = 0) {
+  const std::uint64_t end = first + count;
+  for (std::uint64_t block = first / 4; 4 * block < end; ++block) {
     float four[4];
-    philox_normal4(key.seed, first / 4, key.operation, key.step, four);
-    for (std::size_t i = first; i < count && i < first + 4; ++i) out[i] = four[i - first];
+    philox_normal4(key.seed, block, key.operation, key.step, four);
+    for (std::uint64_t i = std::max(first, 4 * block); i < std::min(end, 4 * block + 4); ++i) out[i - first] = four[i % 4];
   }
 }
 
@@ -2677,7 +2679,8 @@ namespace lpo::inline LPO_ABI {
 namespace kernel {
 
 /// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr * (m / bias1 / (sqrt(v / bias2) + epsilon) + weight_decay * p),
-/// with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101).
+/// with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101). Gradients may be
+/// stored in fewer bits than the parameters that they update.
 struct AdamWParams {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
   float bias1 = 1, bias2 = 1;
@@ -2688,9 +2691,9 @@ template <class Device>
 struct AdamW {
   LPO_MISSING_KERNEL(Device, "adamw");
 
-  template <class T>
-  static void step(Context<Device>&, const AdamWParams&, index_t count, T* parameter, const T* gradient, compute_t<T>* m,
-                   compute_t<T>* v);
+  template <class T, class Gradient>
+  static void step(Context<Device>&, const AdamWParams&, index_t count, T* parameter, const Gradient* gradient,
+                   compute_t<T>* m, compute_t<T>* v);
 };
 
 }  // namespace kernel
@@ -2705,8 +2708,8 @@ namespace kernel {
 
 template <>
 struct AdamW<Cpu> {
-  template <class T>
-  static void step(Context<Cpu>& context, const AdamWParams& p, index_t count, T* parameter, const T* gradient,
+  template <class T, class Gradient>
+  static void step(Context<Cpu>& context, const AdamWParams& p, index_t count, T* parameter, const Gradient* gradient,
                    compute_t<T>* m, compute_t<T>* v) {
     using V = detail::lanes_t<T>;
     using S = compute_t<T>;
@@ -6075,6 +6078,10 @@ class Tape {
   bool recording() const { return recording_; }
   /// Whether LoRA adapters contribute. Off, the same weights are the reference model.
   bool adapters() const { return adapters_; }
+  /// Whether networks keep only their layers' inputs and outputs and compute the rest again in backward (gradient
+  /// checkpointing): less memory for about a third more time.
+  bool checkpointing() const { return checkpointing_; }
+  void set_checkpointing(bool on) { checkpointing_ = on; }
 
   /// Restores both modes when it goes out of scope.
   class ModeGuard {
@@ -6214,6 +6221,7 @@ class Tape {
   Tracked* tracked_ = nullptr;
   bool recording_ = true;
   bool adapters_ = true;
+  bool checkpointing_ = false;
   bool met_trainable_ = false;
 };
 
@@ -6438,8 +6446,10 @@ void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Ran
 template <class T, class Device, int Channels>
 void backward(const Var<T, 1, Device, Channels>& loss) {
   if (loss.size() != 1) throw ShapeError(message("[backward] the loss must hold one element, has ", to_string(loss.extents())));
-  const auto one = Tensor<T, 1, Device>::full(Extents<1>{1}, 1.0);
-  backward(loss, one.view());
+  const T one = static_cast<T>(compute_t<T>(1));
+  const View<T, 1, Device> cotangent(loss.tape().template allocate<T>(1), Extents<1>{1});
+  loss.tape().context().copy_from_host(cotangent.data, &one, sizeof(one));
+  backward(loss, View<const T, 1, Device>(cotangent));
 }
 
 /// Value of a one-element Var.
@@ -6634,18 +6644,25 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it.
+/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless the two
+/// places overlap.
 template <class Device, class T, int Rank, int Channels>
 Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, const typename Tape<Device>::Snapshot& start,
                                       const Var<T, Rank, Device, Channels>& value) {
-  const auto dense = Extents<Rank>(value.extents());
-  const std::size_t bytes = static_cast<std::size_t>(value.size()) * sizeof(T);
-  Scratch<Device> scratch(tape.context());
-  auto* kept = scratch.template allocate<std::byte>(static_cast<index_t>(bytes));
-  tape.context().copy_from_host(kept, value.data(), bytes);
   tape.rewind(start);
-  const auto out = make_output<T, Channels>(tape, dense, false);
-  tape.context().copy_from_host(out.data(), kept, bytes);
+  const auto out = make_output<T, Channels>(tape, Extents<Rank>(value.extents()), false);
+  const auto bytes = static_cast<std::size_t>(value.size()) * sizeof(T);
+  const auto from = reinterpret_cast<std::uintptr_t>(value.data()), to = reinterpret_cast<std::uintptr_t>(out.data());
+  if (from == to) return out;
+  auto& context = tape.context();
+  if (from >= to + bytes || to >= from + bytes) {
+    context.copy(out.data(), value.data(), bytes);
+    return out;
+  }
+  Scratch<Device> scratch(context);
+  auto* kept = scratch.template allocate<std::byte>(static_cast<index_t>(bytes));
+  context.copy(kept, value.data(), bytes);
+  context.copy(out.data(), kept, bytes);
   return out;
 }
 
@@ -6906,55 +6923,70 @@ Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std:
 
 namespace lpo::inline LPO_ABI {
 
+namespace detail {
+
+template <class T, class Device>
+void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias) {
+  if (weight.extent(1) != x.extent(1))
+    throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1), ": input ",
+                             to_string(x.extents()), ", weight ", to_string(weight.extents())));
+  if (bias.present() && bias.extent(0) != weight.extent(0))
+    throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", weight.extent(0)));
+  if (x.view().strides[1] != 1 && x.extent(1) > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
+  if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
+}
+
+/// y = x W^T + b.
+template <class T, class Device>
+void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias, T* y) {
+  kernel::GemmParams<T> p{};
+  p.m = x.extent(0), p.n = weight.extent(0), p.k = x.extent(1);
+  p.a = x.data(), p.lda = x.view().strides[0];
+  p.b = weight.data(), p.ldb = p.k, p.transpose_b = true;
+  p.c = y, p.ldc = p.n;
+  p.bias = bias.present() ? bias.data() : nullptr;
+  kernel::Gemm<Device>::run(x.tape().context(), p);
+}
+
+template <class T, class Device>
+void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias, const T* dy) {
+  auto& context = x.tape().context();
+  const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), lda = x.view().strides[0];
+  if (const auto dx = gradient_target(x)) {
+    kernel::GemmParams<T> p{};
+    p.m = rows, p.n = in, p.k = out;
+    p.a = dy, p.lda = out;
+    p.b = weight.data(), p.ldb = in;
+    p.c = dx.data, p.ldc = lda;
+    p.beta = dx.accumulate ? 1.0f : 0.0f;
+    kernel::Gemm<Device>::run(context, p);
+  }
+  if (const auto dw = gradient_target(weight)) {
+    kernel::GemmParams<T> p{};
+    p.m = out, p.n = in, p.k = rows;
+    p.a = dy, p.lda = out, p.transpose_a = true;
+    p.b = x.data(), p.ldb = lda;
+    p.c = dw.data, p.ldc = in;
+    p.beta = dw.accumulate ? 1.0f : 0.0f;
+    kernel::Gemm<Device>::run(context, p);
+  }
+  if (const auto db = gradient_target(bias))
+    kernel::Reduce<Device>::column_sums(context, rows, out, dy, db.data, db.accumulate);
+}
+
+}  // namespace detail
+
 /// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice).
 template <class T, class Device>
 Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias = {}) {
-  const index_t rows = x.extent(0), in = x.extent(1), out_width = weight.extent(0);
-  if (weight.extent(1) != in)
-    throw ShapeError(message("[linear] input has ", in, " features, weight expects ", weight.extent(1), ": input ",
-                             to_string(x.extents()), ", weight ", to_string(weight.extents())));
-  if (bias.present() && bias.extent(0) != out_width)
-    throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", out_width));
-  if (x.view().strides[1] != 1 && in > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
-  if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
+  detail::expect_linear(x, weight, bias);
   auto& tape = x.tape();
   const auto mark = tape.mark();
-  const index_t lda = x.view().strides[0];
-  const auto y = make_output<T>(tape, Extents<2>{rows, out_width},
+  const auto y = make_output<T>(tape, Extents<2>{x.extent(0), weight.extent(0)},
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient());
-  kernel::GemmParams<T> forward{};
-  forward.m = rows, forward.n = out_width, forward.k = in;
-  forward.a = x.data(), forward.lda = lda;
-  forward.b = weight.data(), forward.ldb = in, forward.transpose_b = true;
-  forward.c = y.data(), forward.ldc = out_width;
-  forward.bias = bias.present() ? bias.data() : nullptr;
-  kernel::Gemm<Device>::run(tape.context(), forward);
-  if (!y.requires_gradient()) return y;
-
-  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
-    const T* dy = output_gradient(y);
-    auto& context = t.context();
-    if (const auto dx = gradient_target(x)) {
-      kernel::GemmParams<T> p{};
-      p.m = rows, p.n = in, p.k = out_width;
-      p.a = dy, p.lda = out_width;
-      p.b = weight.data(), p.ldb = in;
-      p.c = dx.data, p.ldc = lda;
-      p.beta = dx.accumulate ? 1.0f : 0.0f;
-      kernel::Gemm<Device>::run(context, p);
-    }
-    if (const auto dw = gradient_target(weight)) {
-      kernel::GemmParams<T> p{};
-      p.m = out_width, p.n = in, p.k = rows;
-      p.a = dy, p.lda = out_width, p.transpose_a = true;
-      p.b = x.data(), p.ldb = lda;
-      p.c = dw.data, p.ldc = in;
-      p.beta = dw.accumulate ? 1.0f : 0.0f;
-      kernel::Gemm<Device>::run(context, p);
-    }
-    if (const auto db = gradient_target(bias))
-      kernel::Reduce<Device>::column_sums(context, rows, out_width, dy, db.data, db.accumulate);
-  });
+  detail::linear_forward(x, weight, bias, y.data());
+  if (y.requires_gradient())
+    tape.push(mark, y.slot(), [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, output_gradient(y)); });
   return y;
 }
 
@@ -7313,9 +7345,11 @@ class ParameterStore {
     allocate([](const std::string&) { return false; });
   }
 
-  /// Draws starting values; weight number i uses Philox operation i, so one model's start does not depend on another's.
-  void initialize(std::uint64_t seed) {
-    for (std::size_t i = 0; i < entries_.size(); ++i) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));
+  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox operation i,
+  /// so one model's start does not depend on another's.
+  void initialize(std::uint64_t seed, const std::function<bool(const std::string&)>& which = {}) {
+    for (std::size_t i = 0; i < entries_.size(); ++i)
+      if (!which || which(entries_[i].name)) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));
   }
 
   /// Starts a new accumulation: the next gradient writers store.
@@ -7380,6 +7414,69 @@ class ParameterStore {
   Tensor<T, 1, Device> values_, gradients_;
   index_t trainable_count_ = 0;
 };
+
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/autograd/adapted_linear.hpp>
+// Differentiable y = x W^T + b + s (x A^T) B^T: a projection with a low-rank adapter (arXiv 2106.09685), made of products alone.
+
+namespace lpo::inline LPO_ABI {
+
+/// x [rows, in], weight [out, in], bias [out] or absent, `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
+/// product adds to the projection's, so nothing passes over [rows, out] once more. B = 0 gives the bits of linear().
+template <class T, class Device>
+Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
+                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale) {
+  detail::expect_linear(x, weight, bias);
+  const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), rank = down.extent(0);
+  if (down.extent(1) != in || up.extent(0) != out || up.extent(1) != rank || !down.view().dense() || !up.view().dense())
+    throw ShapeError(message("[adapted_linear] adapter ", to_string(down.extents()), " and ", to_string(up.extents()),
+                             " does not fit the weight ", to_string(weight.extents()), "; expected dense [rank, in] and [out, rank]"));
+  const auto factor = static_cast<float>(scale);
+  auto& tape = x.tape();
+  const auto mark = tape.mark();
+  const auto y = make_output<T>(tape, Extents<2>{rows, out},
+                                x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
+                                    down.requires_gradient() || up.requires_gradient());
+  T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
+  detail::linear_forward(x, weight, bias, y.data());
+  detail::linear_forward(x, down, {}, inner);
+  kernel::GemmParams<T> add{};
+  add.m = rows, add.n = out, add.k = rank;
+  add.a = inner, add.lda = rank;
+  add.b = up.data(), add.ldb = rank, add.transpose_b = true;
+  add.c = y.data(), add.ldc = out;
+  add.alpha = factor, add.beta = 1;
+  kernel::Gemm<Device>::run(tape.context(), add);
+  if (!y.requires_gradient()) return y;
+
+  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
+    const T* dy = output_gradient(y);
+    auto& context = t.context();
+    detail::linear_backward(x, weight, bias, dy);
+    if (const auto target = gradient_target(up)) {  // s dy^T (x A^T)
+      kernel::GemmParams<T> p{};
+      p.m = out, p.n = rank, p.k = rows;
+      p.a = dy, p.lda = out, p.transpose_a = true;
+      p.b = inner, p.ldb = rank;
+      p.c = target.data, p.ldc = rank;
+      p.alpha = factor, p.beta = target.accumulate ? 1.0f : 0.0f;
+      kernel::Gemm<Device>::run(context, p);
+    }
+    if (!down.requires_gradient() && !x.requires_gradient()) return;
+    Scratch<Device> scratch(context);
+    T* const gradient = scratch.template allocate<T>(rows * rank);  // of x A^T: s dy B
+    kernel::GemmParams<T> p{};
+    p.m = rows, p.n = rank, p.k = out;
+    p.a = dy, p.lda = out;
+    p.b = up.data(), p.ldb = rank;
+    p.c = gradient, p.ldc = rank;
+    p.alpha = factor;
+    kernel::Gemm<Device>::run(context, p);
+    detail::linear_backward(x, down, {}, static_cast<const T*>(gradient));
+  });
+  return y;
+}
 
 }  // namespace lpo::inline LPO_ABI
 
@@ -7481,12 +7578,9 @@ struct LoraLinear {
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
     const auto rows = detail::as_rows(plain);
-    auto y = linear(rows, weight.on(tape), b);
-    if (lora.rank > 0 && tape.adapters()) {
-      const auto delta = linear(linear(rows, lora.down.on(tape)), lora.up.on(tape));
-      const Var<T, 2, Device> adapted = y + static_cast<double>(lora.scale) * delta;
-      y = adapted;
-    }
+    const auto y = lora.rank > 0 && tape.adapters()
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale))
+                       : linear(rows, weight.on(tape), b);
     return detail::with_rows_of<Out>(x, y);
   }
 
@@ -7499,23 +7593,34 @@ struct LoraLinear {
   }
 };
 
-/// Turns on LoRA for every projection of a model (all attention projections: to_q, to_k, to_v, to_out.0). Call before the
-/// model's ParameterStore allocates. Returns how many projections were adapted.
+/// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
+/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many projections
+/// were adapted.
 template <class T, class Device, class Module>
-int enable_lora(Module& module, index_t rank, float alpha) {
+int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
     index_t rank;
     float alpha;
+    const std::function<bool(const std::string&)>& adapts;
     int count = 0;
-    Visitor(index_t r, float a) : rank(r), alpha(a) {}
+    Visitor(index_t r, float a, const std::function<bool(const std::string&)>& f) : rank(r), alpha(a), adapts(f) {}
     void parameter(const std::string&, AnyParameter<T, Device>&) override {}
-    void adapter(const std::string&, LoraAdapter<T, Device>& lora) override {
+    void adapter(const std::string& name, LoraAdapter<T, Device>& lora) override {
+      if (adapts && !adapts(name)) return;
       lora.enable(rank, alpha);
       ++count;
     }
-  } visitor(rank, alpha);
+  } visitor(rank, alpha, adapts);
   visitor.model("", module);
   return visitor.count;
+}
+
+/// Whether a module's name is one of the `targets` or ends in ".target", as peft matches its target_modules.
+inline bool is_lora_target(const std::string& name, const std::vector<std::string>& targets) {
+  return std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
+    return name == target || (name.size() > target.size() && name.ends_with(target) &&
+                              name[name.size() - target.size() - 1] == '.');
+  });
 }
 
 /// True for the names of LoRA weights.
@@ -7885,6 +7990,14 @@ struct Transformers<Channels, Count, A, U, T, Device> {
   void visit_as(const char*, ParameterVisitor<T, Device>&) {}
 };
 
+/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape asks
+/// for that.
+template <class Device, class Run, class... Inputs>
+auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> std::invoke_result_t<Run, Inputs...> {
+  if (tape.recording() && tape.checkpointing()) return checkpoint(tape, run, inputs...);
+  return run(inputs...);
+}
+
 }  // namespace detail
 
 /// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
@@ -7899,10 +8012,16 @@ struct DownBlock2D {
 
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
-    auto h = attentions(0, first(x, time, 1e-5f), context);  // [n, h, w, Out]
+    const auto run_first = [this](const auto& in, const auto& t, const auto& c) {
+      return attentions(0, first(in, t, 1e-5f), c);
+    };
+    auto h = detail::unet_layer(x.tape(), run_first, x, time, context);  // [n, h, w, Out]
     *skip++ = h;
     for (int i = 1; i < Layers; ++i) {
-      h = attentions(i, rest[static_cast<std::size_t>(i - 1)](h, time, 1e-5f), context);
+      const auto run = [this, i](const auto& in, const auto& t, const auto& c) {
+        return attentions(i, rest[static_cast<std::size_t>(i - 1)](in, t, 1e-5f), c);
+      };
+      h = detail::unet_layer(x.tape(), run, h, time, context);
       *skip++ = h;
     }
     if constexpr (Down) {
@@ -7928,7 +8047,10 @@ struct MidBlock2D {
 
   Var<T, 4, Device, Channels> operator()(const Var<T, 4, Device, Channels>& x, const Var<T, 2, Device>& time,
                                          const Var<T, 3, Device>& context) {
-    return after(attentions(0, before(x, time, 1e-5f), context), time, 1e-5f);
+    const auto run = [this](const auto& in, const auto& t, const auto& c) {
+      return after(attentions(0, before(in, t, 1e-5f), c), t, 1e-5f);
+    };
+    return detail::unet_layer(x.tape(), run, x, time, context);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7954,13 +8076,17 @@ struct UpBlock2D {
   /// `skip` points behind the skips not consumed yet; the block takes `count` of them from the end.
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, Prev>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>*& skip) {
-    const auto join = [&](const Var<T, 4, Device>& h) { return concat_channels(h, *--skip); };
-    auto h = scoped(x.tape(), [&] { return attentions(0, first(join(x), time, 1e-5f), context); });
-    for (auto& resnet : middle) {
-      const int i = static_cast<int>(&resnet - middle.data()) + 1;
-      h = scoped(x.tape(), [&] { return attentions(i, resnet(join(h), time, 1e-5f), context); });
-    }
-    h = scoped(x.tape(), [&] { return attentions(Layers, last(join(h), time, 1e-5f), context); });
+    const auto layer = [&](int i, auto& resnet, const auto& h) {
+      const auto run = [this, i, &resnet](const auto& in, const auto& joined, const auto& t, const auto& c) {
+        return attentions(i, resnet(concat_channels(in, joined), t, 1e-5f), c);
+      };
+      const Var<T, 4, Device> input = h;
+      --skip;
+      return scoped(x.tape(), [&] { return detail::unet_layer(x.tape(), run, input, *skip, time, context); });
+    };
+    auto h = layer(0, first, x);
+    for (auto& resnet : middle) h = layer(static_cast<int>(&resnet - middle.data()) + 1, resnet, h);
+    h = layer(Layers, last, h);
     if constexpr (Up) h = upsamplers[0](h, skip[-1].extent(1), skip[-1].extent(2));
     return h;
   }
@@ -9520,15 +9646,16 @@ std::vector<double> row_deviations(Context<Device>& context, View<const T, 4, De
 
 /// Gives each row of `guided`, in place, phi times the standard deviation of the conditional prediction and 1 - phi
 /// times its own (arXiv 2305.08891 eq. 15 and 16, phi = `guidance_rescale` from 0 to 1): strong guidance otherwise
-/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c].
-template <class T, class Device>
+/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c];
+/// `conditional` may be stored as another type C.
+template <class T, class Device, class C = T>
 void rescale_guidance(Context<Device>& context, const View<T, 4, Device>& guided,
-                      std::type_identity_t<View<const T, 4, Device>> conditional, double guidance_rescale) {
+                      std::type_identity_t<View<const C, 4, Device>> conditional, double guidance_rescale) {
   detail::expect_same("rescale_guidance", "guided", guided.extents, "conditional", conditional.extents);
   if (!(guidance_rescale >= 0 && guidance_rescale <= 1))
     throw ValueError(message("[rescale_guidance] guidance_rescale is ", guidance_rescale, ", expected 0 to 1"));
   auto factors = detail::row_deviations<T, Device>(context, guided);
-  const auto wanted = detail::row_deviations<T, Device>(context, conditional);
+  const auto wanted = detail::row_deviations<C, Device>(context, conditional);
   for (std::size_t i = 0; i < factors.size(); ++i)  // a constant row has no deviation to scale
     factors[i] = factors[i] > 0 ? guidance_rescale * wanted[i] / factors[i] + (1 - guidance_rescale) : 1;
   using Number = compute_t<T>;
@@ -9979,13 +10106,28 @@ Var<T, 2, Device> l2_normalize(const Var<T, 2, Device>& x) {
   return Var<T, 2, Device>(x / sqrt(bcast_last(norms)));
 }
 
-/// visual, text [n, width]; logit_scale [1] -> scores [n] = exp(logit_scale) * cos(text_i, visual_i).
+namespace detail {
+
+/// The same numbers in the type of the arithmetic.
+template <class T, int Rank, class Device>
+Var<compute_t<T>, Rank, Device> widened(const Var<T, Rank, Device>& x) {
+  if constexpr (std::is_same_v<T, compute_t<T>>)
+    return x;
+  else
+    return Var<compute_t<T>, Rank, Device>(1.0 * x);
+}
+
+}  // namespace detail
+
+/// visual, text [n, width]; logit_scale [1] -> scores [n] = exp(logit_scale) * cos(text_i, visual_i). In float also for
+/// 16-bit features: candidates of one step differ by less than the spacing of 16-bit scores.
 template <class T, class Device>
-Var<T, 1, Device> cosine_score(const Var<T, 2, Device>& visual, const Var<T, 2, Device>& text,
-                               const Var<T, 1, Device>& logit_scale) {
+Var<compute_t<T>, 1, Device> cosine_score(const Var<T, 2, Device>& visual, const Var<T, 2, Device>& text,
+                                          const Var<T, 1, Device>& logit_scale) {
+  using Number = compute_t<T>;
   detail::expect_same("cosine_score", "visual", visual.extents(), "text", text.extents());
-  const Var<T, 2, Device> product = l2_normalize(visual) * l2_normalize(text);
-  return Var<T, 1, Device>(row_sums(product) * exp(bcast_last(logit_scale)));
+  const Var<Number, 2, Device> product = l2_normalize(detail::widened(visual)) * l2_normalize(detail::widened(text));
+  return Var<Number, 1, Device>(row_sums(product) * exp(bcast_last(logit_scale)));
 }
 
 }  // namespace lpo::inline LPO_ABI
@@ -10089,8 +10231,8 @@ struct LatentRewardModel {
   }
 
   /// S(prompt, x_t, t) [n] = exp(logit_scale) * cos(v, q).
-  Var<T, 1, Device> score(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
-                          const RewardPrompt<T, Device>& prompt, const Var<T, 2, Device>& pooled_text) {
+  Var<compute_t<T>, 1, Device> score(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
+                                     const RewardPrompt<T, Device>& prompt, const Var<T, 2, Device>& pooled_text) {
     return cosine_score(visual(latents, timesteps, prompt), text(pooled_text), logit_scale.on(latents.tape()));
   }
 
@@ -10213,14 +10355,17 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features (lpo-method B4).
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
-                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
+                              std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
-  auto& tape = text.tape();
-  const auto weight = detail::tape_constant<T>(tape, pair_weights(labels, options.aux_coefficient));
+  if (weights.size() != labels.size())
+    throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
+  const auto weight = detail::tape_constant<T>(text.tape(), weights);
   Var<T, 1, Device> losses;
   if (options.kind != Kind::batch)
     losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
@@ -10235,6 +10380,15 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   }
   const Var<T, 1, Device> weighted = losses * weight;
   return sum(weighted);
+}
+
+/// The same with the weights of a whole batch.
+template <class T, class Device>
+Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+                              const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+  const auto weights = pair_weights(labels, options.aux_coefficient);
+  return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
 /// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.
@@ -10645,6 +10799,15 @@ class RunningMoments {
     mean_ += distance / static_cast<double>(count_);
     squares_ += distance * (value - mean_);
   }
+  /// Adds the values that another one saw.
+  void merge(const RunningMoments& other) {
+    if (other.count_ == 0) return;
+    const double distance = other.mean_ - mean_, total = static_cast<double>(count_ + other.count_);
+    const double share = static_cast<double>(other.count_) / total;
+    squares_ += other.squares_ + distance * distance * static_cast<double>(count_) * share;
+    mean_ += distance * share;
+    count_ += other.count_;
+  }
   index_t count() const { return count_; }
   double mean() const { return mean_; }
   /// Sample standard deviation (divides by n - 1); 0 for fewer than two values.
@@ -10947,6 +11110,7 @@ inline ThresholdOptions calibrated_thresholds(std::span<const double> shares, st
 
 // <lpo/optim/adamw.hpp>
 // AdamW over flat buffers: the moments of all parameters lie in one buffer, each span of parameters is one kernel call.
+// 16-bit parameters have float masters beside the moments.
 
 namespace lpo::inline LPO_ABI {
 
@@ -10958,6 +11122,9 @@ struct ParameterSpan {
   index_t count = 0;
 };
 
+// Named here for nvcc, which spells a type as it was written first; see backend/cuda/named_types.cuh.
+static_assert(sizeof(ParameterSpan<bfloat16>) + sizeof(ParameterSpan<half>) > 0);
+
 struct AdamWOptions {
   double beta1 = 0.9;
   double beta2 = 0.999;
@@ -10967,10 +11134,15 @@ struct AdamWOptions {
 
 /// Adam with decoupled weight decay (arXiv 1711.05101). Moments are float (double for double parameters) and start at
 /// 0. To resume, restore `first_moment()`, `second_moment()` and `set_step_count()`.
+///
+/// An update is often smaller than the spacing of 16-bit numbers. So 16-bit parameters have float masters: copies of what
+/// the parameters are when the optimiser is made, which take the updates; the parameters are the masters, rounded. To resume,
+/// restore `masters()` too, then call `round_masters()`.
 template <class T, class Device>
 class AdamW {
  public:
   using Moment = compute_t<T>;
+  static constexpr bool has_masters = !std::is_same_v<T, Moment>;
 
   AdamW(Context<Device>& context, std::vector<ParameterSpan<T>> spans, const AdamWOptions& options = {})
       : context_(context), spans_(std::move(spans)), options_(options) {
@@ -10985,6 +11157,12 @@ class AdamW {
     second_ = Tensor<Moment, 1, Device>(Extents<1>{total});
     context.fill_zero(first_.data(), static_cast<std::size_t>(total) * sizeof(Moment));
     context.fill_zero(second_.data(), static_cast<std::size_t>(total) * sizeof(Moment));
+    if constexpr (has_masters) {
+      masters_ = Tensor<Moment, 1, Device>(Extents<1>{total});
+      each_master([&](const View<Moment, 1, Device>& master, const View<T, 1, Device>& parameter) {
+        evaluate(&context_, master, parameter);
+      });
+    }
   }
 
   /// One update. Gradients are multiplied by `gradient_scale` (clipping, averaging) first.
@@ -11001,10 +11179,11 @@ class AdamW {
     params.gradient_scale = static_cast<float>(gradient_scale);
     index_t begin = 0;
     for (const auto& span : spans_) {
-      kernel::AdamW<Device>::step(context_, params, span.count, span.parameter, span.gradient, first_.data() + begin,
-                                  second_.data() + begin);
+      kernel::AdamW<Device>::step(context_, params, span.count, updated(span, begin), span.gradient,
+                                  first_.data() + begin, second_.data() + begin);
       begin += span.count;
     }
+    if constexpr (has_masters) round_masters();
   }
 
   const AdamWOptions& options() const { return options_; }
@@ -11018,11 +11197,44 @@ class AdamW {
   View<Moment, 1, Device> first_moment() { return first_.view(); }
   View<Moment, 1, Device> second_moment() { return second_.view(); }
 
+  /// What the updates add up in, all spans in their order, [total].
+  View<Moment, 1, Device> masters()
+    requires has_masters
+  {
+    return masters_.view();
+  }
+  /// Writes the masters into the parameters.
+  void round_masters()
+    requires has_masters
+  {
+    each_master([&](const View<Moment, 1, Device>& master, const View<T, 1, Device>& parameter) {
+      evaluate(&context_, parameter, master);
+    });
+  }
+
  private:
+  /// What an update of the span that begins at `begin` writes.
+  Moment* updated(const ParameterSpan<T>& span, index_t begin) {
+    if constexpr (has_masters)
+      return masters_.data() + begin;
+    else
+      return span.parameter;
+  }
+
+  template <class Visit>
+  void each_master(Visit visit) {
+    index_t begin = 0;
+    for (const auto& span : spans_) {
+      const Extents<1> extents{span.count};
+      visit(View<Moment, 1, Device>(masters_.data() + begin, extents), View<T, 1, Device>(span.parameter, extents));
+      begin += span.count;
+    }
+  }
+
   Context<Device>& context_;
   std::vector<ParameterSpan<T>> spans_;
   AdamWOptions options_;
-  Tensor<Moment, 1, Device> first_, second_;
+  Tensor<Moment, 1, Device> first_, second_, masters_;
   index_t step_count_ = 0;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The projection: gradients with and without bias, from strided rows, of a weight used twice; errors.
-#include <lpo/autograd/linear.hpp>
+#include <lpo/autograd/adapted_linear.hpp>
 #include <lpo/backend/cpu/elementwise.hpp>
 #include <lpo/backend/cpu/gemm.hpp>
 #include <lpo/backend/cpu/reduce.hpp>
@@ -58,6 +58,13 @@ TEST_CASE("linear on Cpu agrees with Reference") {
         return Var(linear(u, v, c) + linear(u.slice(1, 3, 16), v2));
       },
       x, w, w2, b);
+  const auto a = randn(Extents<2>{4, 29}, 5), up = randn(Extents<2>{41, 4}, 6);
+  check_parity(
+      2e-6,
+      [](auto&, const auto& u, const auto& v, const auto& c, const auto& d, const auto& e) {
+        return adapted_linear(u, v, c, d, e, 0.5);
+      },
+      x, w, b, a, up);
 }
 
 TEST_CASE("extents that do not fit") {
@@ -72,4 +79,42 @@ TEST_CASE("extents that do not fit") {
   CHECK(error_text<lpo::ShapeError>([&] { linear(x, good, b); }) == "[linear] bias has 4 elements, weight makes 5");
   CHECK(error_text<lpo::ShapeError>([&] { linear(x, w.slice(1, 0, 6)); }) ==
         "[linear] the weight must be dense; copy the slice first");
+}
+
+TEST_CASE("adapted_linear is linear plus a scaled product of low rank, with its gradients") {
+  auto x = randn(Extents<2>{4, 6}, 1), w = randn(Extents<2>{5, 6}, 2), a = randn(Extents<2>{2, 6}, 3), up = randn(Extents<2>{5, 2}, 4);
+  auto b = randn(Extents<1>{5}, 5);
+  const auto adapted = [](auto&, const auto& u, const auto& v, const auto& c, const auto& d, const auto& e) {
+    return adapted_linear(u, v, c, d, e, 1.75);
+  };
+  check_gradients(adapted, std::tie(x, w, b, a, up));
+  check_gradients(adapted, std::tie(x, std::as_const(w), std::as_const(b), a, up));
+  check_gradients(adapted, std::tie(std::as_const(x), std::as_const(w), std::as_const(b), a, up));
+  check_gradients(adapted, std::tie(x, std::as_const(w), std::as_const(b), std::as_const(a), std::as_const(up)));
+  auto wide = randn(Extents<2>{4, 9}, 6);
+  check_gradients(
+      [](auto&, const auto& u, const auto& v, const auto& d, const auto& e) {
+        return adapted_linear(Var(u.slice(1, 2, 8)), v, {}, d, e, 0.5);
+      },
+      std::tie(wide, w, a, up));
+
+  Context<Reference> context(1);
+  Tape<Reference> tape(context);
+  const auto plain = linear(constant(tape, x), constant(tape, w), constant(tape, b));
+  const auto inner = linear(constant(tape, x), constant(tape, a));
+  const auto delta = linear(inner, constant(tape, up));
+  const auto both = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a), constant(tape, up), 1.75);
+  for (index_t i = 0; i < both.size(); ++i)
+    CHECK(both.data()[i] == doctest::Approx(plain.data()[i] + 1.75 * delta.data()[i]).epsilon(1e-13));
+  CHECK_THROWS_AS(adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, up), constant(tape, a), 1.0), lpo::ShapeError);
+}
+
+TEST_CASE("an adapter whose B is 0 changes no bit") {
+  const auto x = randn(Extents<2>{37, 29}, 1), w = randn(Extents<2>{41, 29}, 2), a = randn(Extents<2>{4, 29}, 3);
+  const auto up = Tensor<double, 2, Reference>::zeros(Extents<2>{41, 4});
+  Context<Reference> context(1);
+  Tape<Reference> tape(context);
+  const auto plain = linear(constant(tape, x), constant(tape, w));
+  const auto adapted = adapted_linear(constant(tape, x), constant(tape, w), {}, constant(tape, a), constant(tape, up), 2.0);
+  for (index_t i = 0; i < plain.size(); ++i) CHECK(adapted.data()[i] == plain.data()[i]);
 }

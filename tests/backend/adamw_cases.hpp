@@ -18,7 +18,7 @@ struct State {
   std::vector<lpo::compute_t<T>> m, v;
 };
 
-template <class Device, class T>
+template <class Device, class T, class Gradient = T>
 State<T> run(index_t count, int threads) {
   using Moment = lpo::compute_t<T>;
   auto context = test_context<Device>(threads);
@@ -26,7 +26,7 @@ State<T> run(index_t count, int threads) {
   for (auto& value : squares) value *= value;
   auto parameter = on_device<Device>(random_values<T>(count, 1));
   auto m = on_device<Device>(random_values<Moment>(count, 2)), v = on_device<Device>(squares);
-  const auto gradient = on_device<Device>(random_values<T>(count, 4));
+  const auto gradient = on_device<Device>(random_values<Gradient>(count, 4));
   lpo::kernel::AdamWParams p;
   p.learning_rate = 0.125f, p.weight_decay = 0.25f, p.gradient_scale = 0.5f;
   p.bias1 = 0.271f, p.bias2 = 0.003f;
@@ -34,13 +34,13 @@ State<T> run(index_t count, int threads) {
   return State<T>{to_host(parameter), to_host(m), to_host(v)};
 }
 
-template <class Device, class T>
+template <class Device, class T, class Gradient = T>
 void compare_steps() {
   for (index_t count : {0, 1, 15, 16, 37, 40001}) {
     CAPTURE(count);
-    const auto expected = run<lpo::Reference, T>(count, 1);
-    const auto one = run<Device, T>(count, 1);
-    const auto three = run<Device, T>(count, 3);
+    const auto expected = run<lpo::Reference, T, Gradient>(count, 1);
+    const auto one = run<Device, T, Gradient>(count, 1);
+    const auto three = run<Device, T, Gradient>(count, 3);
     using S = lpo::compute_t<T>;
     CHECK(difference(one.parameter, expected.parameter, 1.0) < 8 * unit<S> + (sizeof(T) == 2 ? unit<T> : 0.0));
     CHECK(difference(one.m, expected.m, 1.0) < 4 * unit<S>);

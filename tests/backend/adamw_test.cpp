@@ -24,3 +24,7 @@ TEST_CASE("the first step of reference AdamW moves by the learning rate") {
 }
 
 TEST_CASE_TEMPLATE("cpu AdamW agrees with the reference", T, LPO_STORAGE_TYPES) { compare_steps<lpo::Cpu, T>(); }
+
+TEST_CASE_TEMPLATE("cpu AdamW steps float parameters by 16-bit gradients", T, lpo::bfloat16, lpo::half) {
+  compare_steps<lpo::Cpu, float, T>();
+}

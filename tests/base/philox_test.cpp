@@ -164,3 +164,15 @@ TEST_CASE("bernoulli honours its extremes") {
   }
   CHECK(std::fabs(hits - 2500.0) < 5 * std::sqrt(10000 * 0.25 * 0.75));
 }
+
+TEST_CASE("a part of a field has the bits of the whole, wherever it begins and ends") {
+  std::vector<float> whole(37);
+  lpo::philox_fill_normal({9, 1, 2}, whole.data(), whole.size());
+  for (const std::size_t first : {0u, 1u, 4u, 7u, 36u, 37u})
+    for (const std::size_t count : {0u, 1u, 3u, 9u}) {
+      if (first + count > whole.size()) continue;
+      std::vector<float> part(count, -9.0f);
+      lpo::philox_fill_normal({9, 1, 2}, part.data(), count, first);
+      CHECK(std::equal(part.begin(), part.end(), whole.begin() + static_cast<std::ptrdiff_t>(first)));
+    }
+}

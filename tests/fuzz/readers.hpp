@@ -16,9 +16,15 @@
 #include <lpo/io/json_config.hpp>
 #include <lpo/io/npy.hpp>
 #include <lpo/io/png.hpp>
+#include <lpo/io/preference_folder.hpp>
+#include <lpo/io/preference_gaps.hpp>
 #include <lpo/io/safetensors.hpp>
 #include <lpo/io/torch_file.hpp>
 #include <lpo/io/zip_writer.hpp>
+
+#if __has_include(<archive.h>)
+#include <lpo/io/preference_shards.hpp>
+#endif
 
 namespace fuzz {
 
@@ -192,6 +198,60 @@ inline bool read_npy(std::string_view bytes) {
     return false;
   }
   return true;
+}
+
+inline void check_preference(const lpo::PreferenceRecord& record) {
+  const auto& label = record.label;
+  demand(!record.has_label || label.label_0 + label.label_1 == 1.0f, "labels share one");
+  demand(label.num_examples == 0 || label.num_examples >= 1, "examples are counted");
+  demand(record.row >= 0, "every record has a row");
+  for (std::size_t i = 0; i < 2; ++i) {
+    demand(record.path[i].empty() != record.encoded[i].empty(), "a picture is a file or in memory");
+    demand(!record.uid[i].empty(), "every picture has a uid");
+  }
+}
+
+inline bool read_preference_lines(std::string_view bytes) {
+  try {
+    lpo::parse_preference_lines(bytes, "fuzz/pairs.jsonl", [](const lpo::PreferenceRecord& record) {
+      check_preference(record);
+      return true;
+    });
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+inline bool read_preference_gaps(std::string_view bytes) {
+  try {
+    const auto rows = lpo::parse_preference_gaps(bytes, "fuzz.csv");
+    demand(rows.size() <= bytes.size() / 8, "a row has at least seven characters and an end");
+    for (const lpo::ScoredPair& row : rows) (void)lpo::mpcf_keeps(row.gaps, row.tie);
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+}
+
+inline bool read_preference_shard(std::string_view bytes) {
+#if __has_include(<archive.h>)
+  try {
+    lpo::index_t used = 0;
+    const lpo::index_t count =
+        lpo::parse_preference_shard(bytes, "fuzz.tar", 0, [&](const lpo::PreferenceRecord& record) {
+          check_preference(record);
+          ++used;
+          return true;
+        });
+    demand(used == count, "every record is used");
+  } catch (const lpo::FileError&) {
+    return false;
+  }
+  return true;
+#else
+  return bytes.empty();
+#endif
 }
 
 }  // namespace fuzz

@@ -12,6 +12,7 @@
 #include <lpo/io/safetensors.hpp>
 #include <lpo/io/torch_writer.hpp>
 
+#include "../io/tar_archive.hpp"
 #include "readers.hpp"
 
 namespace fuzz {
@@ -77,8 +78,27 @@ inline std::vector<std::string> png_seeds() {
           lpo::encode_png(lpo::RgbImage(1, 1))};
 }
 
+inline std::vector<std::string> preference_line_seeds() {
+  return {R"({"caption": "a red circle", "image_0": "a.png", "image_1": "b.png", "label_0": 0.5, "label_1": 0.5})"
+          "\r\n\n"
+          R"({"caption": "", "winner": "w", "loser": "l", "num_example_per_prompt": 3, "row": 7, "image_0_uid": "u"})",
+          R"({"caption": "x", "image_0": "a", "image_1": "b", "has_label": false})"};
+}
+
+inline std::vector<std::string> preference_gap_seeds() {
+  return {"different_flag,aesthetic_gap,clipscore_gap,vqascore_gap\n1,0.5,-0.25,1e-3\n0,0.1,0.02,0.03\n",
+          "\xef\xbb\xbf,\"a \"\"b\"\"\",vqascore_gap,different_flag,clipscore_gap,aesthetic_gap\r\n0,\"x, "
+          "y\",1,True,2,3\r\n"};
+}
+
+inline std::vector<std::string> preference_shard_seeds() {
+  const std::string record = R"({"caption": "x", "label_0": 1, "label_1": 0})";
+  return {tar_archive({{"0.json", record}, {"0.0.jpg", "first"}, {"0.1.png", "second"}}),
+          tar_archive({{"a/7.jpg_0", "first"}, {"a/7.jpg_1", "second"}, {"a/7.json", record}})};
+}
+
 inline std::vector<Target> targets() {
-  return {
+  std::vector<Target> list = {
       {"safetensors", read_safetensors, safetensors_seeds()},
       {"json_config",
        read_json_config,
@@ -103,7 +123,13 @@ inline std::vector<Target> targets() {
       {"npy", read_npy, npy_seeds()},
       {"torch_file", read_torch_file, torch_seeds()},
       {"torch_pickle", read_pickle, pickle_seeds()},
+      {"preference_lines", read_preference_lines, preference_line_seeds()},
+      {"preference_gaps", read_preference_gaps, preference_gap_seeds()},
   };
+#if __has_include(<archive.h>)
+  list.push_back({"preference_shard", read_preference_shard, preference_shard_seeds()});
+#endif
+  return list;
 }
 
 }  // namespace fuzz

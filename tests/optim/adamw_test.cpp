@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <lpo/backend/reference/adamw.hpp>
+#include <lpo/backend/reference/elementwise.hpp>
 
 using lpo::AdamW;
 using lpo::ParameterSpan;
@@ -64,6 +65,51 @@ TEST_CASE("restoring moments and step count continues with the same bits") {
   after.set_step_count(before.step_count());
   for (int t = 6; t < 10; ++t) gradients_of(t), after.step(1e-2);
   CHECK(parts == whole);
+}
+
+TEST_CASE("masters of 16-bit parameters take updates that the parameters cannot show, until they add up") {
+  lpo::Context<Reference> context(1);
+  const auto one = static_cast<lpo::bfloat16>(1.0f), slope = static_cast<lpo::bfloat16>(1.0f);
+  std::vector<lpo::bfloat16> parameter(3, one), gradient(3, slope);
+  AdamW<lpo::bfloat16, Reference> adamw(context, {{parameter.data(), gradient.data(), 1}, {parameter.data() + 1, gradient.data() + 1, 2}},
+                                        {0.9, 0.999, 1e-8, 0.0});
+  for (int t = 0; t < 3; ++t) adamw.step(1e-3);  // below 1, bfloat16 numbers lie 2^-8 = 3.9e-3 apart: three steps round away
+  CHECK(static_cast<float>(parameter[0]) == 1.0f - 0.00390625f);  // 0.997 is nearer to 0.99609375 than to 1
+  CHECK(adamw.masters()(0) == doctest::Approx(0.997).epsilon(1e-5));
+  AdamW<lpo::bfloat16, Reference> one_step(context, {{parameter.data(), gradient.data(), 3}}, {0.9, 0.999, 1e-8, 0.0});
+  const auto before = parameter;
+  one_step.step(1e-3);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(parameter[i].bits == before[i].bits);
+  CHECK(one_step.masters()(2) == doctest::Approx(0.99609375 - 0.001).epsilon(1e-6));
+}
+
+TEST_CASE("16-bit parameters continue with the same bits from moments, masters and step count") {
+  lpo::Context<Reference> context(1);
+  std::vector<lpo::half> gradient(4);
+  const auto gradients_of = [&](int t) {
+    for (int i = 0; i < 4; ++i) gradient[static_cast<std::size_t>(i)] = static_cast<lpo::half>(std::cos(static_cast<float>(t * 4 + i)));
+  };
+  const std::vector<lpo::half> start = {lpo::half(1.0f), lpo::half(2.0f), lpo::half(3.0f), lpo::half(4.0f)};
+  auto whole = start, parts = start;
+  AdamW<lpo::half, Reference> uninterrupted(context, {{whole.data(), gradient.data(), 4}});
+  for (int t = 0; t < 10; ++t) gradients_of(t), uninterrupted.step(1e-3);
+  AdamW<lpo::half, Reference> before(context, {{parts.data(), gradient.data(), 4}});
+  for (int t = 0; t < 6; ++t) gradients_of(t), before.step(1e-3);
+  auto loaded = start;  // what a new process has before it resumes
+  AdamW<lpo::half, Reference> after(context, {{loaded.data(), gradient.data(), 4}});
+  for (int i = 0; i < 4; ++i) {
+    after.first_moment()(i) = before.first_moment()(i);
+    after.second_moment()(i) = before.second_moment()(i);
+    after.masters()(i) = before.masters()(i);
+  }
+  after.set_step_count(before.step_count());
+  after.round_masters();
+  for (std::size_t i = 0; i < 4; ++i) CHECK(loaded[i].bits == parts[i].bits);
+  for (int t = 6; t < 10; ++t) gradients_of(t), after.step(1e-3);
+  for (std::size_t i = 0; i < 4; ++i) {
+    CHECK(loaded[i].bits == whole[i].bits);
+    CHECK(after.masters()(static_cast<lpo::index_t>(i)) == uninterrupted.masters()(static_cast<lpo::index_t>(i)));
+  }
 }
 
 TEST_CASE("options outside their ranges are refused") {

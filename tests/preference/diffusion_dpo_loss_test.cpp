@@ -38,6 +38,21 @@ TEST_CASE("errors 0.100 and 0.120 against 0.101 and 0.119: argument 5, loss 0.00
   CHECK(std::fabs(loss - std::log1p(std::exp(-5.0))) < 1e-12);
 }
 
+TEST_CASE("metrics are means over pairs: losses of the arguments 5 and -5, one of the two preferred") {
+  lpo::Context<Reference> context(1);
+  const Extents<4> extents{4, 1, 1, 1};
+  Latents policy(extents), reference(extents);
+  const double errors[2][4] = {{0.100, 0.101, 0.120, 0.119}, {0.101, 0.100, 0.119, 0.120}};
+  for (int i = 0; i < 4; ++i)
+    policy.data()[i] = std::sqrt(errors[0][i]), reference.data()[i] = std::sqrt(errors[1][i]);
+  lpo::Tape<Reference> tape(context);
+  lpo::DiffusionDpoMetrics metrics;
+  lpo::diffusion_dpo_loss(lpo::variable(tape, policy), reference, Latents::zeros(extents), 5000, &metrics);
+  CHECK(metrics.pairs == 2);
+  CHECK(metrics.implicit_accuracy == 0.5);
+  CHECK(std::fabs(metrics.loss - (std::log1p(std::exp(-5.0)) + std::log1p(std::exp(5.0))) / 2) < 1e-10);
+}
+
 TEST_CASE("gradient against finite differences") {
   lpo::Context<Reference> context(1);
   const Extents<4> extents{4, 2, 1, 3};

@@ -21,6 +21,9 @@ TEST_CASE("the arithmetic of a UNet is that of lpo-method G, counted from its la
   CHECK(sdxl.up == doctest::Approx(3828.26e9).epsilon(1e-3));
   CHECK(examples::text_work(lpo::presets::clip_l) == doctest::Approx(13.30e9).epsilon(1e-2));
   CHECK(examples::text_work(lpo::presets::clip_bigg) == doctest::Approx(97.86e9).epsilon(1e-2));
+  CHECK(examples::vae_encoder_work(lpo::presets::sd_vae, 512, 512) == doctest::Approx(1116.66e9).epsilon(1e-4));
+  CHECK(examples::vae_encoder_work(lpo::presets::sd_vae, 1024, 1024) == doctest::Approx(4878.95e9).epsilon(1e-4));
+  CHECK(sd15.kept_by_encoder < 0.5 * sd15.kept);
   // Checkpointing keeps a small part; adapters add to what is kept.
   CHECK(sd15.kept_by_layers < 0.1 * sd15.kept);
   CHECK(examples::unet_work(lpo::presets::sd15, 64, 64, 77, true).kept > 1.1 * sd15.kept);

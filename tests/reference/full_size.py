@@ -21,7 +21,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -86,6 +85,7 @@ def write(folder, family, part, seed):
 
 def write_tokenizer(folder, merges, pad_token):
     """vocab.json and merges.txt of CLIP from its gzipped list of merges."""
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode  # not in every version
     lines = gzip.open(merges, "rt", encoding="utf-8").read().split("\n")[1:49152 - 256 - 2 + 1]
     characters = list(bytes_to_unicode().values())
     words = characters + [character + "</w>" for character in characters] + ["".join(line.split()) for line in lines]
@@ -187,6 +187,25 @@ def reference(folder, family, part, side):
     path.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
 
 
+@torch.no_grad()
+def own_bfloat16_errors(family, parts, side, device):
+    """What PyTorch itself loses in bfloat16, weights and activations, against its own float32 on the same device."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for seed, part in enumerate(parts):
+        torch.manual_seed(seed)
+        model = build(family, part).half().float().to(device)
+        inputs = {key: value.to(device) for key, value in inputs_of(family, part, side).items()}
+        truth = run(model, part, inputs)
+        inputs = {key: value.bfloat16() if value.is_floating_point() and key != "time_ids" else value
+                  for key, value in inputs.items()}
+        rough = run(model.bfloat16(), part, inputs)
+        for name, value in truth.items():
+            error = (rough[name].float() - value).norm() / value.norm()
+            print(f"{family} {part} {name}: {error:.1e}", flush=True)
+        del model
+        gc.collect()
+
+
 def plain_read(path):
     """Processor seconds of reading the file into one buffer, from the page cache."""
     buffer = bytearray(1 << 22)
@@ -229,9 +248,14 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compiler", default=os.environ.get("CXX", "g++"))
     parser.add_argument("--counts", action="store_true", help="only print the numbers of weights")
+    parser.add_argument("--torch_bfloat16", metavar="DEVICE",
+                        help="only print what PyTorch's own bfloat16 loses, on this device (\"cuda\")")
     arguments = parser.parse_args()
     if arguments.counts:
         return count_parameters()
+    if arguments.torch_bfloat16:
+        return own_bfloat16_errors(arguments.family, arguments.parts or PARTS[arguments.family], arguments.side,
+                                   arguments.torch_bfloat16)
     if arguments.folder is None:
         parser.error("a folder for weights and results is needed")
     torch.set_num_threads(arguments.threads)

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include <common/memory_plan.hpp>
 
@@ -14,9 +15,10 @@ using namespace lpo;
 using namespace small_world;
 
 namespace {
-LpoTrainerReport run(Policy& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {}, int threads = 2) {
+template <class T>
+LpoTrainerReport run(PolicyIn<T>& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {}, int threads = 2) {
   Context<Cpu> context(threads);
-  Reward reward;
+  RewardIn<T> reward;
   const NoiseSchedule schedule;
   LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule, Extents<3>{4, 4, 4}, options);
   return trainer.train(prompts(), progress);
@@ -119,6 +121,72 @@ TEST_CASE("the number of threads does not change a bit") {
   run(one, lpo_options(""), {}, 1);
   run(three, lpo_options(""), {}, 3);
   CHECK(weights(one.store) == weights(three.store));
+}
+
+TEST_CASE_TEMPLATE("a resumed run of a 16-bit network has the bits of an uninterrupted one", T, bfloat16, half) {
+  TemporaryFolder whole_folder, cut_folder;
+  auto options = lpo_options(whole_folder.path());
+  options.loss_scale = 1024;
+  PolicyIn<T> whole;
+  run(whole, options);
+  CHECK(log_lines(whole_folder.path()).front()["grad_norm"].get<double>() > 0.0);
+  options.output_dir = cut_folder.path();
+  PolicyIn<T> cut;
+  CHECK_THROWS_AS(run(cut, options, [](const Progress& p) { return p.step < 3; }), CancelledError);
+  PolicyIn<T> resumed;
+  options.resume = true;
+  run(resumed, options);
+  const auto a = weights(whole.store), b = weights(resumed.store);
+  CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
+TEST_CASE("a bfloat16 network trains as the float one does") {
+  TemporaryFolder wide_folder, narrow_folder;
+  auto options = lpo_options(wide_folder.path());
+  options.train_batch_size = 1000;
+  Policy wide;
+  run(wide, options);
+  options.output_dir = narrow_folder.path();
+  PolicyIn<bfloat16> narrow;
+  run(narrow, options);
+  const auto reference = log_lines(wide_folder.path()), rounded = log_lines(narrow_folder.path());
+  const double ratio = rounded.front()["grad_norm"].get<double>() / reference.front()["grad_norm"].get<double>();
+  CHECK(rounded.front()["train_ratio_win"].get<double>() == 1.0);  // policy and reference round alike
+  CHECK(rounded.front()["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
+  CHECK(ratio > 0.5);
+  CHECK(ratio < 2.0);
+}
+
+TEST_CASE("updates below the spacing of bfloat16 add up in the masters, and checkpoints hold them") {
+  TemporaryFolder folder;
+  auto options = lpo_options(folder.path());
+  options.learning_rate = 1e-5;  // a step of Adam moves a weight by about as much; bfloat16 numbers near 0.5 lie 2e-3 apart
+  options.checkpointing_iterations = options.max_train_iterations;
+  PolicyIn<bfloat16> policy;
+  const auto before = weights(policy.store);
+  run(policy, options);
+  const auto after = weights(policy.store);
+  const auto masters = SafetensorsFile(folder.path() + "/checkpoint-5/state.safetensors").read_vector<float>("weights");
+  index_t hidden = 0;
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    CHECK(static_cast<bfloat16>(masters[i]).bits == after[i].bits);
+    if (after[i].bits == before[i].bits && masters[i] != static_cast<float>(after[i])) ++hidden;
+  }
+  CHECK(hidden > 100);
+}
+
+TEST_CASE("the parts of an iteration are announced in their order") {
+  Policy policy;
+  auto options = lpo_options("");
+  options.max_train_iterations = 1;
+  options.sample_steps = 2;
+  options.train_batch_size = 1000;
+  std::vector<LpoStage> stages;
+  options.on_stage = [&](LpoStage stage) { stages.push_back(stage); };
+  run(policy, options);
+  CHECK(stages == std::vector{LpoStage::text, LpoStage::denoising, LpoStage::scoring, LpoStage::denoising, LpoStage::scoring,
+                              LpoStage::reference, LpoStage::policy, LpoStage::optimizer});
 }
 
 TEST_CASE("base weights stay as they were") {

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cstring>
+#include <limits>
 
 #include "killed.hpp"
 #include "small_world.hpp"
@@ -120,6 +121,183 @@ TEST_CASE("export = best keeps the weights of the best validation") {
   CHECK(report.validation_accuracy == doctest::Approx(report.best_validation_accuracy));
 }
 
+TEST_CASE("parts of a batch add up to the batch") {
+  Reward whole, parts;
+  auto options = lrm_options("");
+  options.max_train_steps = 1;
+  options.lr_scheduler = LearningRateKind::constant;
+  options.max_grad_norm = 0;
+  options.optimizer.epsilon = 1.0;  // the update is then nearly the gradient itself
+  options.learning_rate = 1.0;
+  Reward start;
+  run(whole, options);
+  options.micro_batch_size = 3;  // of 4
+  run(parts, options);
+  const auto a = weights(start.store), b = weights(whole.store), c = weights(parts.store);
+  double update = 0, difference = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    update = std::max(update, std::fabs(static_cast<double>(b[i] - a[i])));
+    difference = std::max(difference, std::fabs(static_cast<double>(c[i] - b[i])));
+  }
+  CHECK(update > 1e-3);
+  CHECK(difference < 1e-4 * update);  // rounding
+}
+
+TEST_CASE("a frozen text encoder keeps its weights") {
+  Reward reward;
+  Lrm lrm;
+  Text text;
+  Store store;
+  Encoder encoder(text, {19, 19, 19, 19, 19, 19});
+  lrm.options.guidance = 2.0f;
+  store.add("", lrm);
+  store.add("text_encoder", text);
+  store.allocate([](const std::string& name) { return !name.starts_with("text_encoder."); });
+  store.initialize(3);
+  const auto frozen = [&] {
+    std::vector<float> values;
+    for (const auto& entry : store.entries())
+      if (entry.name.starts_with("text_encoder.")) values.insert(values.end(), entry.parameter->data(), entry.parameter->data() + entry.parameter->size());
+    return values;
+  };
+  const auto before = frozen(), moving = weights(store);
+  CHECK_FALSE(before.empty());
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, lrm, encoder, store, schedule, lrm_options(""));
+  trainer.train(random_pairs(21, 16), random_pairs(22, 12));
+  CHECK(frozen() == before);
+  CHECK(weights(store) != moving);
+}
+
+TEST_CASE("steps that are not finite change nothing, are counted, and end the training with the last good weights") {
+  TemporaryFolder folder;
+  Reward reward;
+  auto options = lrm_options(folder.path());
+  options.max_train_steps = 30;
+  options.max_skipped_steps = 3;
+  options.validation_steps = 0;
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  auto poisoned = random_pairs(21, 8);
+  std::vector<float> at_five;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  const auto poison = [&](const Progress& p) {
+    if (p.step == 5) {
+      at_five = weights(reward.store);
+      for (float& value : poisoned.mean) value = std::numeric_limits<float>::infinity();
+    }
+    return true;
+  };
+  CHECK_THROWS_WITH_AS(trainer.train(poisoned, {}, poison),
+                       doctest::Contains("3 steps in a row, beginning in iteration 5 after 5 optimizer steps"), ValueError);
+  CHECK(weights(reward.store) == at_five);
+  CHECK(CheckpointFolder(folder.path(), 0).steps() == std::vector<index_t>{4, 5});  // none of step 6, which was skipped
+  CHECK(read_metric(folder.path() + "/metrics.jsonl", "skipped_steps").value == std::vector<double>{0, 0, 0, 0, 0, 1, 2});
+  CHECK(read_metric(folder.path() + "/metrics.jsonl", "train_loss").value.size() == 5);
+  CHECK(file_exists(folder.path() + "/not_finite.json"));
+
+  // Resumed on sound data it ends as if nothing had been.
+  Reward resumed, whole;
+  options.resume = true;
+  LrmTrainer again(context, resumed.lrm, resumed.encoder, resumed.store, schedule, options);
+  const auto rest = again.train(random_pairs(21, 8), {});
+  CHECK(rest.steps == 30);
+  CHECK(rest.skipped_steps == 0);
+  options.output_dir = "";
+  LrmTrainer at_once(context, whole.lrm, whole.encoder, whole.store, schedule, options);
+  at_once.train(random_pairs(21, 8), {});
+  CHECK(weights(resumed.store) == weights(whole.store));
+}
+
+TEST_CASE("a few steps that are not finite are left out and training goes on") {
+  Reward reward;
+  auto options = lrm_options("");
+  options.max_train_steps = 12;
+  options.validation_steps = 0;
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  auto data = random_pairs(21, 8);
+  const auto sound = data.mean;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  const auto report = trainer.train(data, {}, [&](const Progress& p) {
+    if (p.step == 5) data.mean.assign(sound.size(), std::numeric_limits<float>::quiet_NaN());
+    if (p.step == 7) data.mean = sound;
+    return true;
+  });
+  CHECK(report.steps == 12);
+  CHECK(report.skipped_steps == 2);
+  for (const float value : weights(reward.store)) REQUIRE(std::isfinite(value));
+}
+
+TEST_CASE("gradient checkpointing trains to the same weights") {
+  Reward plain, checkpointed;
+  auto options = lrm_options("");
+  run(plain, options);
+  options.gradient_checkpointing = true;
+  run(checkpointed, options);
+  const auto a = weights(plain.store), b = weights(checkpointed.store);
+  for (std::size_t i = 0; i < a.size(); ++i) REQUIRE(b[i] == doctest::Approx(a[i]).epsilon(1e-4));
+}
+
+TEST_CASE("accuracy by timestep has intervals that hold it") {
+  Reward reward;
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, lrm_options(""));
+  const auto held_out = random_pairs(22, 12);
+  const auto list = trainer.accuracy_by_timestep(held_out, {1, 501});
+  REQUIRE(list.size() == 2);
+  for (const auto& one : list) {
+    CHECK(one.interval.accuracy == trainer.accuracy(held_out, one.timestep));
+    CHECK(one.interval.low < one.interval.accuracy);
+    CHECK(one.interval.accuracy <= one.interval.high);
+  }
+}
+
+TEST_CASE("the best weights can be had beside the last") {
+  Reward reward;
+  auto options = lrm_options("");
+  options.max_train_steps = 12;
+  options.learning_rate = 0.5;  // diverges after a while
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  CHECK_FALSE(trainer.use_best_weights());
+  const auto held_out = random_pairs(22, 12);
+  const auto report = trainer.train(random_pairs(21, 16), held_out);
+  REQUIRE(trainer.use_best_weights());
+  CHECK(trainer.accuracy(held_out, 1) == doctest::Approx(report.best_validation_accuracy));
+}
+
+TEST_CASE("pairs held out share the images but no prompt with the rest") {
+  auto data = random_triples(31, 5);
+  const auto held = hold_out_pairs(data, 4);  // of two prompts: 6 pairs
+  CHECK(held.size() == 6);
+  CHECK(data.size() == 9);
+  CHECK(held.images() == data.images());
+  for (const auto& pair : held.pairs) CHECK(held.prompt_of(pair) >= 3);
+  for (const auto& pair : data.pairs) CHECK(data.prompt_of(pair) < 3);
+  CHECK_THROWS_WITH_AS(hold_out_pairs(data, 7), doctest::Contains("leaves none to train on"), ValueError);
+}
+
+TEST_CASE("latents may lie elsewhere") {
+  Reward here, there;
+  const auto options = lrm_options("");
+  run(here, options);
+  const auto data = random_pairs(21, 16);
+  auto elsewhere = data;
+  elsewhere.mean.clear();
+  elsewhere.deviation.clear();
+  elsewhere.source = std::make_shared<LatentSource>(LatentSource{
+      data.images(), true, [&](index_t image, float* mean, float* deviation) { data.read_posterior(image, mean, deviation); }});
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, there.lrm, there.encoder, there.store, schedule, options);
+  trainer.train(elsewhere, random_pairs(22, 12));
+  CHECK(weights(here.store) == weights(there.store));
+}
+
 TEST_CASE("wrong options name themselves") {
   Reward reward;
   auto options = lrm_options("");
@@ -129,6 +307,10 @@ TEST_CASE("wrong options name themselves") {
   options.batch_unit = BatchUnit::prompt;
   options.loss.kind = RewardLossOptions::Kind::both;
   CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("batch_unit = pair"), ValueError);
+  options = lrm_options("");
+  options.micro_batch_size = 2;
+  options.loss.kind = RewardLossOptions::Kind::batch;
+  CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("micro_batch_size = 0"), ValueError);
   options = lrm_options("");
   options.largest_timestep = 2000;
   CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("timesteps"), ValueError);

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
-// SdxlTextEncoder and the added conditioning of GuidedDenoiser against StableDiffusionXLPipeline; what is refused.
+// SdxlTextEncoder and the added conditioning of GuidedDenoiser against StableDiffusionXLPipeline; the trainer; what is
+// refused.
 #include <doctest/doctest.h>
 
 #include <memory>
 
+#include <lpo/backend/cpu/adamw.hpp>
+#include <lpo/backend/cpu/cross_entropy.hpp>
 #include <lpo/backend/cpu/random.hpp>
 #include <lpo/diffusion/sample.hpp>
 #include <lpo/train/latent_scorer.hpp>
+#include <lpo/train/lrm_trainer.hpp>
 #include <lpo/train/sdxl_text_encoder.hpp>
 
 #include "../model/model_backends.hpp"
@@ -109,7 +113,7 @@ TEST_CASE("Guided sampling with added conditioning ends where StableDiffusionXLP
   denoiser.set_prompts(without);
   auto latents = golden::tensor<float, 4, Cpu>(f.file, "in/latents");
   CHECK_THROWS_WITH_AS(denoiser.predict(latents.view(), 1.0, latents.view()),
-                       "[paired_prediction] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
+                       "[conditional_prediction] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
                        "encode them with SdxlTextEncoder",
                        ShapeError);
 }
@@ -138,6 +142,62 @@ TEST_CASE("A reward model's scorer passes the added conditioning on") {
   const auto expected =
       lrm->score(constant(f.tape, latents), std::vector<float>{501, 501}, prompt, constant(f.tape, pooled));
   for (std::size_t i = 0; i < 2; ++i) CHECK(scores[i] == doctest::Approx(expected.data()[i]).epsilon(1e-4));
+}
+
+TEST_CASE("A reward model is trained with the added conditioning, and scores as the scorer does") {
+  Fixture f;
+  using Lrm = LatentRewardModel<golden::sdxl, 16, 16, false, float, Cpu>;
+  const auto lrm = std::make_unique<Lrm>();
+  ParameterStore<float, Cpu> store;
+  store.add("", *lrm);
+  store.allocate_all_trainable();
+  store.initialize(3);
+  const auto latents = golden::tensor<float, 4, Cpu>(f.file, "in/latents");
+  LatentPairs data;
+  data.height = latents.extent(1), data.width = latents.extent(2), data.channels = 4, data.tokens = 14;
+  const auto ids = f.one("prompts");
+  data.add_prompt(ids);
+  for (index_t i = 0; i < 2; ++i) data.add_image(0, latents.data() + i * data.latent_size());
+  data.add_pair(0, 1, {});
+
+  const NoiseSchedule schedule{SchedulerConfig{}};
+  LrmTrainerOptions options;
+  options.max_train_steps = 20;
+  options.train_batch_size = 2;
+  options.learning_rate = 1e-3;
+  options.lr_scheduler = LearningRateKind::constant;
+  options.validation_steps = 0;
+  options.largest_timestep = 1;
+  Encoder encoder(*f.first, *f.second, f.one("empty"), f.time_ids, EmptyPrompt::encoded);
+  LrmTrainer trainer(f.context, *lrm, encoder, store, schedule, options);
+  trainer.train(data, {});
+  const auto [first, second] = trainer.scores(data, 501);
+  CHECK(trainer.accuracy(data, 1) == 1);
+
+  LrmBatch batch;
+  for (const index_t image : {0, 1}) batch.add_single(data, image, 501);
+  batch.add_noise(schedule, data, {options.seed, 0x2005, 0}, {}, false);
+  const auto noisy = Tensor<float, 4, Cpu>::from(latents.extents(), batch.latents);
+  const auto prompts = encode_prompts<float>(f.tape, encoder, std::span<const std::int32_t>(ids), 1);
+  LatentScorer<Lrm> scorer(f.tape, *lrm);
+  scorer.set_prompts(prompts);
+  std::vector<float> scores(2);
+  scorer.score(noisy.view(), 501, scores);
+  CHECK(first[0] == doctest::Approx(scores[0]).epsilon(1e-5));
+  CHECK(second[0] == doctest::Approx(scores[1]).epsilon(1e-5));
+
+  struct WithoutIds {
+    Encoder& whole;
+    TextStates<float, Cpu> encode(Tape<Cpu>& tape, std::span<const std::int32_t> all, index_t n) {
+      auto states = whole.encode(tape, all, n);
+      states.time_ids.clear();
+      return states;
+    }
+    TextStates<float, Cpu> encode_empty(Tape<Cpu>& tape) { return whole.encode_empty(tape); }
+  } without{encoder};
+  LrmTrainer incomplete(f.context, *lrm, without, store, schedule, options);
+  CHECK_THROWS_WITH_AS(incomplete.scores(data, 1),
+                       doctest::Contains("the prompts have 0 ids; encode them with SdxlTextEncoder"), ShapeError);
 }
 
 TEST_CASE("SDXL token ids and time ids of a wrong length are refused") {

@@ -37,10 +37,6 @@ inline constexpr lpo::UNetConfig unet_config{.levels = 2,
                                              .groups = 4};
 inline constexpr lpo::ClipTextConfig text_config{.vocabulary = 20, .width = 12, .hidden = 24, .layers = 1, .heads = 2, .positions = 6};
 
-using Text = lpo::CLIPTextModel<text_config, float, Device>;
-using Encoder = lpo::ClipTextEncoder<Text>;
-using Lrm = lpo::LatentRewardModel<unet_config, 12, 10, true, float, Device>;
-using UNet = lpo::UNet2DCondition<unet_config, float, Device>;
 using Store = lpo::ParameterStore<float, Device>;
 
 inline std::vector<std::int32_t> random_ids(std::uint64_t seed, lpo::index_t prompts) {
@@ -115,14 +111,26 @@ class TemporaryFolder {
   std::string path_;
 };
 
-/// A reward model with its text encoder, all trainable.
-struct Reward {
-  Lrm lrm;
-  Text text;
-  Store store;
-  Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
+template <class T>
+using TextIn = lpo::CLIPTextModel<text_config, T, Device>;
+template <class T>
+using LrmIn = lpo::LatentRewardModel<unet_config, 12, 10, true, T, Device>;
+template <class T>
+using UNetIn = lpo::UNet2DCondition<unet_config, T, Device>;
+using Text = TextIn<float>;
+using Encoder = lpo::ClipTextEncoder<Text>;
+using Lrm = LrmIn<float>;
+using UNet = UNetIn<float>;
 
-  Reward() {
+/// A reward model with its text encoder, all trainable; weights and activations in T.
+template <class T>
+struct RewardIn {
+  LrmIn<T> lrm;
+  TextIn<T> text;
+  lpo::ParameterStore<T, Device> store;
+  lpo::ClipTextEncoder<TextIn<T>> encoder{text, {19, 19, 19, 19, 19, 19}};
+
+  RewardIn() {
     lrm.options.guidance = 2.0f;
     store.add("", lrm);
     store.add("text_encoder", text);
@@ -131,21 +139,25 @@ struct Reward {
   }
 };
 
-/// A generator with LoRA.
-struct Policy {
-  UNet unet;
-  Text text;
-  Store store;
-  Encoder encoder{text, {19, 19, 19, 19, 19, 19}};
+using Reward = RewardIn<float>;
 
-  Policy() {
-    lpo::enable_lora<float, Device>(unet, 2, 2.0f);
+/// A generator with LoRA.
+template <class T>
+struct PolicyIn {
+  UNetIn<T> unet;
+  TextIn<T> text;
+  lpo::ParameterStore<T, Device> store;
+  lpo::ClipTextEncoder<TextIn<T>> encoder{text, {19, 19, 19, 19, 19, 19}};
+
+  PolicyIn() {
+    lpo::enable_lora<T, Device>(unet, 2, 2.0f);
     store.add("unet", unet);
     store.add("text_encoder", text);
     store.allocate(lpo::is_lora_name);
     store.initialize(4);
   }
 };
+using Policy = PolicyIn<float>;
 
 inline lpo::LrmTrainerOptions lrm_options(const std::string& folder) {
   lpo::LrmTrainerOptions o;
@@ -182,9 +194,10 @@ inline lpo::PromptTokens prompts() {
   return p;
 }
 
-inline std::vector<float> weights(Store& store) {
-  std::vector<float> values(static_cast<std::size_t>(store.trainable_size()));
-  lpo::DeviceMemory<Device>::copy_to_host(values.data(), store.trainable_values(), values.size() * sizeof(float));
+template <class T>
+std::vector<T> weights(lpo::ParameterStore<T, Device>& store) {
+  std::vector<T> values(static_cast<std::size_t>(store.trainable_size()));
+  lpo::DeviceMemory<Device>::copy_to_host(values.data(), store.trainable_values(), values.size() * sizeof(T));
   return values;
 }
 

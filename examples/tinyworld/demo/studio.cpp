@@ -15,7 +15,8 @@ std::vector<std::string> repeat_captions(const std::vector<std::string>& caption
   return repeated;
 }
 
-Studio::Studio(const Options& o) : context(o.threads), tape(context), generator(o.model, o.lora_rank, o.seed) {}
+Studio::Studio(const Options& o)
+    : executor(o.threads), context(examples::make_context(o.threads)), tape(context), generator(o.model, o.lora_rank, o.seed) {}
 
 lpo::Tensor<float, 4> Studio::generate(const std::vector<std::string>& captions, const tw::GenerateOptions& options,
                                        const std::function<bool(index_t)>& progress) {
@@ -23,7 +24,7 @@ lpo::Tensor<float, 4> Studio::generate(const std::vector<std::string>& captions,
                               options, [&](index_t done, index_t) { return progress(done); });
 }
 
-std::vector<tw::Image> Studio::decode(const lpo::View<const float, 4, tw::Device>& latents) {
+std::vector<tw::Image> Studio::decode(const lpo::View<const float, 4, lpo::Cpu>& latents) {
   std::vector<tw::Image> images;
   constexpr index_t chunk = 64;
   for (index_t begin = 0; begin < latents.extent(0); begin += chunk) {
@@ -35,7 +36,7 @@ std::vector<tw::Image> Studio::decode(const lpo::View<const float, 4, tw::Device
 
 std::vector<tw::Measurement> Studio::measure(std::span<const tw::Image> images, std::span<const std::string> captions) {
   std::vector<tw::Measurement> measured(images.size());
-  context.executor().parallel_for(static_cast<index_t>(images.size()), 4, [&](index_t first, index_t last) {
+  executor.parallel_for(static_cast<index_t>(images.size()), 4, [&](index_t first, index_t last) {
     for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i)
       measured[i] = tw::score_image(images[i], captions[i]);
   });

@@ -31,13 +31,14 @@ struct Studio {
   lpo::Tensor<float, 4> generate(const std::vector<std::string>& captions, const tw::GenerateOptions& options,
                                  const std::function<bool(index_t)>& progress);
 
-  std::vector<tw::Image> decode(const lpo::View<const float, 4, tw::Device>& latents);
+  std::vector<tw::Image> decode(const lpo::View<const float, 4, lpo::Cpu>& latents);
 
   std::vector<tw::Measurement> measure(std::span<const tw::Image> images, std::span<const std::string> captions);
 
   /// Scores of the decoded pictures, a few at a time: thousands of pictures need not be in memory together.
   std::vector<tw::Measurement> measure(const lpo::Tensor<float, 4>& latents, const std::vector<std::string>& captions);
 
+  lpo::Executor executor;  ///< for what runs on the host whatever the device
   lpo::Context<tw::Device> context;
   lpo::Tape<tw::Device> tape;
   tw::Generator generator;

@@ -2,7 +2,7 @@
 // Memory for time: `scoped` keeps only a block's result during inference, `checkpoint` recomputes a block in backward.
 #pragma once
 
-#include <cstring>
+#include <cstdint>
 #include <type_traits>
 
 #include <lpo/autograd/var.hpp>
@@ -11,18 +11,25 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it.
+/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless the two
+/// places overlap.
 template <class Device, class T, int Rank, int Channels>
 Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, const typename Tape<Device>::Snapshot& start,
                                       const Var<T, Rank, Device, Channels>& value) {
-  const auto dense = Extents<Rank>(value.extents());
-  const std::size_t bytes = static_cast<std::size_t>(value.size()) * sizeof(T);
-  Scratch<Device> scratch(tape.context());
-  auto* kept = scratch.template allocate<std::byte>(static_cast<index_t>(bytes));
-  tape.context().copy_from_host(kept, value.data(), bytes);
   tape.rewind(start);
-  const auto out = make_output<T, Channels>(tape, dense, false);
-  tape.context().copy_from_host(out.data(), kept, bytes);
+  const auto out = make_output<T, Channels>(tape, Extents<Rank>(value.extents()), false);
+  const auto bytes = static_cast<std::size_t>(value.size()) * sizeof(T);
+  const auto from = reinterpret_cast<std::uintptr_t>(value.data()), to = reinterpret_cast<std::uintptr_t>(out.data());
+  if (from == to) return out;
+  auto& context = tape.context();
+  if (from >= to + bytes || to >= from + bytes) {
+    context.copy(out.data(), value.data(), bytes);
+    return out;
+  }
+  Scratch<Device> scratch(context);
+  auto* kept = scratch.template allocate<std::byte>(static_cast<index_t>(bytes));
+  context.copy(kept, value.data(), bytes);
+  context.copy(out.data(), kept, bytes);
   return out;
 }
 

@@ -220,8 +220,10 @@ void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Ran
 template <class T, class Device, int Channels>
 void backward(const Var<T, 1, Device, Channels>& loss) {
   if (loss.size() != 1) throw ShapeError(message("[backward] the loss must hold one element, has ", to_string(loss.extents())));
-  const auto one = Tensor<T, 1, Device>::full(Extents<1>{1}, 1.0);
-  backward(loss, one.view());
+  const T one = static_cast<T>(compute_t<T>(1));
+  const View<T, 1, Device> cotangent(loss.tape().template allocate<T>(1), Extents<1>{1});
+  loss.tape().context().copy_from_host(cotangent.data, &one, sizeof(one));
+  backward(loss, View<const T, 1, Device>(cotangent));
 }
 
 /// Value of a one-element Var.

@@ -3,6 +3,7 @@
 // position.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -129,12 +130,14 @@ LPO_HOST_DEVICE inline void philox_normal4(std::uint64_t seed, std::uint64_t ele
   box_muller(block.v[2], block.v[3], out[2], out[3]);
 }
 
-/// Writes standard normals 0..count-1 of the field `key`; element i has the same bits whatever `count` is.
-inline void philox_fill_normal(RandomKey key, float* out, std::size_t count) {
-  for (std::size_t first = 0; first < count; first += 4) {
+/// Writes standard normals first..first+count-1 of the field `key`; element i has the same bits wherever a call begins
+/// and ends.
+inline void philox_fill_normal(RandomKey key, float* out, std::size_t count, std::uint64_t first = 0) {
+  const std::uint64_t end = first + count;
+  for (std::uint64_t block = first / 4; 4 * block < end; ++block) {
     float four[4];
-    philox_normal4(key.seed, first / 4, key.operation, key.step, four);
-    for (std::size_t i = first; i < count && i < first + 4; ++i) out[i] = four[i - first];
+    philox_normal4(key.seed, block, key.operation, key.step, four);
+    for (std::uint64_t i = std::max(first, 4 * block); i < std::min(end, 4 * block + 4); ++i) out[i - first] = four[i % 4];
   }
 }
 

@@ -54,15 +54,16 @@ std::vector<double> row_deviations(Context<Device>& context, View<const T, 4, De
 
 /// Gives each row of `guided`, in place, phi times the standard deviation of the conditional prediction and 1 - phi
 /// times its own (arXiv 2305.08891 eq. 15 and 16, phi = `guidance_rescale` from 0 to 1): strong guidance otherwise
-/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c].
-template <class T, class Device>
+/// overexposes pictures of models with zero terminal SNR. Views [n, h, w, c];
+/// `conditional` may be stored as another type C.
+template <class T, class Device, class C = T>
 void rescale_guidance(Context<Device>& context, const View<T, 4, Device>& guided,
-                      std::type_identity_t<View<const T, 4, Device>> conditional, double guidance_rescale) {
+                      std::type_identity_t<View<const C, 4, Device>> conditional, double guidance_rescale) {
   detail::expect_same("rescale_guidance", "guided", guided.extents, "conditional", conditional.extents);
   if (!(guidance_rescale >= 0 && guidance_rescale <= 1))
     throw ValueError(message("[rescale_guidance] guidance_rescale is ", guidance_rescale, ", expected 0 to 1"));
   auto factors = detail::row_deviations<T, Device>(context, guided);
-  const auto wanted = detail::row_deviations<T, Device>(context, conditional);
+  const auto wanted = detail::row_deviations<C, Device>(context, conditional);
   for (std::size_t i = 0; i < factors.size(); ++i)  // a constant row has no deviation to scale
     factors[i] = factors[i] > 0 ? guidance_rescale * wanted[i] / factors[i] + (1 - guidance_rescale) : 1;
   using Number = compute_t<T>;

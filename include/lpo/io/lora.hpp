@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -39,8 +40,6 @@ template <class Module>
 auto adapters_of(Module& module) {
   using T = typename Module::value_type;
   using Device = typename Module::device;
-  static_assert(is_host_device<Device>,
-                "lpo io: LoRA weights are read into host memory; copy them to the device after");
   struct Visitor : ParameterVisitor<T, Device> {
     std::vector<NamedAdapter<T, Device>> found;
     void parameter(const std::string& name, AnyParameter<T, Device>& p) override {
@@ -105,26 +104,45 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
 
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     auto& lora = *adapters[i].lora;
+    using Memory = DeviceMemory<typename Module::device>;
     const auto zero = static_cast<T>(compute_t<T>(0));
-    std::fill(lora.up.data(), lora.up.data() + lora.up.size(), zero);
-    if (sources[i] == nullptr) continue;
-    const auto& source = *sources[i];
-    std::fill(lora.down.data(), lora.down.data() + lora.down.size(), zero);
-    file.file().read(source.down, lora.down.data(), source.rank * lora.in);  // the first rows of A
-    const auto up = file.file().read_vector<T>(source.up);
-    for (index_t o = 0; o < lora.out; ++o)
-      for (index_t r = 0; r < source.rank; ++r)
-        lora.up.data()[o * lora.rank + r] = up[static_cast<std::size_t>(o * source.rank + r)];
-    lora.scale = static_cast<float>(source.scale());
+    std::vector<T> down(static_cast<std::size_t>(lora.down.size()), zero), up(static_cast<std::size_t>(lora.up.size()), zero);
+    if (sources[i] != nullptr) {
+      const auto& source = *sources[i];
+      file.file().read(source.down, down.data(), source.rank * lora.in);  // the first rows of A
+      const auto narrow = file.file().read_vector<T>(source.up);
+      for (index_t o = 0; o < lora.out; ++o)
+        for (index_t r = 0; r < source.rank; ++r)
+          up[static_cast<std::size_t>(o * lora.rank + r)] = narrow[static_cast<std::size_t>(o * source.rank + r)];
+      Memory::copy_from_host(lora.down.data(), down.data(), down.size() * sizeof(T));
+      lora.scale = static_cast<float>(source.scale());
+    }
+    Memory::copy_from_host(lora.up.data(), up.data(), up.size() * sizeof(T));
   }
   return {used.size(), detail::unmatched_keys(file, used)};
 }
+
+namespace detail {
+
+/// A weight as a matrix of a file: where it lies, or a copy of what another device holds.
+template <class T, class Device>
+LoraMatrix lora_matrix_of(const AnyParameter<T, Device>& weight) {
+  LoraMatrix matrix{dtype_of<T>(), {weight.extents[0], weight.extents[1]}, weight.data()};
+  if constexpr (!is_host_device<Device>) {
+    auto copy = std::make_shared<std::vector<T>>(static_cast<std::size_t>(weight.size()));
+    DeviceMemory<Device>::copy_to_host(copy->data(), weight.data(), copy->size() * sizeof(T));
+    matrix.data = copy->data();
+    matrix.owner = std::move(copy);
+  }
+  return matrix;
+}
+
+}  // namespace detail
 
 /// Collects a model's adapters in a writer, as `component`: a file may hold those of a UNet and its text encoders.
 /// Projections whose adapters are off are left out. The model must live until the writer has written.
 template <class Module>
 void add_lora(LoraWriter& writer, Module& model, const std::string& component) {
-  using T = typename Module::value_type;
   const auto adapters = detail::adapters_of(model);
   if (adapters.empty()) throw ValueError("[lora] the model has no projection that can carry an adapter");
   std::set<std::string> on, off;  // last parts of the names
@@ -134,8 +152,7 @@ void add_lora(LoraWriter& writer, Module& model, const std::string& component) {
     if (lora->down.data() == nullptr)
       throw ValueError("[lora] the model's adapters have no memory; allocate the store before writing");
     writer.add(component, path, static_cast<double>(lora->scale) * static_cast<double>(lora->rank),
-               {dtype_of<T>(), {lora->rank, lora->in}, lora->down.data()},
-               {dtype_of<T>(), {lora->out, lora->rank}, lora->up.data()});
+               detail::lora_matrix_of(lora->down), detail::lora_matrix_of(lora->up));
   }
   if (on.empty()) throw ValueError("[lora] the model's adapters are off; there is nothing to write");
   const bool whole = std::none_of(on.begin(), on.end(), [&](const std::string& name) { return off.contains(name); });
@@ -154,6 +171,7 @@ void save_lora(const std::string& path, Module& model, const LoraOptions& option
 /// cost.
 template <class Module>
 void merge_adapters(Module& model, double strength = 1.0) {
+  static_assert(is_host_device<typename Module::device>, "lpo merge_adapters: the weights are on another device; merge on the host");
   using T = typename Module::value_type;
   for (const auto& [path, lora, weight] : detail::adapters_of(model)) {
     if (lora->rank == 0) continue;
@@ -169,6 +187,7 @@ void merge_adapters(Module& model, double strength = 1.0) {
 template <class T, class Device>
 LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, const std::string& prefix = "unet",
                       double strength = 1.0, const std::string& component = "unet") {
+  static_assert(is_host_device<Device>, "lpo merge_lora: the weights are on another device; merge on the host");
   file.require_plain();
   std::vector<std::pair<const LoraFile::Adapter*, AnyParameter<T, Device>*>> pairs;
   std::set<const LoraFile::Adapter*> used;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <lpo/autograd/linear.hpp>
+#include <lpo/autograd/adapted_linear.hpp>
 #include <lpo/nn/parameter.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -106,12 +106,9 @@ struct LoraLinear {
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
     const auto rows = detail::as_rows(plain);
-    auto y = linear(rows, weight.on(tape), b);
-    if (lora.rank > 0 && tape.adapters()) {
-      const auto delta = linear(linear(rows, lora.down.on(tape)), lora.up.on(tape));
-      const Var<T, 2, Device> adapted = y + static_cast<double>(lora.scale) * delta;
-      y = adapted;
-    }
+    const auto y = lora.rank > 0 && tape.adapters()
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale))
+                       : linear(rows, weight.on(tape), b);
     return detail::with_rows_of<Out>(x, y);
   }
 

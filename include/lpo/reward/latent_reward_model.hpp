@@ -105,8 +105,8 @@ struct LatentRewardModel {
   }
 
   /// S(prompt, x_t, t) [n] = exp(logit_scale) * cos(v, q).
-  Var<T, 1, Device> score(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
-                          const RewardPrompt<T, Device>& prompt, const Var<T, 2, Device>& pooled_text) {
+  Var<compute_t<T>, 1, Device> score(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
+                                     const RewardPrompt<T, Device>& prompt, const Var<T, 2, Device>& pooled_text) {
     return cosine_score(visual(latents, timesteps, prompt), text(pooled_text), logit_scale.on(latents.tape()));
   }
 

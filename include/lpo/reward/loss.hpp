@@ -118,14 +118,17 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features (lpo-method B4).
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
-                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
+                              std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
-  auto& tape = text.tape();
-  const auto weight = detail::tape_constant<T>(tape, pair_weights(labels, options.aux_coefficient));
+  if (weights.size() != labels.size())
+    throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
+  const auto weight = detail::tape_constant<T>(text.tape(), weights);
   Var<T, 1, Device> losses;
   if (options.kind != Kind::batch)
     losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
@@ -140,6 +143,15 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   }
   const Var<T, 1, Device> weighted = losses * weight;
   return sum(weighted);
+}
+
+/// The same with the weights of a whole batch.
+template <class T, class Device>
+Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+                              const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
+                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+  const auto weights = pair_weights(labels, options.aux_coefficient);
+  return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
 /// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.

@@ -62,9 +62,11 @@ class FiniteGuard {
   /// The iteration in which the row began.
   index_t first_iteration() const { return iteration_; }
 
-  /// Writes `folder`/not_finite.json, if there is a folder, and throws: a ValueError that says where the row began.
-  /// `good` is the checkpoint from before it, or empty.
-  [[noreturn]] LPO_COLD void stop(const char* trainer, const std::string& folder, const std::string& good) const {
+  /// Writes `folder`/not_finite.json, if there is a folder, and throws: a ValueError that says where the row began and
+  /// what might help. `good` is the checkpoint from before it, or empty.
+  [[noreturn]] LPO_COLD void stop(
+      const char* trainer, const std::string& folder, const std::string& good,
+      const char* remedy = "lower learning_rate or beta, set max_grad_norm, or check the reward model") const {
     if (!folder.empty()) {
       OrderedJson json;
       json["steps_in_a_row"] = in_a_row_;
@@ -80,7 +82,7 @@ class FiniteGuard {
                              " optimizer steps, in the gradients of ", names_.size(), " weights",
                              names_.empty() ? "" : " (first " + names_.front() + ")",
                              good.empty() ? "" : "; the last good weights are in " + good,
-                             "; lower learning_rate or beta, set max_grad_norm, or check the reward model",
+                             "; ", remedy,
                              folder.empty() ? "" : ", details are in " + folder + "/not_finite.json"));
   }
 

@@ -2,15 +2,27 @@
 // LatentPairs: preference pairs of images that are already encoded, and the batches a trainer draws from them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <numeric>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <lpo/base/philox.hpp>
 #include <lpo/reward/loss.hpp>
 
 namespace lpo::inline LPO_ABI {
+
+/// Posteriors that lie elsewhere, in files say: `read` writes latent_size() means and, if the set has them, deviations of
+/// an image.
+struct LatentSource {
+  index_t images = 0;
+  bool deviations = false;
+  std::function<void(index_t image, float* mean, float* deviation)> read;
+};
 
 /// Images of a data set as latents, each with its prompt, and labelled pairs of images of one prompt. An image may be in
 /// several pairs and is stored once.
@@ -22,6 +34,7 @@ struct LatentPairs {
   index_t height = 0, width = 0, channels = 0, tokens = 0;
   std::vector<float> mean;               ///< posterior means [images, height, width, channels], scaled latents
   std::vector<float> deviation;          ///< the same extents, or empty: the mean is the latent
+  std::shared_ptr<const LatentSource> source;  ///< instead of mean and deviation
   std::vector<std::int32_t> token_ids;   ///< [prompts, tokens]
   std::vector<index_t> prompt_of_image;  ///< [images]
   std::vector<Pair> pairs;               ///< [pairs]
@@ -32,6 +45,16 @@ struct LatentPairs {
   index_t prompts() const { return tokens == 0 ? 0 : static_cast<index_t>(token_ids.size()) / tokens; }
   index_t latent_size() const { return height * width * channels; }
   index_t prompt_of(const Pair& pair) const { return prompt_of_image[static_cast<std::size_t>(pair.first)]; }
+
+  bool has_deviation() const { return source ? source->deviations : !deviation.empty(); }
+
+  /// Mean and, where has_deviation(), deviation of an image, latent_size() numbers each.
+  void read_posterior(index_t image, float* to_mean, float* to_deviation) const {
+    if (source) return source->read(image, to_mean, to_deviation);
+    const index_t begin = image * latent_size();
+    std::copy_n(mean.data() + begin, latent_size(), to_mean);
+    if (!deviation.empty()) std::copy_n(deviation.data() + begin, latent_size(), to_deviation);
+  }
 
   /// Adds the token ids of a prompt; returns its number.
   index_t add_prompt(std::span<const std::int32_t> ids) {
@@ -54,7 +77,9 @@ struct LatentPairs {
 
   /// Throws when the buffers do not belong together or a pair is not of two images of one prompt.
   void check() const {
-    const auto values = static_cast<std::size_t>(images() * latent_size());
+    const auto values = static_cast<std::size_t>(source ? 0 : images() * latent_size());
+    if (source && source->images != images())
+      throw ShapeError(message("[LatentPairs] ", images(), " images, but their source has ", source->images));
     if (mean.size() != values || (!deviation.empty() && deviation.size() != values) ||
         token_ids.size() != static_cast<std::size_t>(prompts() * tokens) || pairs.size() != labels.size())
       throw ShapeError(message("[LatentPairs] ", images(), " images of latents ", height, " x ", width, " x ", channels, " and prompts of ",
@@ -74,6 +99,31 @@ struct LatentPairs {
     }
   }
 };
+
+/// Moves the last pairs, at least `count` of them and whole prompts, into a set of their own, which shares the images.
+/// Throws when nothing would be left.
+inline LatentPairs hold_out_pairs(LatentPairs& data, index_t count) {
+  std::vector<index_t> of_prompt(static_cast<std::size_t>(data.prompts()), 0);
+  std::vector<bool> held(of_prompt.size(), false);
+  const auto prompt_of = [&](std::size_t pair) { return static_cast<std::size_t>(data.prompt_of(data.pairs[pair])); };
+  for (std::size_t i = 0; i < data.pairs.size(); ++i) ++of_prompt[prompt_of(i)];
+  index_t taken = 0;
+  for (std::size_t i = data.pairs.size(); i-- > 0 && taken < count;) {
+    if (held[prompt_of(i)]) continue;
+    held[prompt_of(i)] = true;
+    taken += of_prompt[prompt_of(i)];
+  }
+  if (taken >= data.size())
+    throw ValueError(message("[hold_out_pairs] holding out ", count, " of ", data.size(), " pairs leaves none to train on"));
+  LatentPairs rest = data, out = data;
+  rest.pairs.clear(), rest.labels.clear(), out.pairs.clear(), out.labels.clear();
+  for (std::size_t i = 0; i < data.pairs.size(); ++i) {
+    auto& part = held[prompt_of(i)] ? out : rest;
+    part.add_pair(data.pairs[i].first, data.pairs[i].second, data.labels[i]);
+  }
+  data = std::move(rest);
+  return out;
+}
 
 /// What one entry of a training batch is.
 enum class BatchUnit {

@@ -16,6 +16,7 @@ namespace lpo::inline LPO_ABI {
 /// entry "about": what the pairs were made from.
 inline void save_latent_pairs(const std::string& path, const LatentPairs& data, const std::string& about = "") {
   data.check();
+  if (data.source) throw ValueError(message("[save_latent_pairs] ", path, ": the latents are in files already"));
   const index_t images = data.images(), pairs = data.size();
   const std::vector<index_t> extents{images, data.height, data.width, data.channels};
   std::vector<float> labels;

@@ -23,7 +23,17 @@ class LatentScorer {
 
   void set_prompts(const PromptBatch<T, Device>& prompts) { prompts_ = &prompts; }
 
-  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
+  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) { score_all(latents, timestep, scores); }
+  /// Latents in float for a 16-bit network.
+  void score(View<const compute_t<T>, 4, Device> latents, int timestep, std::span<float> scores)
+    requires(!std::is_same_v<T, compute_t<T>>)
+  {
+    score_all(latents, timestep, scores);
+  }
+
+ private:
+  template <class Latent>
+  void score_all(const View<const Latent, 4, Device>& latents, int timestep, std::span<float> scores) {
     if (prompts_ == nullptr) throw ValueError("[LatentScorer] set_prompts() first");
     const index_t n = latents.extent(0), b = prompts_->size();
     if (b == 0 || n % b != 0 || static_cast<index_t>(scores.size()) != n)
@@ -35,37 +45,34 @@ class LatentScorer {
     }
   }
 
- private:
-  void score_rows(const View<const T, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
+  template <class Latent>
+  void score_rows(const View<const Latent, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
     const index_t n = latents.extent(0), b = prompts_->size();
     std::vector<index_t> rows;
     for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % b);
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
-    const std::span<const index_t> of_rows(rows);
-    const auto both = detail::paired_rows(tape_, prompts_->context, prompts_->context_empty, of_rows, false);
+    const auto per_latent = [&](const auto& states, const auto& empty, const std::vector<index_t>& which) {
+      return detail::gathered_rows(tape_, states, empty, std::span<const index_t>(which));
+    };
+    const std::vector<index_t> unprompted(rows.size(), detail::empty_prompt);
     RewardPrompt<T, Device> prompt;
-    prompt.context = both.slice(0, 0, n);
-    prompt.context_empty = both.slice(0, n, 2 * n);
+    prompt.context = per_latent(prompts_->context, prompts_->context_empty, rows);
+    prompt.context_empty = per_latent(prompts_->context, prompts_->context_empty, unprompted);
+    const auto pooled = per_latent(prompts_->pooled, prompts_->pooled_empty, rows);
     std::vector<float> time_ids;
     if constexpr (Lrm::config.addition_width > 0) {
       detail::expect_added_conditioning<Lrm>("LatentScorer", *prompts_);
-      const auto texts = detail::paired_rows(tape_, prompts_->pooled, prompts_->pooled_empty, of_rows, false);
-      prompt.text_embedding = texts.slice(0, 0, n);
-      prompt.text_embedding_empty = texts.slice(0, n, 2 * n);
+      prompt.text_embedding = pooled;
+      prompt.text_embedding_empty = per_latent(prompts_->pooled, prompts_->pooled_empty, unprompted);
       time_ids = detail::repeated_time_ids(*prompts_, n);
       prompt.time_ids = time_ids;
     }
-    const index_t width = prompts_->pooled.extent(1);
-    const auto pooled = make_output<T>(tape_, Extents<2>{n, width}, false);
-    for (index_t i = 0; i < n; ++i)
-      kernel::CopyRows<Device>::run(tape_.context(), 1, width, prompts_->pooled.data() + rows[static_cast<std::size_t>(i)] * width, width,
-                                    pooled.data() + i * width, width, false);
-    const auto z = lrm_.score(constant(tape_, latents), timesteps, prompt, pooled);
-    std::vector<T> host(scores.size());
-    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
-    for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(static_cast<compute_t<T>>(host[i]));
+    const auto z = lrm_.score(detail::network_input<T>(tape_, latents), timesteps, prompt, pooled);
+    std::vector<compute_t<T>> host(scores.size());
+    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(host.front()));
+    for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(host[i]);
     tape_.rewind(start);
   }
 

@@ -28,6 +28,10 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step; reference, policy
+/// (forward and backward) and optimizer do so by mini-batches.
+enum class LpoStage { text, denoising, scoring, reference, policy, optimizer };
+
 /// Defaults are SD1.5's of lpo-method C and D; option names are the method's.
 struct LpoTrainerOptions {
   index_t max_train_iterations = 1000;  ///< roll-outs
@@ -50,6 +54,7 @@ struct LpoTrainerOptions {
   int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
   bool gradient_checkpointing = false;
   bool small_bucket_includes_t1 = true;  ///< in the log; see kept_buckets
+  double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
@@ -62,6 +67,8 @@ struct LpoTrainerOptions {
   std::function<void(index_t iteration, const MetricValues&)> on_metrics;
   /// Adds files of its own to a checkpoint's folder.
   std::function<void(const std::string& folder)> checkpoint_files;
+  /// Called when a part begins; on a device, work called before may still run.
+  std::function<void(LpoStage)> on_stage;
 };
 
 /// Prompts as token ids, for the policy's text encoder and for the reward model's own.
@@ -86,13 +93,17 @@ struct LpoTrainerReport {
   std::vector<double> kept_per_step, drawn_per_step;
 };
 
-/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it); with LoRA the reference is
-/// the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to start from;
+/// with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+///
+/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters, which
+/// is what checkpoints hold (AdamW).
 template <class UNet, class Lrm, class PolicyText, class RewardText>
 class LpoTrainer {
  public:
   using T = typename UNet::value_type;
   using Device = typename UNet::device;
+  using Latent = compute_t<T>;
 
   /// `latent` is [h, w, c] of one latent.
   LpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, PolicyText& policy_text, Lrm& lrm,
@@ -117,6 +128,7 @@ class LpoTrainer {
           "fall towards the last one; use lr_scheduler constant or constant_with_warmup");
     if (options_.ema_decay > 0) ema_.emplace(context, optimizer_.spans(), options_.ema_decay);
     tape_.set_checkpointing(options_.gradient_checkpointing);
+    if (!(options_.loss_scale > 0)) throw ValueError(message("[LpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
   }
 
   /// Uses another network as the reference (full fine-tuning).
@@ -138,6 +150,7 @@ class LpoTrainer {
     state.settings["prompts"] = fingerprint(prompts);
     if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
       optimizer_.set_step_count(static_cast<index_t>(counters[0]));
+      if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
       guard_.set_skipped(static_cast<index_t>(counters[tail]));
       if (ema_) ema_->set_updates(static_cast<index_t>(counters[tail + 1]));
     }
@@ -164,6 +177,7 @@ class LpoTrainer {
 
     while (state.step < options_.max_train_iterations) {
       const auto rows = order.at(state.step);
+      enter(LpoStage::text);
       const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
       const auto reward_prompts = encode(reward_text_, prompts.reward_ids, prompts.reward_tokens, rows);
       denoiser_.set_prompts(policy_prompts);
@@ -171,8 +185,8 @@ class LpoTrainer {
       bool stopped = false;  // until the roll-out is over, weights are those of the last iteration
       const auto go_on = [&](int, int) { return !(stopped = !reporter.report(state.step, shown())); };
       try {
-        rollout_.run(denoiser_, scorer_, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()),
-                     go_on);
+        RolloutStages stages{*this};
+        rollout_.run(stages, stages, static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()), go_on);
       } catch (const CancelledError&) {
         if (!folder.contains(state.step)) save();
         if (stopped) cancel();
@@ -237,6 +251,24 @@ class LpoTrainer {
   static constexpr std::uint32_t operation_prompts = 0x3001, operation_calibration = 0x3002;
   static constexpr std::uint32_t calibration_iteration = 0x400000;  // roll-outs of their own, apart from the run's
 
+  void enter(LpoStage stage) {
+    if (options_.on_stage) options_.on_stage(stage);
+  }
+
+  /// The denoiser and the scorer as the roll-out sees them: each tells when it begins.
+  struct RolloutStages {
+    LpoTrainer& trainer;
+
+    void predict(View<const Latent, 4, Device> latents, double timestep, View<Latent, 4, Device> prediction) {
+      trainer.enter(LpoStage::denoising);
+      trainer.denoiser_.predict(latents, timestep, prediction);
+    }
+    void score(View<const Latent, 4, Device> latents, int timestep, std::span<float> scores) {
+      trainer.enter(LpoStage::scoring);
+      trainer.scorer_.score(latents, timestep, scores);
+    }
+  };
+
   /// Draws roll-outs of the reference model, keeps every pair, and sets thresholds from their gaps. Depends on the seed alone,
   /// so a resumed run finds the same thresholds.
   void calibrate(const PromptTokens& prompts) {
@@ -275,7 +307,7 @@ class LpoTrainer {
   }
 
   TrainingState training_state(std::vector<float>& counters) {
-    static_assert(std::is_same_v<T, float>, "lpo LpoTrainer: training weights are float");
+    static_assert(std::is_same_v<Latent, float>, "lpo LpoTrainer: networks are float, bfloat16 or half");
     TrainingState state;
     auto& s = state.settings;
     s["trainer"] = "lpo";
@@ -297,8 +329,14 @@ class LpoTrainer {
     s["lrm_timestep"] = options_.rollout.lrm_timestep == LrmTimestep::departure ? "departure" : "arrival";
     s["ema_decay"] = options_.ema_decay;
     s["thresholds"] = rollout_.thresholds();
+    if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
     const auto count = static_cast<std::size_t>(store_.trainable_size());
-    state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
+    float* weights = nullptr;
+    if constexpr (AdamW<T, Device>::has_masters)
+      weights = optimizer_.masters().data;
+    else
+      weights = store_.trainable_values();
+    state.buffers = {device_buffer<Device>("weights", weights, count),
                      device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
                      device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
                      {"counters", counters}};
@@ -352,14 +390,15 @@ class LpoTrainer {
       rollout_.pairs().gather(context_, part, batch_);
       add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(pairs.size()), metrics);
     }
+    enter(LpoStage::optimizer);
     store_.finish_gradients();
-    const double norm = global_gradient_norm(context_, optimizer_.spans());
+    const double norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
     // A batch whose gradient is not finite is left out, as a loss scaler would.
     if (!guard_.accept(norm, iteration, optimizer_.step_count(), [&] { return non_finite_gradients(store_); }))
       return norm;
     rate_ = rates(optimizer_.step_count());
-    optimizer_.step(rate_, clip_scale(norm, options_.max_grad_norm));
+    optimizer_.step(rate_, clip_scale(norm, options_.max_grad_norm) / options_.loss_scale);
     if (ema_) ema_->update();
     return norm;
   }
@@ -375,18 +414,22 @@ class LpoTrainer {
       steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
     }
     const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, prompts, std::span<const index_t>(rows), constant(tape_, batch_.x_t()),
+      return guided_prediction(unet, prompts, std::span<const index_t>(rows), detail::network_input<T>(tape_, batch_.x_t()),
                                std::span<const float>(timesteps), options_.guidance_scale);
     };
+    enter(LpoStage::reference);
     const auto reference = [&] {
       const auto guard = tape_.inference();
       const auto plain = tape_.without_adapters();
       return predict(reference_ != nullptr ? *reference_ : policy_);
     }();
+    enter(LpoStage::policy);
     const auto loss = lpo_loss(predict(policy_), reference.view(), batch_.x_t(), batch_.x_win(), batch_.x_lose(),
                                std::span<const GaussianStep>(steps), options_.loss, &metrics);
-    const auto weight = Tensor<compute_t<T>, 1, Device>::full(Extents<1>{1}, share);
-    backward(loss, weight.view());
+    const auto weight = static_cast<Latent>(share * options_.loss_scale);
+    const View<Latent, 1, Device> cotangent(tape_.template allocate<Latent>(1), Extents<1>{1});
+    context_.copy_from_host(cotangent.data, &weight, sizeof(weight));
+    backward(loss, View<const Latent, 1, Device>(cotangent));
     tape_.clear();
   }
 
@@ -435,8 +478,8 @@ class LpoTrainer {
   Tape<Device> tape_;
   GuidedDenoiser<UNet> denoiser_;
   LatentScorer<Lrm> scorer_;
-  Rollout<T, Device> rollout_;
-  PairStore<T, Device> batch_;
+  Rollout<Latent, Device> rollout_;
+  PairStore<Latent, Device> batch_;
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;

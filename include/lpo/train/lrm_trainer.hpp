@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,9 +16,11 @@
 #include <lpo/optim/clip.hpp>
 #include <lpo/optim/ema.hpp>
 #include <lpo/optim/schedule.hpp>
+#include <lpo/reward/accuracy.hpp>
 #include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/reward/loss.hpp>
-#include <lpo/train/latent_pairs.hpp>
+#include <lpo/train/finite_guard.hpp>
+#include <lpo/train/lrm_batch.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/progress.hpp>
 #include <lpo/train/text_states.hpp>
@@ -30,6 +33,8 @@ struct LrmTrainerOptions {
   index_t max_train_steps = 4000;
   index_t train_batch_size = 128;  ///< pairs, or prompts when they are the unit of a batch
   BatchUnit batch_unit = BatchUnit::pair;
+  index_t micro_batch_size =
+      0;  ///< batch units whose activations are in memory at once; 0 = all. For the pair loss only
   double learning_rate = 1e-5;
   index_t lr_warmup_steps = 500;
   LearningRateKind lr_scheduler = LearningRateKind::log_warmup_decay;
@@ -42,10 +47,12 @@ struct LrmTrainerOptions {
   int timestep_interval = 50;
   int largest_timestep = 951;  ///< candidates are 1, 1 + interval, ..., largest
   int validation_timestep = 1;
-  index_t validation_steps = 100;  ///< validate every so many steps; 0 = at the end only
+  index_t validation_steps = 100;   ///< validate every so many steps; 0 = at the end only
   index_t checkpointing_steps = 0;  ///< 0 = no checkpoints
   int checkpoints_total_limit = 2;
   enum class Export { last, best } export_weights = Export::last;
+  int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
+  bool gradient_checkpointing = false;  ///< less memory for about a third more time
   std::uint64_t seed = 42;
   std::string output_dir;  ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
@@ -54,10 +61,17 @@ struct LrmTrainerOptions {
 /// Result of a training run.
 struct LrmTrainerReport {
   index_t steps = 0;
+  index_t skipped_steps = 0;  ///< left out because loss or gradients were not finite
   double final_loss = 0;
-  double validation_accuracy = 0;       ///< of the exported weights
+  double validation_accuracy = 0;  ///< of the exported weights
   double best_validation_accuracy = 0;
   index_t best_step = 0;
+};
+
+/// Validation accuracy at one timestep.
+struct TimestepAccuracy {
+  int timestep = 0;
+  AccuracyInterval interval;  ///< 95 %
 };
 
 /// Trains `lrm` (and whatever of `text_encoder` the store holds as trainable). One object per run.
@@ -69,77 +83,128 @@ class LrmTrainer {
 
   LrmTrainer(Context<Device>& context, Lrm& lrm, TextEncoder& text_encoder, ParameterStore<T, Device>& store,
              const NoiseSchedule& schedule, LrmTrainerOptions options)
-      : context_(context), lrm_(lrm), text_(text_encoder), store_(store), schedule_(schedule), options_(std::move(options)),
+      : context_(context),
+        lrm_(lrm),
+        text_(text_encoder),
+        store_(store),
+        schedule_(schedule),
+        options_(std::move(options)),
         tape_(context),
-        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
-        average_(context, optimizer_.spans(), options_.ema_decay, true) {
+        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}},
+                   options_.optimizer),
+        average_(context, optimizer_.spans(), options_.ema_decay, true),
+        guard_(options_.max_skipped_steps) {
     if (options_.train_batch_size < 1 || options_.max_train_steps < 0)
       throw ValueError("[LrmTrainer] train_batch_size must be at least 1 and max_train_steps at least 0");
     if (options_.batch_unit == BatchUnit::prompt && options_.loss.kind != RewardLossOptions::Kind::pair)
-      throw ValueError("[LrmTrainer] the contrastive loss needs distinct prompts in a batch; use batch_unit = pair with it");
-    if (options_.timestep_interval < 1 || options_.largest_timestep < 1 || options_.largest_timestep >= schedule.train_timesteps())
-      throw ValueError(message("[LrmTrainer] timesteps 1, 1 + ", options_.timestep_interval, ", ..., ", options_.largest_timestep,
-                               " must lie inside the schedule of ", schedule.train_timesteps()));
+      throw ValueError(
+          "[LrmTrainer] the contrastive loss needs distinct prompts in a batch; use batch_unit = pair with it");
+    if (options_.micro_batch_size < 0 || options_.max_skipped_steps < 0)
+      throw ValueError("[LrmTrainer] micro_batch_size and max_skipped_steps must not be negative");
+    if (micro_batch() < options_.train_batch_size && options_.loss.kind != RewardLossOptions::Kind::pair)
+      throw ValueError("[LrmTrainer] the contrastive loss compares a whole batch; use micro_batch_size = 0 with it");
+    if (options_.timestep_interval < 1 || options_.largest_timestep < 1 ||
+        options_.largest_timestep >= schedule.train_timesteps())
+      throw ValueError(message("[LrmTrainer] timesteps 1, 1 + ", options_.timestep_interval, ", ..., ",
+                               options_.largest_timestep, " must lie inside the schedule of ",
+                               schedule.train_timesteps()));
     if (store.trainable_size() == 0) throw ValueError("[LrmTrainer] the store has no trainable weights");
+    tape_.set_checkpointing(options_.gradient_checkpointing);
   }
 
   /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between.
-  LrmTrainerReport train(const LatentPairs& pairs, const LatentPairs& validation, const ProgressCallback& progress = {}) {
+  /// Steps whose loss or gradients are not finite are left out; after max_skipped_steps of them in a row a checkpoint
+  /// of the weights before them is saved and FiniteGuard throws.
+  LrmTrainerReport train(const LatentPairs& pairs, const LatentPairs& validation,
+                         const ProgressCallback& progress = {}) {
     pairs.check();
     validation.check();
+    const bool writes = !options_.output_dir.empty();
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
-    std::vector<float> best_values(static_cast<std::size_t>(store_.trainable_size()));
-    std::vector<float> best{0.0f, -1.0f};  // step, accuracy
-    TrainingState state = training_state(best_values, best);
-    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
-      optimizer_.set_step_count(state.step);
-      average_.set_updates(state.step);
+    TrainingState state = training_state(pairs);
+    if (options_.resume && writes && folder.resume(state)) {
+      optimizer_.set_step_count(static_cast<index_t>(counters_[optimizer_steps]));
+      average_.set_updates(static_cast<index_t>(counters_[optimizer_steps]));
+      guard_.set_skipped(static_cast<index_t>(counters_[skipped_steps]));
     }
-    if (!options_.output_dir.empty()) make_directories(options_.output_dir);
-    MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
+    if (writes) make_directories(options_.output_dir);
+    MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
     ProgressReporter reporter("LRM training", state.step, options_.max_train_steps, progress);
     const auto units = batch_units(pairs, options_.batch_unit);
     BatchOrder order(options_.seed, operation_order, static_cast<index_t>(units.size()), options_.train_batch_size);
     LrmTrainerReport report;
     double smoothed = 0, accuracy_now = -1;
+    std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
 
     while (state.step < options_.max_train_steps) {
-      const auto [loss, norm, rate] = step(pairs, units, order.at(state.step), state.step);
+      if (guard_.in_a_row() == 0) good = counters_;
+      const StepResult result = step(pairs, units, order.at(state.step), state.step);
+      if (guard_.exhausted()) {
+        // Steps that were left out changed nothing: these are still the last good weights.
+        state.step = guard_.first_iteration();
+        std::copy(good.begin(), good.end(), counters_.begin());
+        const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
+        if (writes && !folder.contains(state.step)) folder.save(state);
+        guard_.stop("LrmTrainer", options_.output_dir, writes ? name : "",
+                    "lower learning_rate, warm up longer, or look for damaged pictures");
+      }
       ++state.step;
-      report.final_loss = loss;
-      smoothed = smoothed == 0 ? loss : 0.95 * smoothed + 0.05 * loss;
-      MetricValues metrics{{"train_loss", loss}, {"grad_norm", norm}, {"lr", rate}};
+      counters_[optimizer_steps] = static_cast<float>(optimizer_.step_count());
+      counters_[skipped_steps] = static_cast<float>(guard_.skipped());
+      if (!result.skipped) {
+        report.final_loss = result.loss;
+        smoothed = smoothed == 0 ? result.loss : 0.95 * smoothed + 0.05 * result.loss;
+      }
+      MetricValues metrics{{"train_loss", result.loss},
+                           {"implicit_acc", result.accuracy},
+                           {"train_margin", result.margin},
+                           {"grad_norm", result.norm},
+                           {"lr", result.rate},
+                           {"epoch", epoch_of(state.step - 1, units.size())},
+                           {"skipped_steps", static_cast<double>(guard_.skipped())},
+                           {"global_step", static_cast<double>(optimizer_.step_count())}};
       const bool last = state.step == options_.max_train_steps;
       if (validates && (last || (options_.validation_steps > 0 && state.step % options_.validation_steps == 0))) {
         swap_average();
         accuracy_now = accuracy(validation, options_.validation_timestep);
         metrics.emplace_back("validation_accuracy", accuracy_now);
-        if (accuracy_now > static_cast<double>(best[1])) {
-          best = {static_cast<float>(state.step), static_cast<float>(accuracy_now)};
-          context_.copy_to_host(best_values.data(), store_.trainable_values(), best_values.size() * sizeof(float));
+        if (accuracy_now > static_cast<double>(best_[1])) {
+          best_ = {static_cast<float>(state.step), static_cast<float>(accuracy_now)};
+          context_.copy_to_host(best_values_.data(), store_.trainable_values(), best_values_.size() * sizeof(float));
         }
         swap_average();
       }
       log.write(state.step - 1, metrics);
-      if (options_.checkpointing_steps > 0 && !options_.output_dir.empty() && state.step % options_.checkpointing_steps == 0)
-        folder.save(state);
+      const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
+      const auto save = [&] {
+        if (writes && guard_.in_a_row() == 0) folder.save(state);
+      };
+      if (due) save();
       MetricValues shown{{"loss", smoothed}};
       if (accuracy_now >= 0) shown.emplace_back("accuracy", accuracy_now);
       if (!reporter.report(state.step, std::move(shown))) {
-        if (!options_.output_dir.empty()) folder.save(state);
-        throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+        if (!due) save();
+        throw CancelledError(
+            message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
       }
     }
     report.steps = state.step;
-    report.best_step = static_cast<index_t>(best[0]);
-    report.best_validation_accuracy = std::max(0.0, static_cast<double>(best[1]));
-    if (options_.export_weights == LrmTrainerOptions::Export::best && best[1] >= 0)
-      context_.copy_from_host(store_.trainable_values(), best_values.data(), best_values.size() * sizeof(float));
-    else
-      swap_average();
+    report.skipped_steps = guard_.skipped();
+    report.best_step = static_cast<index_t>(best_[0]);
+    report.best_validation_accuracy = std::max(0.0, static_cast<double>(best_[1]));
+    swap_average();
+    if (options_.export_weights == LrmTrainerOptions::Export::best) use_best_weights();
     if (validates) report.validation_accuracy = accuracy(validation, options_.validation_timestep);
     return report;
+  }
+
+  /// After train(): puts the weights of the best validation in place of those that it left (export = last), so that
+  /// both can be saved. False, and nothing changes, if there was no validation.
+  bool use_best_weights() {
+    if (best_[1] < 0) return false;
+    context_.copy_from_host(store_.trainable_values(), best_values_.data(), best_values_.size() * sizeof(float));
+    return true;
   }
 
   /// Validation accuracy at one timestep (lpo-method B5), with noise that depends on the seed and the pair only.
@@ -148,23 +213,36 @@ class LrmTrainer {
     return pair_accuracy(first, second, pairs.labels);
   }
 
-  /// Scores of both images of every pair, noised to `timestep`; each image is run once.
+  /// The same at several timesteps, each with the interval that the number of pairs allows.
+  std::vector<TimestepAccuracy> accuracy_by_timestep(const LatentPairs& pairs, const std::vector<int>& timesteps) {
+    std::vector<TimestepAccuracy> list;
+    for (const int timestep : timesteps)
+      list.push_back({timestep, wilson_interval(accuracy(pairs, timestep), pairs.size())});
+    return list;
+  }
+
+  /// Scores of both images of every pair, noised to `timestep`; each image that is in a pair is run once.
   std::pair<std::vector<float>, std::vector<float>> scores(const LatentPairs& data, int timestep) {
-    std::vector<float> by_image;
+    std::vector<bool> used(static_cast<std::size_t>(data.images()), false);
+    for (const auto& pair : data.pairs)
+      used[static_cast<std::size_t>(pair.first)] = used[static_cast<std::size_t>(pair.second)] = true;
+    std::vector<index_t> images;
+    for (index_t i = 0; i < data.images(); ++i)
+      if (used[static_cast<std::size_t>(i)]) images.push_back(i);
+    std::vector<float> by_image(used.size());
     const auto guard = tape_.inference();
-    for (index_t begin = 0; begin < data.images(); begin += options_.train_batch_size) {
-      Batch batch;
-      for (index_t i = begin; i < std::min(data.images(), begin + options_.train_batch_size); ++i) {
-        add_prompt(batch, data, data.prompt_of_image[static_cast<std::size_t>(i)]);
-        add_image(batch, i, timestep);
-      }
-      noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
-      const auto [visual, text] = forward_features(batch);
-      const auto z = cosine_score(visual, text, lrm_.logit_scale.on(tape_));
-      std::vector<T> host(static_cast<std::size_t>(z.extent(0)));
-      context_.copy_to_host(host.data(), z.data(), host.size() * sizeof(T));
-      for (const T score : host) by_image.push_back(static_cast<float>(static_cast<compute_t<T>>(score)));
-      tape_.clear();
+    const auto size = static_cast<std::size_t>(options_.train_batch_size);
+    for (std::size_t begin = 0; begin < images.size(); begin += size) {
+      LrmBatch batch;
+      for (std::size_t i = begin; i < std::min(images.size(), begin + size); ++i)
+        batch.add_single(data, images[i], timestep);
+      add_noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
+      for_each_part(batch, [&](const LrmBatch& part, std::size_t) {
+        const auto [visual, text] = forward_features(part, data);
+        const auto z = host_values(cosine_score(visual, text, lrm_.logit_scale.on(tape_)));
+        for (std::size_t i = 0; i < z.size(); ++i) by_image[static_cast<std::size_t>(part.images[i])] = z[i];
+        tape_.clear();
+      });
     }
     std::vector<float> first, second;
     for (const auto& pair : data.pairs) {
@@ -178,144 +256,173 @@ class LrmTrainer {
   static constexpr std::uint32_t operation_order = 0x2001, operation_timestep = 0x2002, operation_noise = 0x2003,
                                  operation_posterior = 0x2004, operation_validation = 0x2005;
 
-  /// One batch on the host. Rows of prompts and images are in the order of the batch units.
-  struct Batch {
-    std::vector<std::int32_t> token_ids;  ///< [prompts, tokens]
-    std::vector<index_t> images;          ///< numbers in the data set [images]
-    std::vector<std::int32_t> prompt_of_image;
-    std::vector<float> timesteps;   ///< [images]
-    std::vector<std::int32_t> first, second, prompt_of_pair;  ///< rows of images and prompts [pairs]
-    std::vector<PreferenceLabel> labels;
-    Tensor<T, 4, Device> latents;  ///< noisy [images, h, w, c]
-    index_t prompts = 0;
-  };
+  /// What `counters_` holds: floats, because checkpoints are of floats; exact up to 2^24 steps.
+  enum Counter { optimizer_steps, skipped_steps, counter_count };
 
   struct StepResult {
-    double loss, norm, rate;
+    double loss = 0, norm = 0, rate = 0;
+    double accuracy = 0;  ///< of the batch, ties as in pair_accuracy
+    double margin = 0;    ///< mean score of the preferred image minus the other's, of pairs that are no ties
+    bool skipped = false;
   };
 
-  TrainingState training_state(std::vector<float>& best_values, std::vector<float>& best) {
+  index_t micro_batch() const {
+    return options_.micro_batch_size > 0 ? std::min(options_.micro_batch_size, options_.train_batch_size)
+                                         : options_.train_batch_size;
+  }
+  double epoch_of(index_t step_index, std::size_t units) const {
+    return static_cast<double>(step_index * options_.train_batch_size / static_cast<index_t>(units));
+  }
+
+  TrainingState training_state(const LatentPairs& pairs) {
     static_assert(std::is_same_v<T, float>, "lpo LrmTrainer: training weights are float");
+    using Kind = RewardLossOptions::Kind;
     TrainingState state;
     auto& s = state.settings;
     s["trainer"] = "lrm";
+    s["pairs"] = pairs.size();
+    s["images"] = pairs.images();
     s["seed"] = options_.seed;
     s["train_batch_size"] = options_.train_batch_size;
+    s["micro_batch_size"] = micro_batch();
     s["batch_unit"] = options_.batch_unit == BatchUnit::pair ? "pair" : "prompt";
+    s["loss"] = options_.loss.kind == Kind::pair ? "pair" : options_.loss.kind == Kind::batch ? "batch" : "both";
+    s["batch_coefficient"] = options_.loss.batch_coefficient;
+    s["pair_noise"] = options_.shared_pair_noise ? "shared" : "independent";
+    s["timestep_interval"] = options_.timestep_interval;
+    s["largest_timestep"] = options_.largest_timestep;
     s["learning_rate"] = options_.learning_rate;
+    s["lr_scheduler"] = static_cast<int>(options_.lr_scheduler);
     s["lr_warmup_steps"] = options_.lr_warmup_steps;
+    s["lr_first_step"] = options_.lr_first_step == FirstStepRate::zero ? "zero" : "official";
     s["max_train_steps"] = options_.max_train_steps;
     s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
     s["ema_decay"] = options_.ema_decay;
     const auto count = static_cast<std::size_t>(store_.trainable_size());
+    best_values_.resize(count);
     state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
                      device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
                      device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
                      device_buffer<Device>("average", average_.average().data, options_.ema_decay > 0 ? count : 0),
-                     {"best_weights", best_values},
-                     {"best", best}};
+                     {"best_weights", best_values_},
+                     {"best", best_},
+                     {"counters", counters_}};
     return state;
   }
 
-  StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units, const std::vector<index_t>& picked,
-                  index_t step_index) {
+  StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units,
+                  const std::vector<index_t>& picked, index_t step_index) {
     const auto counter = static_cast<std::uint32_t>(step_index);
     RandomStream random(options_.seed, operation_timestep, counter);
-    const auto candidates = static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
-    Batch batch;
+    const auto candidates =
+        static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
+    LrmBatch batch;
     for (const index_t unit : picked)
-      add_unit(batch, data, units[static_cast<std::size_t>(unit)],
-               1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
-    noise(batch, data, operation_noise, counter, options_.shared_pair_noise);
-    store_.reset_gradients();
-    const auto [visual, text] = forward_features(batch);
-    const auto loss = reward_loss(embedding(visual, batch.first), embedding(visual, batch.second), embedding(text, batch.prompt_of_pair),
-                                  lrm_.logit_scale.on(tape_), batch.labels, options_.loss);
-    StepResult result{};
-    result.loss = item(loss);
-    backward(loss);
-    store_.finish_gradients();
-    tape_.clear();
-    result.norm = global_gradient_norm(context_, optimizer_.spans());
+      batch.add_unit(data, units[static_cast<std::size_t>(unit)],
+                     1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
+    add_noise(batch, data, operation_noise, counter, options_.shared_pair_noise);
+    const auto weights = pair_weights(batch.labels, options_.loss.aux_coefficient);
+    StepResult result;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps,
                                      options_.max_train_steps, options_.lr_first_step};
     result.rate = rates(step_index);
-    if (std::isfinite(result.norm)) optimizer_.step(result.rate, clip_scale(result.norm, options_.max_grad_norm));
+    std::vector<float> scores_0, scores_1;
+    store_.reset_gradients();
+    for_each_part(batch, [&](const LrmBatch& part, std::size_t first_pair) {
+      const auto [visual, text] = forward_features(part, data);
+      const auto visual_0 = embedding(visual, part.first), visual_1 = embedding(visual, part.second);
+      const auto texts = embedding(text, part.prompt_of_pair);
+      const auto scale = lrm_.logit_scale.on(tape_);
+      const auto loss = reward_loss(visual_0, visual_1, texts, scale, part.labels, options_.loss,
+                                    std::span(weights).subspan(first_pair, part.labels.size()));
+      result.loss += item(loss);
+      {
+        const auto guard = tape_.inference();
+        for (const float z : host_values(cosine_score(visual_0, texts, scale))) scores_0.push_back(z);
+        for (const float z : host_values(cosine_score(visual_1, texts, scale))) scores_1.push_back(z);
+      }
+      backward(loss);
+      tape_.clear();
+    });
+    store_.finish_gradients();
+    result.norm = global_gradient_norm(context_, optimizer_.spans());
+    result.accuracy = pair_accuracy(scores_0, scores_1, batch.labels);
+    result.margin = preferred_margin(scores_0, scores_1, batch.labels);
+    const double guarded = std::isfinite(result.loss) ? result.norm : result.loss;
+    const auto names = [&] { return non_finite_gradients(store_); };
+    result.skipped = !guard_.accept(guarded, step_index, optimizer_.step_count(), names);
+    if (result.skipped) return result;
+    optimizer_.step(result.rate, clip_scale(result.norm, options_.max_grad_norm));
     if (options_.ema_decay > 0) average_.update();
     return result;
+  }
+
+  static double preferred_margin(const std::vector<float>& scores_0, const std::vector<float>& scores_1,
+                                 const std::vector<PreferenceLabel>& labels) {
+    double total = 0;
+    index_t count = 0;
+    for (std::size_t i = 0; i < labels.size(); ++i) {
+      if (labels[i].tie()) continue;
+      const double gap = static_cast<double>(scores_0[i]) - static_cast<double>(scores_1[i]);
+      total += labels[i].label_0 > labels[i].label_1 ? gap : -gap;
+      ++count;
+    }
+    return count > 0 ? total / static_cast<double>(count) : 0.0;
   }
 
   void swap_average() {
     if (options_.ema_decay > 0) average_.swap();
   }
 
-  static void add_prompt(Batch& batch, const LatentPairs& data, index_t prompt) {
-    const auto* ids = data.token_ids.data() + prompt * data.tokens;
-    batch.token_ids.insert(batch.token_ids.end(), ids, ids + data.tokens);
-    ++batch.prompts;
+  void add_noise(LrmBatch& batch, const LatentPairs& data, std::uint32_t operation, std::uint32_t counter,
+                 bool shared) const {
+    batch.add_noise(schedule_, data, {options_.seed, operation, counter},
+                    {options_.seed, operation ^ operation_posterior, counter}, shared);
   }
 
-  /// Adds an image of the newest prompt.
-  static void add_image(Batch& batch, index_t image, int timestep) {
-    batch.images.push_back(image);
-    batch.prompt_of_image.push_back(static_cast<std::int32_t>(batch.prompts - 1));
-    batch.timesteps.push_back(static_cast<float>(timestep));
+  /// Calls `use(part, its first pair)` for parts of micro_batch() units.
+  template <class Use>
+  void for_each_part(const LrmBatch& batch, const Use& use) const {
+    const auto size = static_cast<std::size_t>(micro_batch()), count = batch.units.size();
+    if (size >= count) return use(batch, std::size_t{0});
+    for (std::size_t begin = 0; begin < count; begin += size)
+      use(batch.part(begin, std::min(count, begin + size)), begin == 0 ? 0 : batch.units[begin - 1].pairs);
   }
 
-  /// Adds pairs of one prompt; an image that occurs in several of them gets one row.
-  static void add_unit(Batch& batch, const LatentPairs& data, const std::vector<index_t>& pairs, int timestep) {
-    add_prompt(batch, data, data.prompt_of(data.pairs[static_cast<std::size_t>(pairs.front())]));
-    const auto begin = static_cast<std::ptrdiff_t>(batch.images.size());
-    const auto row_of = [&](index_t image) {
-      const auto found = std::find(batch.images.begin() + begin, batch.images.end(), image);
-      const auto row = static_cast<std::int32_t>(found - batch.images.begin());
-      if (found == batch.images.end()) add_image(batch, image, timestep);
-      return row;
-    };
-    for (const index_t i : pairs) {
-      const auto& pair = data.pairs[static_cast<std::size_t>(i)];
-      batch.first.push_back(row_of(pair.first));
-      batch.second.push_back(row_of(pair.second));
-      batch.prompt_of_pair.push_back(static_cast<std::int32_t>(batch.prompts - 1));
-      batch.labels.push_back(data.labels[static_cast<std::size_t>(i)]);
-    }
-  }
-
-  /// Draws the clean latents from their posteriors and noises them: sqrt(abar) x_0 + sqrt(1 - abar) n, in float. With `shared`
-  /// all images of a prompt get the noise of its first one.
-  void noise(Batch& batch, const LatentPairs& data, std::uint32_t operation, std::uint32_t counter, bool shared) const {
-    const auto rows = static_cast<index_t>(batch.images.size()), size = data.latent_size();
-    std::vector<float> drawn(static_cast<std::size_t>(rows * size)), posterior(data.deviation.empty() ? 0 : drawn.size());
-    philox_fill_normal({options_.seed, operation, counter}, drawn.data(), drawn.size());
-    philox_fill_normal({options_.seed, operation ^ operation_posterior, counter}, posterior.data(), posterior.size());
-    std::vector<float> noisy(drawn.size());
-    index_t source = 0;
-    for (index_t row = 0; row < rows; ++row) {
-      const auto at = static_cast<std::size_t>(row);
-      if (!shared || row == 0 || batch.prompt_of_image[at] != batch.prompt_of_image[at - 1]) source = row;
-      const double abar = schedule_.alpha_bar(static_cast<int>(batch.timesteps[at]));
-      const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
-      const index_t image = batch.images[at] * size;
-      for (index_t k = 0; k < size; ++k) {
-        float clean = data.mean[static_cast<std::size_t>(image + k)];
-        if (!posterior.empty())
-          clean += data.deviation[static_cast<std::size_t>(image + k)] * posterior[static_cast<std::size_t>(row * size + k)];
-        noisy[static_cast<std::size_t>(row * size + k)] = signal * clean + spread * drawn[static_cast<std::size_t>(source * size + k)];
-      }
-    }
-    batch.latents = Tensor<T, 4, Device>::from(Extents<4>{rows, data.height, data.width, data.channels}, noisy);
+  std::vector<float> host_values(const Var<compute_t<T>, 1, Device>& values) const {
+    std::vector<compute_t<T>> host(static_cast<std::size_t>(values.extent(0)));
+    context_.copy_to_host(host.data(), values.data(), host.size() * sizeof(host.front()));
+    return {host.begin(), host.end()};
   }
 
   /// Visual [images, width] and text [prompts, width] features.
-  std::pair<Var<T, 2, Device>, Var<T, 2, Device>> forward_features(const Batch& batch) {
+  std::pair<Var<T, 2, Device>, Var<T, 2, Device>> forward_features(const LrmBatch& batch, const LatentPairs& data) {
     const auto states = text_.encode(tape_, batch.token_ids, batch.prompts);
-    const auto rows = static_cast<index_t>(batch.images.size()), tokens = states.context.extent(1), width = states.context.extent(2);
+    const auto rows = static_cast<index_t>(batch.images.size()), tokens = states.context.extent(1),
+               width = states.context.extent(2);
+    const auto noisy = detail::tape_constant<T>(tape_, batch.latents)  // in the tape's memory: backward needs it too
+                           .reshape(Extents<4>{rows, data.height, data.width, data.channels});
     RewardPrompt<T, Device> prompt;
     prompt.context = embedding(states.context.reshape(Extents<2>{batch.prompts, tokens * width}), batch.prompt_of_image)
                          .reshape(Extents<3>{rows, tokens, width});
-    if (lrm_.options.guidance != 1.0f) prompt.context_empty = repeat_rows(text_.encode_empty(tape_).context, rows);
-    const auto visual = lrm_.visual(constant(tape_, batch.latents), batch.timesteps, prompt);
+    std::vector<float> time_ids;
+    if constexpr (Lrm::config.addition_width > 0) {
+      if (states.time_ids.size() != 6)
+        throw ShapeError(
+            message("[LrmTrainer] this reward model also needs pooled text and 6 time ids, the prompts have ",
+                    states.time_ids.size(), " ids; encode them with SdxlTextEncoder"));
+      prompt.text_embedding = embedding(states.pooled, batch.prompt_of_image);
+      for (index_t i = 0; i < rows; ++i)
+        time_ids.insert(time_ids.end(), states.time_ids.begin(), states.time_ids.end());
+      prompt.time_ids = time_ids;
+    }
+    if (lrm_.options.guidance != 1.0f) {
+      const auto empty = text_.encode_empty(tape_);
+      prompt.context_empty = repeat_rows(empty.context, rows);
+      if constexpr (Lrm::config.addition_width > 0) prompt.text_embedding_empty = repeat_rows(empty.pooled, rows);
+    }
+    const auto visual = lrm_.visual(noisy, batch.timesteps, prompt);
     return {visual, lrm_.text(states.pooled)};
   }
 
@@ -328,6 +435,10 @@ class LrmTrainer {
   Tape<Device> tape_;
   AdamW<T, Device> optimizer_;
   Ema<T, Device> average_;
+  FiniteGuard guard_;
+  std::vector<float> best_values_;
+  std::vector<float> best_{0.0f, -1.0f};  ///< step, accuracy
+  std::vector<float> counters_ = std::vector<float>(counter_count);
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -7,3 +7,7 @@
 using namespace adamw_cases;
 
 TEST_CASE_TEMPLATE("cuda AdamW agrees with the reference", T, LPO_STORAGE_TYPES) { compare_steps<lpo::Cuda, T>(); }
+
+TEST_CASE_TEMPLATE("cuda AdamW steps float parameters by 16-bit gradients", T, lpo::bfloat16, lpo::half) {
+  compare_steps<lpo::Cuda, float, T>();
+}

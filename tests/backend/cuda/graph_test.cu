@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include <lpo/autograd/var.hpp>
+#include <lpo/autograd/checkpoint.hpp>
 #include <lpo/backend/cuda/elementwise.cuh>
 #include <lpo/backend/cuda/gemm.cuh>
 #include <lpo/backend/cuda/graph.cuh>
@@ -57,6 +57,26 @@ TEST_CASE("a training step on a tape is captured: forward, backward, products") 
   context.fill_zero(slope.data(), 4 * sizeof(float));
   graph.replay();
   CHECK(on_host(slope) == std::vector<float>{7, -11, 19, 4});  // 6 x + 1
+}
+
+TEST_CASE("blocks of an inference that give their memory back are captured") {
+  lpo::Context<Cuda> context;
+  lpo::Tape<Cuda> tape(context);
+  auto x = lpo::Tensor<float, 1, Cuda>::from(Extents<1>{3}, std::vector<float>{1, 2, 3});
+  auto y = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{3});
+  lpo::CudaGraph graph(context, [&] {
+    const auto guard = tape.inference();
+    const auto out = scoped(tape, [&] {
+      const lpo::Var twice = lpo::constant(tape, x) * 2.0;
+      const auto inner = scoped(tape, [&] { return lpo::Var(twice + 1.0); });
+      return lpo::Var(inner * inner);
+    });
+    context.copy(y.data(), out.data(), 3 * sizeof(float));
+    tape.clear();
+  });
+  context.fill_zero(y.data(), 3 * sizeof(float));
+  graph.replay();
+  CHECK(on_host(y) == std::vector<float>{9, 25, 49});
 }
 
 TEST_CASE("work that reads from the device cannot be captured, and the context works on") {

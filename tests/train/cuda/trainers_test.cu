@@ -21,9 +21,10 @@ lpo::LrmTrainerReport train(Reward& reward, const lpo::LrmTrainerOptions& option
   return trainer.train(random_pairs(21, 16), random_pairs(22, 12), progress);
 }
 
-lpo::LpoTrainerReport train(Policy& policy, const lpo::LpoTrainerOptions& options, const lpo::ProgressCallback& progress = {}) {
+template <class T>
+lpo::LpoTrainerReport train(PolicyIn<T>& policy, const lpo::LpoTrainerOptions& options, const lpo::ProgressCallback& progress = {}) {
   lpo::Context<lpo::Cuda> context;
-  Reward reward;
+  RewardIn<T> reward;
   const lpo::NoiseSchedule schedule;
   lpo::LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
                           lpo::Extents<3>{4, 4, 4}, options);
@@ -87,4 +88,22 @@ TEST_CASE("LPO on a CUDA device: the same bits twice and after a resume") {
   options.resume = true;
   train(resumed, options);
   CHECK(weights(resumed.store) == weights(whole.store));
+}
+
+TEST_CASE("LPO of a bfloat16 network on a CUDA device: ln 2 at the start, the same bits after a resume") {
+  TemporaryFolder whole_folder, cut_folder;
+  PolicyIn<lpo::bfloat16> whole, cut, resumed;
+  auto options = lpo_options(whole_folder.path());
+  options.train_batch_size = 1000;
+  train(whole, options);
+  const auto line = lpo::read_metrics(whole_folder.path() + "/metrics.jsonl").front();
+  CHECK(line["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
+  CHECK(line["train_ratio_win"].get<double>() == 1.0);
+  CHECK(line["grad_norm"].get<double>() > 0.0);
+  options.output_dir = cut_folder.path();
+  train_and_stop(cut, options, 3);
+  options.resume = true;
+  train(resumed, options);
+  const auto a = weights(whole.store), b = weights(resumed.store);
+  for (std::size_t i = 0; i < a.size(); ++i) CHECK(a[i].bits == b[i].bits);
 }

@@ -11,8 +11,8 @@ namespace kernel {
 
 template <>
 struct AdamW<Cpu> {
-  template <class T>
-  static void step(Context<Cpu>& context, const AdamWParams& p, index_t count, T* parameter, const T* gradient,
+  template <class T, class Gradient>
+  static void step(Context<Cpu>& context, const AdamWParams& p, index_t count, T* parameter, const Gradient* gradient,
                    compute_t<T>* m, compute_t<T>* v) {
     using V = detail::lanes_t<T>;
     using S = compute_t<T>;

@@ -8,9 +8,9 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-template <int Vector, class T>
+template <int Vector, class T, class Gradient>
 __global__ void __launch_bounds__(256)
-    adamw_kernel(const __grid_constant__ kernel::AdamWParams p, index_t groups, T* parameter, const T* gradient,
+    adamw_kernel(const __grid_constant__ kernel::AdamWParams p, index_t groups, T* parameter, const Gradient* gradient,
                  compute_t<T>* m, compute_t<T>* v) {
   using Number = compute_t<T>;
   const index_t at = (static_cast<index_t>(blockIdx.x) * 256 + threadIdx.x) * Vector;
@@ -40,8 +40,8 @@ namespace kernel {
 
 template <>
 struct AdamW<Cuda> {
-  template <class T>
-  static void step(Context<Cuda>& context, const AdamWParams& params, index_t count, T* parameter, const T* gradient,
+  template <class T, class Gradient>
+  static void step(Context<Cuda>& context, const AdamWParams& params, index_t count, T* parameter, const Gradient* gradient,
                    compute_t<T>* m, compute_t<T>* v) {
     if (count <= 0) return;
     constexpr int vector = static_cast<int>(16 / sizeof(T));

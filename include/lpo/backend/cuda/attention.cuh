@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lpo/backend/cuda/attention_backward.cuh>
+#include <lpo/backend/cuda/attention_warpgroups.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -307,13 +308,14 @@ struct Attention<Cuda> {
       return;
     }
     if constexpr (sizeof(T) == 2)
-      if (detail::fits_matrix_units(shape, detail::address_bits(q, k, v, out)))
-        return detail::attention_forward_streaming<T>(context, {shape,
-                                                                {q, shape.q_row, shape.queries},
-                                                                {k, shape.k_row, shape.keys},
-                                                                {v, shape.v_row, shape.keys},
-                                                                {out, shape.out_row, shape.queries},
-                                                                log_sum_exp});
+      if (detail::fits_matrix_units(shape, detail::address_bits(q, k, v, out))) {
+        const detail::HeadRows<const T> queries{q, shape.q_row, shape.queries}, keys{k, shape.k_row, shape.keys};
+        const detail::HeadRows<const T> values{v, shape.v_row, shape.keys};
+        const detail::HeadRows<T> results{out, shape.out_row, shape.queries};
+        if (detail::prefers_warpgroups<T>(shape))
+          return detail::attention_forward_warpgroups(context, shape, queries, keys, values, results, log_sum_exp);
+        return detail::attention_forward_streaming<T>(context, {shape, queries, keys, values, results, log_sum_exp});
+      }
     detail::attention_forward_plain(context, shape, q, k, v, out, log_sum_exp);
   }
 

@@ -11,13 +11,15 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// A dense tensor of up to four axes, innermost first, and the box of it that one copy moves: `box[i]` elements along
-/// axis i, `step[i]` apart. Elements outside the tensor arrive as zeros, so the box may start anywhere, below zero too.
+/// A tensor of up to four axes, innermost first, and the box of it that one copy moves: `box[i]` elements along axis i,
+/// `step[i]` apart. Elements outside the tensor arrive as zeros, so the box may start anywhere, below zero too; copies
+/// to the tensor leave them out.
 struct TensorBoxes {
   int rank = 0;
   index_t extent[4] = {1, 1, 1, 1};
   int box[4] = {1, 1, 1, 1};
   int step[4] = {1, 1, 1, 1};
+  index_t stride[4] = {};  ///< elements between neighbours along an axis; 0: the axes before it are dense
 };
 
 /// What a copy may span along an axis, first to last element.
@@ -49,6 +51,7 @@ CUtensorMap tensor_map(const T* data, const TensorBoxes& t) {
     boxes[i] = static_cast<cuuint32_t>((t.box[i] - 1) * t.step[i] + 1);
     steps[i] = static_cast<cuuint32_t>(t.step[i]);
     stride *= t.extent[i];
+    if (i + 1 < t.rank && t.stride[i + 1] > 0) stride = t.stride[i + 1] * static_cast<index_t>(sizeof(T));
     if (i + 1 < t.rank) strides[i] = static_cast<cuuint64_t>(stride);
   }
   CUtensorMap map;
@@ -110,6 +113,32 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::
       "[%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
+}
+
+/// Copies a box from shared memory to the tensor, where it is inside. Before it, each thread that wrote the box calls
+/// copy_source_fence() and meets the copying one at a barrier; that one calls wait_for_copied_source() in the end.
+__device__ __forceinline__ void copy_box_back(const CUtensorMap& map, const void* from, int x0, int x1, int x2,
+                                              int x3) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+               : "memory");
+}
+__device__ __forceinline__ void copy_source_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// The shared memory that this thread's copies read may be used again, or end.
+__device__ __forceinline__ void wait_for_copied_source() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/// Whether this program's code for the device holds `kernel`'s body, where only sm_90a code has one: its barriers, in
+/// static shared memory, are the sign.
+template <class Kernel>
+bool has_hopper_body(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
+    return false;
+  }
+  return attributes.sharedSizeBytes > 0;
 }
 
 }  // namespace detail

@@ -7,7 +7,9 @@
 #include <cublasLt.h>
 
 #include <lpo/backend/cuda/kernel_times.cuh>
+#include <lpo/backend/cuda/launch.cuh>
 #include <lpo/backend/cuda/memory.cuh>
+#include <lpo/backend/cuda/named_types.cuh>
 #include <lpo/backend/cuda/product_plans.cuh>
 #include <lpo/tensor/context.hpp>
 
@@ -92,10 +94,20 @@ class Context<Cuda> {
   /// Waits for everything that was called.
   void synchronize() { detail::cuda_check(cudaStreamSynchronize(stream_), "Context<Cuda>::synchronize"); }
 
-  /// Every launcher calls this after its launch; `kernel` is the kernel's name.
-  void check_launch(const char* kernel) {
-    detail::check_launch(kernel, options_.synchronize, stream_);
-    if (options_.time_kernels) times_.mark(kernel, stream_);
+  /// Launches `kernel(arguments...)` on this context's stream; `name` is its name in errors and kernel_times(), and outlives
+  /// the context.
+  template <class... Parameters, class... Arguments>
+  void launch(const char* name, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
+    detail::launch_kernel(name, shape, stream_, options_.synchronize, kernel, arguments...);
+    if (options_.time_kernels) times_.mark(name, stream_);
+  }
+
+  /// For what is launched by another library: reports a failure, and marks its time.
+  void check_launch(const char* name) {
+    cudaError_t status = cudaGetLastError();
+    if (status == cudaSuccess && options_.synchronize) status = cudaStreamSynchronize(stream_);
+    if (status != cudaSuccess) detail::cuda_check(status, name);
+    if (options_.time_kernels) times_.mark(name, stream_);
   }
 
   /// While a graph is captured, host bytes that are copied to the device are kept here; null otherwise.

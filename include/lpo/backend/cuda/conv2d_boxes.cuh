@@ -22,17 +22,6 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Whether this program's code for the device has the kernels: only sm_90a code does. Their barriers are the sign.
-template <class T>
-bool has_boxes_kernel() {
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, conv2d_boxes_kernel<T, ConvPass::forward, 1, 128>) != cudaSuccess) {
-    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
-    return false;
-  }
-  return attributes.sharedSizeBytes > 0;
-}
-
 /// Whether conv2d_boxes_* can run: tensor maps count in 16 bytes and step over at most 8 pixels, coordinates are ints.
 template <class T, class... Pointers>
 bool can_use_boxes(const kernel::Conv2dShape& s, Pointers... addresses) {
@@ -40,7 +29,8 @@ bool can_use_boxes(const kernel::Conv2dShape& s, Pointers... addresses) {
   const bool small =
       std::max({s.n * s.h * s.w, s.n * s.out_h() * s.out_w(), s.o * s.kernel_h * s.kernel_w * s.c}) < largest;
   return s.n > 0 && s.h > 0 && s.w > 0 && s.out_h() > 0 && s.out_w() > 0 && s.c > 0 && s.o > 0 && s.c % 8 == 0 &&
-         s.o % 8 == 0 && s.stride <= 8 && small && common_alignment(addresses...) == 16 && has_boxes_kernel<T>();
+         s.o % 8 == 0 && s.stride <= 8 && small && common_alignment(addresses...) == 16 &&
+         has_hopper_body(conv2d_boxes_kernel<T, ConvPass::forward, 1, 128>);
 }
 
 /// Cuts the grid into boxes of `pixels` (a power of two) with the least left over, wide boxes first.

@@ -95,8 +95,7 @@ void for_column_chunks(Context<Cuda>& context, const TapGather& g, const T* sour
   for (index_t first = 0; first < rows; first += chunk) {
     const index_t taken = std::min(chunk, rows - first), count = taken * width / (vectors ? wide : 1);
     const auto kernel = vectors ? gather_taps_kernel<wide, T> : gather_taps_kernel<1, T>;
-    kernel<<<blocks_for(count, 256), 256, 0, context.stream()>>>(g, source, first, columns, count);
-    context.check_launch("gather_taps_kernel");
+    context.launch("gather_taps_kernel", {blocks_for(count, 256), 256}, kernel, g, source, first, columns, count);
     use(static_cast<const T*>(columns), first, taken);
   }
 }
@@ -124,8 +123,8 @@ void conv2d_columns_backward_data(Context<Cuda>& context, const kernel::Conv2dSh
   Scratch<Cuda> scratch(context);
   if (taps > 1 && weights > 0) {
     T* outermost = scratch.template allocate<T>(weights);
-    taps_outermost_kernel<<<blocks_for(weights, 256), 256, 0, context.stream()>>>(weight, s.o, taps, s.c, outermost);
-    context.check_launch("taps_outermost_kernel");
+    context.launch("taps_outermost_kernel", {blocks_for(weights, 256), 256}, taps_outermost_kernel<T>, weight, s.o, taps, s.c,
+                   outermost);
     weight = outermost;
   }
   for_column_chunks(context, gather, dy, [&](const T* columns, index_t first, index_t rows) {

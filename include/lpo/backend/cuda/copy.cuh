@@ -48,11 +48,8 @@ void launch_copy_rows(Context<Cuda>& context, index_t rows, index_t width, const
     const index_t count = std::min(slab, rows - first) * groups;
     const CopyRowsArguments<T> a{static_cast<unsigned>(count), FastDivisor(static_cast<unsigned>(groups)),
                                  source + first * source_row, source_row, target + first * target_row, target_row};
-    if (accumulate)
-      copy_rows_kernel<Vector, true><<<blocks_for(count, 256), 256, 0, context.stream()>>>(a);
-    else
-      copy_rows_kernel<Vector, false><<<blocks_for(count, 256), 256, 0, context.stream()>>>(a);
-    context.check_launch("copy_rows_kernel");
+    const auto kernel = accumulate ? copy_rows_kernel<Vector, true, T> : copy_rows_kernel<Vector, false, T>;
+    context.launch("copy_rows_kernel", {blocks_for(count, 256), 256}, kernel, a);
   }
 }
 

@@ -54,16 +54,15 @@ struct CrossEntropy<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, index_t rows, index_t classes, const T* logits, const std::int32_t* target, T* loss) {
     if (rows <= 0) return;
-    detail::cross_entropy_kernel<<<static_cast<unsigned>(rows), 128, 0, context.stream()>>>(classes, logits, target, loss);
-    context.check_launch("cross_entropy_kernel");
+    context.launch("cross_entropy_kernel", {static_cast<unsigned>(rows), 128}, detail::cross_entropy_kernel<T>, classes, logits,
+                   target, loss);
   }
   template <class T>
   static void backward(Context<Cuda>& context, index_t rows, index_t classes, const T* logits, const std::int32_t* target,
                        const T* dloss, T* dlogits, bool accumulate) {
     if (rows <= 0) return;
-    detail::cross_entropy_backward_kernel<<<static_cast<unsigned>(rows), 128, 0, context.stream()>>>(classes, logits, target, dloss,
-                                                                                                    dlogits, accumulate);
-    context.check_launch("cross_entropy_backward_kernel");
+    context.launch("cross_entropy_backward_kernel", {static_cast<unsigned>(rows), 128}, detail::cross_entropy_backward_kernel<T>,
+                   classes, logits, target, dloss, dlogits, accumulate);
   }
 };
 

@@ -281,12 +281,12 @@ void launch_forward(Context<Cuda>* context, const IterationSpace& space, const T
   std::copy_n(data, Tree::leaves, a.data);
   a.axes = AxisList<Tree::leaves + 1>(space, ~0u);
   a.count = static_cast<unsigned>(space.size() / Vector);
-  statement_forward_kernel<Vector, Number, Tree, T>
-      <<<blocks_for(a.count, 256), 256, 0, context == nullptr ? nullptr : context->stream()>>>(a);
+  const LaunchShape shape{blocks_for(a.count, 256), 256};
+  const auto kernel = statement_forward_kernel<Vector, Number, Tree, T>;
   if (context != nullptr)
-    context->check_launch("statement_forward_kernel");
+    context->launch("statement_forward_kernel", shape, kernel, a);
   else
-    check_launch("statement_forward_kernel", false, nullptr);
+    launch_kernel("statement_forward_kernel", shape, nullptr, false, kernel, a);
 }
 
 /// The leaves whose gradients one pass computes: those without a broadcast, and those that keep the axes `kept`.
@@ -389,24 +389,20 @@ class StatementBackward {
     }
     const dim3 grid(across, parts);
     if (!keeps_inner) {
-      statement_backward_rows_kernel<Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a);
-      context_.check_launch("statement_backward_rows_kernel");
+      context_.launch("statement_backward_rows_kernel", {grid, 256}, statement_backward_rows_kernel<Number, Tree, T>, a);
       return;
     }
-    if (vectors)
-      statement_backward_columns_kernel<vector, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
-    else
-      statement_backward_columns_kernel<1, Number, Tree, T><<<grid, 256, 0, context_.stream()>>>(a, columns);
-    context_.check_launch("statement_backward_columns_kernel");
+    const auto kernel = vectors ? statement_backward_columns_kernel<vector, Number, Tree, T>
+                                : statement_backward_columns_kernel<1, Number, Tree, T>;
+    context_.launch("statement_backward_columns_kernel", {grid, 256}, kernel, a, columns);
   }
 
   void finish(int leaf) {
     for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
       if (k != leaf || count_[k] == 0) return;
-      statement_sum_kernel<L, Number><<<blocks_for(count_[k], 32), 256, 0, context_.stream()>>>(
-          partial_[k], parts_[k], count_[k], AxisList<1>(space_, kept_axes(space_, k + 1), k + 1), static_cast<L*>(gradients_[k]),
-          accumulate_[k]);
-      context_.check_launch("statement_sum_kernel");
+      context_.launch("statement_sum_kernel", {blocks_for(count_[k], 32), 256}, statement_sum_kernel<L, Number>, partial_[k],
+                      parts_[k], count_[k], AxisList<1>(space_, kept_axes(space_, k + 1), k + 1),
+                      static_cast<L*>(gradients_[k]), accumulate_[k]);
     });
   }
 

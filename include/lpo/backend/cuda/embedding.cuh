@@ -42,16 +42,15 @@ struct Embedding<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, index_t count, index_t width, const std::int32_t* ids, const T* table, T* y) {
     if (count <= 0 || width <= 0) return;
-    detail::embedding_kernel<<<static_cast<unsigned>(count), 256, 0, context.stream()>>>(width, ids, table, y);
-    context.check_launch("embedding_kernel");
+    context.launch("embedding_kernel", {static_cast<unsigned>(count), 256}, detail::embedding_kernel<T>, width, ids, table, y);
   }
   template <class T>
   static void backward(Context<Cuda>& context, index_t count, index_t width, index_t vocabulary, const std::int32_t* ids,
                        const T* dy, T* dtable, bool accumulate) {
     if (!accumulate) context.fill_zero(dtable, static_cast<std::size_t>(vocabulary * width) * sizeof(T));
     if (count <= 0 || width <= 0) return;
-    detail::embedding_backward_kernel<<<static_cast<unsigned>(count), 256, 0, context.stream()>>>(count, width, ids, dy, dtable);
-    context.check_launch("embedding_backward_kernel");
+    context.launch("embedding_backward_kernel", {static_cast<unsigned>(count), 256}, detail::embedding_backward_kernel<T>, count,
+                   width, ids, dy, dtable);
   }
 };
 

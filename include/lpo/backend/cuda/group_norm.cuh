@@ -86,8 +86,7 @@ struct RowSums {
   const Number* sums[2];
 
   __device__ __forceinline__ RowSums(const Number (&a)[Vector], const Number (&b)[Vector]) {
-    extern __shared__ __align__(16) unsigned char norm_shared[];
-    auto* shared = reinterpret_cast<Number*>(norm_shared);
+    auto* shared = reinterpret_cast<Number*>(launched_shared_memory());
     const int channels = static_cast<int>(blockDim.x) * Vector, rows = static_cast<int>(blockDim.y);
     Number* own = shared + (static_cast<int>(threadIdx.y) * channels + static_cast<int>(threadIdx.x) * Vector);
 #pragma unroll
@@ -403,15 +402,13 @@ struct GroupNorm<Cuda> {
       Scratch<Cuda> scratch(context);
       auto* statistics = scratch.template allocate<double>(shape.n * g.groups * g.chunks * 2);
       auto* mean_rest = scratch.template allocate<compute_t<T>>(shape.n * g.groups);
-      detail::group_norm_statistics_kernel<width><<<l.grid, l.block, l.shared, context.stream()>>>(g, x, statistics);
-      context.check_launch("group_norm_statistics_kernel");
+      context.launch("group_norm_statistics_kernel", {l.grid, l.block, l.shared}, detail::group_norm_statistics_kernel<width, T>, g,
+                     x, statistics);
       const index_t count = shape.n * g.groups;
-      detail::group_norm_join_kernel<<<detail::blocks_for(count, 4), 128, 0, context.stream()>>>(
-          g, count, static_cast<double>(shape.epsilon), statistics, mean, mean_rest, inverse_deviation);
-      context.check_launch("group_norm_join_kernel");
-      detail::group_norm_write_kernel<width><<<l.grid, l.block, 0, context.stream()>>>(g, x, weight, bias, mean, mean_rest,
-                                                                                     inverse_deviation, y);
-      context.check_launch("group_norm_write_kernel");
+      context.launch("group_norm_join_kernel", {detail::blocks_for(count, 4), 128}, detail::group_norm_join_kernel<compute_t<T>>, g,
+                     count, static_cast<double>(shape.epsilon), statistics, mean, mean_rest, inverse_deviation);
+      context.launch("group_norm_write_kernel", {l.grid, l.block}, detail::group_norm_write_kernel<width, T>, g, x, weight, bias,
+                     mean, mean_rest, inverse_deviation, y);
     });
   }
 
@@ -435,20 +432,17 @@ struct GroupNorm<Cuda> {
       auto* group_sums = scratch.template allocate<double>(count * g.chunks * 2);
       auto* group_means = scratch.template allocate<compute_t<T>>(count * 2);
       auto* channel_sums = wants_weights ? scratch.template allocate<compute_t<T>>(shape.n * g.chunks * g.c * 2) : nullptr;
-      detail::group_norm_gradient_sums_kernel<width><<<l.grid, l.block, l.shared, context.stream()>>>(
-          g, x, weight, bias, mean, inverse_deviation, dy, group_sums, channel_sums);
-      context.check_launch("group_norm_gradient_sums_kernel");
-      if (wants_weights) {
-        detail::norm_weights_kernel<<<detail::blocks_for(g.c, 32), 256, 0, context.stream()>>>(
-            shape.n * g.chunks, g.c, channel_sums, dweight, accumulate_weight, dbias, accumulate_bias);
-        context.check_launch("norm_weights_kernel");
-      }
+      context.launch("group_norm_gradient_sums_kernel", {l.grid, l.block, l.shared},
+                     detail::group_norm_gradient_sums_kernel<width, T>, g, x, weight, bias, mean, inverse_deviation, dy, group_sums,
+                     channel_sums);
+      if (wants_weights)
+        context.launch("norm_weights_kernel", {detail::blocks_for(g.c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>,
+                       shape.n * g.chunks, g.c, channel_sums, dweight, accumulate_weight, dbias, accumulate_bias);
       if (dx == nullptr) return;
-      detail::group_norm_gradient_join_kernel<<<detail::blocks_for(count, 4), 128, 0, context.stream()>>>(g, count, group_sums, group_means);
-      context.check_launch("group_norm_gradient_join_kernel");
-      detail::group_norm_dx_kernel<width>
-          <<<l.grid, l.block, 0, context.stream()>>>(g, x, weight, bias, mean, inverse_deviation, group_means, dy, dx, accumulate_x);
-      context.check_launch("group_norm_dx_kernel");
+      context.launch("group_norm_gradient_join_kernel", {detail::blocks_for(count, 4), 128},
+                     detail::group_norm_gradient_join_kernel<compute_t<T>>, g, count, group_sums, group_means);
+      context.launch("group_norm_dx_kernel", {l.grid, l.block}, detail::group_norm_dx_kernel<width, T>, g, x, weight, bias, mean,
+                     inverse_deviation, group_means, dy, dx, accumulate_x);
     });
   }
 

@@ -30,13 +30,6 @@ inline void cuda_check(cudaError_t status, const char* operation) {
   throw DeviceError(message("[", operation, "] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")"));
 }
 
-/// Reports a launch that failed; with `synchronize`, also what failed while the kernel ran.
-inline void check_launch(const char* kernel, bool synchronize, cudaStream_t stream) {
-  cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess && synchronize) status = cudaStreamSynchronize(stream);
-  if (status != cudaSuccess) cuda_check(status, kernel);
-}
-
 /// An owning, uninitialised block of device memory, aligned to 256 bytes.
 class DeviceBlock {
  public:
@@ -48,9 +41,10 @@ class DeviceBlock {
       cudaGetLastError();
       std::size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
-      throw DeviceError(message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, ", mebibytes(free), " of ",
-                                mebibytes(total), " MiB are free; use a smaller batch, gradient checkpointing or 16-bit "
-                                "storage (--dry-run prints what a run needs)"));
+      throw DeviceError(message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, but of the device's ", mebibytes(total),
+                                " MiB ", mebibytes(total - free), " are in use and ", mebibytes(free),
+                                " free; use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit "
+                                "storage, or end what else runs on the device (nvidia-smi)"));
     }
     cuda_check(status, "cuda memory");
     data_ = static_cast<std::byte*>(data);

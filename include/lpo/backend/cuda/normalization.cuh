@@ -17,6 +17,9 @@ __device__ __forceinline__ index_t row_of_warp() {
   return static_cast<index_t>(blockIdx.x) * row_warps + threadIdx.x / 32;
 }
 
+/// A launch with a warp for each row.
+inline LaunchShape row_per_warp(index_t rows) { return {blocks_for(rows, row_warps), 32 * row_warps}; }
+
 /// Calls `body(column)` for this lane's vectors of a row of c numbers.
 template <int Vector, class Body>
 __device__ __forceinline__ void for_lane_columns(index_t c, Body&& body) {
@@ -185,10 +188,8 @@ struct LayerNorm<Cuda> {
                       T* y, compute_t<T>* mean, compute_t<T>* inverse_deviation) {
     if (rows <= 0 || c <= 0) return;
     by_vectors<T>(c, detail::common_alignment(x, weight, bias, y), [&](auto vector) {
-      detail::layer_norm_kernel<decltype(vector)::value>
-          <<<detail::blocks_for(rows, detail::row_warps), 32 * detail::row_warps, 0, context.stream()>>>(
-              rows, c, epsilon, x, weight, bias, y, mean, inverse_deviation);
-      context.check_launch("layer_norm_kernel");
+      context.launch("layer_norm_kernel", detail::row_per_warp(rows), detail::layer_norm_kernel<decltype(vector)::value, T>, rows, c,
+                     epsilon, x, weight, bias, y, mean, inverse_deviation);
     });
   }
 
@@ -200,10 +201,8 @@ struct LayerNorm<Cuda> {
     by_vectors<T>(c, detail::common_alignment(x, weight, dy, dx), [&](auto vector) {
       constexpr int width = decltype(vector)::value;
       if (dx != nullptr && rows > 0) {
-        detail::layer_norm_dx_kernel<width>
-            <<<detail::blocks_for(rows, detail::row_warps), 32 * detail::row_warps, 0, context.stream()>>>(
-                rows, c, x, weight, mean, inverse_deviation, dy, dx, accumulate_x);
-        context.check_launch("layer_norm_dx_kernel");
+        context.launch("layer_norm_dx_kernel", detail::row_per_warp(rows), detail::layer_norm_dx_kernel<width, T>, rows, c, x, weight,
+                       mean, inverse_deviation, dy, dx, accumulate_x);
       }
       if (dweight == nullptr && dbias == nullptr) return;
       const index_t tiles = detail::blocks_for(c, detail::layer_norm_columns * width);
@@ -213,14 +212,12 @@ struct LayerNorm<Cuda> {
       auto* sums = scratch.template allocate<compute_t<T>>(chunks * c * 2);
       if (chunks > 0) {
         const dim3 grid(static_cast<unsigned>(chunks), 1, static_cast<unsigned>(tiles)), block(detail::layer_norm_columns, detail::layer_norm_rows);
-        detail::layer_norm_gradient_sums_kernel<width>
-            <<<grid, block, 2 * detail::layer_norm_rows * detail::layer_norm_columns * width * sizeof(compute_t<T>), context.stream()>>>(
-                rows, c, chunk, x, mean, inverse_deviation, dy, sums);
-        context.check_launch("layer_norm_gradient_sums_kernel");
+        constexpr std::size_t bytes = 2 * detail::layer_norm_rows * detail::layer_norm_columns * width * sizeof(compute_t<T>);
+        context.launch("layer_norm_gradient_sums_kernel", {grid, block, bytes}, detail::layer_norm_gradient_sums_kernel<width, T>,
+                       rows, c, chunk, x, mean, inverse_deviation, dy, sums);
       }
-      detail::norm_weights_kernel<<<detail::blocks_for(c, 32), 256, 0, context.stream()>>>(chunks, c, sums, dweight, accumulate_weight,
-                                                                                           dbias, accumulate_bias);
-      context.check_launch("norm_weights_kernel");
+      context.launch("norm_weights_kernel", {detail::blocks_for(c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>, chunks, c, sums, dweight,
+                     accumulate_weight, dbias, accumulate_bias);
     });
   }
 
@@ -240,15 +237,13 @@ struct Softmax<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, index_t rows, index_t c, const T* x, T* y) {
     if (rows <= 0 || c <= 0) return;
-    detail::softmax_kernel<<<detail::blocks_for(rows, detail::row_warps), 32 * detail::row_warps, 0, context.stream()>>>(rows, c, x, y);
-    context.check_launch("softmax_kernel");
+    context.launch("softmax_kernel", detail::row_per_warp(rows), detail::softmax_kernel<T>, rows, c, x, y);
   }
   template <class T>
   static void backward(Context<Cuda>& context, index_t rows, index_t c, const T* y, const T* dy, T* dx, bool accumulate) {
     if (rows <= 0 || c <= 0) return;
-    detail::softmax_backward_kernel<<<detail::blocks_for(rows, detail::row_warps), 32 * detail::row_warps, 0, context.stream()>>>(
-        rows, c, y, dy, dx, accumulate);
-    context.check_launch("softmax_backward_kernel");
+    context.launch("softmax_backward_kernel", detail::row_per_warp(rows), detail::softmax_backward_kernel<T>, rows, c, y, dy, dx,
+                   accumulate);
   }
 };
 

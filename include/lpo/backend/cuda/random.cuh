@@ -33,9 +33,8 @@ struct RandomNormal<Cuda> {
                    std::uint32_t operation, std::uint32_t step, std::uint64_t first) {
     if (count <= 0) return;
     const index_t blocks = (static_cast<index_t>(first % 4) + count + 3) / 4;
-    detail::random_normal_kernel<<<detail::blocks_for(blocks, 256), 256, 0, context.stream()>>>(count, x, mean, deviation, seed,
-                                                                                               operation, step, first);
-    context.check_launch("random_normal_kernel");
+    context.launch("random_normal_kernel", {detail::blocks_for(blocks, 256), 256}, detail::random_normal_kernel<T>, count, x, mean,
+                   deviation, seed, operation, step, first);
   }
 };
 

@@ -23,36 +23,62 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-/// y[i] (+)= sum over parts of partial[part, i], in order; `step_part` and `step_i` are distances in `partial`.
+/// y[row] = sum of a narrow row; a warp per row.
+template <class T>
+__global__ void __launch_bounds__(256) narrow_row_sums_kernel(index_t rows, index_t width, const T* x, T* y) {
+  const index_t row = static_cast<index_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  compute_t<T> sum{};
+  for (index_t i = threadIdx.x % 32; i < width; i += 32) sum += widen(x[row * width + i]);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) y[row] = narrow<T>(sum);
+}
+
+/// y[group, i] (+)= scale * sum over parts of partial [groups, parts, width], in order.
 template <class T>
 __global__ void __launch_bounds__(256)
-    ordered_sum_kernel(index_t count, index_t parts, index_t step_i, index_t step_part, const compute_t<T>* partial, double scale,
-                       T* y, bool accumulate) {
+    ordered_sum_kernel(index_t groups, index_t parts, index_t width, const compute_t<T>* partial, double scale, T* y,
+                       bool accumulate) {
   const index_t i = static_cast<index_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= count) return;
+  if (i >= groups * width) return;
+  const compute_t<T>* const first = partial + i / width * parts * width + i % width;
   double total = 0;
-  for (index_t part = 0; part < parts; ++part) total += static_cast<double>(partial[part * step_part + i * step_i]);
+  for (index_t part = 0; part < parts; ++part) total += static_cast<double>(first[part * width]);
   total *= scale;
   if (accumulate) total += static_cast<double>(widen(y[i]));
   y[i] = narrow<T>(static_cast<compute_t<T>>(total));
 }
 
-/// Block (columns, part): partial[part, i] = sum over the part's rows of x[row, i]; a thread owns one column.
-template <class T>
-__global__ void __launch_bounds__(256)
-    column_sums_kernel(index_t rows, index_t width, index_t height, const T* x, compute_t<T>* partial) {
-  const index_t column = static_cast<index_t>(blockIdx.x) * 32 + threadIdx.x % 32, lane = threadIdx.x / 32;
-  __shared__ compute_t<T> shared[8][33];
-  const index_t first = static_cast<index_t>(blockIdx.y) * height, last = min(rows, first + height);
-  compute_t<T> sum{};
+inline constexpr int column_sum_rows = 8;
+
+/// partial [groups, parts, width] = sums of the columns of x [groups, rows, width] over parts of `height` rows. A block is
+/// 32 lanes of Count columns by column_sum_rows rows; blockIdx.x is group * strips + strip, blockIdx.y the part.
+template <int Count, class T>
+__global__ void column_sums_kernel(index_t rows, index_t width, index_t height, index_t strips, const T* x,
+                                   compute_t<T>* partial) {
+  using Number = compute_t<T>;
+  __shared__ Number sums[column_sum_rows][32 * Count + 1];
+  const index_t group = blockIdx.x / strips, column = (blockIdx.x % strips * 32 + threadIdx.x) * Count;
+  const index_t begin = blockIdx.y * height, end = begin + height < rows ? begin + height : rows;
+  Number sum[Count] = {};
   if (column < width)
-    for (index_t row = first + lane; row < last; row += 8) sum += widen(x[row * width + column]);
-  shared[lane][threadIdx.x % 32] = sum;
-  __syncthreads();
-  if (lane != 0 || column >= width) return;
+    for (index_t row = begin + threadIdx.y; row < end; row += column_sum_rows) {
+      Number values[Count];
+      load_numbers<Count>(x + (group * rows + row) * width + column, values);
 #pragma unroll
-  for (int other = 1; other < 8; ++other) sum += shared[other][threadIdx.x];
-  partial[static_cast<index_t>(blockIdx.y) * width + column] = sum;
+      for (int i = 0; i < Count; ++i) sum[i] += values[i];
+    }
+#pragma unroll
+  for (int i = 0; i < Count; ++i) sums[threadIdx.y][threadIdx.x * Count + i] = sum[i];
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= width) return;
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    Number total{};
+#pragma unroll
+    for (int row = 0; row < column_sum_rows; ++row) total += sums[row][threadIdx.x * Count + i];
+    partial[(group * gridDim.y + blockIdx.y) * width + column + i] = total;
+  }
 }
 
 template <class T>
@@ -68,22 +94,26 @@ __global__ void __launch_bounds__(256) squares_kernel(index_t count, index_t pie
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-/// y[group, i] = scale * sum over rows of x[group, row, i] for `groups` stacked matrices.
+/// y [groups, width] (+)= scale * sums over the rows of x [groups, rows, width].
 template <class T>
 void grouped_column_sums(Context<Cuda>& context, index_t groups, index_t rows, index_t width, const T* x, double scale, T* y,
                          bool accumulate) {
-  constexpr index_t height = 128;
-  const index_t parts = std::max<index_t>(1, (rows + height - 1) / height);
+  if (groups <= 0 || width <= 0) return;
+  constexpr int wide = sizeof(T) == 2 ? 4 : 2;
+  const bool vectors = width % wide == 0 && common_alignment(x) == 16;
+  const index_t strips = blocks_for(width, 32 * (vectors ? wide : 1));
+  // About eight blocks a multiprocessor, each with at least 64 rows.
+  const index_t wanted = std::max<index_t>(1, 8 * context.multiprocessors() / (groups * strips));
+  const index_t height = std::max<index_t>(64, (rows + wanted - 1) / wanted), parts = blocks_for(rows, height);
   Scratch<Cuda> scratch(context);
-  auto* partial = scratch.template allocate<compute_t<T>>(parts * width);
-  for (index_t group = 0; group < groups; ++group) {
-    const dim3 grid(blocks_for(width, 32), static_cast<unsigned>(parts));
-    column_sums_kernel<<<grid, 256, 0, context.stream()>>>(rows, width, height, x + group * rows * width, partial);
-    context.check_launch("column_sums_kernel");
-    ordered_sum_kernel<T><<<blocks_for(width, 256), 256, 0, context.stream()>>>(width, parts, 1, width, partial, scale,
-                                                                               y + group * width, accumulate);
-    context.check_launch("ordered_sum_kernel");
+  auto* partial = scratch.template allocate<compute_t<T>>(groups * parts * width);
+  if (parts > 0) {
+    const dim3 grid(static_cast<unsigned>(groups * strips), static_cast<unsigned>(parts)), block(32, column_sum_rows);
+    const auto kernel = vectors ? column_sums_kernel<wide, T> : column_sums_kernel<1, T>;
+    context.launch("column_sums_kernel", {grid, block}, kernel, rows, width, height, strips, x, partial);
   }
+  context.launch("ordered_sum_kernel", {blocks_for(groups * width, 256), 256}, ordered_sum_kernel<T>, groups, parts, width,
+                 partial, scale, y, accumulate);
 }
 
 }  // namespace detail
@@ -95,20 +125,24 @@ struct Reduce<Cuda> {
   template <class T>
   static void row_sums(Context<Cuda>& context, index_t rows, index_t width, const T* x, T* y) {
     if (rows <= 0) return;
+    if (width <= 256) {
+      context.launch("narrow_row_sums_kernel", {detail::blocks_for(rows, 8), 256}, detail::narrow_row_sums_kernel<T>, rows, width, x,
+                     y);
+      return;
+    }
     constexpr index_t piece = 8192;
     const index_t pieces = std::max<index_t>(1, (width + piece - 1) / piece);
     Scratch<Cuda> scratch(context);
     auto* partial = scratch.template allocate<compute_t<T>>(rows * pieces);
-    detail::row_sums_kernel<<<static_cast<unsigned>(rows * pieces), 256, 0, context.stream()>>>(width, piece, x, pieces, partial);
-    context.check_launch("row_sums_kernel");
-    detail::ordered_sum_kernel<T><<<detail::blocks_for(rows, 256), 256, 0, context.stream()>>>(rows, pieces, pieces, 1, partial,
-                                                                                              1.0, y, false);
-    context.check_launch("ordered_sum_kernel");
+    context.launch("row_sums_kernel", {static_cast<unsigned>(rows * pieces), 256}, detail::row_sums_kernel<T>, width, piece, x,
+                   pieces, partial);
+    context.launch("ordered_sum_kernel", {detail::blocks_for(rows, 256), 256}, detail::ordered_sum_kernel<T>, rows, pieces,
+                   index_t{1}, partial, 1.0, y, false);
   }
 
   template <class T>
   static void column_sums(Context<Cuda>& context, index_t rows, index_t width, const T* x, T* y, bool accumulate) {
-    if (width > 0) detail::grouped_column_sums(context, 1, rows, width, x, 1.0, y, accumulate);
+    detail::grouped_column_sums(context, 1, rows, width, x, 1.0, y, accumulate);
   }
 
   /// Waits for the result.
@@ -118,8 +152,7 @@ struct Reduce<Cuda> {
     const index_t parts = std::min<index_t>(1024, (count + 4095) / 4096), piece = (count + parts - 1) / parts;
     Scratch<Cuda> scratch(context);
     auto* partial = scratch.template allocate<double>(parts);
-    detail::squares_kernel<<<static_cast<unsigned>(parts), 256, 0, context.stream()>>>(count, piece, x, partial);
-    context.check_launch("squares_kernel");
+    context.launch("squares_kernel", {static_cast<unsigned>(parts), 256}, detail::squares_kernel<T>, count, piece, x, partial);
     std::vector<double> sums(static_cast<std::size_t>(parts));
     context.copy_to_host(sums.data(), partial, sums.size() * sizeof(double));
     double total = 0;

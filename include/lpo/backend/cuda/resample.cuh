@@ -83,25 +83,25 @@ template <>
 struct UpsampleNearest<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, const UpsampleShape& shape, const T* x, T* y) {
-    by_vectors<T>(context, shape, shape.out_h, shape.out_w, x, y, "upsample_kernel", [&](auto vector, const auto& d, unsigned count) {
+    by_vectors<T>(shape, shape.out_h, shape.out_w, x, y, [&](auto vector, const auto& d, unsigned count) {
       constexpr int width = decltype(vector)::value;
-      detail::upsample_kernel<width><<<detail::blocks_for(count, 256), 256, 0, context.stream()>>>(shape, d, count, x, y);
+      context.launch("upsample_kernel", {detail::blocks_for(count, 256), 256}, detail::upsample_kernel<width, T>, shape, d, count, x,
+                     y);
     });
   }
   template <class T>
   static void backward(Context<Cuda>& context, const UpsampleShape& shape, const T* dy, T* dx, bool accumulate) {
-    by_vectors<T>(context, shape, shape.h, shape.w, dy, dx, "upsample_backward_kernel", [&](auto vector, const auto& d, unsigned count) {
+    by_vectors<T>(shape, shape.h, shape.w, dy, dx, [&](auto vector, const auto& d, unsigned count) {
       constexpr int width = decltype(vector)::value;
-      detail::upsample_backward_kernel<width>
-          <<<detail::blocks_for(count, 256), 256, 0, context.stream()>>>(shape, d, count, dy, dx, accumulate);
+      context.launch("upsample_backward_kernel", {detail::blocks_for(count, 256), 256}, detail::upsample_backward_kernel<width, T>,
+                     shape, d, count, dy, dx, accumulate);
     });
   }
 
  private:
   /// Calls `launch(vector, divisors, threads)` for the n x h x w pixels that threads own.
   template <class T, class Launch>
-  static void by_vectors(Context<Cuda>& context, const UpsampleShape& s, index_t h, index_t w, const T* from, const T* to,
-                         const char* name, Launch&& launch) {
+  static void by_vectors(const UpsampleShape& s, index_t h, index_t w, const T* from, const T* to, Launch&& launch) {
     constexpr int wide = static_cast<int>(16 / sizeof(T));
     const bool vectors = s.c % wide == 0 && detail::common_alignment(from, to) == 16;
     const index_t channels = vectors ? s.c / wide : s.c, count = s.n * h * w * channels;
@@ -114,7 +114,6 @@ struct UpsampleNearest<Cuda> {
       launch(std::integral_constant<int, wide>{}, d, static_cast<unsigned>(count));
     else
       launch(std::integral_constant<int, 1>{}, d, static_cast<unsigned>(count));
-    context.check_launch(name);
   }
 };
 
@@ -122,7 +121,7 @@ template <>
 struct SpatialMean<Cuda> {
   template <class T>
   static void forward(Context<Cuda>& context, index_t n, index_t spatial, index_t c, const T* x, T* y) {
-    if (n > 0 && c > 0) detail::grouped_column_sums(context, n, spatial, c, x, 1.0 / static_cast<double>(spatial), y, false);
+    detail::grouped_column_sums(context, n, spatial, c, x, 1.0 / static_cast<double>(spatial), y, false);
   }
   template <class T>
   static void backward(Context<Cuda>& context, index_t n, index_t spatial, index_t c, const T* dy, T* dx, bool accumulate) {
@@ -130,9 +129,8 @@ struct SpatialMean<Cuda> {
     if (count <= 0) return;
     if (count >> 31 != 0)
       throw ShapeError(message("[spatial_mean] ", count, " elements; the CUDA backend covers at most 2^31 - 1, use a smaller batch"));
-    detail::spatial_mean_backward_kernel<<<detail::blocks_for(count, 256), 256, 0, context.stream()>>>(
-        spatial, c, static_cast<unsigned>(count), dy, dx, accumulate);
-    context.check_launch("spatial_mean_backward_kernel");
+    context.launch("spatial_mean_backward_kernel", {detail::blocks_for(count, 256), 256}, detail::spatial_mean_backward_kernel<T>,
+                   spatial, c, static_cast<unsigned>(count), dy, dx, accumulate);
   }
 };
 

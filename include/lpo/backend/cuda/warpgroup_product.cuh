@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Products of a warpgroup's tiles on Hopper's tensor cores (wgmma): operands in shared memory, float sums in registers.
+// Products of a warpgroup's tiles on Hopper's tensor cores (wgmma): operands in shared memory, the left one also in
+// registers; float sums in registers.
 //
 // Operands are tiles of 16-bit numbers as bulk tensor copies with the 128-byte swizzle leave them: rows of 64 numbers,
 // groups of eight rows in 1024 bytes. Either the summed index runs along a row (major_k) or the rows are the summed
@@ -31,52 +32,105 @@ __device__ __forceinline__ std::uint64_t tile_descriptor(const unsigned char* ti
 template <TileMajor major>
 inline constexpr std::uint64_t tile_advance = (major == TileMajor::k ? 32 : 16 * tile_row_bytes) >> 4;
 
-#define LPO_REGISTERS_64                                                             \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"             \
-  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31" \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+// Operands by their numbers in the instruction: the sums come first, the others count on from there.
+#define LPO_REGISTERS_20 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
+#define LPO_REGISTERS_32 LPO_REGISTERS_20 ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define LPO_REGISTERS_40 LPO_REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define LPO_REGISTERS_48 LPO_REGISTERS_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define LPO_REGISTERS_64 \
+  LPO_REGISTERS_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define LPO_REGISTERS_80 \
-  LPO_REGISTERS_64       \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-#define LPO_SUMS_16(d, i)                                                                                     \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-      "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), "+f"(d[i + 12]),      \
-      "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
-#define LPO_SUMS_64(d) LPO_SUMS_16(d, 0), LPO_SUMS_16(d, 16), LPO_SUMS_16(d, 32), LPO_SUMS_16(d, 48)
-#define LPO_SUMS_80(d) LPO_SUMS_64(d), LPO_SUMS_16(d, 64)
-// One instruction: d += a b. `at_a` and so on are the operands' numbers, which follow the sums.
-#define LPO_WARPGROUP_PRODUCT(shape, types, registers, sums, at_a, at_b, at_one, at_a_mn, at_b_mn)       \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" at_one                                           \
-               ", 0;\n"                                                                                  \
-               "wgmma.mma_async.sync.aligned." shape ".f32." types " {" registers "}, %" at_a ", %" at_b \
-               ", add, 1, 1, %" at_a_mn ", %" at_b_mn ";\n}\n"                                           \
-               : sums                                                                                    \
-               : "l"(a), "l"(b), "r"(1), "n"(a_major == TileMajor::mn), "n"(b_major == TileMajor::mn))
+  LPO_REGISTERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define LPO_NUMBERS_20 "20", "21", "22", "23", "24", "25", "26"
+#define LPO_NUMBERS_32 "32", "33", "34", "35", "36", "37", "38"
+#define LPO_NUMBERS_40 "40", "41", "42", "43", "44", "45", "46"
+#define LPO_NUMBERS_48 "48", "49", "50", "51", "52", "53", "54"
+#define LPO_NUMBERS_64 "64", "65", "66", "67", "68", "69", "70"
+#define LPO_NUMBERS_80 "80", "81", "82", "83", "84", "85", "86"
+#define LPO_SUMS_4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
+#define LPO_SUMS_16(i) LPO_SUMS_4(i), LPO_SUMS_4(i + 4), LPO_SUMS_4(i + 8), LPO_SUMS_4(i + 12)
+#define LPO_SUMS_20 LPO_SUMS_16(0), LPO_SUMS_4(16)
+#define LPO_SUMS_32 LPO_SUMS_16(0), LPO_SUMS_16(16)
+#define LPO_SUMS_40 LPO_SUMS_32, LPO_SUMS_4(32), LPO_SUMS_4(36)
+#define LPO_SUMS_48 LPO_SUMS_32, LPO_SUMS_16(32)
+#define LPO_SUMS_64 LPO_SUMS_48, LPO_SUMS_16(48)
+#define LPO_SUMS_80 LPO_SUMS_64, LPO_SUMS_16(64)
+// One instruction, sums = a b + (add ? sums : 0): with `a` in shared memory, and with `a` in registers.
+#define LPO_PRODUCT_OF_TILES(shape, registers, n0, n1, n2, n3, n4, n5, n6, ...)                                       \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n2 ", 0;\nwgmma.mma_async.sync.aligned." shape " {" registers \
+               "}, %" n0 ", %" n1 ", add, 1, 1, %" n3 ", %" n4 ";\n}\n"                                               \
+               : __VA_ARGS__                                                                                          \
+               : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(a_major == TileMajor::mn), "n"(b_major == TileMajor::mn))
+#define LPO_PRODUCT_OF_REGISTERS(shape, registers, n0, n1, n2, n3, n4, n5, n6, ...)                                   \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" n5 ", 0;\nwgmma.mma_async.sync.aligned." shape " {" registers \
+               "}, {%" n0 ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", add, 1, 1, %" n6 ";\n}\n"                           \
+               : __VA_ARGS__                                                                                          \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add ? 1 : 0), "n"(b_major == TileMajor::mn))
+#define LPO_EXPANDED(form, ...) form(__VA_ARGS__)
+#define LPO_PRODUCT(form, count, columns)                                                              \
+  if constexpr (Count == count && std::is_same_v<T, bfloat16>)                                         \
+    LPO_EXPANDED(form, "m64n" columns "k16.f32.bf16.bf16", LPO_REGISTERS_##count, LPO_NUMBERS_##count, \
+                 LPO_SUMS_##count);                                                                    \
+  else if constexpr (Count == count)                                                                   \
+    LPO_EXPANDED(form, "m64n" columns "k16.f32.f16.f16", LPO_REGISTERS_##count, LPO_NUMBERS_##count, LPO_SUMS_##count);
 
-/// sums [64, 2 * Count] += a [64, 16] b [16, 2 * Count], asynchronously. Thread t of the warpgroup holds, for each
+template <int Count>
+inline constexpr bool has_product =
+    Count == 20 || Count == 32 || Count == 40 || Count == 48 || Count == 64 || Count == 80;
+
+/// sums [64, 2 * Count] (+)= a [64, 16] b [16, 2 * Count], asynchronously. Thread t of the warpgroup holds, for each
 /// eight columns 8 j, the elements 4 j .. 4 j + 3: columns 8 j + 2 (t % 4) + {0, 1} of row 16 (t / 32) + t / 4 % 8,
 /// then of the row 8 below.
 template <class T, TileMajor a_major, TileMajor b_major, int Count>
-__device__ __forceinline__ void warpgroup_product(float (&sums)[Count], std::uint64_t a, std::uint64_t b) {
-  static_assert(Count == 64 || Count == 80);
-  if constexpr (Count == 64 && std::is_same_v<T, bfloat16>) {
-    LPO_WARPGROUP_PRODUCT("m64n128k16", "bf16.bf16", LPO_REGISTERS_64, LPO_SUMS_64(sums), "64", "65", "66", "67", "68");
-  } else if constexpr (Count == 64) {
-    LPO_WARPGROUP_PRODUCT("m64n128k16", "f16.f16", LPO_REGISTERS_64, LPO_SUMS_64(sums), "64", "65", "66", "67", "68");
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    LPO_WARPGROUP_PRODUCT("m64n160k16", "bf16.bf16", LPO_REGISTERS_80, LPO_SUMS_80(sums), "80", "81", "82", "83", "84");
-  } else {
-    LPO_WARPGROUP_PRODUCT("m64n160k16", "f16.f16", LPO_REGISTERS_80, LPO_SUMS_80(sums), "80", "81", "82", "83", "84");
-  }
+__device__ __forceinline__ void warpgroup_product(float (&sums)[Count], std::uint64_t a, std::uint64_t b,
+                                                  bool add = true) {
+  static_assert(has_product<Count>);
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 20, "40")
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 32, "64")
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 40, "80")
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 48, "96")
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 64, "128")
+  LPO_PRODUCT(LPO_PRODUCT_OF_TILES, 80, "160")
 }
 
+/// The same with `a` in registers, as pairs of T in the order of sums: columns 2 (t % 4) + {0, 1} of the thread's row,
+/// of the row 8 below, then columns 8 further of both. They stay untouched until the product is done.
+template <class T, TileMajor b_major, int Count>
+__device__ __forceinline__ void warpgroup_product(float (&sums)[Count], const unsigned (&a)[4], std::uint64_t b,
+                                                  bool add = true) {
+  static_assert(has_product<Count>);
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 20, "40")
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 32, "64")
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 40, "80")
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 48, "96")
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 64, "128")
+  LPO_PRODUCT(LPO_PRODUCT_OF_REGISTERS, 80, "160")
+}
+
+#undef LPO_REGISTERS_20
+#undef LPO_REGISTERS_32
+#undef LPO_REGISTERS_40
+#undef LPO_REGISTERS_48
 #undef LPO_REGISTERS_64
 #undef LPO_REGISTERS_80
+#undef LPO_NUMBERS_20
+#undef LPO_NUMBERS_32
+#undef LPO_NUMBERS_40
+#undef LPO_NUMBERS_48
+#undef LPO_NUMBERS_64
+#undef LPO_NUMBERS_80
+#undef LPO_SUMS_4
 #undef LPO_SUMS_16
+#undef LPO_SUMS_20
+#undef LPO_SUMS_32
+#undef LPO_SUMS_40
+#undef LPO_SUMS_48
 #undef LPO_SUMS_64
 #undef LPO_SUMS_80
-#undef LPO_WARPGROUP_PRODUCT
+#undef LPO_PRODUCT_OF_TILES
+#undef LPO_PRODUCT_OF_REGISTERS
+#undef LPO_EXPANDED
+#undef LPO_PRODUCT
 
 /// Before the first product after the sums were touched.
 __device__ __forceinline__ void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

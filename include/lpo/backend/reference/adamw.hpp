@@ -12,8 +12,8 @@ namespace kernel {
 
 template <>
 struct AdamW<Reference> {
-  template <class T>
-  static void step(Context<Reference>&, const AdamWParams& p, index_t count, T* parameter, const T* gradient,
+  template <class T, class Gradient>
+  static void step(Context<Reference>&, const AdamWParams& p, index_t count, T* parameter, const Gradient* gradient,
                    compute_t<T>* m, compute_t<T>* v) {
     const double beta1 = p.beta1, beta2 = p.beta2;
     for (index_t i = 0; i < count; ++i) {

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+// From a job to a reward model of one family: encode, read the base model, train, validate, export.
+#pragma once
+
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <lpo/io/checkpoint.hpp>
+#include <lpo/io/latent_reward_folder.hpp>
+#include <lpo/train/latent_pairs_file.hpp>
+
+#include "../common/text_side.hpp"
+#include "plan.hpp"
+#include "report.hpp"
+
+namespace train_lrm {
+
+/// Half the base model's UNet and its text encoders, with the projections: drawn, or of an earlier reward model.
+template <const examples::ModelFamily& F>
+struct RewardModel {
+  static constexpr bool sdxl = F.two_text_encoders;
+  static constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
+  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Cpu>;
+  using Text = examples::TextSide<F, float>;
+
+  Lrm lrm;
+  Text text;
+  lpo::ParameterStore<float, Cpu> store;
+
+  explicit RewardModel(const Job& job) : text(job.model.tokenizers(F)) {
+    const Options& o = job.options;
+    lrm.options = o.features;
+    store.add("", lrm);
+    text.add_to(store);
+    store.allocate(
+        [&](const std::string& name) { return !(o.freeze_text_encoder && name.starts_with("text_encoder")); });
+    store.initialize(o.training.seed);
+    if (!o.lrm.empty()) {
+      if constexpr (sdxl)
+        lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first, *text.second));
+      else
+        lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first));
+      return;
+    }
+    job.model.load_unet(lrm.unet, store);
+    job.model.load_text_encoder(text.first, store, 0);
+    if (text.second) job.model.load_text_encoder(*text.second, store, 1);
+    if (o.text_projection.empty()) return;
+    if constexpr (sdxl) {
+      throw lpo::ValueError(
+          "[train_lrm] --text_projection: reward models of SDXL have none; their second text encoder has its own");
+    } else {
+      const auto file = lpo::open_tensor_file(o.text_projection);
+      file.read("text_projection.weight", lrm.text_projection.weight.data(),
+                std::vector<index_t>{F.reward_width, text_width});
+    }
+  }
+
+  auto encoder(int resolution) {
+    if constexpr (sdxl)
+      return lpo::SdxlTextEncoder<typename Text::First, typename Text::Second>(
+          text.first, *text.second, text.ids(""), lpo::sdxl_time_ids(resolution, resolution),
+          lpo::EmptyPrompt::encoded);
+    else
+      return lpo::ClipTextEncoder<typename Text::First>(text.first, text.ids(""));
+  }
+
+  /// The released layout, with the tokenizers beside it.
+  void save(const std::string& folder, lpo::DType dtype) {
+    lpo::make_directories(folder);
+    if constexpr (sdxl)
+      lpo::save_latent_reward_model(folder, lrm, store, std::tie(text.first, *text.second), "", dtype);
+    else
+      lpo::save_latent_reward_model(folder, lrm, store, std::tie(text.first), "", dtype);
+    text.tokenizers[0].save(folder + "/tokenizer");
+    if (text.second) text.tokenizers[1].save(folder + "/tokenizer_2");
+    std::printf("%s\n", folder.c_str());
+  }
+};
+
+/// The pairs of a set, whose latents must be those of this model at this size.
+template <const examples::ModelFamily& F, class Tokenize>
+lpo::LatentPairs load_pairs(const Job& job, const DataSet& data, const std::string& cache, const Tokenize& tokenize) {
+  const std::string folder = data.kind == DataSet::Kind::cache ? data.path : cache;
+  const bool file = data.kind == DataSet::Kind::latents;
+  if (data.kind == DataSet::Kind::cache) {
+    const auto found = lpo::read_posterior_cache_index(folder)["settings"], wanted = cache_settings(job, F);
+    for (const auto& [key, value] : wanted.items())
+      if (!found.is_object() || !found.contains(key) || found[key] != value)
+        throw lpo::FileError(lpo::message("[data] ", folder, "/cache.json: ", key, " is ",
+                                          found.is_object() && found.contains(key) ? found[key].dump() : "missing",
+                                          ", this run has ", value.dump(),
+                                          "; encode the pictures again, into another folder"));
+  }
+  auto pairs = file ? lpo::load_latent_pairs(data.path) : lpo::load_posterior_cache(folder, tokenize);
+  const index_t side = job.resolution / F.vae.factor(), tokens = static_cast<index_t>(tokenize("").size());
+  if (pairs.height != side || pairs.width != side || pairs.channels != F.unet.in_channels || pairs.tokens != tokens)
+    throw lpo::FileError(lpo::message("[data] ", file ? data.path : folder, ": latents are ", pairs.height, " x ",
+                                      pairs.width, " x ", pairs.channels, " and prompts have ", pairs.tokens,
+                                      " tokens; this run needs ", side, " x ", side, " x ", F.unet.in_channels, " and ",
+                                      tokens, "; is --resolution right?"));
+  return pairs;
+}
+
+inline void print_counts(const EncodeReport& report, const Options& o) {
+  const auto& c = report.counts;
+  std::fprintf(stderr,
+               "train: kept %lld of %lld win-lose pairs and %lld of %lld ties (%s); %lld without a label; %lld "
+               "pictures, %lld encoded now\n",
+               static_cast<long long>(c.kept_win_lose), static_cast<long long>(c.win_lose),
+               static_cast<long long>(c.kept_ties), static_cast<long long>(c.ties),
+               o.score_file.empty() ? "no filter" : lpo::message("MPCF strategy ", o.mpcf.strategy).c_str(),
+               static_cast<long long>(report.unlabelled), static_cast<long long>(report.images),
+               static_cast<long long>(report.encoded));
+}
+
+template <const examples::ModelFamily& F>
+int train(const Job& job) {
+  const Options& o = job.options;
+  const auto begin = std::chrono::steady_clock::now();
+  lpo::Context<Cpu> context(o.threads);
+  if (o.dry_run) {
+    print_plan(job, F, context);
+    return 0;
+  }
+  Results results;
+  const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
+  {
+    lpo::Tape<Cpu> tape(context);
+    if (job.train.has_pictures()) {
+      auto settings = cache_settings(job, F);
+      settings["mpcf_strategy"] = o.score_file.empty() ? 0 : o.mpcf.strategy;
+      if (!o.score_file.empty())
+        settings["mpcf_tie_abs"] = o.mpcf.tie_abs, settings["mpcf_inclusive"] = o.mpcf.inclusive;
+      auto filter = o.score_file.empty() ? lpo::PreferenceFilter() : lpo::PreferenceFilter(o.score_file, o.mpcf);
+      results.data = encode_data_set<F>(job, tape, job.train, train_cache, std::move(filter), std::move(settings));
+      print_counts(results.data, o);
+    }
+    if (job.validation.has_pictures())
+      encode_data_set<F>(job, tape, job.validation, validation_cache, {}, cache_settings(job, F));
+  }
+  if (o.encode_only) return 0;
+
+  std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
+  const auto reward = std::make_unique<RewardModel<F>>(job);
+  const auto tokenize = [&](const std::string& caption) { return reward->text.ids(caption); };
+  auto pairs = load_pairs<F>(job, job.train, train_cache, tokenize);
+  lpo::LatentPairs validation;
+  if (job.validation.kind != DataSet::Kind::none)
+    validation = load_pairs<F>(job, job.validation, validation_cache, tokenize);
+  if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
+  results.pairs = pairs.size();
+  results.images = pairs.images();
+  results.validation_pairs = validation.size();
+
+  const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
+  auto encoder = reward->encoder(job.resolution);
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, o.training);
+  examples::ProgressBar bar;
+  try {
+    results.training = trainer.train(pairs, validation, std::ref(bar));
+  } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    results.failure = error.what();
+  }
+  if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
+
+  const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
+                           : o.save_dtype == "bfloat16" ? lpo::DType::BF16
+                                                        : lpo::DType::F32;
+  reward->save(o.output_dir + "/lrm-last", dtype);
+  if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);
+  if (!results.accuracy.empty()) write_validation(o.output_dir + "/validation.json", results);
+  results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  write_report(o.output_dir + "/report.html", job, F, results);
+  std::printf("%s/report.html\n", o.output_dir.c_str());
+  if (results.failure.empty()) return 0;
+  std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());
+  return 1;
+}
+
+}  // namespace train_lrm

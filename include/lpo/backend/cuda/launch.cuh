@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// Launches of kernels: the one place with the launch syntax of nvcc, and the error that names the kernel.
+#pragma once
+
+#include <cstddef>
+
+#include <lpo/backend/cuda/memory.cuh>
+
+namespace lpo::inline LPO_ABI {
+
+/// Blocks, threads of a block, and bytes of shared memory that the kernel declares as `extern`.
+struct LaunchShape {
+  dim3 blocks, threads;
+  std::size_t shared_bytes = 0;
+};
+
+namespace detail {
+
+/// In a kernel: the bytes of shared memory that its launch asked for, aligned to 16.
+__device__ __forceinline__ unsigned char* launched_shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char launched_shared[];
+  return launched_shared;
+#else
+  return emulated_cuda::launched_shared_memory();
+#endif
+}
+
+/// Launches `kernel(arguments...)`. Throws a DeviceError with the kernel's `name` when the launch fails and, with
+/// `synchronize`, when the kernel does. Compiled by another compiler than nvcc, it hands the blocks to the emulator of the
+/// tests, whose cuda_runtime.h stands in for the toolkit's.
+template <class... Parameters, class... Arguments>
+void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stream, bool synchronize,
+                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+#if defined(__CUDACC__)
+  kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(arguments...);
+#else
+  emulated_cuda::run_blocks(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
+#endif
+  cudaError_t status = cudaGetLastError();
+  if (status == cudaSuccess && synchronize) status = cudaStreamSynchronize(stream);
+  if (status != cudaSuccess) cuda_check(status, name);
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT
+// DpoTrainer: Diffusion-DPO — trains a policy on preferred and rejected images by how well each is denoised.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <lpo/diffusion/prediction.hpp>
+#include <lpo/nn/parameter_store.hpp>
+#include <lpo/optim/adamw.hpp>
+#include <lpo/optim/clip.hpp>
+#include <lpo/optim/schedule.hpp>
+#include <lpo/preference/diffusion_dpo_loss.hpp>
+#include <lpo/train/guided_denoiser.hpp>
+#include <lpo/train/latent_pairs.hpp>
+#include <lpo/train/latent_scorer.hpp>
+#include <lpo/train/metrics.hpp>
+#include <lpo/train/progress.hpp>
+#include <lpo/train/training_checkpoint.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Defaults are SD1.5's of the paper (arXiv 2311.12908) and its code; the effective batch there is 2048 pairs.
+struct DpoTrainerOptions {
+  index_t max_train_steps = 2000;
+  index_t train_batch_size = 2048;  ///< pairs per optimiser step
+  index_t micro_batch_size = 1;     ///< pairs of one forward and backward; gradients add up to the batch's. 0 = all at once
+  double beta_dpo = 5000;
+  double proportion_empty_prompts = 0.2;  ///< chance that a pair is trained under the empty prompt
+  PredictionType prediction_type = PredictionType::epsilon;
+  double learning_rate = 2.048e-5;
+  LearningRateKind lr_scheduler = LearningRateKind::constant_with_warmup;
+  index_t lr_warmup_steps = 500;
+  AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-2};
+  double max_grad_norm = 1.0;  ///< 0 turns clipping off; the norm is logged either way
+  double max_seconds = 0;      ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
+  index_t checkpointing_steps = 0;
+  int checkpoints_total_limit = 2;
+  std::uint64_t seed = 42;
+  std::string output_dir;
+  bool resume = false;
+};
+
+/// What a run did.
+struct DpoTrainerReport {
+  index_t steps = 0;
+  index_t pairs = 0;  ///< pairs with a preference in the data; ties are dropped
+  bool time_limit_reached = false;
+};
+
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it); with LoRA the reference is
+/// the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+template <class UNet, class Text>
+class DpoTrainer {
+ public:
+  using T = typename UNet::value_type;
+  using Device = typename UNet::device;
+
+  DpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, Text& text, const NoiseSchedule& schedule,
+             DpoTrainerOptions options)
+      : context_(context), policy_(policy), store_(store), text_(text), schedule_(schedule), options_(std::move(options)),
+        tape_(context),
+        optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer) {
+    if (store.trainable_size() == 0)
+      throw ValueError("[DpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
+    if (options_.train_batch_size < 1 || options_.micro_batch_size < 0 || options_.max_train_steps < 0)
+      throw ValueError("[DpoTrainer] train_batch_size must be at least 1, micro_batch_size and max_train_steps at least 0");
+    if (!(options_.proportion_empty_prompts >= 0 && options_.proportion_empty_prompts <= 1))
+      throw ValueError(message("[DpoTrainer] proportion_empty_prompts is ", options_.proportion_empty_prompts, ", expected 0 to 1"));
+  }
+
+  /// Uses another network as the reference (full fine-tuning).
+  void set_reference(UNet& reference) { reference_ = &reference; }
+
+  /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between.
+  DpoTrainerReport train(const LatentPairs& data, const ProgressCallback& progress = {}) {
+    data.check();
+    const auto preferences = preferred_first(data);
+    if (preferences.empty()) throw ValueError(message("[DpoTrainer] none of ", data.size(), " pairs has a preferred image"));
+    const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
+    TrainingState state = training_state();
+    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) optimizer_.set_step_count(state.step);
+    if (!options_.output_dir.empty()) make_directories(options_.output_dir);
+    MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
+    ProgressReporter reporter("DPO", state.step, options_.max_train_steps, progress);
+    BatchOrder order(options_.seed, operation_order, static_cast<index_t>(preferences.size()), options_.train_batch_size);
+    DpoTrainerReport report;
+    report.pairs = static_cast<index_t>(preferences.size());
+
+    while (state.step < options_.max_train_steps) {
+      std::vector<LatentPairs::Pair> pairs;
+      for (const index_t i : order.at(state.step)) pairs.push_back(preferences[static_cast<std::size_t>(i)]);
+      const auto [metrics, norm, rate] = step(data, pairs, state.step);
+      ++state.step;
+      log.write(state.step - 1, {{"train_loss", metrics.loss}, {"implicit_acc", metrics.implicit_accuracy}, {"grad_norm", norm},
+                                 {"lr", rate}});
+      if (options_.checkpointing_steps > 0 && !options_.output_dir.empty() && state.step % options_.checkpointing_steps == 0)
+        folder.save(state);
+      if (!reporter.report(state.step, {{"loss", metrics.loss}, {"implicit_acc", metrics.implicit_accuracy}})) {
+        if (!options_.output_dir.empty()) folder.save(state);
+        throw CancelledError(message("[DpoTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+      }
+      if (options_.max_seconds > 0 && reporter.seconds() > options_.max_seconds) {
+        report.time_limit_reached = true;
+        break;
+      }
+    }
+    report.steps = state.step;
+    return report;
+  }
+
+ private:
+  static constexpr std::uint32_t operation_order = 0x4001, operation_choices = 0x4002, operation_noise = 0x4003,
+                                 operation_posterior = 0x4004;
+
+  struct StepResult {
+    DiffusionDpoMetrics metrics;
+    double norm, rate;
+  };
+
+  /// Timestep of a pair, and whether it is trained under the empty prompt.
+  struct Choice {
+    int timestep;
+    bool prompted;
+  };
+
+  /// Pairs that are not ties, turned so that `first` is preferred.
+  static std::vector<LatentPairs::Pair> preferred_first(const LatentPairs& data) {
+    std::vector<LatentPairs::Pair> pairs;
+    for (std::size_t i = 0; i < data.pairs.size(); ++i) {
+      const auto& label = data.labels[i];
+      if (label.label_0 > label.label_1) pairs.push_back(data.pairs[i]);
+      if (label.label_0 < label.label_1) pairs.push_back({data.pairs[i].second, data.pairs[i].first});
+    }
+    return pairs;
+  }
+
+  TrainingState training_state() {
+    static_assert(std::is_same_v<T, float>, "lpo DpoTrainer: training weights are float");
+    TrainingState state;
+    auto& s = state.settings;
+    s["trainer"] = "dpo";
+    s["seed"] = options_.seed;
+    s["train_batch_size"] = options_.train_batch_size;
+    s["micro_batch_size"] = options_.micro_batch_size;
+    s["beta_dpo"] = options_.beta_dpo;
+    s["proportion_empty_prompts"] = options_.proportion_empty_prompts;
+    s["learning_rate"] = options_.learning_rate;
+    s["lr_warmup_steps"] = options_.lr_warmup_steps;
+    s["weight_decay"] = options_.optimizer.weight_decay;
+    s["max_grad_norm"] = options_.max_grad_norm;
+    const auto count = static_cast<std::size_t>(store_.trainable_size());
+    state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),
+                     device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
+                     device_buffer<Device>("second_moment", optimizer_.second_moment().data, count)};
+    return state;
+  }
+
+  /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
+  StepResult step(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, index_t step_index) {
+    const auto counter = static_cast<std::uint32_t>(step_index);
+    RandomStream random(options_.seed, operation_choices, counter);
+    std::vector<Choice> choices(pairs.size());
+    for (Choice& choice : choices) {
+      choice.timestep = static_cast<int>(random.uniform_int(static_cast<std::uint32_t>(schedule_.train_timesteps())));
+      choice.prompted = !random.bernoulli(static_cast<float>(options_.proportion_empty_prompts));
+    }
+    const std::size_t size = options_.micro_batch_size > 0 ? static_cast<std::size_t>(options_.micro_batch_size) : pairs.size();
+    StepResult result{};
+    store_.reset_gradients();
+    for (std::size_t begin = 0; begin < pairs.size(); begin += size) {
+      const std::size_t count = std::min(pairs.size() - begin, size);
+      add_gradients(data, pairs.subspan(begin, count), std::span(choices).subspan(begin, count), static_cast<index_t>(begin),
+                    static_cast<double>(count) / static_cast<double>(pairs.size()), counter, result.metrics);
+    }
+    store_.finish_gradients();
+    result.norm = global_gradient_norm(context_, optimizer_.spans());
+    const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, options_.max_train_steps};
+    result.rate = rates(step_index);
+    // A batch whose gradient is not finite is left out, as a loss scaler would.
+    if (std::isfinite(result.norm)) optimizer_.step(result.rate, clip_scale(result.norm, options_.max_grad_norm));
+    return result;
+  }
+
+  /// Forward and backward of some pairs of a step, of which the first is number `first`, and whose mean loss counts `share`.
+  void add_gradients(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, std::span<const Choice> choices,
+                     index_t first, double share, std::uint32_t counter, DiffusionDpoMetrics& metrics) {
+    const auto n = static_cast<index_t>(pairs.size());
+    const Extents<4> extents{2 * n, data.height, data.width, data.channels};
+    std::vector<float> noisy, target, timesteps;
+    std::vector<std::int32_t> ids;
+    std::vector<index_t> rows;
+    for (int side = 0; side < 2; ++side)
+      for (index_t i = 0; i < n; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        const Choice& choice = choices[at];
+        add_row(data, side == 0 ? pairs[at].first : pairs[at].second, choice.timestep, first + i, side, counter, noisy, target);
+        timesteps.push_back(static_cast<float>(choice.timestep));
+        rows.push_back(choice.prompted ? i : detail::empty_prompt);
+        const auto* prompt = data.token_ids.data() + data.prompt_of(pairs[at]) * data.tokens;
+        if (side == 0) ids.insert(ids.end(), prompt, prompt + data.tokens);
+      }
+    const auto prompts = encode_prompts<T>(tape_, text_, std::span<const std::int32_t>(ids), n);
+    const auto latents = Tensor<T, 4, Device>::from(extents, noisy), targets = Tensor<T, 4, Device>::from(extents, target);
+    const auto predict = [&](UNet& unet) {
+      return conditional_prediction(unet, prompts, std::span<const index_t>(rows), constant(tape_, latents),
+                                    std::span<const float>(timesteps));
+    };
+    const auto reference = [&] {
+      const auto guard = tape_.inference();
+      const auto plain = tape_.without_adapters();
+      return predict(reference_ != nullptr ? *reference_ : policy_);
+    }();
+    const auto loss = diffusion_dpo_loss(predict(policy_), reference.view(), targets.view(), options_.beta_dpo, &metrics);
+    const auto weight = Tensor<T, 1, Device>::full(Extents<1>{1}, share);
+    backward(loss, weight.view());
+    tape_.clear();
+  }
+
+  /// Appends sqrt(abar) x_0 + sqrt(1 - abar) n and what the network should predict for it. Both images of pair `number` of
+  /// a step get the same noise n; each draws x_0 from its own posterior. Micro-batches of any size see the same numbers.
+  void add_row(const LatentPairs& data, index_t image, int timestep, index_t number, int side, std::uint32_t counter,
+               std::vector<float>& noisy, std::vector<float>& target) const {
+    const auto size = static_cast<std::size_t>(data.latent_size()), begin = static_cast<std::size_t>(image) * size;
+    const auto normals = [&](std::uint32_t operation, std::size_t row) {
+      std::vector<float> values(size);
+      philox_fill_normal({options_.seed, operation, counter}, values.data(), size, row * size);
+      return values;
+    };
+    const auto pair = static_cast<std::size_t>(number);
+    const auto noise = normals(operation_noise, pair);
+    std::vector<float> clean(data.mean.begin() + static_cast<std::ptrdiff_t>(begin),
+                             data.mean.begin() + static_cast<std::ptrdiff_t>(begin + size));
+    if (!data.deviation.empty()) {
+      const auto posterior = normals(operation_posterior, 2 * pair + static_cast<std::size_t>(side));
+      for (std::size_t k = 0; k < size; ++k) clean[k] += data.deviation[begin + k] * posterior[k];
+    }
+    const double abar = schedule_.alpha_bar(timestep);
+    const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
+    for (std::size_t k = 0; k < size; ++k) {
+      noisy.push_back(signal * clean[k] + spread * noise[k]);
+      switch (options_.prediction_type) {
+        case PredictionType::epsilon: target.push_back(noise[k]); break;
+        case PredictionType::v_prediction: target.push_back(signal * noise[k] - spread * clean[k]); break;
+        default: target.push_back(clean[k]);
+      }
+    }
+  }
+
+  Context<Device>& context_;
+  UNet& policy_;
+  UNet* reference_ = nullptr;
+  ParameterStore<T, Device>& store_;
+  Text& text_;
+  const NoiseSchedule& schedule_;
+  DpoTrainerOptions options_;
+  Tape<Device> tape_;
+  AdamW<T, Device> optimizer_;
+};
+
+}  // namespace lpo::inline LPO_ABI
