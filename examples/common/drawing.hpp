@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What programs that draw pictures share: the noise of a picture, a denoiser for float latents, latents to pictures.
+// What programs that draw pictures share: the noise of a picture, latents to pictures.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include <lpo/diffusion/torch_noise.hpp>
@@ -58,29 +57,5 @@ std::vector<lpo::RgbImage> decode_latents(lpo::Tape<Cpu>& tape, Vae& vae, const 
   }
   return images;
 }
-
-/// A denoiser in T for latents in float32: steps that were rounded to T each time would add up.
-template <class Denoiser>
-class FloatDenoiser {
- public:
-  FloatDenoiser(lpo::Context<Cpu>& context, Denoiser& denoiser) : context_(context), denoiser_(denoiser) {}
-
-  void predict(const lpo::View<const float, 4, Cpu>& latents, double timestep,
-               const lpo::View<float, 4, Cpu>& prediction) {
-    using T = typename Denoiser::T;
-    if constexpr (std::is_same_v<T, float>) {
-      denoiser_.predict(latents, timestep, prediction);
-    } else {
-      lpo::Tensor<T, 4> in(latents.extents), out(prediction.extents);
-      lpo::evaluate(&context_, in.view(), 1.0 * latents);
-      denoiser_.predict(in.view(), timestep, out.view());
-      lpo::evaluate(&context_, prediction, 1.0 * out.view());
-    }
-  }
-
- private:
-  lpo::Context<Cpu>& context_;
-  Denoiser& denoiser_;
-};
 
 }  // namespace examples

@@ -31,7 +31,7 @@ struct Options {
   double lora_alpha = 0, guidance_scale = 5, eta = 1, lrm_guidance = 7.5, beta = 500, clip_range = 0.1;
   double threshold_min = 0.35, threshold_max = 0.5, threshold_const = 0.5, threshold_quantile = 0;
   double learning_rate = 6e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-4;
-  double max_grad_norm = 0, ema_decay = 0;
+  double max_grad_norm = 0, ema_decay = 0, loss_scale = 1;
   std::uint64_t seed = 42;
 };
 

@@ -66,6 +66,7 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
       .beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
   t.max_grad_norm = o.max_grad_norm;
   t.ema_decay = o.ema_decay;
+  t.loss_scale = o.loss_scale;
   t.max_skipped_steps = o.max_skipped_steps;
   t.gradient_checkpointing = o.gradient_checkpointing;
   t.small_bucket_includes_t1 = o.small_bucket_includes_t1;
@@ -160,7 +161,8 @@ int main(int argc, char** argv) {
   add("seed", o.seed, "seed of everything");
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   add("resolution", o.resolution, "pixels of a side; 0 takes the model's")->check(CLI::NonNegativeNumber);
-  add("dtype", o.dtype, "how weights and activations are kept in memory");
+  add("dtype", o.dtype,
+      "how weights and activations are kept in memory: float32, or what LPO_TRAIN_DTYPES adds when it is built");
 
   add("num_train_epochs", o.epochs, "passes over the prompts")->check(CLI::PositiveNumber);
   add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")
@@ -221,6 +223,8 @@ int main(int argc, char** argv) {
   add("max_grad_norm", o.max_grad_norm,
       "gradients are scaled down to this norm; 0 is off, as the original code in effect")
       ->check(CLI::NonNegativeNumber);
+  add("loss_scale", o.loss_scale, "multiplies gradients on their way, for float16; a power of two")
+      ->check(CLI::PositiveNumber);
   add("ema_decay", o.ema_decay, "above 0: average the trained weights, and draw and export with the averages")
       ->check(CLI::Range(0.0, 0.99999));
   add("max_skipped_steps", o.max_skipped_steps,

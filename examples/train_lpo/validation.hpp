@@ -85,7 +85,6 @@ class Validation {
     const auto empty = o.sdxl_uncond == "zeros" ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
     const auto states = policy_.text.encode(tape, prompts, "", empty, job_.resolution, job_.resolution);
     lpo::GuidedDenoiser<typename Policy<F, T>::UNet> guided(tape, policy_.unet, o.guidance_scale);
-    examples::FloatDenoiser denoiser(context_, guided);
     guided.set_prompts(states);
     lpo::Tensor<float, 4> latents(lpo::Extents<4>{o.validation_images, side, side, F.unet.in_channels});
     for (int i = 0; i < o.validation_images; ++i) {
@@ -93,7 +92,7 @@ class Validation {
       noise.initial(context_, latents.view().slice(0, i, i + 1));
     }
     lpo::sample(
-        context_, sampler_, denoiser, latents.view(), [](int, const lpo::View<float, 4, Cpu>&) {},  // eta 0: no noise
+        context_, sampler_, guided, latents.view(), [](int, const lpo::View<float, 4, Cpu>&) {},  // eta 0: no noise
         [](int, int) { return examples::interrupted() == 0; });
     return examples::decode_latents(tape, vae_, latents.view());
   }

@@ -87,7 +87,6 @@ void generate(const Job& job, PictureWriter& writer) {
   index_t steps_done = 0;
 
   lpo::GuidedDenoiser<decltype(model->unet)> guided(tape, model->unet, job.guidance_scale, job.guidance_rescale);
-  examples::FloatDenoiser denoiser(context, guided);
   const auto empty = job.model.zeros_for_empty_prompt() ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
   for (std::size_t begin = 0; begin < requests.size(); begin += batch) {
     const std::size_t end = std::min(requests.size(), begin + batch);
@@ -107,7 +106,7 @@ void generate(const Job& job, PictureWriter& writer) {
     };
     each_row(latents.view(), [&](examples::PictureNoise& one, const auto& row) { one.initial(context, row); });
     lpo::sample(
-        context, sampler, denoiser, latents.view(),
+        context, sampler, guided, latents.view(),
         [&](int step, const lpo::View<float, 4, Cpu>& z) {
           each_row(z, [&](examples::PictureNoise& one, const auto& row) { one.step(context, row, step); });
         },

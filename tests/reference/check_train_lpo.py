@@ -36,8 +36,8 @@ def main():
     for p, prompt in enumerate(prompts):
         for i in range(settings["num_validation_images"]):
             generator = torch.Generator().manual_seed(settings["seed"] + i)
-            theirs = pipeline(prompt, num_inference_steps=settings["num_inference_steps"], generator=generator, height=32, width=32,
-                              guidance_scale=float(settings["guidance_scale"])).images[0].convert("RGB")
+            theirs = pipeline(prompt, num_inference_steps=settings["num_inference_steps"], generator=generator,
+                              height=32, width=32, guidance_scale=float(settings["guidance_scale"])).images[0].convert("RGB")
             ours = np.asarray(Image.open(last / f"{p}-{i}.png").convert("RGB")).astype(int)
             worst = max(worst, np.abs(ours - np.asarray(theirs).astype(int)).max())
     print(f"{last.name}: largest difference {worst} of 255")
