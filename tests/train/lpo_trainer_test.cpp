@@ -13,7 +13,8 @@ using namespace small_world;
 
 namespace {
 template <class T>
-LpoTrainerReport run(PolicyIn<T>& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {}, int threads = 2) {
+LpoTrainerReport run(PolicyIn<T>& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {},
+                     int threads = 2) {
   Context<Cpu> context(threads);
   RewardIn<T> reward;
   const NoiseSchedule schedule;
@@ -138,7 +139,8 @@ TEST_CASE_TEMPLATE("a resumed run of a 16-bit network has the bits of an uninter
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
-TEST_CASE_TEMPLATE("16-bit networks: the first loss is ln 2, and gradients are as large as float's", T, bfloat16, half) {
+TEST_CASE_TEMPLATE("16-bit networks: the first loss is ln 2, and gradients are as large as float's", T, bfloat16,
+                   half) {
   TemporaryFolder wide_folder, narrow_folder;
   auto options = lpo_options(wide_folder.path());
   options.max_train_iterations = 1;
@@ -160,7 +162,8 @@ TEST_CASE_TEMPLATE("16-bit networks: the first loss is ln 2, and gradients are a
 TEST_CASE("updates below the spacing of bfloat16 add up in the masters, and checkpoints hold them") {
   TemporaryFolder folder;
   auto options = lpo_options(folder.path());
-  options.learning_rate = 1e-5;  // a step of Adam moves a weight by about as much; bfloat16 numbers near 0.5 lie 2e-3 apart
+  options.learning_rate =
+      1e-5;  // a step of Adam moves a weight by about as much; bfloat16 numbers near 0.5 lie 2e-3 apart
   options.checkpointing_iterations = options.max_train_iterations;
   PolicyIn<bfloat16> policy;
   const auto before = weights(policy.store);
@@ -184,8 +187,8 @@ TEST_CASE("the parts of an iteration are announced in their order") {
   std::vector<LpoStage> stages;
   options.on_stage = [&](LpoStage stage) { stages.push_back(stage); };
   run(policy, options);
-  CHECK(stages == std::vector{LpoStage::text, LpoStage::denoising, LpoStage::scoring, LpoStage::denoising, LpoStage::scoring,
-                              LpoStage::reference, LpoStage::policy, LpoStage::optimizer});
+  CHECK(stages == std::vector{LpoStage::text, LpoStage::denoising, LpoStage::scoring, LpoStage::denoising,
+                              LpoStage::scoring, LpoStage::reference, LpoStage::policy, LpoStage::optimizer});
 }
 
 TEST_CASE("base weights stay as they were") {

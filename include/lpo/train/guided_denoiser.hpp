@@ -28,13 +28,15 @@ namespace detail {
 
 /// Rows `rows` of `states` [n, ...] into dense memory, in as few copies as they have runs of neighbours.
 template <class T, int Rank, class Device>
-void copy_rows_of(Context<Device>& context, const Tensor<T, Rank, Device>& states, std::span<const index_t> rows, T* target) {
+void copy_rows_of(Context<Device>& context, const Tensor<T, Rank, Device>& states, std::span<const index_t> rows,
+                  T* target) {
   const index_t n = static_cast<index_t>(rows.size()), row = states.size() / states.extent(0);
   for (index_t begin = 0, end = 0; begin < n; begin = end) {
     const index_t first = rows[static_cast<std::size_t>(begin)];
     do ++end;
     while (end < n && rows[static_cast<std::size_t>(end)] == first + end - begin);
-    kernel::CopyRows<Device>::run(context, end - begin, row, states.data() + first * row, row, target + begin * row, row, false);
+    kernel::CopyRows<Device>::run(context, end - begin, row, states.data() + first * row, row, target + begin * row,
+                                  row, false);
   }
 }
 
@@ -103,11 +105,12 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
   return unet(latents, condition);
 }
 
-/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of a 16-bit
-/// network, whose rounding the weights w and 1 - w would multiply.
+/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of
+/// a 16-bit network, whose rounding the weights w and 1 - w would multiply.
 template <class UNet, class T, class Device>
-Var<compute_t<T>, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
-                                    const Var<T, 4, Device>& latents, std::span<const float> timesteps, double guidance_scale) {
+Var<compute_t<T>, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts,
+                                               std::span<const index_t> rows, const Var<T, 4, Device>& latents,
+                                               std::span<const float> timesteps, double guidance_scale) {
   return scoped(latents.tape(), [&] {
     const auto both = paired_prediction(unet, prompts, rows, latents, timesteps);
     return Var<compute_t<T>, 4, Device>(guided_rows(both, guidance_scale));
@@ -137,15 +140,15 @@ class GuidedDenoiser {
     predict_guided(latents, timestep, prediction);
   }
   /// Latents in float around a 16-bit network: the last steps add less than the spacing of 16-bit numbers.
-  void predict(View<const compute_t<T>, 4, Device> latents, double timestep, View<compute_t<T>, 4, Device> prediction)
-    requires(!std::is_same_v<T, compute_t<T>>)
-  {
+  void predict(View<const compute_t<T>, 4, Device> latents, double timestep,
+               View<compute_t<T>, 4, Device> prediction) requires(!std::is_same_v<T, compute_t<T>>) {
     predict_guided(latents, timestep, prediction);
   }
 
  private:
   template <class Latent>
-  void predict_guided(const View<const Latent, 4, Device>& latents, double timestep, const View<Latent, 4, Device>& prediction) {
+  void predict_guided(const View<const Latent, 4, Device>& latents, double timestep,
+                      const View<Latent, 4, Device>& prediction) {
     if (prompts_ == nullptr) throw ValueError("[GuidedDenoiser] set_prompts() first");
     if (latents.extent(0) != prompts_->size())
       throw ShapeError(message("[GuidedDenoiser] ", latents.extent(0), " latents, ", prompts_->size(), " prompts"));
@@ -163,7 +166,8 @@ class GuidedDenoiser {
     const View<const T, 4, Device> rows = both.view();
     evaluate(&tape_.context(), prediction, guided_rows(rows, scale_));
     if (rescale_ != 0)
-      rescale_guidance<Latent, Device, T>(tape_.context(), prediction, rows.slice(0, rows.extent(0) / 2, rows.extent(0)), rescale_);
+      rescale_guidance<Latent, Device, T>(tape_.context(), prediction,
+                                          rows.slice(0, rows.extent(0) / 2, rows.extent(0)), rescale_);
     tape_.rewind(start);
   }
 

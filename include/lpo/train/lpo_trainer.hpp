@@ -25,8 +25,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step; reference, policy
-/// (forward and backward) and optimizer do so by mini-batches.
+/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step;
+/// reference, policy (forward and backward) and optimizer do so by mini-batches.
 enum class LpoStage { text, denoising, scoring, reference, policy, optimizer };
 
 /// Defaults are SD1.5's of lpo-method C and D; option names are the method's.
@@ -47,7 +47,8 @@ struct LpoTrainerOptions {
   LearningRateKind lr_scheduler = LearningRateKind::constant;
   index_t lr_warmup_steps = 0;  ///< optimiser steps
   AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-4};
-  double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
+  double loss_scale =
+      1;  ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
@@ -80,11 +81,12 @@ struct LpoTrainerReport {
   std::vector<double> kept_per_step, drawn_per_step;
 };
 
-/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to start from;
-/// with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to
+/// start from; with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through
+/// `set_reference`.
 ///
-/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters, which
-/// is what checkpoints hold (AdamW).
+/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters,
+/// which is what checkpoints hold (AdamW).
 template <class UNet, class Lrm, class PolicyText, class RewardText>
 class LpoTrainer {
  public:
@@ -107,7 +109,8 @@ class LpoTrainer {
       throw ValueError("[LpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
       throw ValueError("[LpoTrainer] sample_batch_size and train_batch_size must be at least 1");
-    if (!(options_.loss_scale > 0)) throw ValueError(message("[LpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
+    if (!(options_.loss_scale > 0))
+      throw ValueError(message("[LpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
   }
 
   /// Uses another network as the reference (full fine-tuning).
@@ -322,8 +325,9 @@ class LpoTrainer {
       steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
     }
     const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, prompts, std::span<const index_t>(rows), detail::network_input<T>(tape_, batch_.x_t()),
-                               std::span<const float>(timesteps), options_.guidance_scale);
+      return guided_prediction(unet, prompts, std::span<const index_t>(rows),
+                               detail::network_input<T>(tape_, batch_.x_t()), std::span<const float>(timesteps),
+                               options_.guidance_scale);
     };
     enter(LpoStage::reference);
     const auto reference = [&] {

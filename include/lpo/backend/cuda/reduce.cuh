@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-/// y[i] (+)= sum over parts of partial[part, i], in order; `step_part` and `step_i` are distances in `partial`. Block row y does
-/// so for the y-th of stacked vectors y and matrices of partial sums.
+/// y[i] (+)= sum over parts of partial[part, i], in order; `step_part` and `step_i` are distances in `partial`. Block
+/// row y does so for the y-th of stacked vectors y and matrices of partial sums.
 template <class T>
 __global__ void __launch_bounds__(256)
     ordered_sum_kernel(index_t count, index_t parts, index_t step_i, index_t step_part, const compute_t<T>* partial, double scale,
@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(256)
   y[i] = narrow<T>(static_cast<compute_t<T>>(total));
 }
 
-/// Block (columns, part, group): partial[group, part, i] = sum over the part's rows of x[group, row, i]; a thread owns one column.
+/// Block (columns, part, group): partial[group, part, i] = sum over the part's rows of x[group, row, i]; a thread owns
+/// one column.
 template <class T>
 __global__ void __launch_bounds__(256)
     column_sums_kernel(index_t rows, index_t width, index_t height, const T* x, compute_t<T>* partial) {
@@ -87,7 +88,8 @@ void grouped_column_sums(Context<Cuda>& context, index_t groups, index_t rows, i
     column_sums_kernel<<<grid, 256, 0, context.stream()>>>(rows, width, height, x + first * rows * width, partial);
     context.check_launch("column_sums_kernel");
     const dim3 columns(blocks_for(width, 256), count);
-    ordered_sum_kernel<T><<<columns, 256, 0, context.stream()>>>(width, parts, 1, width, partial, scale, y + first * width, accumulate);
+    ordered_sum_kernel<T>
+        <<<columns, 256, 0, context.stream()>>>(width, parts, 1, width, partial, scale, y + first * width, accumulate);
     context.check_launch("ordered_sum_kernel");
   }
 }
