@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One LPO iteration at Stable Diffusion 1.5's full size with random weights in bfloat16, by the library's trainer: its time,
-// its parts, its kernels and its memory. bench/peers/lpo_torch.py is the same in PyTorch.
+// One LPO iteration at Stable Diffusion 1.5's full size with random weights in bfloat16, by the library's trainer: its
+// time, its parts, its kernels and its memory. bench/peers/lpo_torch.py is the same in PyTorch.
 #include <array>
 #include <chrono>
 #include <cstdio>
@@ -93,8 +93,8 @@ double mean(const std::vector<double>& values, std::size_t first) {
 /// `options.max_train_iterations` iterations, each until the device is done.
 Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOptions& options) {
   const lpo::NoiseSchedule schedule;
-  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder, schedule,
-                          lpo::Extents<3>{64, 64, 4}, options);
+  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
+                          schedule, lpo::Extents<3>{64, 64, 4}, options);
   Run run;
   auto start = std::chrono::steady_clock::now();
   trainer.train(random_prompts(prompts_per_iteration), [&](const lpo::Progress& progress) {
@@ -124,11 +124,14 @@ void lpo_iteration(benchmark::State& state) {
   const Run run = train(context, models, recipe(repeats + 2));  // the first one also calibrates and chooses algorithms
   std::size_t at = 2;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
-  for (std::size_t i = 2; i < run.seconds.size(); ++i) std::printf("%.3f s with %.0f pairs\n", run.seconds[i], run.pairs[i]);
+  for (std::size_t i = 2; i < run.seconds.size(); ++i)
+    std::printf("%.3f s with %.0f pairs\n", run.seconds[i], run.pairs[i]);
   state.counters["pairs"] = mean(run.pairs, 2);
   state.counters["of_floor"] = share_of_floor(mean(run.pairs, 2), mean(run.seconds, 2));
   // What the memory is for, in GiB. Gradients of adapters are 16-bit; masters and both moments are float.
-  const auto count = [](const auto& store, bool trainable) { return static_cast<std::size_t>(store.parameter_count(trainable)); };
+  const auto count = [](const auto& store, bool trainable) {
+    return static_cast<std::size_t>(store.parameter_count(trainable));
+  };
   const std::size_t adapters = count(models.store, true);
   const std::size_t frozen = count(models.store, false) - adapters + count(models.frozen, false);
   state.counters["GiB_weights"] = gibibytes(frozen * sizeof(T));
@@ -139,7 +142,8 @@ void lpo_iteration(benchmark::State& state) {
   state.counters["GiB_reserved"] = gibibytes(context.reserved_bytes());
 }
 
-/// Where an iteration's time goes. The device is waited for at every change of part, so the sum is larger than the whole.
+/// Where an iteration's time goes. The device is waited for at every change of part, so the sum is larger than the
+/// whole.
 void lpo_stages(benchmark::State& state) {
   auto& context = bench::device();
   Models models(context);
@@ -164,7 +168,8 @@ void lpo_stages(benchmark::State& state) {
     state.counters[stage_names[stage]] = by_iteration.back()[stage];  // of the last iteration but one
 }
 
-/// Not a benchmark of its own: where the device's time goes in each part, printed once with --benchmark_filter=lpo_kernels.
+/// Not a benchmark of its own: where the device's time goes in each part, printed once with
+/// --benchmark_filter=lpo_kernels.
 void lpo_kernels(benchmark::State& state) {
   lpo::Context<Cuda> context(lpo::CudaOptions{.time_kernels = true});
   Models models(context);
@@ -187,8 +192,8 @@ void lpo_kernels(benchmark::State& state) {
   collect();
   for (std::size_t stage = 0; stage < stage_names.size(); ++stage)
     for (const auto& [name, time] : times[stage])
-      std::printf("%-10s %9.3f ms %6lld x %s\n", stage_names[stage], time.milliseconds, static_cast<long long>(time.launches),
-                  name.c_str());
+      std::printf("%-10s %9.3f ms %6lld x %s\n", stage_names[stage], time.milliseconds,
+                  static_cast<long long>(time.launches), name.c_str());
 }
 
 BENCHMARK(lpo_kernels)->Iterations(1);

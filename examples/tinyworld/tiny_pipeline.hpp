@@ -37,11 +37,13 @@ inline std::vector<Image> to_images(const lpo::View<const float, 4, lpo::Cpu>& p
 }
 
 /// Latents (scaled, [n, 8, 8, 4], on the host) to pictures.
-inline std::vector<Image> decode_latents(lpo::Tape<Device>& tape, Vae& vae, const lpo::View<const float, 4, lpo::Cpu>& latents) {
+inline std::vector<Image> decode_latents(lpo::Tape<Device>& tape, Vae& vae,
+                                         const lpo::View<const float, 4, lpo::Cpu>& latents) {
   const auto guard = tape.inference();
   const auto start = tape.snapshot();
   const auto on_device = lpo::to_device<Device>(lpo::Tensor<float, 4>::copy_of(latents));
-  const lpo::Var<float, 4, Device> unscaled = lpo::constant(tape, on_device) * (1.0 / static_cast<double>(vae.scaling_factor));
+  const lpo::Var<float, 4, Device> unscaled =
+      lpo::constant(tape, on_device) * (1.0 / static_cast<double>(vae.scaling_factor));
   const lpo::Var<float, 4, Device> decoded = vae.decode(unscaled);
   lpo::Tensor<float, 4> pixels(decoded.extents());
   tape.context().copy_to_host(pixels.data(), decoded.data(), static_cast<std::size_t>(pixels.size()) * sizeof(float));
@@ -79,8 +81,10 @@ inline lpo::Tensor<float, 4> generate_latents(lpo::Context<Device>& context, lpo
     denoiser.set_prompts(prompts);
     lpo::Tensor<float, 4, Device> part(lpo::Extents<4>{end - begin, latent_size, latent_size, latent_channels});
     const lpo::index_t first = begin * latent_extents.size();
-    lpo::fill_normal(context, part.view(), {options.seed, lpo::random_operation::initial_latents, 0}, static_cast<std::uint64_t>(first));
-    lpo::sample(context, std::span<const lpo::GaussianStep>(steps), denoiser, part.view(), options.seed + static_cast<std::uint64_t>(begin));
+    lpo::fill_normal(context, part.view(), {options.seed, lpo::random_operation::initial_latents, 0},
+                     static_cast<std::uint64_t>(first));
+    lpo::sample(context, std::span<const lpo::GaussianStep>(steps), denoiser, part.view(),
+                options.seed + static_cast<std::uint64_t>(begin));
     context.copy_to_host(latents.data() + first, part.data(), static_cast<std::size_t>(part.size()) * sizeof(float));
     if (progress && !progress(end, n)) throw lpo::CancelledError("[generate] cancelled");
   }

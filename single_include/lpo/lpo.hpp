@@ -2678,9 +2678,9 @@ LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
-/// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr * (m / bias1 / (sqrt(v / bias2) + epsilon) + weight_decay * p),
-/// with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101). Gradients may be
-/// stored in fewer bits than the parameters that they update.
+/// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr * (m / bias1 / (sqrt(v / bias2) + epsilon) + weight_decay
+/// * p), with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101).
+/// Gradients may be stored in fewer bits than the parameters that they update.
 struct AdamWParams {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
   float bias1 = 1, bias2 = 1;
@@ -6662,8 +6662,8 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless the two
-/// places overlap.
+/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless
+/// the two places overlap.
 template <class Device, class T, int Rank, int Channels>
 Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, const typename Tape<Device>::Snapshot& start,
                                       const Var<T, Rank, Device, Channels>& value) {
@@ -6820,7 +6820,8 @@ Var<T, Rank, Device, Channels> repeat_batch(const Var<T, Rank, Device, Channels>
   const auto mark = tape.mark();
   const auto y = make_output<T, Channels>(tape, extents, x.requires_gradient());
   const index_t copies = rows / n;
-  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size, false);
+  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size,
+                                false);
   if (!y.requires_gradient()) return y;
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     const T* dy = output_gradient(y);
@@ -6962,7 +6963,8 @@ Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std:
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/linear.hpp>
-// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is one.
+// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is
+// one.
 
 namespace lpo::inline LPO_ABI {
 
@@ -6972,14 +6974,16 @@ template <class T, class Device>
 void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                    const Var<T, 2, Device>& addend) {
   if (weight.extent(1) != x.extent(1))
-    throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1), ": input ",
-                             to_string(x.extents()), ", weight ", to_string(weight.extents())));
+    throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1),
+                             ": input ", to_string(x.extents()), ", weight ", to_string(weight.extents())));
   if (bias.present() && bias.extent(0) != weight.extent(0))
     throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", weight.extent(0)));
-  if (x.view().strides[1] != 1 && x.extent(1) > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
+  if (x.view().strides[1] != 1 && x.extent(1) > 1)
+    throw ShapeError("[linear] the innermost axis of the input must be dense");
   if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
   if (addend.present() && (addend.extents() != Extents<2>{x.extent(0), weight.extent(0)} || !addend.view().dense()))
-    throw ShapeError(message("[linear] addend ", to_string(addend.extents()), " must be dense [", x.extent(0), ", ", weight.extent(0), "]"));
+    throw ShapeError(message("[linear] addend ", to_string(addend.extents()), " must be dense [", x.extent(0), ", ",
+                             weight.extent(0), "]"));
 }
 
 /// y = x W^T + b, or + addend.
@@ -7026,20 +7030,21 @@ void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight
 
 }  // namespace detail
 
-/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice). The product adds to
-/// `addend` [rows, out], if it is present, without a pass of its own: a residual connection.
+/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice). The
+/// product adds to `addend` [rows, out], if it is present, without a pass of its own: a residual connection.
 template <class T, class Device>
-Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias = {},
-                         const Var<T, 2, Device>& addend = {}) {
+Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
+                         const Var<T, 1, Device>& bias = {}, const Var<T, 2, Device>& addend = {}) {
   detail::expect_linear(x, weight, bias, addend);
   auto& tape = x.tape();
   const auto mark = tape.mark();
-  const auto y = make_output<T>(tape, Extents<2>{x.extent(0), weight.extent(0)},
-                                x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
-                                    addend.requires_gradient());
+  const auto y = make_output<T>(
+      tape, Extents<2>{x.extent(0), weight.extent(0)},
+      x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() || addend.requires_gradient());
   detail::linear_forward(x, weight, bias, addend, y.data());
   if (y.requires_gradient())
-    tape.push(mark, y.slot(), [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, addend, output_gradient(y)); });
+    tape.push(mark, y.slot(),
+              [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, addend, output_gradient(y)); });
   return y;
 }
 
@@ -7471,21 +7476,24 @@ class ParameterStore {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/adapted_linear.hpp>
-// Differentiable y = x W^T + b + s (x A^T) B^T: a projection with a low-rank adapter (arXiv 2106.09685), made of products alone.
+// Differentiable y = x W^T + b + s (x A^T) B^T: a projection with a low-rank adapter (arXiv 2106.09685), made of
+// products alone.
 
 namespace lpo::inline LPO_ABI {
 
-/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
-/// product adds to the projection's, so nothing passes over [rows, out] once more. B = 0 gives the bits of linear().
+/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up`
+/// B [out, rank] -> [rows, out]. The adapter's product adds to the projection's, so nothing passes over [rows, out]
+/// once more. B = 0 gives the bits of linear().
 template <class T, class Device>
-Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
-                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale,
-                                 const Var<T, 2, Device>& addend = {}) {
+Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
+                                 const Var<T, 1, Device>& bias, const Var<T, 2, Device>& down,
+                                 const Var<T, 2, Device>& up, double scale, const Var<T, 2, Device>& addend = {}) {
   detail::expect_linear(x, weight, bias, addend);
   const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), rank = down.extent(0);
   if (down.extent(1) != in || up.extent(0) != out || up.extent(1) != rank || !down.view().dense() || !up.view().dense())
     throw ShapeError(message("[adapted_linear] adapter ", to_string(down.extents()), " and ", to_string(up.extents()),
-                             " does not fit the weight ", to_string(weight.extents()), "; expected dense [rank, in] and [out, rank]"));
+                             " does not fit the weight ", to_string(weight.extents()),
+                             "; expected dense [rank, in] and [out, rank]"));
   const auto factor = static_cast<float>(scale);
   auto& tape = x.tape();
   const auto mark = tape.mark();
@@ -7586,13 +7594,15 @@ struct Linear {
   Parameter<T, 1, Device> bias{Extents<1>{Bias ? Out : 0}, detail::fan_in_uniform(In)};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x,
+                                       const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
-    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
+    return detail::with_rows_of<Out>(x,
+                                     linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7631,7 +7641,8 @@ struct LoraLinear {
   LoraAdapter<T, Device> lora{In, Out};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x,
+                                       const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
@@ -7640,7 +7651,8 @@ struct LoraLinear {
     const auto onto = detail::addend_rows(addend);
     const auto rows = detail::as_rows(plain);
     const auto y = lora.rank > 0 && tape.adapters()
-                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale), onto)
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape),
+                                        static_cast<double>(lora.scale), onto)
                        : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
   }
@@ -7761,9 +7773,10 @@ struct Conv2d {
 
   /// A 1x1 convolution added to `addend` [n, h, w, Out].
   template <int C>
-    requires(Kernel == 1)
-  Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, C>& x, const Var<T, 4, Device, Out>& addend) {
-    static_assert(C == In || C == dynamic, "lpo Conv2d: input channels differ from the layer's; check the block before it");
+  requires(Kernel == 1) Var<T, 4, Device, Out>
+  operator()(const Var<T, 4, Device, C>& x, const Var<T, 4, Device, Out>& addend) {
+    static_assert(C == In || C == dynamic,
+                  "lpo Conv2d: input channels differ from the layer's; check the block before it");
     auto& tape = x.tape();
     const Var<T, 4, Device> plain = x, onto = addend;
     const auto w = weight.on(tape).reshape(Extents<2>{Out, In});
@@ -7915,9 +7928,8 @@ struct Upsample2D {
 
 namespace lpo::inline LPO_ABI {
 
-/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to `residual` of the same
-/// extents.
-/// Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
+/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to
+/// `residual` of the same extents. Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct Attention {
   static_assert(Width % Heads == 0, "lpo Attention: the width must be a multiple of the heads");
@@ -7947,7 +7959,8 @@ struct Attention {
 
 namespace lpo::inline LPO_ABI {
 
-/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 * Width.
+/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 *
+/// Width.
 template <int Width, class T, class Device>
 struct GegluFeedForward {
   static constexpr int hidden = 4 * Width;
@@ -7967,8 +7980,8 @@ struct GegluFeedForward {
   }
 };
 
-/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers. Where the context
-/// has more rows, x is repeated when it meets it.
+/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers.
+/// Where the context has more rows, x is repeated when it meets it.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct BasicTransformerBlock {
   LayerNorm<Width, T, Device> norm1, norm2, norm3;
@@ -7994,9 +8007,10 @@ struct BasicTransformerBlock {
   }
 };
 
-/// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in and
-/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an x (rows of
-/// context that are a multiple of x's) the result has a row per text, and what comes before the text is computed once.
+/// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in
+/// and proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an
+/// x (rows of context that are a multiple of x's) the result has a row per text, and what comes before the text is
+/// computed once.
 template <int Channels, int ContextWidth, int Heads, int Depth, bool LinearProjection, int Groups, class T, class Device>
 struct Transformer2DModel {
   using Projection = std::conditional_t<LinearProjection, Linear<Channels, Channels, T, Device>,
@@ -8076,8 +8090,8 @@ auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> 
 
 }  // namespace detail
 
-/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have fewer rows
-/// than time and context, as Transformer2DModel says; time's first rows are then x's.
+/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have
+/// fewer rows than time and context, as Transformer2DModel says; time's first rows are then x's.
 template <int In, int Out, int Layers, bool Down, TransformerSpec A, UNetBlockSpec U, class T, class Device>
 struct DownBlock2D {
   static constexpr int skips = Layers + (Down ? 1 : 0);
@@ -8708,9 +8722,9 @@ inline constexpr UNetConfig sdxl{.levels = 3,
 
 namespace lpo::inline LPO_ABI {
 
-/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n latents run under
-/// the first n texts and again under the other n. Results have a row per text. What the latents go through before they meet a text
-/// is computed once.
+/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n
+/// latents run under the first n texts and again under the other n. Results have a row per text. What the latents go
+/// through before they meet a text is computed once.
 template <class T, class Device>
 struct UNetCondition {
   std::span<const float> timesteps;  ///< [n], one per latent
@@ -8724,7 +8738,7 @@ template <UNetConfig C, class T, class Device>
 struct UNetFeatures {
   std::array<Var<T, 4, Device>, static_cast<std::size_t>(C.skips())> skips;  ///< in diffusers' residual order
   Var<T, 4, Device, C.last_channels()> mid;                                  ///< [n, h', w', last channels]
-  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [rows, time_width]
+  Var<T, 2, Device> time;  ///< silu(time embedding) [rows, time_width]
 };
 
 namespace detail {
@@ -8786,7 +8800,8 @@ struct UNetEncoder {
     UNetFeatures<C, T, Device> features;
     const index_t rows = condition.context.extent(0);
     features.time = embed_time(tape, condition);
-    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text before.
+    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text
+    // before.
     constexpr bool shared_start = C.transformer_depth[0] > 0 && C.addition_width == 0;
     auto h = conv_in(shared_start ? sample : repeat_batch(sample, rows));
     features.skips[0] = repeat_batch(h, rows);
@@ -8823,8 +8838,8 @@ struct UNetEncoder {
                                static_cast<index_t>(condition.timesteps.size())));
     const index_t rows = condition.context.extent(0);
     if (rows < n || (n > 0 && rows % n != 0) || condition.context.extent(2) != C.context_width)
-      throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n, ", tokens, ",
-                               C.context_width, "], or have a multiple of ", n, " rows"));
+      throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n,
+                               ", tokens, ", C.context_width, "], or have a multiple of ", n, " rows"));
     if constexpr (C.addition_width > 0) {
       if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != rows ||
           static_cast<index_t>(condition.time_ids.size()) != 6 * rows)
@@ -11214,9 +11229,9 @@ struct AdamWOptions {
 /// Adam with decoupled weight decay (arXiv 1711.05101). Moments are float (double for double parameters) and start at
 /// 0. To resume, restore `first_moment()`, `second_moment()` and `set_step_count()`.
 ///
-/// An update is often smaller than the spacing of 16-bit numbers. So 16-bit parameters have float masters: copies of what
-/// the parameters are when the optimiser is made, which take the updates; the parameters are the masters, rounded. To resume,
-/// restore `masters()` too, then call `round_masters()`.
+/// An update is often smaller than the spacing of 16-bit numbers. So 16-bit parameters have float masters: copies of
+/// what the parameters are when the optimiser is made, which take the updates; the parameters are the masters, rounded.
+/// To resume, restore `masters()` too, then call `round_masters()`.
 template <class T, class Device>
 class AdamW {
  public:
@@ -11277,15 +11292,9 @@ class AdamW {
   View<Moment, 1, Device> second_moment() { return second_.view(); }
 
   /// What the updates add up in, all spans in their order, [total].
-  View<Moment, 1, Device> masters()
-    requires has_masters
-  {
-    return masters_.view();
-  }
+  View<Moment, 1, Device> masters() requires has_masters { return masters_.view(); }
   /// Writes the masters into the parameters.
-  void round_masters()
-    requires has_masters
-  {
+  void round_masters() requires has_masters {
     each_master([&](const View<Moment, 1, Device>& master, const View<T, 1, Device>& parameter) {
       evaluate(&context_, parameter, master);
     });

@@ -82,7 +82,8 @@ TEST_CASE("repetition of a batch, and the sum that its gradient is") {
   const auto y = repeat_batch(x, 6);
   CHECK(to_string(y.extents()) == "[6, 3, 4]");
   CHECK(y.view()(5, 2, 3) == a(1, 2, 3));
-  CHECK(error_text<lpo::ShapeError>([&] { repeat_batch(x, 5); }) == "[repeat_batch] [2, 3, 4] cannot be repeated to 5 rows");
+  CHECK(error_text<lpo::ShapeError>([&] { repeat_batch(x, 5); }) ==
+        "[repeat_batch] [2, 3, 4] cannot be repeated to 5 rows");
 }
 
 TEST_CASE("concatenation on Cpu agrees with Reference") {

@@ -39,8 +39,9 @@ TEST_CASE("gradients of linear") {
   }
   SUBCASE("onto an addend, which may be the input") {
     auto z = randn(Extents<2>{4, 5}, 6), square = randn(Extents<2>{6, 6}, 7);
-    check_gradients([](auto&, const auto& u, const auto& v, const auto& c, const auto& d) { return linear(u, v, c, d); },
-                    std::tie(x, w, b, z));
+    check_gradients(
+        [](auto&, const auto& u, const auto& v, const auto& c, const auto& d) { return linear(u, v, c, d); },
+        std::tie(x, w, b, z));
     check_gradients([](auto&, const auto& u, const auto& v, const auto& d) { return linear(u, v, {}, d); },
                     std::tie(std::as_const(x), std::as_const(w), z));
     check_gradients([](auto&, const auto& u, const auto& v) { return linear(u, v, {}, u); }, std::tie(x, square));
@@ -91,7 +92,8 @@ TEST_CASE("extents that do not fit") {
 }
 
 TEST_CASE("adapted_linear is linear plus a scaled product of low rank, with its gradients") {
-  auto x = randn(Extents<2>{4, 6}, 1), w = randn(Extents<2>{5, 6}, 2), a = randn(Extents<2>{2, 6}, 3), up = randn(Extents<2>{5, 2}, 4);
+  auto x = randn(Extents<2>{4, 6}, 1), w = randn(Extents<2>{5, 6}, 2), a = randn(Extents<2>{2, 6}, 3),
+       up = randn(Extents<2>{5, 2}, 4);
   auto b = randn(Extents<1>{5}, 5);
   const auto adapted = [](auto&, const auto& u, const auto& v, const auto& c, const auto& d, const auto& e) {
     return adapted_linear(u, v, c, d, e, 1.75);
@@ -101,24 +103,26 @@ TEST_CASE("adapted_linear is linear plus a scaled product of low rank, with its 
   check_gradients(adapted, std::tie(std::as_const(x), std::as_const(w), std::as_const(b), a, up));
   check_gradients(adapted, std::tie(x, std::as_const(w), std::as_const(b), std::as_const(a), std::as_const(up)));
   auto wide = randn(Extents<2>{4, 9}, 6);
-  check_gradients(
-      [](auto&, const auto& u, const auto& v, const auto& d, const auto& e) {
-        return adapted_linear(Var(u.slice(1, 2, 8)), v, {}, d, e, 0.5);
-      },
-      std::tie(wide, w, a, up));
+  check_gradients([](auto&, const auto& u, const auto& v, const auto& d,
+                     const auto& e) { return adapted_linear(Var(u.slice(1, 2, 8)), v, {}, d, e, 0.5); },
+                  std::tie(wide, w, a, up));
 
   Context<Reference> context(1);
   Tape<Reference> tape(context);
   const auto plain = linear(constant(tape, x), constant(tape, w), constant(tape, b));
   const auto inner = linear(constant(tape, x), constant(tape, a));
   const auto delta = linear(inner, constant(tape, up));
-  const auto both = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a), constant(tape, up), 1.75);
+  const auto both = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a),
+                                   constant(tape, up), 1.75);
   for (index_t i = 0; i < both.size(); ++i)
     CHECK(both.data()[i] == doctest::Approx(plain.data()[i] + 1.75 * delta.data()[i]).epsilon(1e-13));
-  const auto onto = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a), constant(tape, up), 1.75, delta);
+  const auto onto = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a),
+                                   constant(tape, up), 1.75, delta);
   for (index_t i = 0; i < both.size(); ++i)
     CHECK(onto.data()[i] == doctest::Approx(both.data()[i] + delta.data()[i]).epsilon(1e-13));
-  CHECK_THROWS_AS(adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, up), constant(tape, a), 1.0), lpo::ShapeError);
+  CHECK_THROWS_AS(adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, up),
+                                 constant(tape, a), 1.0),
+                  lpo::ShapeError);
 }
 
 TEST_CASE("an adapter whose B is 0 changes no bit") {
@@ -127,6 +131,7 @@ TEST_CASE("an adapter whose B is 0 changes no bit") {
   Context<Reference> context(1);
   Tape<Reference> tape(context);
   const auto plain = linear(constant(tape, x), constant(tape, w));
-  const auto adapted = adapted_linear(constant(tape, x), constant(tape, w), {}, constant(tape, a), constant(tape, up), 2.0);
+  const auto adapted =
+      adapted_linear(constant(tape, x), constant(tape, w), {}, constant(tape, a), constant(tape, up), 2.0);
   for (index_t i = 0; i < plain.size(); ++i) CHECK(adapted.data()[i] == plain.data()[i]);
 }

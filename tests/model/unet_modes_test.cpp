@@ -200,7 +200,8 @@ TEST_CASE("latents under two texts each equal latents written twice, forward and
   const auto [plain, plain_gradients] = run(true);
   REQUIRE(shared.size() == plain.size());
   CHECK(golden::relative_error(shared.data(), plain.data(), static_cast<index_t>(plain.size())) < 1e-13);
-  CHECK(golden::relative_error(shared_gradients.data(), plain_gradients.data(), static_cast<index_t>(plain_gradients.size())) < 1e-12);
+  CHECK(golden::relative_error(shared_gradients.data(), plain_gradients.data(),
+                               static_cast<index_t>(plain_gradients.size())) < 1e-12);
 }
 
 TEST_CASE("inputs that do not fit are named") {

@@ -71,9 +71,11 @@ TEST_CASE("masters of 16-bit parameters take updates that the parameters cannot 
   lpo::Context<Reference> context(1);
   const auto one = static_cast<lpo::bfloat16>(1.0f), slope = static_cast<lpo::bfloat16>(1.0f);
   std::vector<lpo::bfloat16> parameter(3, one), gradient(3, slope);
-  AdamW<lpo::bfloat16, Reference> adamw(context, {{parameter.data(), gradient.data(), 1}, {parameter.data() + 1, gradient.data() + 1, 2}},
-                                        {0.9, 0.999, 1e-8, 0.0});
-  for (int t = 0; t < 3; ++t) adamw.step(1e-3);  // below 1, bfloat16 numbers lie 2^-8 = 3.9e-3 apart: three steps round away
+  AdamW<lpo::bfloat16, Reference> adamw(
+      context, {{parameter.data(), gradient.data(), 1}, {parameter.data() + 1, gradient.data() + 1, 2}},
+      {0.9, 0.999, 1e-8, 0.0});
+  for (int t = 0; t < 3; ++t)
+    adamw.step(1e-3);  // below 1, bfloat16 numbers lie 2^-8 = 3.9e-3 apart: three steps round away
   CHECK(static_cast<float>(parameter[0]) == 1.0f - 0.00390625f);  // 0.997 is nearer to 0.99609375 than to 1
   CHECK(adamw.masters()(0) == doctest::Approx(0.997).epsilon(1e-5));
   AdamW<lpo::bfloat16, Reference> one_step(context, {{parameter.data(), gradient.data(), 3}}, {0.9, 0.999, 1e-8, 0.0});
@@ -87,7 +89,8 @@ TEST_CASE("16-bit parameters continue with the same bits from moments, masters a
   lpo::Context<Reference> context(1);
   std::vector<lpo::half> gradient(4);
   const auto gradients_of = [&](int t) {
-    for (int i = 0; i < 4; ++i) gradient[static_cast<std::size_t>(i)] = static_cast<lpo::half>(std::cos(static_cast<float>(t * 4 + i)));
+    for (int i = 0; i < 4; ++i)
+      gradient[static_cast<std::size_t>(i)] = static_cast<lpo::half>(std::cos(static_cast<float>(t * 4 + i)));
   };
   const std::vector<lpo::half> start = {lpo::half(1.0f), lpo::half(2.0f), lpo::half(3.0f), lpo::half(4.0f)};
   auto whole = start, parts = start;

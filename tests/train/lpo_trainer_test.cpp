@@ -16,7 +16,8 @@ using namespace small_world;
 
 namespace {
 template <class T>
-LpoTrainerReport run(PolicyIn<T>& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {}, int threads = 2) {
+LpoTrainerReport run(PolicyIn<T>& policy, const LpoTrainerOptions& options, const ProgressCallback& progress = {},
+                     int threads = 2) {
   Context<Cpu> context(threads);
   RewardIn<T> reward;
   const NoiseSchedule schedule;
@@ -141,27 +142,31 @@ TEST_CASE_TEMPLATE("a resumed run of a 16-bit network has the bits of an uninter
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
-TEST_CASE("a bfloat16 network trains as the float one does") {
+TEST_CASE_TEMPLATE("16-bit networks: the first loss is ln 2, and gradients are as large as float's", T, bfloat16,
+                   half) {
   TemporaryFolder wide_folder, narrow_folder;
   auto options = lpo_options(wide_folder.path());
+  options.max_train_iterations = 1;
   options.train_batch_size = 1000;
   Policy wide;
   run(wide, options);
   options.output_dir = narrow_folder.path();
-  PolicyIn<bfloat16> narrow;
+  options.loss_scale = 64;
+  PolicyIn<T> narrow;
   run(narrow, options);
-  const auto reference = log_lines(wide_folder.path()), rounded = log_lines(narrow_folder.path());
-  const double ratio = rounded.front()["grad_norm"].get<double>() / reference.front()["grad_norm"].get<double>();
-  CHECK(rounded.front()["train_ratio_win"].get<double>() == 1.0);  // policy and reference round alike
-  CHECK(rounded.front()["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
-  CHECK(ratio > 0.5);
-  CHECK(ratio < 2.0);
+  const auto reference = log_lines(wide_folder.path()).front(), rounded = log_lines(narrow_folder.path()).front();
+  CHECK(rounded["train_ratio_win"].get<double>() == 1.0);  // policy and reference round alike
+  CHECK(rounded["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
+  const double ratio = rounded["grad_norm"].get<double>() / reference["grad_norm"].get<double>();
+  CHECK(ratio > 0.2);  // near scores may order otherwise when they are rounded, so the pairs differ
+  CHECK(ratio < 5.0);
 }
 
 TEST_CASE("updates below the spacing of bfloat16 add up in the masters, and checkpoints hold them") {
   TemporaryFolder folder;
   auto options = lpo_options(folder.path());
-  options.learning_rate = 1e-5;  // a step of Adam moves a weight by about as much; bfloat16 numbers near 0.5 lie 2e-3 apart
+  options.learning_rate =
+      1e-5;  // a step of Adam moves a weight by about as much; bfloat16 numbers near 0.5 lie 2e-3 apart
   options.checkpointing_iterations = options.max_train_iterations;
   PolicyIn<bfloat16> policy;
   const auto before = weights(policy.store);
@@ -185,8 +190,8 @@ TEST_CASE("the parts of an iteration are announced in their order") {
   std::vector<LpoStage> stages;
   options.on_stage = [&](LpoStage stage) { stages.push_back(stage); };
   run(policy, options);
-  CHECK(stages == std::vector{LpoStage::text, LpoStage::denoising, LpoStage::scoring, LpoStage::denoising, LpoStage::scoring,
-                              LpoStage::reference, LpoStage::policy, LpoStage::optimizer});
+  CHECK(stages == std::vector{LpoStage::text, LpoStage::denoising, LpoStage::scoring, LpoStage::denoising,
+                              LpoStage::scoring, LpoStage::reference, LpoStage::policy, LpoStage::optimizer});
 }
 
 TEST_CASE("base weights stay as they were") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The demo: trains a latent reward model on simulated ratings, aligns the tiny world's generator with LPO, and measures it.
+// The demo: trains a latent reward model on simulated ratings, aligns the tiny world's generator with LPO, and measures
+// it.
 #include <string>
 
 #include <CLI/CLI.hpp>

@@ -67,13 +67,19 @@ void run_stages(const Options& o, const std::string& command) {
   watch.finish("evaluation", report);
 
   report.peak_rss_mb = peak_rss_mb();
-  report.settings = {{"guidance_scale", o.guidance_scale}, {"rater_temperature", o.rater_temperature},
+  report.settings = {{"guidance_scale", o.guidance_scale},
+                     {"rater_temperature", o.rater_temperature},
                      {"lrm_steps", static_cast<double>(o.lrm_steps)},
-                     {"lrm_batch (captions)", static_cast<double>(o.lrm_batch)}, {"lrm_learning_rate", o.lrm_rate},
-                     {"lrm_guidance", o.lrm_guidance}, {"lpo_iterations", static_cast<double>(o.iterations)},
+                     {"lrm_batch (captions)", static_cast<double>(o.lrm_batch)},
+                     {"lrm_learning_rate", o.lrm_rate},
+                     {"lrm_guidance", o.lrm_guidance},
+                     {"lpo_iterations", static_cast<double>(o.iterations)},
                      {"prompts_per_iteration", static_cast<double>(o.prompts_per_iteration)},
-                     {"train_batch (pairs)", static_cast<double>(o.train_batch)}, {"lora_rank", static_cast<double>(o.lora_rank)},
-                     {"lpo_learning_rate", o.lpo_rate}, {"beta", o.beta}, {"threshold_quantile", o.threshold_quantile},
+                     {"train_batch (pairs)", static_cast<double>(o.train_batch)},
+                     {"lora_rank", static_cast<double>(o.lora_rank)},
+                     {"lpo_learning_rate", o.lpo_rate},
+                     {"beta", o.beta},
+                     {"threshold_quantile", o.threshold_quantile},
                      {"threshold_min", report.thresholds.empty() ? 0.0 : report.thresholds.back()},
                      {"threshold_max", report.thresholds.empty() ? 0.0 : report.thresholds.front()}};
   tw::write_report(o.out, report);

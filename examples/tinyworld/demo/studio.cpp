@@ -16,7 +16,10 @@ std::vector<std::string> repeat_captions(const std::vector<std::string>& caption
 }
 
 Studio::Studio(const Options& o)
-    : executor(o.threads), context(examples::make_context(o.threads)), tape(context), generator(o.model, o.lora_rank, o.seed) {}
+    : executor(o.threads),
+      context(examples::make_context(o.threads)),
+      tape(context),
+      generator(o.model, o.lora_rank, o.seed) {}
 
 lpo::Tensor<float, 4> Studio::generate(const std::vector<std::string>& captions, const tw::GenerateOptions& options,
                                        const std::function<bool(index_t)>& progress) {

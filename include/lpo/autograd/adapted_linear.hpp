@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: MIT
-// Differentiable y = x W^T + b + s (x A^T) B^T: a projection with a low-rank adapter (arXiv 2106.09685), made of products alone.
+// Differentiable y = x W^T + b + s (x A^T) B^T: a projection with a low-rank adapter (arXiv 2106.09685), made of
+// products alone.
 #pragma once
 
 #include <lpo/autograd/linear.hpp>
 
 namespace lpo::inline LPO_ABI {
 
-/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
-/// product adds to the projection's, so nothing passes over [rows, out] once more. B = 0 gives the bits of linear().
+/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up`
+/// B [out, rank] -> [rows, out]. The adapter's product adds to the projection's, so nothing passes over [rows, out]
+/// once more. B = 0 gives the bits of linear().
 template <class T, class Device>
-Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
-                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale,
-                                 const Var<T, 2, Device>& addend = {}) {
+Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
+                                 const Var<T, 1, Device>& bias, const Var<T, 2, Device>& down,
+                                 const Var<T, 2, Device>& up, double scale, const Var<T, 2, Device>& addend = {}) {
   detail::expect_linear(x, weight, bias, addend);
   const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), rank = down.extent(0);
   if (down.extent(1) != in || up.extent(0) != out || up.extent(1) != rank || !down.view().dense() || !up.view().dense())
     throw ShapeError(message("[adapted_linear] adapter ", to_string(down.extents()), " and ", to_string(up.extents()),
-                             " does not fit the weight ", to_string(weight.extents()), "; expected dense [rank, in] and [out, rank]"));
+                             " does not fit the weight ", to_string(weight.extents()),
+                             "; expected dense [rank, in] and [out, rank]"));
   const auto factor = static_cast<float>(scale);
   auto& tape = x.tape();
   const auto mark = tape.mark();

@@ -11,8 +11,8 @@ namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
-/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless the two
-/// places overlap.
+/// Moves a value down to `start`, where the block's temporaries began, and frees everything above it. One copy, unless
+/// the two places overlap.
 template <class Device, class T, int Rank, int Channels>
 Var<T, Rank, Device, Channels> settle(Tape<Device>& tape, const typename Tape<Device>::Snapshot& start,
                                       const Var<T, Rank, Device, Channels>& value) {

@@ -94,7 +94,8 @@ Var<T, Rank, Device, Channels> repeat_batch(const Var<T, Rank, Device, Channels>
   const auto mark = tape.mark();
   const auto y = make_output<T, Channels>(tape, extents, x.requires_gradient());
   const index_t copies = rows / n;
-  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size, false);
+  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size,
+                                false);
   if (!y.requires_gradient()) return y;
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     const T* dy = output_gradient(y);

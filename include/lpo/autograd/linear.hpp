@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is one.
+// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is
+// one.
 #pragma once
 
 #include <lpo/autograd/var.hpp>
@@ -14,14 +15,16 @@ template <class T, class Device>
 void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                    const Var<T, 2, Device>& addend) {
   if (weight.extent(1) != x.extent(1))
-    throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1), ": input ",
-                             to_string(x.extents()), ", weight ", to_string(weight.extents())));
+    throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1),
+                             ": input ", to_string(x.extents()), ", weight ", to_string(weight.extents())));
   if (bias.present() && bias.extent(0) != weight.extent(0))
     throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", weight.extent(0)));
-  if (x.view().strides[1] != 1 && x.extent(1) > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
+  if (x.view().strides[1] != 1 && x.extent(1) > 1)
+    throw ShapeError("[linear] the innermost axis of the input must be dense");
   if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
   if (addend.present() && (addend.extents() != Extents<2>{x.extent(0), weight.extent(0)} || !addend.view().dense()))
-    throw ShapeError(message("[linear] addend ", to_string(addend.extents()), " must be dense [", x.extent(0), ", ", weight.extent(0), "]"));
+    throw ShapeError(message("[linear] addend ", to_string(addend.extents()), " must be dense [", x.extent(0), ", ",
+                             weight.extent(0), "]"));
 }
 
 /// y = x W^T + b, or + addend.
@@ -68,20 +71,21 @@ void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight
 
 }  // namespace detail
 
-/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice). The product adds to
-/// `addend` [rows, out], if it is present, without a pass of its own: a residual connection.
+/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice). The
+/// product adds to `addend` [rows, out], if it is present, without a pass of its own: a residual connection.
 template <class T, class Device>
-Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias = {},
-                         const Var<T, 2, Device>& addend = {}) {
+Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
+                         const Var<T, 1, Device>& bias = {}, const Var<T, 2, Device>& addend = {}) {
   detail::expect_linear(x, weight, bias, addend);
   auto& tape = x.tape();
   const auto mark = tape.mark();
-  const auto y = make_output<T>(tape, Extents<2>{x.extent(0), weight.extent(0)},
-                                x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
-                                    addend.requires_gradient());
+  const auto y = make_output<T>(
+      tape, Extents<2>{x.extent(0), weight.extent(0)},
+      x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() || addend.requires_gradient());
   detail::linear_forward(x, weight, bias, addend, y.data());
   if (y.requires_gradient())
-    tape.push(mark, y.slot(), [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, addend, output_gradient(y)); });
+    tape.push(mark, y.slot(),
+              [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, addend, output_gradient(y)); });
   return y;
 }
 

@@ -106,7 +106,8 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
     auto& lora = *adapters[i].lora;
     using Memory = DeviceMemory<typename Module::device>;
     const auto zero = static_cast<T>(compute_t<T>(0));
-    std::vector<T> down(static_cast<std::size_t>(lora.down.size()), zero), up(static_cast<std::size_t>(lora.up.size()), zero);
+    std::vector<T> down(static_cast<std::size_t>(lora.down.size()), zero),
+        up(static_cast<std::size_t>(lora.up.size()), zero);
     if (sources[i] != nullptr) {
       const auto& source = *sources[i];
       file.file().read(source.down, down.data(), source.rank * lora.in);  // the first rows of A
@@ -171,7 +172,8 @@ void save_lora(const std::string& path, Module& model, const LoraOptions& option
 /// cost.
 template <class Module>
 void merge_adapters(Module& model, double strength = 1.0) {
-  static_assert(is_host_device<typename Module::device>, "lpo merge_adapters: the weights are on another device; merge on the host");
+  static_assert(is_host_device<typename Module::device>,
+                "lpo merge_adapters: the weights are on another device; merge on the host");
   using T = typename Module::value_type;
   for (const auto& [path, lora, weight] : detail::adapters_of(model)) {
     if (lora->rank == 0) continue;

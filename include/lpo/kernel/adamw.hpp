@@ -8,9 +8,9 @@
 namespace lpo::inline LPO_ABI {
 namespace kernel {
 
-/// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr * (m / bias1 / (sqrt(v / bias2) + epsilon) + weight_decay * p),
-/// with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101). Gradients may be
-/// stored in fewer bits than the parameters that they update.
+/// m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr * (m / bias1 / (sqrt(v / bias2) + epsilon) + weight_decay
+/// * p), with g = gradient_scale * gradient, bias1 = 1 - b1^t, bias2 = 1 - b2^t (decoupled decay, arXiv 1711.05101).
+/// Gradients may be stored in fewer bits than the parameters that they update.
 struct AdamWParams {
   float learning_rate = 0, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0;
   float bias1 = 1, bias2 = 1;

@@ -13,9 +13,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n latents run under
-/// the first n texts and again under the other n. Results have a row per text. What the latents go through before they meet a text
-/// is computed once.
+/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n
+/// latents run under the first n texts and again under the other n. Results have a row per text. What the latents go
+/// through before they meet a text is computed once.
 template <class T, class Device>
 struct UNetCondition {
   std::span<const float> timesteps;  ///< [n], one per latent
@@ -29,7 +29,7 @@ template <UNetConfig C, class T, class Device>
 struct UNetFeatures {
   std::array<Var<T, 4, Device>, static_cast<std::size_t>(C.skips())> skips;  ///< in diffusers' residual order
   Var<T, 4, Device, C.last_channels()> mid;                                  ///< [n, h', w', last channels]
-  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [rows, time_width]
+  Var<T, 2, Device> time;  ///< silu(time embedding) [rows, time_width]
 };
 
 namespace detail {
@@ -91,7 +91,8 @@ struct UNetEncoder {
     UNetFeatures<C, T, Device> features;
     const index_t rows = condition.context.extent(0);
     features.time = embed_time(tape, condition);
-    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text before.
+    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text
+    // before.
     constexpr bool shared_start = C.transformer_depth[0] > 0 && C.addition_width == 0;
     auto h = conv_in(shared_start ? sample : repeat_batch(sample, rows));
     features.skips[0] = repeat_batch(h, rows);
@@ -128,8 +129,8 @@ struct UNetEncoder {
                                static_cast<index_t>(condition.timesteps.size())));
     const index_t rows = condition.context.extent(0);
     if (rows < n || (n > 0 && rows % n != 0) || condition.context.extent(2) != C.context_width)
-      throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n, ", tokens, ",
-                               C.context_width, "], or have a multiple of ", n, " rows"));
+      throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n,
+                               ", tokens, ", C.context_width, "], or have a multiple of ", n, " rows"));
     if constexpr (C.addition_width > 0) {
       if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != rows ||
           static_cast<index_t>(condition.time_ids.size()) != 6 * rows)

@@ -61,13 +61,15 @@ struct Linear {
   Parameter<T, 1, Device> bias{Extents<1>{Bias ? Out : 0}, detail::fan_in_uniform(In)};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x,
+                                       const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
-    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
+    return detail::with_rows_of<Out>(x,
+                                     linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -106,7 +108,8 @@ struct LoraLinear {
   LoraAdapter<T, Device> lora{In, Out};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x,
+                                       const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
@@ -115,7 +118,8 @@ struct LoraLinear {
     const auto onto = detail::addend_rows(addend);
     const auto rows = detail::as_rows(plain);
     const auto y = lora.rank > 0 && tape.adapters()
-                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale), onto)
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape),
+                                        static_cast<double>(lora.scale), onto)
                        : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
   }

@@ -12,7 +12,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 * Width.
+/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 *
+/// Width.
 template <int Width, class T, class Device>
 struct GegluFeedForward {
   static constexpr int hidden = 4 * Width;
@@ -32,8 +33,8 @@ struct GegluFeedForward {
   }
 };
 
-/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers. Where the context
-/// has more rows, x is repeated when it meets it.
+/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers.
+/// Where the context has more rows, x is repeated when it meets it.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct BasicTransformerBlock {
   LayerNorm<Width, T, Device> norm1, norm2, norm3;
@@ -59,9 +60,10 @@ struct BasicTransformerBlock {
   }
 };
 
-/// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in and
-/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an x (rows of
-/// context that are a multiple of x's) the result has a row per text, and what comes before the text is computed once.
+/// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in
+/// and proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an
+/// x (rows of context that are a multiple of x's) the result has a row per text, and what comes before the text is
+/// computed once.
 template <int Channels, int ContextWidth, int Heads, int Depth, bool LinearProjection, int Groups, class T, class Device>
 struct Transformer2DModel {
   using Projection = std::conditional_t<LinearProjection, Linear<Channels, Channels, T, Device>,

@@ -56,8 +56,8 @@ auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> 
 
 }  // namespace detail
 
-/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have fewer rows
-/// than time and context, as Transformer2DModel says; time's first rows are then x's.
+/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have
+/// fewer rows than time and context, as Transformer2DModel says; time's first rows are then x's.
 template <int In, int Out, int Layers, bool Down, TransformerSpec A, UNetBlockSpec U, class T, class Device>
 struct DownBlock2D {
   static constexpr int skips = Layers + (Down ? 1 : 0);

@@ -34,9 +34,9 @@ struct AdamWOptions {
 /// Adam with decoupled weight decay (arXiv 1711.05101). Moments are float (double for double parameters) and start at
 /// 0. To resume, restore `first_moment()`, `second_moment()` and `set_step_count()`.
 ///
-/// An update is often smaller than the spacing of 16-bit numbers. So 16-bit parameters have float masters: copies of what
-/// the parameters are when the optimiser is made, which take the updates; the parameters are the masters, rounded. To resume,
-/// restore `masters()` too, then call `round_masters()`.
+/// An update is often smaller than the spacing of 16-bit numbers. So 16-bit parameters have float masters: copies of
+/// what the parameters are when the optimiser is made, which take the updates; the parameters are the masters, rounded.
+/// To resume, restore `masters()` too, then call `round_masters()`.
 template <class T, class Device>
 class AdamW {
  public:
@@ -97,15 +97,9 @@ class AdamW {
   View<Moment, 1, Device> second_moment() { return second_.view(); }
 
   /// What the updates add up in, all spans in their order, [total].
-  View<Moment, 1, Device> masters()
-    requires has_masters
-  {
-    return masters_.view();
-  }
+  View<Moment, 1, Device> masters() requires has_masters { return masters_.view(); }
   /// Writes the masters into the parameters.
-  void round_masters()
-    requires has_masters
-  {
+  void round_masters() requires has_masters {
     each_master([&](const View<Moment, 1, Device>& master, const View<T, 1, Device>& parameter) {
       evaluate(&context_, parameter, master);
     });

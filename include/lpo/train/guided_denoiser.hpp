@@ -110,11 +110,12 @@ Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& pr
   return conditional_prediction(unet, prompts, std::span<const index_t>(halves), latents, timesteps);
 }
 
-/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of a 16-bit
-/// network, whose rounding the weights w and 1 - w would multiply.
+/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of
+/// a 16-bit network, whose rounding the weights w and 1 - w would multiply.
 template <class UNet, class T, class Device>
-Var<compute_t<T>, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
-                                    const Var<T, 4, Device>& latents, std::span<const float> timesteps, double guidance_scale) {
+Var<compute_t<T>, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts,
+                                               std::span<const index_t> rows, const Var<T, 4, Device>& latents,
+                                               std::span<const float> timesteps, double guidance_scale) {
   return scoped(latents.tape(), [&] {
     const auto both = paired_prediction(unet, prompts, rows, latents, timesteps);
     return Var<compute_t<T>, 4, Device>(guided_rows(both, guidance_scale));
@@ -144,15 +145,15 @@ class GuidedDenoiser {
     predict_guided(latents, timestep, prediction);
   }
   /// Latents in float around a 16-bit network: the last steps add less than the spacing of 16-bit numbers.
-  void predict(View<const compute_t<T>, 4, Device> latents, double timestep, View<compute_t<T>, 4, Device> prediction)
-    requires(!std::is_same_v<T, compute_t<T>>)
-  {
+  void predict(View<const compute_t<T>, 4, Device> latents, double timestep,
+               View<compute_t<T>, 4, Device> prediction) requires(!std::is_same_v<T, compute_t<T>>) {
     predict_guided(latents, timestep, prediction);
   }
 
  private:
   template <class Latent>
-  void predict_guided(const View<const Latent, 4, Device>& latents, double timestep, const View<Latent, 4, Device>& prediction) {
+  void predict_guided(const View<const Latent, 4, Device>& latents, double timestep,
+                      const View<Latent, 4, Device>& prediction) {
     if (prompts_ == nullptr) throw ValueError("[GuidedDenoiser] set_prompts() first");
     if (latents.extent(0) != prompts_->size())
       throw ShapeError(message("[GuidedDenoiser] ", latents.extent(0), " latents, ", prompts_->size(), " prompts"));
@@ -170,7 +171,8 @@ class GuidedDenoiser {
     const View<const T, 4, Device> rows = both.view();
     evaluate(&tape_.context(), prediction, guided_rows(rows, scale_));
     if (rescale_ != 0)
-      rescale_guidance<Latent, Device, T>(tape_.context(), prediction, rows.slice(0, rows.extent(0) / 2, rows.extent(0)), rescale_);
+      rescale_guidance<Latent, Device, T>(tape_.context(), prediction,
+                                          rows.slice(0, rows.extent(0) / 2, rows.extent(0)), rescale_);
     tape_.rewind(start);
   }
 

@@ -23,11 +23,12 @@ class LatentScorer {
 
   void set_prompts(const PromptBatch<T, Device>& prompts) { prompts_ = &prompts; }
 
-  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) { score_all(latents, timestep, scores); }
+  void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
+    score_all(latents, timestep, scores);
+  }
   /// Latents in float for a 16-bit network.
-  void score(View<const compute_t<T>, 4, Device> latents, int timestep, std::span<float> scores)
-    requires(!std::is_same_v<T, compute_t<T>>)
-  {
+  void score(View<const compute_t<T>, 4, Device> latents, int timestep,
+             std::span<float> scores) requires(!std::is_same_v<T, compute_t<T>>) {
     score_all(latents, timestep, scores);
   }
 

@@ -28,8 +28,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step; reference, policy
-/// (forward and backward) and optimizer do so by mini-batches.
+/// The parts of an iteration, in the order in which they begin. Denoising and scoring take turns, step by step;
+/// reference, policy (forward and backward) and optimizer do so by mini-batches.
 enum class LpoStage { text, denoising, scoring, reference, policy, optimizer };
 
 /// Defaults are SD1.5's of lpo-method C and D; option names are the method's.
@@ -93,11 +93,12 @@ struct LpoTrainerReport {
   std::vector<double> kept_per_step, drawn_per_step;
 };
 
-/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to start from;
-/// with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
+/// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it), with the values to
+/// start from; with LoRA the reference is the same UNet with adapters off. Without any LoRA, pass a frozen copy through
+/// `set_reference`.
 ///
-/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters, which
-/// is what checkpoints hold (AdamW).
+/// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters,
+/// which is what checkpoints hold (AdamW).
 template <class UNet, class Lrm, class PolicyText, class RewardText>
 class LpoTrainer {
  public:
@@ -414,8 +415,9 @@ class LpoTrainer {
       steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
     }
     const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, prompts, std::span<const index_t>(rows), detail::network_input<T>(tape_, batch_.x_t()),
-                               std::span<const float>(timesteps), options_.guidance_scale);
+      return guided_prediction(unet, prompts, std::span<const index_t>(rows),
+                               detail::network_input<T>(tape_, batch_.x_t()), std::span<const float>(timesteps),
+                               options_.guidance_scale);
     };
     enter(LpoStage::reference);
     const auto reference = [&] {

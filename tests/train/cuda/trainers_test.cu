@@ -22,7 +22,8 @@ lpo::LrmTrainerReport train(Reward& reward, const lpo::LrmTrainerOptions& option
 }
 
 template <class T>
-lpo::LpoTrainerReport train(PolicyIn<T>& policy, const lpo::LpoTrainerOptions& options, const lpo::ProgressCallback& progress = {}) {
+lpo::LpoTrainerReport train(PolicyIn<T>& policy, const lpo::LpoTrainerOptions& options,
+                            const lpo::ProgressCallback& progress = {}) {
   lpo::Context<lpo::Cuda> context;
   RewardIn<T> reward;
   const lpo::NoiseSchedule schedule;

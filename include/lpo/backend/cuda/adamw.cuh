@@ -41,8 +41,8 @@ namespace kernel {
 template <>
 struct AdamW<Cuda> {
   template <class T, class Gradient>
-  static void step(Context<Cuda>& context, const AdamWParams& params, index_t count, T* parameter, const Gradient* gradient,
-                   compute_t<T>* m, compute_t<T>* v) {
+  static void step(Context<Cuda>& context, const AdamWParams& params, index_t count, T* parameter,
+                   const Gradient* gradient, compute_t<T>* m, compute_t<T>* v) {
     if (count <= 0) return;
     constexpr int vector = static_cast<int>(16 / sizeof(T));
     const index_t groups = detail::common_alignment(parameter, gradient, m, v) == 16 ? count / vector : 0, done = groups * vector, rest = count - done;

@@ -20,7 +20,8 @@ inline constexpr cudaDataType_t cuda_type<half> = CUDA_R_16F;
 
 /// c = beta * start + bias, for products without terms; start may be c.
 template <class T>
-__global__ void scale_rows_kernel(T* c, const T* start, index_t m, index_t n, index_t ldc, index_t step, float beta, const T* bias) {
+__global__ void scale_rows_kernel(T* c, const T* start, index_t m, index_t n, index_t ldc, index_t step, float beta,
+                                  const T* bias) {
   using Number = compute_t<T>;
   const index_t at = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= m * n) return;
@@ -43,7 +44,8 @@ struct Gemm<Cuda> {
     const T* const start = p.start != nullptr ? p.start : p.c;
     if (p.k <= 0) {
       const dim3 grid(detail::blocks_for(p.m * p.n, 256), static_cast<unsigned>(p.batch));
-      detail::scale_rows_kernel<<<grid, 256, 0, context.stream()>>>(p.c, start, p.m, p.n, p.ldc, p.batch_stride_c, p.beta, p.bias);
+      detail::scale_rows_kernel<<<grid, 256, 0, context.stream()>>>(p.c, start, p.m, p.n, p.ldc, p.batch_stride_c,
+                                                                    p.beta, p.bias);
       context.check_launch("scale_rows_kernel");
       return;
     }
@@ -76,10 +78,10 @@ struct Gemm<Cuda> {
           cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)), "gemm");
     }
     const compute_t<T> alpha = p.alpha, beta = p.beta;
-    detail::cublas_check(cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, p.c,
-                                        plan.c, &plan.algorithm, products.workspace(),
-                                        detail::ProductPlans::workspace_bytes, context.stream()),
-                         "gemm");
+    detail::cublas_check(
+        cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, p.c, plan.c,
+                       &plan.algorithm, products.workspace(), detail::ProductPlans::workspace_bytes, context.stream()),
+        "gemm");
     context.check_launch("cublasLtMatmul");
   }
 };

@@ -41,10 +41,11 @@ class DeviceBlock {
       cudaGetLastError();
       std::size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
-      throw DeviceError(message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, but of the device's ", mebibytes(total),
-                                " MiB ", mebibytes(total - free), " are in use and ", mebibytes(free),
-                                " free; use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit "
-                                "storage, or end what else runs on the device (nvidia-smi)"));
+      throw DeviceError(
+          message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, but of the device's ", mebibytes(total),
+                  " MiB ", mebibytes(total - free), " are in use and ", mebibytes(free),
+                  " free; use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit "
+                  "storage, or end what else runs on the device (nvidia-smi)"));
     }
     cuda_check(status, "cuda memory");
     data_ = static_cast<std::byte*>(data);
