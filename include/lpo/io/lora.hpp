@@ -184,12 +184,28 @@ void merge_adapters(Module& model, double strength = 1.0) {
   }
 }
 
+namespace detail {
+
+/// Calls `change(values)` with a parameter's numbers in host memory; they are back where they live when this returns.
+template <class T, class Device, class Change>
+void change_on_host(AnyParameter<T, Device>& parameter, Change&& change) {
+  if constexpr (is_host_device<Device>) {
+    change(parameter.data());
+  } else {
+    std::vector<T> values(static_cast<std::size_t>(parameter.size()));
+    DeviceMemory<Device>::copy_to_host(values.data(), parameter.data(), values.size() * sizeof(T));
+    change(values.data());
+    DeviceMemory<Device>::copy_from_host(parameter.data(), values.data(), values.size() * sizeof(T));
+  }
+}
+
+}  // namespace detail
+
 /// Adds strength * delta W of a file to the base weights that `store` holds under `prefix`, convolutions included; the
 /// model needs no adapters. FileError when nothing matches or shapes differ; then nothing was changed.
 template <class T, class Device>
 LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, const std::string& prefix = "unet",
                       double strength = 1.0, const std::string& component = "unet") {
-  static_assert(is_host_device<Device>, "lpo merge_lora: the weights are on another device; merge on the host");
   file.require_plain();
   std::vector<std::pair<const LoraFile::Adapter*, AnyParameter<T, Device>*>> pairs;
   std::set<const LoraFile::Adapter*> used;
@@ -223,8 +239,10 @@ LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, co
       detail::permute_convolution(static_cast<const T*>(down.data()), permuted.data(), ohwi, false);
       down = std::move(permuted);
     }
-    detail::add_low_rank(parameter->data(), up.data(), static_cast<const T*>(down.data()), out, source->rank, in,
-                         strength * source->scale());
+    detail::change_on_host(*parameter, [&](T* weight) {
+      detail::add_low_rank(weight, up.data(), static_cast<const T*>(down.data()), out, source->rank, in,
+                           strength * source->scale());
+    });
   }
   return {used.size(), detail::unmatched_keys(file, used)};
 }
