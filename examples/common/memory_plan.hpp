@@ -61,7 +61,7 @@ namespace detail {
 /// Adds up the layers of a UNet of one architecture.
 class UNetCounter {
  public:
-  UNetCounter(const lpo::UNetConfig& c, int tokens, bool lora) : c_(c), tokens_(tokens), lora_(lora ? 1 : 0) {}
+  UNetCounter(const lpo::UNetConfig& c, int tokens) : c_(c), tokens_(tokens) {}
 
   UNetWork count(double height, double width) {
     double in = c_.level_channels(0);
@@ -110,17 +110,17 @@ class UNetCounter {
   double layer(double in, double out, int transformer_depth, double area) {
     const bool shortcut = in != out;
     double work = convolution(in, out, 9, area) + convolution(out, out, 9, area) + 2 * c_.time_width() * out;
-    double kept = area * (in + (shortcut ? 6 : 5) * out);
+    double kept = area * (in + 5 * out);
     if (shortcut) work += convolution(in, out, 1, area);
     if (transformer_depth > 0) {
       const double square = 2 * out * out, text = tokens_ * 2 * c_.context_width * out;
       work += 2 * square * area;
-      kept += 4 * out * area;
+      kept += 3 * out * area;
       // Self-attention: 4 projections and 2 products; cross-attention: 2 over positions, 2 over tokens, 2 products;
       // feed-forward: 8 widths and back from 4.
       work += transformer_depth *
               (area * (4 * square + 4 * out * area + 2 * square + 4 * out * tokens_ + 12 * square) + 2 * text);
-      kept += transformer_depth * ((27 + 12 * lora_) * out * area + (2 + 4 * lora_) * out * tokens_);
+      kept += transformer_depth * (24 * out * area + 2 * out * tokens_);
     }
     keep_layer(out * area, kept);
     return work;
@@ -134,15 +134,14 @@ class UNetCounter {
 
   const lpo::UNetConfig& c_;
   int tokens_;
-  int lora_;
   UNetWork work_;
 };
 
 }  // namespace detail
 
-/// `height` and `width` of the latent; `lora`: with an adapter at every attention projection.
-inline UNetWork unet_work(const lpo::UNetConfig& c, int height, int width, int tokens, bool lora = false) {
-  return detail::UNetCounter(c, tokens, lora).count(height, width);
+/// `height` and `width` of the latent. Adapters keep next to nothing of their own.
+inline UNetWork unet_work(const lpo::UNetConfig& c, int height, int width, int tokens) {
+  return detail::UNetCounter(c, tokens).count(height, width);
 }
 
 /// Floating-point operations of a text encoder for one prompt.
@@ -184,6 +183,8 @@ double measured_rate(lpo::Context<Device>& context) {
   for (int i = 0; i < 4; ++i) {  // the first one warms up
     const auto begin = std::chrono::steady_clock::now();
     lpo::kernel::Gemm<Device>::run(context, product);
+    T one;
+    context.copy_to_host(&one, c.data(), sizeof(T));  // waits for a device
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     best = std::max(best, 2 * static_cast<double>(n * n * n) / seconds);
   }

@@ -150,22 +150,22 @@ class ModelSource {
   }
 
   /// Into the weights that `store` has under the component's name.
-  template <class UNet, class T>
-  void load_unet(const UNet& unet, const lpo::ParameterStore<T, lpo::Cpu>& store) const {
+  template <class UNet, class T, class Device>
+  void load_unet(const UNet& unet, const lpo::ParameterStore<T, Device>& store) const {
     if (file_)
       lpo::load_unet(*file_, unet, store);
     else
       lpo::load_unet(path_ + "/unet", unet, store, "unet", variant_);
   }
-  template <class Vae, class T>
-  void load_vae(Vae& vae, const lpo::ParameterStore<T, lpo::Cpu>& store) const {
+  template <class Vae, class T, class Device>
+  void load_vae(Vae& vae, const lpo::ParameterStore<T, Device>& store) const {
     if (file_)
       lpo::load_vae(*file_, vae, store);
     else
       lpo::load_vae(path_ + "/vae", vae, store, "vae", variant_);
   }
-  template <class Text, class T>
-  void load_text_encoder(Text& text, const lpo::ParameterStore<T, lpo::Cpu>& store, std::size_t which) const {
+  template <class Text, class T, class Device>
+  void load_text_encoder(Text& text, const lpo::ParameterStore<T, Device>& store, std::size_t which) const {
     const std::string component = which == 0 ? "text_encoder" : "text_encoder_2";
     if (file_)
       lpo::load_text_encoder(*file_, text, store, component, which);

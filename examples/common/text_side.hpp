@@ -16,6 +16,7 @@
 #include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/sdxl_text_encoder.hpp>
 
+#include "device.hpp"
 #include "model_families.hpp"
 
 namespace examples {
@@ -23,8 +24,8 @@ namespace examples {
 /// Names in the store are "text_encoder" and "text_encoder_2".
 template <const ModelFamily& F, class T>
 struct TextSide {
-  using First = lpo::CLIPTextModel<F.text, T, lpo::Cpu>;
-  using Second = lpo::CLIPTextModel<F.two_text_encoders ? F.text_2 : F.text, T, lpo::Cpu>;
+  using First = lpo::CLIPTextModel<F.text, T, Device>;
+  using Second = lpo::CLIPTextModel<F.two_text_encoders ? F.text_2 : F.text, T, Device>;
 
   First first;
   std::unique_ptr<Second> second;  ///< SDXL
@@ -34,7 +35,7 @@ struct TextSide {
     if constexpr (F.two_text_encoders) second = std::make_unique<Second>();
   }
 
-  void add_to(lpo::ParameterStore<T, lpo::Cpu>& store) {
+  void add_to(lpo::ParameterStore<T, Device>& store) {
     store.add("text_encoder", first);
     if (second) store.add("text_encoder_2", *second);
   }
@@ -50,7 +51,7 @@ struct TextSide {
 
   /// States of prompts; `negative` stands for the empty prompt, and is the empty prompt if it is empty. `empty` and the
   /// size of the picture are for SDXL.
-  lpo::PromptBatch<T, lpo::Cpu> encode(lpo::Tape<lpo::Cpu>& tape, const std::vector<std::string>& prompts,
+  lpo::PromptBatch<T, Device> encode(lpo::Tape<Device>& tape, const std::vector<std::string>& prompts,
                                        const std::string& negative, lpo::EmptyPrompt empty, int height, int width) {
     std::vector<std::int32_t> all;
     for (const std::string& prompt : prompts) {

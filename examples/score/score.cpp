@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
       "for single files, which have none: a pipeline's or tokenizer's folder, tokenizer.json, or "
       "bpe_simple_vocab_16e6.txt.gz");
   add("prompt", job.prompts, "what the pictures should show; may be repeated")->allow_extra_args(false);
-  add("prompt_file", prompt_file, "JSON list of prompts, or of objects with a \"caption\"");
+  add("prompt_file", prompt_file, "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line");
   add("timesteps", timesteps, "noise levels, for example 1,201,401")->allow_extra_args(false)->delimiter(',');
   add("seed", job.seed, "seed of the noise, which is the same for every input and timestep");
   add("noises", job.noises, "scores are means over so many noises, of seeds seed, seed + 1, ...")

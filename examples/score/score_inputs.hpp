@@ -12,22 +12,22 @@
 #include <lpo/diffusion/torch_noise.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/resize.hpp>
-#include <lpo/lpo.hpp>
 
 #include "../common/console.hpp"
+#include "../common/device.hpp"
 #include "../common/text_side.hpp"
 #include "job.hpp"
 
 namespace score {
 
-using lpo::Cpu, lpo::index_t;
+using examples::Device, lpo::Cpu, lpo::index_t;
 
 /// x_0 of every input, [n, h, w, c]: of a picture, the mean that the base model's autoencoder gives it.
 template <const examples::ModelFamily& F>
-lpo::Tensor<float, 4> clean_latents(lpo::Tape<Cpu>& tape, const Job& job) {
-  using Vae = lpo::AutoencoderKL<F.vae, float, Cpu>;
+lpo::Tensor<float, 4> clean_latents(lpo::Tape<Device>& tape, const Job& job) {
+  using Vae = lpo::AutoencoderKL<F.vae, float, Device>;
   std::unique_ptr<Vae> vae;
-  lpo::ParameterStore<float, Cpu> store;
+  lpo::ParameterStore<float, Device> store;
   const index_t side = job.resolution / F.vae.factor(), channels = F.unet.in_channels;
   const auto& first = job.inputs.front();
   const index_t height = first.latent.empty() ? side : first.height, width = first.latent.empty() ? side : first.width;
@@ -61,8 +61,10 @@ lpo::Tensor<float, 4> clean_latents(lpo::Tape<Cpu>& tape, const Job& job) {
     const lpo::RgbImage picture = lpo::resize_image(input.image, job.resolution, job.resolution);
     lpo::Tensor<float, 4> pixels(lpo::Extents<4>{1, job.resolution, job.resolution, 3});
     lpo::values_of_image(picture, pixels.data());
-    const auto mean = vae->encode(lpo::constant(tape, pixels)).mean;
-    for (index_t k = 0; k < mean.size(); ++k) out[k] = mean.data()[k] * vae->scaling_factor;
+    const auto there = lpo::to_device<Device>(pixels);
+    const auto mean = vae->encode(lpo::constant(tape, there)).mean;
+    tape.context().copy_to_host(out, mean.data(), static_cast<std::size_t>(mean.size()) * sizeof(float));
+    for (index_t k = 0; k < mean.size(); ++k) out[k] *= vae->scaling_factor;
     tape.rewind(start);
   }
   return latents;
@@ -72,9 +74,10 @@ template <const examples::ModelFamily& F>
 Scores score_inputs(const Job& job) {
   constexpr bool sdxl = F.two_text_encoders;
   constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
-  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Cpu>;
-  lpo::Context<Cpu> context(job.threads);
-  lpo::Tape<Cpu> tape(context);
+  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Device>;
+  auto context = examples::make_context(job.threads);
+  lpo::Context<Cpu> host(job.threads);
+  lpo::Tape<Device> tape(context);
   const lpo::NoiseSchedule schedule(job.base_model.has_scheduler() ? job.base_model.scheduler()
                                                                    : lpo::SchedulerConfig{});
   const auto clean = clean_latents<F>(tape, job);
@@ -83,7 +86,7 @@ Scores score_inputs(const Job& job) {
   lrm->options.guidance = static_cast<float>(job.guidance);
   const bool own = lpo::file_exists(job.reward_model + "/tokenizer/vocab.json");
   examples::TextSide<F, float> text((own ? examples::ModelSource(job.reward_model) : job.base_model).tokenizers(F));
-  lpo::ParameterStore<float, Cpu> store;
+  lpo::ParameterStore<float, Device> store;
   store.add("", *lrm);
   text.add_to(store);
   store.allocate_frozen();
@@ -110,9 +113,9 @@ Scores score_inputs(const Job& job) {
     const std::uint64_t seed = job.seed + static_cast<std::uint64_t>(draw);
     lpo::TorchGenerator generator(seed);
     if (job.torch_noise)
-      lpo::fill_torch_normal(context, noise.view(), generator);
+      lpo::fill_torch_normal(host, noise.view(), generator);
     else
-      lpo::fill_normal(context, noise.view(), {seed, lpo::random_operation::initial_latents, 0});
+      lpo::fill_normal(host, noise.view(), {seed, lpo::random_operation::initial_latents, 0});
     for (index_t i = 0; i < noises.extent(0); ++i)
       std::copy(noise.data(), noise.data() + noise.size(), noises.data() + i * noise.size());
     for (std::size_t p = 0; p < scores.prompts; ++p) {
@@ -122,8 +125,9 @@ Scores score_inputs(const Job& job) {
       for (std::size_t t = 0; t < scores.timesteps; ++t) {
         const std::vector<int> timesteps(job.inputs.size(), job.timesteps[t]);
         if (!job.noisy_latents)
-          lpo::add_noise<float, Cpu>(context, schedule, timesteps, clean.view(), noises.view(), noisy.view());
-        scorer.score(job.noisy_latents ? clean.view() : noisy.view(), job.timesteps[t], row);
+          lpo::add_noise<float, Cpu>(host, schedule, timesteps, clean.view(), noises.view(), noisy.view());
+        const auto latents = lpo::to_device<Device>(job.noisy_latents ? clean : noisy);
+        scorer.score(latents.view(), job.timesteps[t], row);
         for (std::size_t i = 0; i < row.size(); ++i) scores.at(i, p, t) += row[i] / static_cast<float>(draws);
         if (!reporter.report(++done)) throw lpo::CancelledError("[score] cancelled");
       }

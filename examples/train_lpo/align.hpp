@@ -40,7 +40,7 @@ template <const examples::ModelFamily& F, const examples::ModelFamily& R, class 
 void run(const Job& job) {
   const Options& o = job.options;
   const std::string& folder = o.output_dir;
-  lpo::Context<Cpu> context(o.threads);
+  auto context = examples::make_context(o.threads);
   // Both are compared with what this program is compiled for before gigabytes are read.
   const auto policy = std::make_unique<Policy<F, T>>(job);
   const auto reward = std::make_unique<Reward<F, R, T>>(job);

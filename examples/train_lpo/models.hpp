@@ -11,31 +11,30 @@
 
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/lora.hpp>
-#include <lpo/lpo.hpp>
 
 #include "../common/text_side.hpp"
 #include "job.hpp"
 
 namespace train_lpo {
 
-using lpo::Cpu;
+using examples::Device;
 
 /// Constructed without memory: `read` takes it. Trains adapters, or with --full_finetuning the UNet, for which the
 /// reference is a copy.
 template <const examples::ModelFamily& F, class T>
 struct Policy {
-  using UNet = lpo::UNet2DCondition<F.unet, T, Cpu>;
+  using UNet = lpo::UNet2DCondition<F.unet, T, Device>;
 
   examples::TextSide<F, T> text;
   UNet unet;
   std::unique_ptr<UNet> reference;
-  lpo::ParameterStore<T, Cpu> store, reference_store;
+  lpo::ParameterStore<T, Device> store, reference_store;
 
   explicit Policy(const Job& job) : text(job.model.tokenizers(F)) {
     const Options& o = job.options;
     if (!o.full_finetuning) {
       const int adapted =
-          lpo::enable_lora<T, Cpu>(unet, o.rank, static_cast<float>(job.lora_alpha()),
+          lpo::enable_lora<T, Device>(unet, o.rank, static_cast<float>(job.lora_alpha()),
                                    [&](const auto& name) { return lpo::is_lora_target(name, job.lora_targets); });
       if (adapted == 0)
         throw lpo::ValueError(lpo::message("[train_lpo] no projection is named as --lora_targets ", o.lora_targets,
@@ -89,11 +88,11 @@ template <const examples::ModelFamily& F, const examples::ModelFamily& R, class 
 struct Reward {
   static constexpr bool sdxl = R.two_text_encoders;
   static constexpr int text_width = sdxl ? R.text_2.projection : R.text.width;
-  using Lrm = lpo::LatentRewardModel<R.unet, text_width, R.reward_width, !sdxl, T, Cpu>;
+  using Lrm = lpo::LatentRewardModel<R.unet, text_width, R.reward_width, !sdxl, T, Device>;
 
   Lrm lrm;
   examples::TextSide<R, T> text;
-  lpo::ParameterStore<T, Cpu> store;
+  lpo::ParameterStore<T, Device> store;
 
   explicit Reward(const Job& job) : text(reward_tokenizers<F, R>(job)) {
     const auto differences = examples::folder_differences(job.options.lrm, R);

@@ -58,8 +58,8 @@ void print_run(const Job& job) {
     count("lora", policy->store, lpo::is_lora_name);
   count("reward model", reward->store, all);
   if (!o.validation_prompts.empty()) {
-    lpo::AutoencoderKL<F.vae, T, Cpu> vae;
-    lpo::ParameterStore<T, Cpu> store;
+    lpo::AutoencoderKL<F.vae, T, Device> vae;
+    lpo::ParameterStore<T, Device> store;
     store.add("vae", vae);
     count("vae", store, all);
   }
@@ -75,7 +75,7 @@ void print_run(const Job& job) {
   const double stored = sizeof(T), rows = t.guidance_scale == 1 ? 1 : 2, lrm_rows = o.lrm_guidance == 1 ? 1 : 2;
   const double prompts = static_cast<double>(t.sample_batch_size), candidates = prompts * t.rollout.candidates;
   const double scored = t.max_rows > 0 ? std::min(static_cast<double>(t.max_rows), candidates) : candidates;
-  const auto work = examples::unet_work(F.unet, side, side, F.text.positions, !policy->reference);
+  const auto work = examples::unet_work(F.unet, side, side, F.text.positions);
   const auto lrm = examples::unet_work(R.unet, side, side, R.text.positions);
   const double pass = rows * static_cast<double>(t.micro_batch_size);
   const double denoising = stored * examples::unet_activations(F.unet, rows * prompts, side, side);
@@ -89,8 +89,8 @@ void print_run(const Job& job) {
               examples::memory_text(total + optimizer + std::max({denoising, scoring, training})).c_str());
 
   // Time.
-  lpo::Context<Cpu> context(o.threads);
-  const double rate = examples::measured_rate<T, Cpu>(context);
+  auto context = examples::make_context(o.threads);
+  const double rate = examples::measured_rate<T, Device>(context);
   const double steps = t.sample_steps;
   const double sampling = steps * rows * prompts * work.total();
   const double judging = steps * lrm_rows * candidates * (lrm.down + lrm.middle);

@@ -25,7 +25,7 @@ class Validation {
     int width = 0, height = 0;
   };
 
-  Validation(lpo::Context<Cpu>& context, const Job& job, Policy<F, T>& policy)
+  Validation(lpo::Context<Device>& context, const Job& job, Policy<F, T>& policy)
       : context_(context),
         job_(job),
         policy_(policy),
@@ -78,7 +78,7 @@ class Validation {
   }
 
   std::vector<lpo::RgbImage> draw_prompt(const std::string& prompt) {
-    lpo::Tape<Cpu> tape(context_);
+    lpo::Tape<Device> tape(context_);
     const Options& o = job_.options;
     const int side = job_.resolution / F.vae.factor();
     const std::vector<std::string> prompts(static_cast<std::size_t>(o.validation_images), prompt);
@@ -86,26 +86,26 @@ class Validation {
     const auto states = policy_.text.encode(tape, prompts, "", empty, job_.resolution, job_.resolution);
     lpo::GuidedDenoiser<typename Policy<F, T>::UNet> guided(tape, policy_.unet, o.guidance_scale);
     guided.set_prompts(states);
-    lpo::Tensor<float, 4> latents(lpo::Extents<4>{o.validation_images, side, side, F.unet.in_channels});
+    lpo::Tensor<float, 4, Device> latents(lpo::Extents<4>{o.validation_images, side, side, F.unet.in_channels});
     for (int i = 0; i < o.validation_images; ++i) {
       examples::PictureNoise noise(o.seed + static_cast<std::uint64_t>(i), true);
       noise.initial(context_, latents.view().slice(0, i, i + 1));
     }
     lpo::sample(
-        context_, sampler_, guided, latents.view(), [](int, const lpo::View<float, 4, Cpu>&) {},  // eta 0: no noise
+        context_, sampler_, guided, latents.view(), [](int, const lpo::View<float, 4, Device>&) {},  // eta 0: no noise
         [](int, int) { return examples::interrupted() == 0; });
     return examples::decode_latents(tape, vae_, latents.view());
   }
 
   using V = examples::VaeStorage<F, T>;
 
-  lpo::Context<Cpu>& context_;
+  lpo::Context<Device>& context_;
   const Job& job_;
   Policy<F, T>& policy_;
   lpo::NoiseSchedule schedule_;
   lpo::Sampler sampler_;
-  lpo::AutoencoderKL<F.vae, V, Cpu> vae_;
-  lpo::ParameterStore<V, Cpu> vae_store_;
+  lpo::AutoencoderKL<F.vae, V, Device> vae_;
+  lpo::ParameterStore<V, Device> vae_store_;
 };
 
 }  // namespace train_lpo

@@ -14,16 +14,16 @@
 
 #include <lpo/io/preference_gaps.hpp>
 #include <lpo/io/resize.hpp>
-#include <lpo/lpo.hpp>
 #include <lpo/train/posterior_cache.hpp>
 
 #include "../common/console.hpp"
 #include "../common/decode_picture.hpp"
+#include "../common/device.hpp"
 #include "options.hpp"
 
 namespace train_lrm {
 
-using lpo::Cpu, lpo::index_t;
+using examples::Device, lpo::index_t;
 
 /// What was found while a set was read.
 struct EncodeReport {
@@ -63,7 +63,7 @@ inline lpo::OrderedJson cache_settings(const Job& job, const examples::ModelFami
 template <const examples::ModelFamily& F>
 class PictureEncoder {
  public:
-  PictureEncoder(const Job& job, lpo::Tape<Cpu>& tape) : tape_(tape), side_(job.resolution) {
+  PictureEncoder(const Job& job, lpo::Tape<Device>& tape) : tape_(tape), side_(job.resolution) {
     store_.add("vae", vae_);
     store_.allocate_frozen();
     job.model.load_vae(vae_, store_);
@@ -75,13 +75,17 @@ class PictureEncoder {
     const lpo::RgbImage picture = lpo::resize_image(examples::decode_picture(bytes, name), side_, side_);
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
-    lpo::Tensor<float, 4> pixels(lpo::Extents<4>{1, side_, side_, 3});
-    lpo::values_of_image(picture, pixels.data());
+    std::vector<float> values(static_cast<std::size_t>(side_) * static_cast<std::size_t>(side_) * 3);
+    lpo::values_of_image(picture, values.data());
+    const auto pixels = lpo::Tensor<float, 4, Device>::from(lpo::Extents<4>{1, side_, side_, 3}, values);
     const auto posterior = vae_.encode(lpo::constant(tape_, pixels));
+    const auto count = static_cast<std::size_t>(posterior.mean.size());
+    tape_.context().copy_to_host(mean, posterior.mean.data(), count * sizeof(float));
+    tape_.context().copy_to_host(deviation, posterior.log_variance.data(), count * sizeof(float));
     bool finite = true;
-    for (index_t k = 0; k < posterior.mean.size(); ++k) {
-      mean[k] = posterior.mean.data()[k] * vae_.scaling_factor;
-      deviation[k] = std::exp(0.5f * posterior.log_variance.data()[k]) * vae_.scaling_factor;
+    for (std::size_t k = 0; k < count; ++k) {
+      mean[k] *= vae_.scaling_factor;
+      deviation[k] = std::exp(0.5f * deviation[k]) * vae_.scaling_factor;
       finite = finite && std::isfinite(mean[k]) && std::isfinite(deviation[k]);
     }
     tape_.rewind(start);
@@ -89,15 +93,15 @@ class PictureEncoder {
   }
 
  private:
-  lpo::Tape<Cpu>& tape_;
+  lpo::Tape<Device>& tape_;
   int side_;
-  lpo::AutoencoderKL<F.vae, float, Cpu> vae_;
-  lpo::ParameterStore<float, Cpu> store_;
+  lpo::AutoencoderKL<F.vae, float, Device> vae_;
+  lpo::ParameterStore<float, Device> store_;
 };
 
 /// Makes or completes the cache in `folder` of the pairs that the filter keeps. Ctrl-C keeps what is done.
 template <const examples::ModelFamily& F>
-EncodeReport encode_data_set(const Job& job, lpo::Tape<Cpu>& tape, const DataSet& data, const std::string& folder,
+EncodeReport encode_data_set(const Job& job, lpo::Tape<Device>& tape, const DataSet& data, const std::string& folder,
                              lpo::PreferenceFilter filter, lpo::OrderedJson settings) {
   const index_t side = job.resolution / F.vae.factor(), channels = F.unet.in_channels;
   lpo::PosteriorCacheWriter cache(folder, lpo::Extents<3>{side, side, channels}, std::move(settings));

@@ -11,6 +11,7 @@
 #include <lpo/train/posterior_cache.hpp>
 
 #include "../common/console.hpp"
+#include "../common/device.hpp"
 #include "../common/memory_plan.hpp"
 #include "options.hpp"
 
@@ -36,7 +37,7 @@ inline std::string data_text(const DataSet& data) {
 }
 
 /// Weights are float: the trained ones with gradient, two moments and, if there is validation, the best so far.
-inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<lpo::Cpu>& context) {
+inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<examples::Device>& context) {
   const Options& o = job.options;
   const auto& t = o.training;
   const bool validates = job.validation.kind != DataSet::Kind::none || o.validation_pairs > 0;
@@ -97,7 +98,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   std::printf("time         at least %.2f s a step, %s in all, at the %.0f GFLOP/s of a large product here\n", seconds,
               examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str(), rate / 1e9);
   if (job.train.has_pictures())
-    std::printf("encoding     at least %.2f s a picture, once; the cache is in %s\n",
+    std::printf("encoding     at least %.2g s a picture, once; the cache is in %s\n",
                 examples::vae_encoder_work(family.vae, job.resolution, job.resolution) / rate, o.cache_dir.c_str());
 }
 

@@ -2,18 +2,20 @@
 // From a job to a reward model of one family: encode, read the base model, train, validate, export.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 
+#include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -25,12 +27,12 @@ template <const examples::ModelFamily& F>
 struct RewardModel {
   static constexpr bool sdxl = F.two_text_encoders;
   static constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
-  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Cpu>;
+  using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Device>;
   using Text = examples::TextSide<F, float>;
 
   Lrm lrm;
   Text text;
-  lpo::ParameterStore<float, Cpu> store;
+  lpo::ParameterStore<float, Device> store;
 
   explicit RewardModel(const Job& job) : text(job.model.tokenizers(F)) {
     const Options& o = job.options;
@@ -56,8 +58,9 @@ struct RewardModel {
           "[train_lrm] --text_projection: reward models of SDXL have none; their second text encoder has its own");
     } else {
       const auto file = lpo::open_tensor_file(o.text_projection);
-      file.read("text_projection.weight", lrm.text_projection.weight.data(),
-                std::vector<index_t>{F.reward_width, text_width});
+      std::vector<float> values(static_cast<std::size_t>(F.reward_width) * text_width);
+      file.read("text_projection.weight", values.data(), std::vector<index_t>{F.reward_width, text_width});
+      lpo::DeviceMemory<Device>::copy_from_host(lrm.text_projection.weight.data(), values.data(), values.size() * sizeof(float));
     }
   }
 
@@ -107,6 +110,14 @@ lpo::LatentPairs load_pairs(const Job& job, const DataSet& data, const std::stri
   return pairs;
 }
 
+/// Pictures that are in a pair: held-out pairs leave theirs in the set.
+inline index_t pictures_of(const lpo::LatentPairs& data) {
+  std::vector<bool> used(static_cast<std::size_t>(data.images()), false);
+  for (const auto& [first, second] : data.pairs)
+    used[static_cast<std::size_t>(first)] = used[static_cast<std::size_t>(second)] = true;
+  return std::count(used.begin(), used.end(), true);
+}
+
 inline void print_counts(const EncodeReport& report, const Options& o) {
   const auto& c = report.counts;
   std::fprintf(stderr,
@@ -123,7 +134,7 @@ template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  lpo::Context<Cpu> context(o.threads);
+  auto context = examples::make_context(o.threads);
   if (o.dry_run) {
     print_plan(job, F, context);
     return 0;
@@ -131,7 +142,7 @@ int train(const Job& job) {
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   {
-    lpo::Tape<Cpu> tape(context);
+    lpo::Tape<Device> tape(context);
     if (job.train.has_pictures()) {
       auto settings = cache_settings(job, F);
       settings["mpcf_strategy"] = o.score_file.empty() ? 0 : o.mpcf.strategy;
@@ -155,17 +166,32 @@ int train(const Job& job) {
     validation = load_pairs<F>(job, job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
   results.pairs = pairs.size();
-  results.images = pairs.images();
+  results.images = pictures_of(pairs);
   results.validation_pairs = validation.size();
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
   auto encoder = reward->encoder(job.resolution);
-  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, o.training);
+  std::unique_ptr<examples::EventWriter> events;
+  lpo::LrmTrainerOptions options = o.training;
+  options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options);
   examples::ProgressBar bar;
+  const auto progress = [&](const lpo::Progress& p) {
+    if (!events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    return bar(p);
+  };
+  const auto report = [&] {
+    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    write_report(o.output_dir + "/report.html", job, F, results);
+  };
   try {
-    results.training = trainer.train(pairs, validation, std::ref(bar));
+    results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
     results.failure = error.what();
+  } catch (const lpo::CancelledError& error) {
+    results.failure = error.what();
+    report();
+    throw;
   }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
 
@@ -175,8 +201,7 @@ int train(const Job& job) {
   reward->save(o.output_dir + "/lrm-last", dtype);
   if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);
   if (!results.accuracy.empty()) write_validation(o.output_dir + "/validation.json", results);
-  results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  write_report(o.output_dir + "/report.html", job, F, results);
+  report();
   std::printf("%s/report.html\n", o.output_dir.c_str());
   if (results.failure.empty()) return 0;
   std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());

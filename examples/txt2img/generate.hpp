@@ -10,7 +10,6 @@
 #include <vector>
 
 #include <lpo/io/lora.hpp>
-#include <lpo/lpo.hpp>
 
 #include "../common/console.hpp"
 #include "../common/drawing.hpp"
@@ -19,7 +18,7 @@
 
 namespace txt2img {
 
-using lpo::Cpu, lpo::index_t;
+using examples::Device, lpo::index_t;
 
 /// A model in memory.
 template <const examples::ModelFamily& F, class T>
@@ -27,10 +26,10 @@ struct Model {
   using V = examples::VaeStorage<F, T>;
 
   examples::TextSide<F, T> text;
-  lpo::UNet2DCondition<F.unet, T, Cpu> unet;
-  lpo::AutoencoderKL<F.vae, V, Cpu> vae;
-  lpo::ParameterStore<T, Cpu> store;
-  lpo::ParameterStore<V, Cpu> vae_store;
+  lpo::UNet2DCondition<F.unet, T, Device> unet;
+  lpo::AutoencoderKL<F.vae, V, Device> vae;
+  lpo::ParameterStore<T, Device> store;
+  lpo::ParameterStore<V, Device> vae_store;
 
   explicit Model(const Job& job) : text(job.model.tokenizers(F)) {
     text.add_to(store);
@@ -69,8 +68,8 @@ struct Request {
 
 template <const examples::ModelFamily& F, class T>
 void generate(const Job& job, PictureWriter& writer) {
-  lpo::Context<Cpu> context(job.threads);
-  lpo::Tape<Cpu> tape(context);
+  auto context = examples::make_context(job.threads);
+  lpo::Tape<Device> tape(context);
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto model = std::make_unique<Model<F, T>>(job);
   const lpo::NoiseSchedule schedule(job.schedule);
@@ -98,16 +97,16 @@ void generate(const Job& job, PictureWriter& writer) {
     }
     const auto states = model->text.encode(tape, prompts, job.negative_prompt, empty, job.height, job.width);
     guided.set_prompts(states);
-    lpo::Tensor<float, 4> latents(lpo::Extents<4>{static_cast<index_t>(end - begin), job.height / F.vae.factor(),
+    lpo::Tensor<float, 4, Device> latents(lpo::Extents<4>{static_cast<index_t>(end - begin), job.height / F.vae.factor(),
                                                   job.width / F.vae.factor(), F.unet.in_channels});
-    const auto each_row = [&](const lpo::View<float, 4, Cpu>& rows, const auto& fill) {
+    const auto each_row = [&](const lpo::View<float, 4, Device>& rows, const auto& fill) {
       for (std::size_t i = 0; i < noise.size(); ++i)
         fill(noise[i], rows.slice(0, static_cast<index_t>(i), static_cast<index_t>(i) + 1));
     };
     each_row(latents.view(), [&](examples::PictureNoise& one, const auto& row) { one.initial(context, row); });
     lpo::sample(
         context, sampler, guided, latents.view(),
-        [&](int step, const lpo::View<float, 4, Cpu>& z) {
+        [&](int step, const lpo::View<float, 4, Device>& z) {
           each_row(z, [&](examples::PictureNoise& one, const auto& row) { one.step(context, row, step); });
         },
         [&](int, int) { return reporter.report(++steps_done); });

@@ -115,7 +115,7 @@ int main(int argc, char** argv) {
       "for single files, which have none: a pipeline's or tokenizer's folder, tokenizer.json, or "
       "bpe_simple_vocab_16e6.txt.gz");
   add("prompt", o.prompt, "what to draw");
-  add("prompt_file", o.prompt_file, "JSON list of prompts, or of objects with a \"caption\"");
+  add("prompt_file", o.prompt_file, "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line");
   add("negative_prompt", o.negative_prompt, "what to stay away from");
   add("num_inference_steps", o.steps, "denoising steps")->check(CLI::Range(1, 1000));
   add("guidance_scale", o.guidance_scale, "classifier-free guidance; up to 1 is none [7.5; SDXL 5]");

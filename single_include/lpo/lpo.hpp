@@ -5072,6 +5072,7 @@ struct GemmParams {
   float alpha = 1.0f;
   float beta = 0.0f;
   const T* bias = nullptr;  ///< [n], added to every row; may be null
+  const T* start = nullptr;  ///< what beta multiplies, laid out like C; null means C itself
 
   index_t batch = 1;  ///< independent products; operands advance by the batch strides (0 shares an operand)
   index_t batch_stride_a = 0, batch_stride_b = 0, batch_stride_c = 0;
@@ -5236,10 +5237,27 @@ struct Gemm<Cpu> {
   template <class T>
   static void run(Context<Cpu>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+    if (p.start != nullptr) return run_from(context, p);
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
     else
       detail::tile_gemm(context, p);
+  }
+
+ private:
+  /// Puts what the product starts from in its place.
+  template <class T>
+  static void run_from(Context<Cpu>& context, GemmParams<T> p) {
+    const T* const start = std::exchange(p.start, nullptr);
+    if (p.beta != 0.0f) {
+      context.executor().parallel_for(p.batch * p.m, (32768 + p.n - 1) / p.n, [&](index_t begin, index_t end) {
+        for (index_t row = begin; row < end; ++row) {
+          const index_t at = row / p.m * p.batch_stride_c + row % p.m * p.ldc;
+          std::memcpy(static_cast<void*>(p.c + at), start + at, static_cast<std::size_t>(p.n) * sizeof(T));
+        }
+      });
+    }
+    run(context, p);
   }
 };
 
@@ -6711,7 +6729,7 @@ auto checkpoint(Tape<Device>& tape, const Block& block, const Inputs&... inputs)
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/concat.hpp>
-// Differentiable concatenation along the channels or the batch, and the dense copy of a strided Var.
+// Differentiable concatenation along the channels or the batch, repetition, and the dense copy of a strided Var.
 
 namespace lpo::inline LPO_ABI {
 
@@ -6784,6 +6802,31 @@ Var<T, Rank, Device> concat_batch(const Var<T, Rank, Device>& a, const Var<T, Ra
     if (const auto da = gradient_target(a)) kernel::CopyRows<Device>::run(t.context(), 1, na, dy, na, da.data, na, da.accumulate);
     if (const auto db = gradient_target(b))
       kernel::CopyRows<Device>::run(t.context(), 1, nb, dy + na, nb, db.data, nb, db.accumulate);
+  });
+  return y;
+}
+
+/// A dense Var [n, ...] again and again until it has `rows` rows, a multiple of n; the Var itself when it has them.
+template <class T, int Rank, class Device, int Channels>
+Var<T, Rank, Device, Channels> repeat_batch(const Var<T, Rank, Device, Channels>& x, index_t rows) {
+  const index_t n = x.extent(0), size = x.size();
+  if (n == rows) return x;
+  if (n == 0 || rows % n != 0)
+    throw ShapeError(message("[repeat_batch] ", to_string(x.extents()), " cannot be repeated to ", rows, " rows"));
+  if (!x.view().dense()) throw ShapeError("[repeat_batch] the input must be dense");
+  auto extents = x.extents();
+  extents[0] = rows;
+  auto& tape = x.tape();
+  const auto mark = tape.mark();
+  const auto y = make_output<T, Channels>(tape, extents, x.requires_gradient());
+  const index_t copies = rows / n;
+  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size, false);
+  if (!y.requires_gradient()) return y;
+  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
+    const T* dy = output_gradient(y);
+    for (index_t copy = 0; copy < copies; ++copy)
+      if (const auto dx = gradient_target(x))
+        kernel::CopyRows<Device>::run(t.context(), 1, size, dy + copy * size, size, dx.data, size, dx.accumulate);
   });
   return y;
 }
@@ -6919,14 +6962,15 @@ Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std:
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/linear.hpp>
-// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution.
+// Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is one.
 
 namespace lpo::inline LPO_ABI {
 
 namespace detail {
 
 template <class T, class Device>
-void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias) {
+void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
+                   const Var<T, 2, Device>& addend) {
   if (weight.extent(1) != x.extent(1))
     throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1), ": input ",
                              to_string(x.extents()), ", weight ", to_string(weight.extents())));
@@ -6934,22 +6978,27 @@ void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, 
     throw ShapeError(message("[linear] bias has ", bias.extent(0), " elements, weight makes ", weight.extent(0)));
   if (x.view().strides[1] != 1 && x.extent(1) > 1) throw ShapeError("[linear] the innermost axis of the input must be dense");
   if (!weight.view().dense()) throw ShapeError("[linear] the weight must be dense; copy the slice first");
+  if (addend.present() && (addend.extents() != Extents<2>{x.extent(0), weight.extent(0)} || !addend.view().dense()))
+    throw ShapeError(message("[linear] addend ", to_string(addend.extents()), " must be dense [", x.extent(0), ", ", weight.extent(0), "]"));
 }
 
-/// y = x W^T + b.
+/// y = x W^T + b, or + addend.
 template <class T, class Device>
-void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias, T* y) {
+void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
+                    const Var<T, 2, Device>& addend, T* y) {
   kernel::GemmParams<T> p{};
   p.m = x.extent(0), p.n = weight.extent(0), p.k = x.extent(1);
   p.a = x.data(), p.lda = x.view().strides[0];
   p.b = weight.data(), p.ldb = p.k, p.transpose_b = true;
   p.c = y, p.ldc = p.n;
   p.bias = bias.present() ? bias.data() : nullptr;
+  if (addend.present()) p.start = addend.data(), p.beta = 1;
   kernel::Gemm<Device>::run(x.tape().context(), p);
 }
 
 template <class T, class Device>
-void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias, const T* dy) {
+void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
+                     const Var<T, 2, Device>& addend, const T* dy) {
   auto& context = x.tape().context();
   const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), lda = x.view().strides[0];
   if (const auto dx = gradient_target(x)) {
@@ -6972,21 +7021,25 @@ void linear_backward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight
   }
   if (const auto db = gradient_target(bias))
     kernel::Reduce<Device>::column_sums(context, rows, out, dy, db.data, db.accumulate);
+  if (addend.requires_gradient()) add_gradient(addend, View<const T, 2, Device>(dy, addend.extents()));
 }
 
 }  // namespace detail
 
-/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice).
+/// x [rows, in], weight [out, in], bias [out] or absent -> [rows, out]. x's rows may have a stride (a slice). The product adds to
+/// `addend` [rows, out], if it is present, without a pass of its own: a residual connection.
 template <class T, class Device>
-Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias = {}) {
-  detail::expect_linear(x, weight, bias);
+Var<T, 2, Device> linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias = {},
+                         const Var<T, 2, Device>& addend = {}) {
+  detail::expect_linear(x, weight, bias, addend);
   auto& tape = x.tape();
   const auto mark = tape.mark();
   const auto y = make_output<T>(tape, Extents<2>{x.extent(0), weight.extent(0)},
-                                x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient());
-  detail::linear_forward(x, weight, bias, y.data());
+                                x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
+                                    addend.requires_gradient());
+  detail::linear_forward(x, weight, bias, addend, y.data());
   if (y.requires_gradient())
-    tape.push(mark, y.slot(), [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, output_gradient(y)); });
+    tape.push(mark, y.slot(), [=](Tape<Device>&) { detail::linear_backward(x, weight, bias, addend, output_gradient(y)); });
   return y;
 }
 
@@ -7345,8 +7398,8 @@ class ParameterStore {
     allocate([](const std::string&) { return false; });
   }
 
-  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox operation i,
-  /// so one model's start does not depend on another's.
+  /// Draws starting values, of all weights or of those whose name satisfies `which`; weight number i uses Philox
+  /// operation i, so one model's start does not depend on another's.
   void initialize(std::uint64_t seed, const std::function<bool(const std::string&)>& which = {}) {
     for (std::size_t i = 0; i < entries_.size(); ++i)
       if (!which || which(entries_[i].name)) initialize(*entries_[i].parameter, seed, static_cast<std::uint32_t>(i));
@@ -7422,12 +7475,13 @@ class ParameterStore {
 
 namespace lpo::inline LPO_ABI {
 
-/// x [rows, in], weight [out, in], bias [out] or absent, `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
+/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
 /// product adds to the projection's, so nothing passes over [rows, out] once more. B = 0 gives the bits of linear().
 template <class T, class Device>
 Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
-                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale) {
-  detail::expect_linear(x, weight, bias);
+                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale,
+                                 const Var<T, 2, Device>& addend = {}) {
+  detail::expect_linear(x, weight, bias, addend);
   const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), rank = down.extent(0);
   if (down.extent(1) != in || up.extent(0) != out || up.extent(1) != rank || !down.view().dense() || !up.view().dense())
     throw ShapeError(message("[adapted_linear] adapter ", to_string(down.extents()), " and ", to_string(up.extents()),
@@ -7437,10 +7491,10 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
   const auto mark = tape.mark();
   const auto y = make_output<T>(tape, Extents<2>{rows, out},
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
-                                    down.requires_gradient() || up.requires_gradient());
+                                    down.requires_gradient() || up.requires_gradient() || addend.requires_gradient());
   T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
-  detail::linear_forward(x, weight, bias, y.data());
-  detail::linear_forward(x, down, {}, inner);
+  detail::linear_forward(x, weight, bias, addend, y.data());
+  detail::linear_forward(x, down, {}, {}, inner);
   kernel::GemmParams<T> add{};
   add.m = rows, add.n = out, add.k = rank;
   add.a = inner, add.lda = rank;
@@ -7453,7 +7507,7 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     const T* dy = output_gradient(y);
     auto& context = t.context();
-    detail::linear_backward(x, weight, bias, dy);
+    detail::linear_backward(x, weight, bias, addend, dy);
     if (const auto target = gradient_target(up)) {  // s dy^T (x A^T)
       kernel::GemmParams<T> p{};
       p.m = out, p.n = rank, p.k = rows;
@@ -7473,7 +7527,7 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
     p.c = gradient, p.ldc = rank;
     p.alpha = factor;
     kernel::Gemm<Device>::run(context, p);
-    detail::linear_backward(x, down, {}, static_cast<const T*>(gradient));
+    detail::linear_backward(x, down, {}, {}, static_cast<const T*>(gradient));
   });
   return y;
 }
@@ -7503,6 +7557,12 @@ Var<T, 2, Device> as_rows(const Var<T, 2, Device>& x) {
   return x;
 }
 
+/// A Var that may be absent as rows x channels.
+template <class T, int Rank, class Device>
+Var<T, 2, Device> addend_rows(const Var<T, Rank, Device>& addend) {
+  return addend.present() ? as_rows(addend) : Var<T, 2, Device>();
+}
+
 /// rows x channels back under the outer axes of `like`.
 template <int Out, class T, int Rank, class Device, int C>
 Var<T, Rank, Device, Out> with_rows_of(const Var<T, Rank, Device, C>& like, const Var<T, 2, Device>& rows) {
@@ -7519,20 +7579,20 @@ constexpr void expect_channels() {
 
 }  // namespace detail
 
-/// x [..., In] -> [..., Out]. Keys: weight [Out, In], bias [Out].
+/// x [..., In] -> [..., Out], added to `addend` [..., Out] if there is one. Keys: weight [Out, In], bias [Out].
 template <int In, int Out, class T, class Device, bool Bias = true>
 struct Linear {
   Parameter<T, 2, Device> weight{Extents<2>{Out, In}, detail::fan_in_uniform(In)};
   Parameter<T, 1, Device> bias{Extents<1>{Bias ? Out : 0}, detail::fan_in_uniform(In)};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
-    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b));
+    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7571,16 +7631,17 @@ struct LoraLinear {
   LoraAdapter<T, Device> lora{In, Out};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
+    const auto onto = detail::addend_rows(addend);
     const auto rows = detail::as_rows(plain);
     const auto y = lora.rank > 0 && tape.adapters()
-                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale))
-                       : linear(rows, weight.on(tape), b);
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale), onto)
+                       : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
   }
 
@@ -7594,8 +7655,8 @@ struct LoraLinear {
 };
 
 /// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
-/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many projections
-/// were adapted.
+/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many
+/// projections were adapted.
 template <class T, class Device, class Module>
 int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
@@ -7618,8 +7679,8 @@ int enable_lora(Module& module, index_t rank, float alpha, const std::function<b
 /// Whether a module's name is one of the `targets` or ends in ".target", as peft matches its target_modules.
 inline bool is_lora_target(const std::string& name, const std::vector<std::string>& targets) {
   return std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
-    return name == target || (name.size() > target.size() && name.ends_with(target) &&
-                              name[name.size() - target.size() - 1] == '.');
+    return name == target ||
+           (name.size() > target.size() && name.ends_with(target) && name[name.size() - target.size() - 1] == '.');
   });
 }
 
@@ -7696,6 +7757,17 @@ struct Conv2d {
     } else {
       return conv2d(plain, weight.on(tape), bias.on(tape), options).template with_channels<Out>();
     }
+  }
+
+  /// A 1x1 convolution added to `addend` [n, h, w, Out].
+  template <int C>
+    requires(Kernel == 1)
+  Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, C>& x, const Var<T, 4, Device, Out>& addend) {
+    static_assert(C == In || C == dynamic, "lpo Conv2d: input channels differ from the layer's; check the block before it");
+    auto& tape = x.tape();
+    const Var<T, 4, Device> plain = x, onto = addend;
+    const auto w = weight.on(tape).reshape(Extents<2>{Out, In});
+    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), w, bias.on(tape), detail::as_rows(onto)));
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7790,7 +7862,7 @@ struct ResnetBlock2D {
       }
       h = conv2(norm2(h, epsilon));
       if constexpr (In != Out)
-        return Var<T, 4, Device, Out>(conv_shortcut(input) + h);
+        return conv_shortcut(input, h);
       else
         return Var<T, 4, Device, Out>(input + h);
     });
@@ -7843,7 +7915,8 @@ struct Upsample2D {
 
 namespace lpo::inline LPO_ABI {
 
-/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width].
+/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to `residual` of the same
+/// extents.
 /// Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct Attention {
@@ -7853,9 +7926,10 @@ struct Attention {
   LoraLinear<Width, Width, T, Device, true> to_out;
 
   template <int CX, int CC>
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, CX>& x, const Var<T, 3, Device, CC>& context) {
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, CX>& x, const Var<T, 3, Device, CC>& context,
+                                      const Var<T, 3, Device, Width>& residual) {
     const Var<T, 3, Device> q = to_q(x), k = to_k(context), v = to_v(context);
-    return to_out(attention(q, k, v, Heads));
+    return to_out(attention(q, k, v, Heads), residual);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7873,7 +7947,7 @@ struct Attention {
 
 namespace lpo::inline LPO_ABI {
 
-/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); out(value * gelu(gate)). Hidden width 4 * Width.
+/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 * Width.
 template <int Width, class T, class Device>
 struct GegluFeedForward {
   static constexpr int hidden = 4 * Width;
@@ -7881,10 +7955,10 @@ struct GegluFeedForward {
   Linear<hidden, Width, T, Device> out;
 
   template <int C>
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x) {
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x, const Var<T, 3, Device, Width>& residual) {
     const Var<T, 3, Device> both = project(x);                                                // [n, s, 2 * hidden]
     Var gated = both.slice(2, 0, hidden) * gelu(both.slice(2, hidden, 2 * hidden));           // [n, s, hidden]
-    return out(gated);
+    return out(gated, residual);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7893,7 +7967,8 @@ struct GegluFeedForward {
   }
 };
 
-/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers.
+/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers. Where the context
+/// has more rows, x is repeated when it meets it.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct BasicTransformerBlock {
   LayerNorm<Width, T, Device> norm1, norm2, norm3;
@@ -7904,9 +7979,9 @@ struct BasicTransformerBlock {
   template <int CC>
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& input, const Var<T, 3, Device, CC>& context) {
     const auto normed = norm1(input);
-    const Var x = input + attn1(normed, normed);
-    const Var y = x + attn2(norm2(x), context);
-    return Var<T, 3, Device, Width>(y + ff(norm3(y)));
+    const auto x = repeat_batch(attn1(normed, normed, input), context.extent(0));
+    const auto y = attn2(norm2(x), context, x);
+    return ff(norm3(y), y);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7920,7 +7995,8 @@ struct BasicTransformerBlock {
 };
 
 /// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in and
-/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same.
+/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an x (rows of
+/// context that are a multiple of x's) the result has a row per text, and what comes before the text is computed once.
 template <int Channels, int ContextWidth, int Heads, int Depth, bool LinearProjection, int Groups, class T, class Device>
 struct Transformer2DModel {
   using Projection = std::conditional_t<LinearProjection, Linear<Channels, Channels, T, Device>,
@@ -7935,8 +8011,8 @@ struct Transformer2DModel {
       const auto projected = proj_in(norm(x, 1e-6f));  // [n, h, w, Channels]
       auto tokens = projected.reshape(Extents<3>{x.extent(0), x.extent(1) * x.extent(2), Channels}).template with_channels<Channels>();
       for (auto& block : transformer_blocks) tokens = scoped(x.tape(), [&] { return block(tokens, context); });
-      const auto back = proj_out(tokens.reshape(x.extents()).template with_channels<Channels>());
-      return Var<T, 4, Device, Channels>(back + x);
+      const auto residual = repeat_batch(x, context.extent(0));
+      return proj_out(tokens.reshape(residual.extents()).template with_channels<Channels>(), residual);
     });
   }
 
@@ -7990,8 +8066,8 @@ struct Transformers<Channels, Count, A, U, T, Device> {
   void visit_as(const char*, ParameterVisitor<T, Device>&) {}
 };
 
-/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape asks
-/// for that.
+/// A layer of a UNet: `run(inputs...)`, which may capture nothing but its module. Recomputed in backward when the tape
+/// asks for that.
 template <class Device, class Run, class... Inputs>
 auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> std::invoke_result_t<Run, Inputs...> {
   if (tape.recording() && tape.checkpointing()) return checkpoint(tape, run, inputs...);
@@ -8000,7 +8076,8 @@ auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> 
 
 }  // namespace detail
 
-/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
+/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have fewer rows
+/// than time and context, as Transformer2DModel says; time's first rows are then x's.
 template <int In, int Out, int Layers, bool Down, TransformerSpec A, UNetBlockSpec U, class T, class Device>
 struct DownBlock2D {
   static constexpr int skips = Layers + (Down ? 1 : 0);
@@ -8013,7 +8090,7 @@ struct DownBlock2D {
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
     const auto run_first = [this](const auto& in, const auto& t, const auto& c) {
-      return attentions(0, first(in, t, 1e-5f), c);
+      return attentions(0, first(in, t.slice(0, 0, in.extent(0)), 1e-5f), c);
     };
     auto h = detail::unet_layer(x.tape(), run_first, x, time, context);  // [n, h, w, Out]
     *skip++ = h;
@@ -8631,13 +8708,15 @@ inline constexpr UNetConfig sdxl{.levels = 3,
 
 namespace lpo::inline LPO_ABI {
 
-/// What a UNet is conditioned on, one row per latent.
+/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n latents run under
+/// the first n texts and again under the other n. Results have a row per text. What the latents go through before they meet a text
+/// is computed once.
 template <class T, class Device>
 struct UNetCondition {
-  std::span<const float> timesteps;  ///< [n]
-  Var<T, 3, Device> context;         ///< text states [n, tokens, context_width]
-  Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [n, width]; absent otherwise
-  std::span<const float> time_ids;   ///< SDXL: 6 numbers per row; empty otherwise
+  std::span<const float> timesteps;  ///< [n], one per latent
+  Var<T, 3, Device> context;         ///< text states [rows, tokens, context_width]
+  Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [rows, width]; absent otherwise
+  std::span<const float> time_ids;   ///< SDXL: 6 numbers per row of text; empty otherwise
 };
 
 /// Result of the encoder half.
@@ -8645,7 +8724,7 @@ template <UNetConfig C, class T, class Device>
 struct UNetFeatures {
   std::array<Var<T, 4, Device>, static_cast<std::size_t>(C.skips())> skips;  ///< in diffusers' residual order
   Var<T, 4, Device, C.last_channels()> mid;                                  ///< [n, h', w', last channels]
-  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [n, time_width]
+  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [rows, time_width]
 };
 
 namespace detail {
@@ -8705,9 +8784,12 @@ struct UNetEncoder {
     check(sample, condition);
     auto& tape = sample.tape();
     UNetFeatures<C, T, Device> features;
+    const index_t rows = condition.context.extent(0);
     features.time = embed_time(tape, condition);
-    auto h = conv_in(sample);
-    features.skips[0] = h;
+    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text before.
+    constexpr bool shared_start = C.transformer_depth[0] > 0 && C.addition_width == 0;
+    auto h = conv_in(shared_start ? sample : repeat_batch(sample, rows));
+    features.skips[0] = repeat_batch(h, rows);
     Var<T, 4, Device>* skip = features.skips.data() + 1;
     features.mid = run_down<0>(h, features.time, condition.context, skip);
     return features;
@@ -8739,23 +8821,24 @@ struct UNetEncoder {
     if (static_cast<index_t>(condition.timesteps.size()) != n)
       throw ShapeError(message("[UNet] ", n, " latents need ", n, " timesteps, given ",
                                static_cast<index_t>(condition.timesteps.size())));
-    if (condition.context.extent(0) != n || condition.context.extent(2) != C.context_width)
+    const index_t rows = condition.context.extent(0);
+    if (rows < n || (n > 0 && rows % n != 0) || condition.context.extent(2) != C.context_width)
       throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n, ", tokens, ",
-                               C.context_width, "]"));
+                               C.context_width, "], or have a multiple of ", n, " rows"));
     if constexpr (C.addition_width > 0) {
-      if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != n ||
-          static_cast<index_t>(condition.time_ids.size()) != 6 * n)
-        throw ShapeError(message("[UNet] this model needs pooled text [", n, ", width] and 6 time ids per row"));
+      if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != rows ||
+          static_cast<index_t>(condition.time_ids.size()) != 6 * rows)
+        throw ShapeError(message("[UNet] this model needs pooled text [", rows, ", width] and 6 time ids per row"));
     }
   }
 
   Var<T, 2, Device> embed_time(Tape<Device>& tape, const UNetCondition<T, Device>& condition) {
     const auto features = sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
-    auto embedding = time_embedding(features);
+    const index_t rows = condition.context.extent(0);
+    auto embedding = repeat_batch(time_embedding(features), rows);
     if constexpr (C.addition_width > 0) {
-      const index_t n = features.extent(0);
       const auto ids = sinusoidal_embedding<T>(tape, condition.time_ids, C.addition_time_width)
-                           .reshape(Extents<2>{n, 6 * C.addition_time_width});
+                           .reshape(Extents<2>{rows, 6 * C.addition_time_width});
       const auto added = add_embedding(concat_channels(condition.text_embedding, ids));
       const Var<T, 2, Device, C.time_width()> total = embedding + added;
       embedding = total;
@@ -10176,27 +10259,23 @@ struct LatentRewardModel {
   LatentRewardModel() { visual_projection.weight.initialization = {Initialization::Kind::normal, 0.02f}; }
 
   /// Pooled, concatenated features [n, feature_width]: every level (conditional branch), then the guided middle
-  /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows, conditional first.
+  /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows of text, conditional first.
   Var<T, 2, Device> features(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
                              const RewardPrompt<T, Device>& prompt) {
     const index_t n = latents.extent(0);
     const bool guided = options.guidance != 1.0f;
-    std::vector<float> times(timesteps.begin(), timesteps.end()), ids(prompt.time_ids.begin(), prompt.time_ids.end());
-    UNetCondition<T, Device> condition{times, prompt.context, prompt.text_embedding, ids};
-    auto input = latents;
+    std::vector<float> ids(prompt.time_ids.begin(), prompt.time_ids.end());
+    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids};
     if (guided) {
       if (!prompt.context_empty.present())
         throw ValueError("[LatentRewardModel] guidance other than 1 needs the text states of the empty prompt");
-      times.insert(times.end(), timesteps.begin(), timesteps.end());
       ids.insert(ids.end(), prompt.time_ids.begin(), prompt.time_ids.end());
-      condition.timesteps = times;
       condition.time_ids = ids;
       condition.context = concat_batch(prompt.context, prompt.context_empty);
       if (prompt.text_embedding.present())
         condition.text_embedding = concat_batch(prompt.text_embedding, prompt.text_embedding_empty);
-      input = concat_batch(latents, latents);
     }
-    const auto unet_features = unet.encode(input, condition);
+    const auto unet_features = unet.encode(latents, condition);
     const auto pool = [&](const Var<T, 4, Device>& map, bool guide) {
       const auto conditional = spatial_mean(map.slice(0, 0, n));
       if (!guided || !guide) return conditional;

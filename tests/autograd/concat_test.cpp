@@ -71,6 +71,20 @@ TEST_CASE("gradients of dense copies of slices along any axis") {
   CHECK(copy.view()(1, 2, 1, 4) == a(1, 2, 2, 4));
 }
 
+TEST_CASE("repetition of a batch, and the sum that its gradient is") {
+  auto a = randn(Extents<3>{2, 3, 4}, 1);
+  check_gradients([](auto&, const auto& u) { return repeat_batch(u, 6); }, std::tie(a));
+  check_gradients([](auto&, const auto& u) { return Var(repeat_batch(u, 4) * concat_batch(u, u)); }, std::tie(a));
+  Context<Reference> context;
+  Tape<Reference> tape(context);
+  const auto x = variable(tape, a);
+  CHECK(repeat_batch(x, 2).slot() == x.slot());
+  const auto y = repeat_batch(x, 6);
+  CHECK(to_string(y.extents()) == "[6, 3, 4]");
+  CHECK(y.view()(5, 2, 3) == a(1, 2, 3));
+  CHECK(error_text<lpo::ShapeError>([&] { repeat_batch(x, 5); }) == "[repeat_batch] [2, 3, 4] cannot be repeated to 5 rows");
+}
+
 TEST_CASE("concatenation on Cpu agrees with Reference") {
   const auto a = randn(Extents<4>{2, 5, 6, 33}, 1), b = randn(Extents<4>{2, 5, 6, 17}, 2);
   check_parity(

@@ -37,6 +37,14 @@ TEST_CASE("gradients of linear") {
     auto tall = randn(Extents<2>{9, 6}, 5);
     check_gradients([](auto&, const auto& u, const auto& v) { return linear(u, v.slice(0, 3, 8)); }, std::tie(x, tall));
   }
+  SUBCASE("onto an addend, which may be the input") {
+    auto z = randn(Extents<2>{4, 5}, 6), square = randn(Extents<2>{6, 6}, 7);
+    check_gradients([](auto&, const auto& u, const auto& v, const auto& c, const auto& d) { return linear(u, v, c, d); },
+                    std::tie(x, w, b, z));
+    check_gradients([](auto&, const auto& u, const auto& v, const auto& d) { return linear(u, v, {}, d); },
+                    std::tie(std::as_const(x), std::as_const(w), z));
+    check_gradients([](auto&, const auto& u, const auto& v) { return linear(u, v, {}, u); }, std::tie(x, square));
+  }
   SUBCASE("x x^T") {
     check_gradients([](auto&, const auto& u) { return linear(u, u); }, std::tie(x));
   }
@@ -77,6 +85,7 @@ TEST_CASE("extents that do not fit") {
   CHECK(error_text<lpo::ShapeError>([&] { linear(x, w); }) ==
         "[linear] input has 6 features, weight expects 7: input [4, 6], weight [5, 7]");
   CHECK(error_text<lpo::ShapeError>([&] { linear(x, good, b); }) == "[linear] bias has 4 elements, weight makes 5");
+  CHECK(error_text<lpo::ShapeError>([&] { linear(x, good, {}, x); }) == "[linear] addend [4, 6] must be dense [4, 5]");
   CHECK(error_text<lpo::ShapeError>([&] { linear(x, w.slice(1, 0, 6)); }) ==
         "[linear] the weight must be dense; copy the slice first");
 }
@@ -106,6 +115,9 @@ TEST_CASE("adapted_linear is linear plus a scaled product of low rank, with its 
   const auto both = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a), constant(tape, up), 1.75);
   for (index_t i = 0; i < both.size(); ++i)
     CHECK(both.data()[i] == doctest::Approx(plain.data()[i] + 1.75 * delta.data()[i]).epsilon(1e-13));
+  const auto onto = adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, a), constant(tape, up), 1.75, delta);
+  for (index_t i = 0; i < both.size(); ++i)
+    CHECK(onto.data()[i] == doctest::Approx(both.data()[i] + delta.data()[i]).epsilon(1e-13));
   CHECK_THROWS_AS(adapted_linear(constant(tape, x), constant(tape, w), constant(tape, b), constant(tape, up), constant(tape, a), 1.0), lpo::ShapeError);
 }
 

@@ -20,6 +20,7 @@ struct Case {
   index_t batch = 1;
   bool share_a = false, share_b = false;
   index_t gap = 0;  // extra elements per stored row
+  bool start = false;  // what beta multiplies lies elsewhere
 };
 
 inline const Case cases[] = {
@@ -53,11 +54,15 @@ inline const Case cases[] = {
     {12, 32, 16, false, false, 1.0f, 0.0f, false, 3},
     {6, 40, 16, false, true, 1.0f, 1.0f, true, 3},
     {10, 10, 2100, false, true, 1.0f, 1.0f, true, 2, false, false, 1},
+    {7, 5, 3, false, true, 1.0f, 1.0f, true, 1, false, false, 3, true},
+    {65, 33, 130, false, true, 0.5f, 2.0f, false, 1, false, false, 0, true},
+    {6, 40, 16, false, true, 1.0f, 1.0f, true, 3, false, false, 8, true},
+    {5, 7, 0, false, false, 1.0f, 0.5f, true, 1, false, false, 0, true},
 };
 
 template <class T>
 struct Operands {
-  std::vector<T> a, b, c, bias;
+  std::vector<T> a, b, c, bias, start;
   lpo::kernel::GemmParams<T> params;
 
   explicit Operands(const Case& x) {
@@ -78,7 +83,9 @@ struct Operands {
     c = random_values<T>(x.batch * x.m * p.ldc, 3);
     bias = random_values<T>(x.n, 4);
     if (x.bias) p.bias = bias.data();
-    if (x.beta == 0.0f)  // what C held must not matter, except between its rows
+    start = random_values<T>(x.batch * x.m * p.ldc, 5);
+    if (x.start) p.start = start.data();
+    if (x.beta == 0.0f || x.start)  // what C held must not matter, except between its rows
       for (index_t row = 0; row < x.batch * x.m; ++row)
         std::fill_n(c.begin() + row * p.ldc, x.n, static_cast<T>(std::nanf("")));
     p.a = a.data(), p.b = b.data();
@@ -86,15 +93,22 @@ struct Operands {
 };
 
 template <class Device, class T>
-std::vector<T> run(const Operands<T>& operands, int threads) {
-  auto context = test_context<Device>(threads);
+std::vector<T> run_in(lpo::Context<Device>& context, const Operands<T>& operands) {
   auto params = operands.params;
   const auto a = on_device<Device>(operands.a), b = on_device<Device>(operands.b), bias = on_device<Device>(operands.bias);
   auto c = on_device<Device>(operands.c);
   params.a = a.data(), params.b = b.data(), params.c = c.data();
+  const auto start = on_device<Device>(operands.start);
   if (params.bias != nullptr) params.bias = bias.data();
+  if (params.start != nullptr) params.start = start.data();
   lpo::kernel::Gemm<Device>::run(context, params);
   return to_host(c);
+}
+
+template <class Device, class T>
+std::vector<T> run(const Operands<T>& operands, int threads) {
+  auto context = test_context<Device>(threads);
+  return run_in(context, operands);
 }
 
 template <class Device, class T>

@@ -174,6 +174,35 @@ TEST_CASE("sizes that do not halve evenly") {
   CHECK(golden::relative_error(dx.data(), dtruth.data(), 280) < 1e-5);
 }
 
+TEST_CASE("latents under two texts each equal latents written twice, forward and gradients") {
+  Loaded<golden::sd15, double, Reference> model("unet_sd15");
+  Tape<Reference> tape(model.context);
+  const auto run = [&](bool written_twice) {
+    auto in = model.inputs.on(tape);
+    const auto one = in.condition.context;
+    in.condition.context = concat_batch(one, concat_batch(one.slice(0, 1, 2), one.slice(0, 0, 1)));
+    std::vector<float> timesteps(in.condition.timesteps.begin(), in.condition.timesteps.end());
+    if (written_twice) timesteps.insert(timesteps.end(), timesteps.begin(), timesteps.begin() + 2);
+    in.condition.timesteps = timesteps;
+    model.store.reset_gradients();
+    const auto y = (*model.unet)(written_twice ? concat_batch(in.sample, in.sample) : in.sample, in.condition);
+    const auto out = values(y);
+    const auto ones = Tensor<double, 4, Reference>::full(y.extents(), 1.0);
+    backward(y, ones.view());
+    model.store.finish_gradients();
+    const auto dx = read_gradient(in.sample);
+    auto gradients = trainable_gradients(model.store);
+    gradients.insert(gradients.end(), dx.data(), dx.data() + dx.size());
+    tape.clear();
+    return std::pair(out, gradients);
+  };
+  const auto [shared, shared_gradients] = run(false);
+  const auto [plain, plain_gradients] = run(true);
+  REQUIRE(shared.size() == plain.size());
+  CHECK(golden::relative_error(shared.data(), plain.data(), static_cast<index_t>(plain.size())) < 1e-13);
+  CHECK(golden::relative_error(shared_gradients.data(), plain_gradients.data(), static_cast<index_t>(plain_gradients.size())) < 1e-12);
+}
+
 TEST_CASE("inputs that do not fit are named") {
   Loaded<golden::sdxl, float, Cpu> model("unet_sdxl");
   Tape<Cpu> tape(model.context);

@@ -3,14 +3,10 @@
 // refused.
 #ifdef LPO_PROGRAM_TRAIN_LRM
 #include <doctest/doctest.h>
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <csignal>
 #include <filesystem>
-#include <thread>
 
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/png.hpp>
@@ -148,31 +144,17 @@ std::vector<std::string> replaced(std::vector<std::string> list, const std::stri
 }
 
 /// Starts the program and sends it a signal when it has logged so many steps; its exit status, or 128 + signal.
-int interrupted_run(const std::vector<std::string>& arguments, const std::string& log, std::size_t steps, int signal) {
-  std::vector<char*> argv = {const_cast<char*>(LPO_PROGRAM_TRAIN_LRM)};
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    const int nothing = ::open("/dev/null", O_WRONLY);
-    ::dup2(nothing, 1);
-    ::dup2(nothing, 2);
-    ::execv(argv[0], argv.data());
-    ::_exit(127);
-  }
-  int status = 0;
-  for (int i = 0; i < 60000; ++i) {
-    if (lpo::file_exists(log)) {
-      const std::string text = lpo::read_text_file(log);
-      if (static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps) break;
-    }
-    if (::waitpid(child, &status, WNOHANG) == child)
-      return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  ::kill(child, signal);
-  ::waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+int interrupted_run(const Fixture& f, const std::string& out, const std::vector<std::string>& options,
+                    std::size_t steps, int signal) {
+  const std::string log = f.directory.file(out + "/metrics.jsonl");
+  RunningProgram program(LPO_PROGRAM_TRAIN_LRM, f.arguments(f.pictures, out, options), f.directory.file("printed.txt"));
+  const bool runs = program.runs_until([&] {
+    if (!lpo::file_exists(log)) return false;
+    const std::string text = lpo::read_text_file(log);
+    return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps;
+  });
+  if (runs) program.send(signal);
+  return program.wait();
 }
 
 }  // namespace
@@ -208,8 +190,12 @@ TEST_CASE("train_lrm: a folder, shards and a cache give the same training; a rew
   CHECK(validation[1]["timestep"] == 201);
   CHECK(validation[1]["low"] <= validation[1]["accuracy"]);
   CHECK(validation[1]["pairs"] == 6);
+  std::size_t events = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(f.directory.file("folder")))
+    events += entry.path().filename().string().starts_with("events.out.tfevents.") ? 1 : 0;
+  CHECK(events == 1);
   const std::string report = f.directory.read("folder/report.html");
-  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 40 pictures."));
+  CHECK(has_part(report, "Trained for 6 steps on 14 pairs of 28 pictures."));
   CHECK(has_part(report, "Accuracy by timestep"));
   for (const char* file : {"unet/config.json", "text_encoder/model.safetensors", "head.safetensors", "state_dict.pt",
                            "tokenizer/vocab.json"})
@@ -248,10 +234,10 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
   for (const int signal : {SIGKILL, SIGTERM}) {
     CAPTURE(signal);
     const std::string out = signal == SIGKILL ? "killed" : "stopped";
-    const int status =
-        interrupted_run(f.arguments(f.pictures, out, long_run), f.directory.file(out + "/metrics.jsonl"), 3, signal);
+    const int status = interrupted_run(f, out, long_run, 3, signal);
     CHECK(status == (signal == SIGKILL ? 128 + SIGKILL : 130));
     CHECK_FALSE(std::filesystem::exists(f.directory.file(out + "/lrm-last")));
+    CHECK(lpo::file_exists(f.directory.file(out + "/report.html")) == (signal == SIGTERM));
     CHECK(has_part(f.train(f.pictures, out, long_run).printed,
                    "has checkpoints of an earlier run; --resume goes on with it"));
     const auto resumed = f.train(f.pictures, out, with(long_run, {"--resume"}));

@@ -26,7 +26,6 @@ TEST_CASE("the arithmetic of a UNet is that of lpo-method G, counted from its la
   CHECK(sd15.kept_by_encoder < 0.5 * sd15.kept);
   // Checkpointing keeps a small part; adapters add to what is kept.
   CHECK(sd15.kept_by_layers < 0.1 * sd15.kept);
-  CHECK(examples::unet_work(lpo::presets::sd15, 64, 64, 77, true).kept > 1.1 * sd15.kept);
 }
 
 TEST_CASE("settings are written as they came out, and read back") {

@@ -323,7 +323,7 @@ TEST_CASE("gradient checkpointing computes the same gradients in less memory") {
   }
   CHECK(peaks[1] < peaks[0]);
   // What programs foresee, for 4 pairs under guidance.
-  const auto work = examples::unet_work(unet_config, 4, 4, 6, true);
+  const auto work = examples::unet_work(unet_config, 4, 4, 6);
   CHECK(static_cast<double>(peaks[0]) == doctest::Approx(8 * sizeof(float) * work.kept).epsilon(0.2));
   CHECK(static_cast<double>(peaks[1]) ==
         doctest::Approx(8 * sizeof(float) * (work.kept_by_layers + 2 * work.widest_layer)).epsilon(0.2));

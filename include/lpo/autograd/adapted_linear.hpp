@@ -6,12 +6,13 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// x [rows, in], weight [out, in], bias [out] or absent, `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
+/// x [rows, in], weight [out, in], bias [out] and addend [rows, out] or absent (see linear), `down` A [rank, in], `up` B [out, rank] -> [rows, out]. The adapter's
 /// product adds to the projection's, so nothing passes over [rows, out] once more. B = 0 gives the bits of linear().
 template <class T, class Device>
 Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
-                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale) {
-  detail::expect_linear(x, weight, bias);
+                                 const Var<T, 2, Device>& down, const Var<T, 2, Device>& up, double scale,
+                                 const Var<T, 2, Device>& addend = {}) {
+  detail::expect_linear(x, weight, bias, addend);
   const index_t rows = x.extent(0), in = x.extent(1), out = weight.extent(0), rank = down.extent(0);
   if (down.extent(1) != in || up.extent(0) != out || up.extent(1) != rank || !down.view().dense() || !up.view().dense())
     throw ShapeError(message("[adapted_linear] adapter ", to_string(down.extents()), " and ", to_string(up.extents()),
@@ -21,10 +22,10 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
   const auto mark = tape.mark();
   const auto y = make_output<T>(tape, Extents<2>{rows, out},
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
-                                    down.requires_gradient() || up.requires_gradient());
+                                    down.requires_gradient() || up.requires_gradient() || addend.requires_gradient());
   T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
-  detail::linear_forward(x, weight, bias, y.data());
-  detail::linear_forward(x, down, {}, inner);
+  detail::linear_forward(x, weight, bias, addend, y.data());
+  detail::linear_forward(x, down, {}, {}, inner);
   kernel::GemmParams<T> add{};
   add.m = rows, add.n = out, add.k = rank;
   add.a = inner, add.lda = rank;
@@ -37,7 +38,7 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     const T* dy = output_gradient(y);
     auto& context = t.context();
-    detail::linear_backward(x, weight, bias, dy);
+    detail::linear_backward(x, weight, bias, addend, dy);
     if (const auto target = gradient_target(up)) {  // s dy^T (x A^T)
       kernel::GemmParams<T> p{};
       p.m = out, p.n = rank, p.k = rows;
@@ -57,7 +58,7 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
     p.c = gradient, p.ldc = rank;
     p.alpha = factor;
     kernel::Gemm<Device>::run(context, p);
-    detail::linear_backward(x, down, {}, static_cast<const T*>(gradient));
+    detail::linear_backward(x, down, {}, {}, static_cast<const T*>(gradient));
   });
   return y;
 }

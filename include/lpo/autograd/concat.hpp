@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Differentiable concatenation along the channels or the batch, and the dense copy of a strided Var.
+// Differentiable concatenation along the channels or the batch, repetition, and the dense copy of a strided Var.
 #pragma once
 
 #include <lpo/autograd/var.hpp>
@@ -76,6 +76,31 @@ Var<T, Rank, Device> concat_batch(const Var<T, Rank, Device>& a, const Var<T, Ra
     if (const auto da = gradient_target(a)) kernel::CopyRows<Device>::run(t.context(), 1, na, dy, na, da.data, na, da.accumulate);
     if (const auto db = gradient_target(b))
       kernel::CopyRows<Device>::run(t.context(), 1, nb, dy + na, nb, db.data, nb, db.accumulate);
+  });
+  return y;
+}
+
+/// A dense Var [n, ...] again and again until it has `rows` rows, a multiple of n; the Var itself when it has them.
+template <class T, int Rank, class Device, int Channels>
+Var<T, Rank, Device, Channels> repeat_batch(const Var<T, Rank, Device, Channels>& x, index_t rows) {
+  const index_t n = x.extent(0), size = x.size();
+  if (n == rows) return x;
+  if (n == 0 || rows % n != 0)
+    throw ShapeError(message("[repeat_batch] ", to_string(x.extents()), " cannot be repeated to ", rows, " rows"));
+  if (!x.view().dense()) throw ShapeError("[repeat_batch] the input must be dense");
+  auto extents = x.extents();
+  extents[0] = rows;
+  auto& tape = x.tape();
+  const auto mark = tape.mark();
+  const auto y = make_output<T, Channels>(tape, extents, x.requires_gradient());
+  const index_t copies = rows / n;
+  kernel::CopyRows<Device>::run(tape.context(), copies, size, static_cast<const T*>(x.data()), 0, y.data(), size, false);
+  if (!y.requires_gradient()) return y;
+  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
+    const T* dy = output_gradient(y);
+    for (index_t copy = 0; copy < copies; ++copy)
+      if (const auto dx = gradient_target(x))
+        kernel::CopyRows<Device>::run(t.context(), 1, size, dy + copy * size, size, dx.data, size, dx.accumulate);
   });
   return y;
 }

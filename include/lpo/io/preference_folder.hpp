@@ -2,6 +2,7 @@
 // Preference pairs as a JSONL file beside a folder of pictures.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>

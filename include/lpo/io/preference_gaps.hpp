@@ -9,8 +9,10 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include <lpo/base/extents.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/reward/mpcf.hpp>
 

@@ -5,7 +5,7 @@
 #include <array>
 #include <cmath>
 #include <string>
-#include <string_view>
+#include <utility>
 
 #include <lpo/io/json.hpp>
 #include <lpo/reward/loss.hpp>

@@ -25,6 +25,7 @@ struct GemmParams {
   float alpha = 1.0f;
   float beta = 0.0f;
   const T* bias = nullptr;  ///< [n], added to every row; may be null
+  const T* start = nullptr;  ///< what beta multiplies, laid out like C; null means C itself
 
   index_t batch = 1;  ///< independent products; operands advance by the batch strides (0 shares an operand)
   index_t batch_stride_a = 0, batch_stride_b = 0, batch_stride_c = 0;

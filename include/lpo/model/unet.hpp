@@ -13,13 +13,15 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// What a UNet is conditioned on, one row per latent.
+/// What a UNet is conditioned on, one row per latent, or several: with 2n rows of text, as guidance needs, the n latents run under
+/// the first n texts and again under the other n. Results have a row per text. What the latents go through before they meet a text
+/// is computed once.
 template <class T, class Device>
 struct UNetCondition {
-  std::span<const float> timesteps;  ///< [n]
-  Var<T, 3, Device> context;         ///< text states [n, tokens, context_width]
-  Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [n, width]; absent otherwise
-  std::span<const float> time_ids;   ///< SDXL: 6 numbers per row; empty otherwise
+  std::span<const float> timesteps;  ///< [n], one per latent
+  Var<T, 3, Device> context;         ///< text states [rows, tokens, context_width]
+  Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [rows, width]; absent otherwise
+  std::span<const float> time_ids;   ///< SDXL: 6 numbers per row of text; empty otherwise
 };
 
 /// Result of the encoder half.
@@ -27,7 +29,7 @@ template <UNetConfig C, class T, class Device>
 struct UNetFeatures {
   std::array<Var<T, 4, Device>, static_cast<std::size_t>(C.skips())> skips;  ///< in diffusers' residual order
   Var<T, 4, Device, C.last_channels()> mid;                                  ///< [n, h', w', last channels]
-  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [n, time_width]
+  Var<T, 2, Device> time;                                                    ///< silu(time embedding) [rows, time_width]
 };
 
 namespace detail {
@@ -87,9 +89,12 @@ struct UNetEncoder {
     check(sample, condition);
     auto& tape = sample.tape();
     UNetFeatures<C, T, Device> features;
+    const index_t rows = condition.context.extent(0);
     features.time = embed_time(tape, condition);
-    auto h = conv_in(sample);
-    features.skips[0] = h;
+    // The first layer's text comes after a convolution, a resnet and a self-attention; SDXL's resnets see a text before.
+    constexpr bool shared_start = C.transformer_depth[0] > 0 && C.addition_width == 0;
+    auto h = conv_in(shared_start ? sample : repeat_batch(sample, rows));
+    features.skips[0] = repeat_batch(h, rows);
     Var<T, 4, Device>* skip = features.skips.data() + 1;
     features.mid = run_down<0>(h, features.time, condition.context, skip);
     return features;
@@ -121,23 +126,24 @@ struct UNetEncoder {
     if (static_cast<index_t>(condition.timesteps.size()) != n)
       throw ShapeError(message("[UNet] ", n, " latents need ", n, " timesteps, given ",
                                static_cast<index_t>(condition.timesteps.size())));
-    if (condition.context.extent(0) != n || condition.context.extent(2) != C.context_width)
+    const index_t rows = condition.context.extent(0);
+    if (rows < n || (n > 0 && rows % n != 0) || condition.context.extent(2) != C.context_width)
       throw ShapeError(message("[UNet] text states ", to_string(condition.context.extents()), " must be [", n, ", tokens, ",
-                               C.context_width, "]"));
+                               C.context_width, "], or have a multiple of ", n, " rows"));
     if constexpr (C.addition_width > 0) {
-      if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != n ||
-          static_cast<index_t>(condition.time_ids.size()) != 6 * n)
-        throw ShapeError(message("[UNet] this model needs pooled text [", n, ", width] and 6 time ids per row"));
+      if (!condition.text_embedding.present() || condition.text_embedding.extent(0) != rows ||
+          static_cast<index_t>(condition.time_ids.size()) != 6 * rows)
+        throw ShapeError(message("[UNet] this model needs pooled text [", rows, ", width] and 6 time ids per row"));
     }
   }
 
   Var<T, 2, Device> embed_time(Tape<Device>& tape, const UNetCondition<T, Device>& condition) {
     const auto features = sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
-    auto embedding = time_embedding(features);
+    const index_t rows = condition.context.extent(0);
+    auto embedding = repeat_batch(time_embedding(features), rows);
     if constexpr (C.addition_width > 0) {
-      const index_t n = features.extent(0);
       const auto ids = sinusoidal_embedding<T>(tape, condition.time_ids, C.addition_time_width)
-                           .reshape(Extents<2>{n, 6 * C.addition_time_width});
+                           .reshape(Extents<2>{rows, 6 * C.addition_time_width});
       const auto added = add_embedding(concat_channels(condition.text_embedding, ids));
       const Var<T, 2, Device, C.time_width()> total = embedding + added;
       embedding = total;

@@ -7,7 +7,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width].
+/// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to `residual` of the same
+/// extents.
 /// Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct Attention {
@@ -17,9 +18,10 @@ struct Attention {
   LoraLinear<Width, Width, T, Device, true> to_out;
 
   template <int CX, int CC>
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, CX>& x, const Var<T, 3, Device, CC>& context) {
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, CX>& x, const Var<T, 3, Device, CC>& context,
+                                      const Var<T, 3, Device, Width>& residual) {
     const Var<T, 3, Device> q = to_q(x), k = to_k(context), v = to_v(context);
-    return to_out(attention(q, k, v, Heads));
+    return to_out(attention(q, k, v, Heads), residual);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {

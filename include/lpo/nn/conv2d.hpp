@@ -28,6 +28,17 @@ struct Conv2d {
     }
   }
 
+  /// A 1x1 convolution added to `addend` [n, h, w, Out].
+  template <int C>
+    requires(Kernel == 1)
+  Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, C>& x, const Var<T, 4, Device, Out>& addend) {
+    static_assert(C == In || C == dynamic, "lpo Conv2d: input channels differ from the layer's; check the block before it");
+    auto& tape = x.tape();
+    const Var<T, 4, Device> plain = x, onto = addend;
+    const auto w = weight.on(tape).reshape(Extents<2>{Out, In});
+    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), w, bias.on(tape), detail::as_rows(onto)));
+  }
+
   void visit(ParameterVisitor<T, Device>& v) {
     v("weight", weight);
     v("bias", bias);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <lpo/autograd/adapted_linear.hpp>
@@ -31,6 +32,12 @@ Var<T, 2, Device> as_rows(const Var<T, 2, Device>& x) {
   return x;
 }
 
+/// A Var that may be absent as rows x channels.
+template <class T, int Rank, class Device>
+Var<T, 2, Device> addend_rows(const Var<T, Rank, Device>& addend) {
+  return addend.present() ? as_rows(addend) : Var<T, 2, Device>();
+}
+
 /// rows x channels back under the outer axes of `like`.
 template <int Out, class T, int Rank, class Device, int C>
 Var<T, Rank, Device, Out> with_rows_of(const Var<T, Rank, Device, C>& like, const Var<T, 2, Device>& rows) {
@@ -47,20 +54,20 @@ constexpr void expect_channels() {
 
 }  // namespace detail
 
-/// x [..., In] -> [..., Out]. Keys: weight [Out, In], bias [Out].
+/// x [..., In] -> [..., Out], added to `addend` [..., Out] if there is one. Keys: weight [Out, In], bias [Out].
 template <int In, int Out, class T, class Device, bool Bias = true>
 struct Linear {
   Parameter<T, 2, Device> weight{Extents<2>{Out, In}, detail::fan_in_uniform(In)};
   Parameter<T, 1, Device> bias{Extents<1>{Bias ? Out : 0}, detail::fan_in_uniform(In)};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
-    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b));
+    return detail::with_rows_of<Out>(x, linear(detail::as_rows(plain), weight.on(tape), b, detail::addend_rows(addend)));
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -99,16 +106,17 @@ struct LoraLinear {
   LoraAdapter<T, Device> lora{In, Out};
 
   template <int Rank, int C>
-  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x) {
+  Var<T, Rank, Device, Out> operator()(const Var<T, Rank, Device, C>& x, const std::type_identity_t<Var<T, Rank, Device>>& addend = {}) {
     detail::expect_channels<In, C>();
     auto& tape = x.tape();
     Var<T, 1, Device> b;
     if constexpr (Bias) b = bias.on(tape);
     const Var<T, Rank, Device> plain = x;
+    const auto onto = detail::addend_rows(addend);
     const auto rows = detail::as_rows(plain);
     const auto y = lora.rank > 0 && tape.adapters()
-                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale))
-                       : linear(rows, weight.on(tape), b);
+                       ? adapted_linear(rows, weight.on(tape), b, lora.down.on(tape), lora.up.on(tape), static_cast<double>(lora.scale), onto)
+                       : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
   }
 

@@ -38,7 +38,7 @@ struct ResnetBlock2D {
       }
       h = conv2(norm2(h, epsilon));
       if constexpr (In != Out)
-        return Var<T, 4, Device, Out>(conv_shortcut(input) + h);
+        return conv_shortcut(input, h);
       else
         return Var<T, 4, Device, Out>(input + h);
     });

@@ -5,13 +5,14 @@
 #include <array>
 
 #include <lpo/autograd/checkpoint.hpp>
+#include <lpo/autograd/concat.hpp>
 #include <lpo/nn/attention.hpp>
 #include <lpo/nn/conv2d.hpp>
 #include <lpo/nn/normalization.hpp>
 
 namespace lpo::inline LPO_ABI {
 
-/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); out(value * gelu(gate)). Hidden width 4 * Width.
+/// GEGLU feed-forward (arXiv 2002.05202): (value, gate) = proj(x); residual + out(value * gelu(gate)). Hidden width 4 * Width.
 template <int Width, class T, class Device>
 struct GegluFeedForward {
   static constexpr int hidden = 4 * Width;
@@ -19,10 +20,10 @@ struct GegluFeedForward {
   Linear<hidden, Width, T, Device> out;
 
   template <int C>
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x) {
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x, const Var<T, 3, Device, Width>& residual) {
     const Var<T, 3, Device> both = project(x);                                                // [n, s, 2 * hidden]
     Var gated = both.slice(2, 0, hidden) * gelu(both.slice(2, hidden, 2 * hidden));           // [n, s, hidden]
-    return out(gated);
+    return out(gated, residual);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -31,7 +32,8 @@ struct GegluFeedForward {
   }
 };
 
-/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers.
+/// Pre-norm block: x += attn1(norm1 x); x += attn2(norm2 x, context); x += ff(norm3 x). Key names as in diffusers. Where the context
+/// has more rows, x is repeated when it meets it.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct BasicTransformerBlock {
   LayerNorm<Width, T, Device> norm1, norm2, norm3;
@@ -42,9 +44,9 @@ struct BasicTransformerBlock {
   template <int CC>
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& input, const Var<T, 3, Device, CC>& context) {
     const auto normed = norm1(input);
-    const Var x = input + attn1(normed, normed);
-    const Var y = x + attn2(norm2(x), context);
-    return Var<T, 3, Device, Width>(y + ff(norm3(y)));
+    const auto x = repeat_batch(attn1(normed, normed, input), context.extent(0));
+    const auto y = attn2(norm2(x), context, x);
+    return ff(norm3(y), y);
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -58,7 +60,8 @@ struct BasicTransformerBlock {
 };
 
 /// x [n, h, w, Channels] + proj_out(blocks(proj_in(norm x))). `LinearProjection` tells how checkpoints store proj_in and
-/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same.
+/// proj_out: matrices (SD2, SDXL) or 1x1 convolutions (SD1); the arithmetic is the same. With several texts for an x (rows of
+/// context that are a multiple of x's) the result has a row per text, and what comes before the text is computed once.
 template <int Channels, int ContextWidth, int Heads, int Depth, bool LinearProjection, int Groups, class T, class Device>
 struct Transformer2DModel {
   using Projection = std::conditional_t<LinearProjection, Linear<Channels, Channels, T, Device>,
@@ -73,8 +76,8 @@ struct Transformer2DModel {
       const auto projected = proj_in(norm(x, 1e-6f));  // [n, h, w, Channels]
       auto tokens = projected.reshape(Extents<3>{x.extent(0), x.extent(1) * x.extent(2), Channels}).template with_channels<Channels>();
       for (auto& block : transformer_blocks) tokens = scoped(x.tape(), [&] { return block(tokens, context); });
-      const auto back = proj_out(tokens.reshape(x.extents()).template with_channels<Channels>());
-      return Var<T, 4, Device, Channels>(back + x);
+      const auto residual = repeat_batch(x, context.extent(0));
+      return proj_out(tokens.reshape(residual.extents()).template with_channels<Channels>(), residual);
     });
   }
 

@@ -56,7 +56,8 @@ auto unet_layer(Tape<Device>& tape, const Run& run, const Inputs&... inputs) -> 
 
 }  // namespace detail
 
-/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips.
+/// `Layers` x (resnet, transformer), then an optional downsampling. Each output is appended to the skips. `x` may have fewer rows
+/// than time and context, as Transformer2DModel says; time's first rows are then x's.
 template <int In, int Out, int Layers, bool Down, TransformerSpec A, UNetBlockSpec U, class T, class Device>
 struct DownBlock2D {
   static constexpr int skips = Layers + (Down ? 1 : 0);
@@ -69,7 +70,7 @@ struct DownBlock2D {
   Var<T, 4, Device, Out> operator()(const Var<T, 4, Device, In>& x, const Var<T, 2, Device>& time,
                                     const Var<T, 3, Device>& context, Var<T, 4, Device>* skip) {
     const auto run_first = [this](const auto& in, const auto& t, const auto& c) {
-      return attentions(0, first(in, t, 1e-5f), c);
+      return attentions(0, first(in, t.slice(0, 0, in.extent(0)), 1e-5f), c);
     };
     auto h = detail::unet_layer(x.tape(), run_first, x, time, context);  // [n, h, w, Out]
     *skip++ = h;

@@ -50,27 +50,23 @@ struct LatentRewardModel {
   LatentRewardModel() { visual_projection.weight.initialization = {Initialization::Kind::normal, 0.02f}; }
 
   /// Pooled, concatenated features [n, feature_width]: every level (conditional branch), then the guided middle
-  /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows, conditional first.
+  /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows of text, conditional first.
   Var<T, 2, Device> features(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
                              const RewardPrompt<T, Device>& prompt) {
     const index_t n = latents.extent(0);
     const bool guided = options.guidance != 1.0f;
-    std::vector<float> times(timesteps.begin(), timesteps.end()), ids(prompt.time_ids.begin(), prompt.time_ids.end());
-    UNetCondition<T, Device> condition{times, prompt.context, prompt.text_embedding, ids};
-    auto input = latents;
+    std::vector<float> ids(prompt.time_ids.begin(), prompt.time_ids.end());
+    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids};
     if (guided) {
       if (!prompt.context_empty.present())
         throw ValueError("[LatentRewardModel] guidance other than 1 needs the text states of the empty prompt");
-      times.insert(times.end(), timesteps.begin(), timesteps.end());
       ids.insert(ids.end(), prompt.time_ids.begin(), prompt.time_ids.end());
-      condition.timesteps = times;
       condition.time_ids = ids;
       condition.context = concat_batch(prompt.context, prompt.context_empty);
       if (prompt.text_embedding.present())
         condition.text_embedding = concat_batch(prompt.text_embedding, prompt.text_embedding_empty);
-      input = concat_batch(latents, latents);
     }
-    const auto unet_features = unet.encode(input, condition);
+    const auto unet_features = unet.encode(latents, condition);
     const auto pool = [&](const Var<T, 4, Device>& map, bool guide) {
       const auto conditional = spatial_mean(map.slice(0, 0, n));
       if (!guided || !guide) return conditional;

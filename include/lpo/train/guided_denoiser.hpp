@@ -83,7 +83,8 @@ void expect_added_conditioning(const char* operation, const PromptBatch<T, Devic
 }  // namespace detail
 
 /// Unguided prediction on a tape: `latents` [n, h, w, c], row i at timesteps[i] under prompt rows[i], or under the empty prompt
-/// where rows[i] is detail::empty_prompt -> [n, h, w, c].
+/// where rows[i] is detail::empty_prompt -> [n, h, w, c]. With m n rows: all latents under the first n, then again under the
+/// next; what comes before the text in the network is computed once -> [m n, h, w, c].
 template <class UNet, class T, class Device>
 Var<T, 4, Device> conditional_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
                                          const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
@@ -104,12 +105,9 @@ Var<T, 4, Device> conditional_prediction(UNet& unet, const PromptBatch<T, Device
 template <class UNet, class T, class Device>
 Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
                                     const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
-  std::vector<float> twice(timesteps.begin(), timesteps.end());
-  twice.insert(twice.end(), timesteps.begin(), timesteps.end());
   std::vector<index_t> halves(rows.size(), detail::empty_prompt);
   halves.insert(halves.end(), rows.begin(), rows.end());
-  return conditional_prediction(unet, prompts, std::span<const index_t>(halves), concat_batch(latents, latents),
-                                std::span<const float>(twice));
+  return conditional_prediction(unet, prompts, std::span<const index_t>(halves), latents, timesteps);
 }
 
 /// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of a 16-bit

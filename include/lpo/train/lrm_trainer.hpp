@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,6 +56,7 @@ struct LrmTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;  ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
+  std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line of the log
 };
 
 /// Result of a training run.
@@ -136,6 +137,10 @@ class LrmTrainer {
     double smoothed = 0, accuracy_now = -1;
     std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
+    const auto cancel = [&] {
+      throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+    };
+    if (!reporter.report(state.step)) cancel();
 
     while (state.step < options_.max_train_steps) {
       if (guard_.in_a_row() == 0) good = counters_;
@@ -156,14 +161,15 @@ class LrmTrainer {
         report.final_loss = result.loss;
         smoothed = smoothed == 0 ? result.loss : 0.95 * smoothed + 0.05 * result.loss;
       }
-      MetricValues metrics{{"train_loss", result.loss},
-                           {"implicit_acc", result.accuracy},
-                           {"train_margin", result.margin},
-                           {"grad_norm", result.norm},
-                           {"lr", result.rate},
-                           {"epoch", epoch_of(state.step - 1, units.size())},
-                           {"skipped_steps", static_cast<double>(guard_.skipped())},
-                           {"global_step", static_cast<double>(optimizer_.step_count())}};
+      MetricValues metrics{
+          {"train_loss", result.loss},
+          {"implicit_acc", result.accuracy},
+          {"train_margin", result.margin},
+          {"grad_norm", result.norm},
+          {"lr", result.rate},
+          {"epoch", static_cast<double>(state.step * options_.train_batch_size) / static_cast<double>(units.size())},
+          {"skipped_steps", static_cast<double>(guard_.skipped())},
+          {"global_step", static_cast<double>(optimizer_.step_count())}};
       const bool last = state.step == options_.max_train_steps;
       if (validates && (last || (options_.validation_steps > 0 && state.step % options_.validation_steps == 0))) {
         swap_average();
@@ -176,6 +182,7 @@ class LrmTrainer {
         swap_average();
       }
       log.write(state.step - 1, metrics);
+      if (options_.on_metrics) options_.on_metrics(state.step - 1, metrics);
       const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
       const auto save = [&] {
         if (writes && guard_.in_a_row() == 0) folder.save(state);
@@ -185,8 +192,7 @@ class LrmTrainer {
       if (accuracy_now >= 0) shown.emplace_back("accuracy", accuracy_now);
       if (!reporter.report(state.step, std::move(shown))) {
         if (!due) save();
-        throw CancelledError(
-            message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+        cancel();
       }
     }
     report.steps = state.step;
@@ -269,9 +275,6 @@ class LrmTrainer {
   index_t micro_batch() const {
     return options_.micro_batch_size > 0 ? std::min(options_.micro_batch_size, options_.train_batch_size)
                                          : options_.train_batch_size;
-  }
-  double epoch_of(index_t step_index, std::size_t units) const {
-    return static_cast<double>(step_index * options_.train_batch_size / static_cast<index_t>(units));
   }
 
   TrainingState training_state(const LatentPairs& pairs) {

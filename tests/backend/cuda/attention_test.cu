@@ -47,6 +47,15 @@ std::vector<Case> wide_cases() {
           {2, 130, 129, 1, 160, false, 8},
           {1, 77, 700, 1, 152},
           {1, 150, 80, 2, 64},
+          {2, 130, 193, 2, 40, false, 8},  // both gradients on warpgroups: more than 128 queries and keys
+          {1, 320, 257, 1, 40},
+          {1, 257, 192, 2, 64, false, 16},
+          {1, 129, 400, 1, 56},
+          {2, 200, 150, 2, 80},
+          {1, 450, 129, 1, 72, false, 8},
+          {1, 256, 256, 2, 128},
+          {1, 193, 330, 1, 120, false, 8},
+          {2, 256, 256, 1, 160},
           {1, 150, 81, 2, 40},
           {1, 40, 30, 1, 200},  // wider than one pass of the plain kernels
           {1, 60, 20, 2, 44, false, 4}};
@@ -84,7 +93,8 @@ TEST_CASE("cuda attention agrees with the reference, with the same bits every ti
 
 TEST_CASE("cuda attention gradients that nobody asked for are not written") {
   lpo::Context<lpo::Cuda> context;
-  for (const auto& c : {Case{1, 70, 90, 1, 12}, Case{2, 70, 90, 1, 16}, Case{1, 900, 30, 1, 40}})
+  for (const auto& c :
+       {Case{1, 70, 90, 1, 12}, Case{2, 70, 90, 1, 16}, Case{1, 900, 30, 1, 40}, Case{1, 200, 300, 1, 40}})
     for (const auto& wanted : {Wanted{true, false, false}, Wanted{false, true, false}, Wanted{false, false, true},
                                Wanted{false, true, true}, Wanted{false, false, false}}) {
       compare<float>(context, c, wanted);

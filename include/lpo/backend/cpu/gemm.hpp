@@ -2,6 +2,9 @@
 // The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
 #pragma once
 
+#include <cstring>
+#include <utility>
+
 #include <lpo/base/config.hpp>
 
 #if LPO_HOST_PASS
@@ -152,10 +155,27 @@ struct Gemm<Cpu> {
   template <class T>
   static void run(Context<Cpu>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+    if (p.start != nullptr) return run_from(context, p);
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
     else
       detail::tile_gemm(context, p);
+  }
+
+ private:
+  /// Puts what the product starts from in its place.
+  template <class T>
+  static void run_from(Context<Cpu>& context, GemmParams<T> p) {
+    const T* const start = std::exchange(p.start, nullptr);
+    if (p.beta != 0.0f) {
+      context.executor().parallel_for(p.batch * p.m, (32768 + p.n - 1) / p.n, [&](index_t begin, index_t end) {
+        for (index_t row = begin; row < end; ++row) {
+          const index_t at = row / p.m * p.batch_stride_c + row % p.m * p.ldc;
+          std::memcpy(static_cast<void*>(p.c + at), start + at, static_cast<std::size_t>(p.n) * sizeof(T));
+        }
+      });
+    }
+    run(context, p);
   }
 };
 

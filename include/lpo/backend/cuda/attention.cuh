@@ -3,7 +3,7 @@
 #pragma once
 
 #include <lpo/backend/cuda/attention_backward.cuh>
-#include <lpo/backend/cuda/attention_warpgroups.cuh>
+#include <lpo/backend/cuda/attention_warpgroup_forward.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {

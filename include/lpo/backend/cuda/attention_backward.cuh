@@ -2,7 +2,7 @@
 // Gradient of attention on CUDA devices: the probabilities are computed again, tile by tile, from either side.
 #pragma once
 
-#include <lpo/backend/cuda/attention_tiles.cuh>
+#include <lpo/backend/cuda/attention_warpgroup_gradient.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -362,23 +362,30 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
   const index_t strides = shape.out_row | shape.width;
   const bool streaming = sizeof(T) == 2 && rows > 0 && shape.keys > 0 &&
                          fits_matrix_units(shape, address_bits(q, k, v, out, dout, dq, dk, dv));
+  bool warpgroups = false;
+  if constexpr (sizeof(T) == 2) warpgroups = streaming && prefers_gradient_warpgroups<T>(shape);
+  const index_t terms_stride = warpgroups ? gradient_terms_stride(shape) : shape.queries;
   Scratch<Cuda> scratch(context);
-  auto* const terms = scratch.allocate<QueryTerms<compute_t<T>>>(rows);
+  auto* const terms = scratch.allocate<QueryTerms<compute_t<T>>>(shape.batch * shape.heads * terms_stride);
   if (rows > 0) {
     const float level_scale = streaming ? 1.44269504f : 1.0f;
     const dim3 blocks(blocks_for(shape.queries * shape.heads, 32), static_cast<unsigned>(shape.batch));
     if (strides % count == 0 && address_bits(out, dout) % 16 == 0)
       attention_terms_kernel<count>
-          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);
+          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
     else
       attention_terms_kernel<1>
-          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms);
+          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
     context.check_launch("attention_terms_kernel");
   }
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 2) {
+    if (warpgroups)
+      return attention_backward_warpgroups(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk, accumulate_k, dv,
+                                           accumulate_v);
     if (streaming)
       return attention_backward_streaming(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk, accumulate_k, dv,
                                           accumulate_v);
+  }
   attention_backward_plain(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk, accumulate_k, dv, accumulate_v);
 }
 

@@ -26,12 +26,13 @@ struct alignas(2 * sizeof(Number)) QueryTerms {
   Number level, delta;
 };
 
-/// terms[pair][query] from log_sum_exp, out and dout; `level_scale` turns the levels into another base of exponentials.
-/// Block y is a batch; eight threads share a row and read Count numbers at a time. Memory-bound: reads out and dout.
+/// terms[pair * terms_stride + query] from log_sum_exp, out and dout; `level_scale` turns the levels into another base
+/// of exponentials. Block y is a batch; eight threads share a row and read Count numbers at a time. Memory-bound: reads
+/// out and dout.
 template <int Count, class T>
 __global__ void __launch_bounds__(256)
     attention_terms_kernel(kernel::AttentionShape shape, const T* out, const T* dout, const compute_t<T>* log_sum_exp,
-                           float level_scale, QueryTerms<compute_t<T>>* terms) {
+                           float level_scale, QueryTerms<compute_t<T>>* terms, index_t terms_stride) {
   using Number = compute_t<T>;
   const unsigned heads = static_cast<unsigned>(shape.heads), row = blockIdx.x * 32 + threadIdx.x / 8;
   const unsigned query = row / heads, head = row % heads;  // in the order of memory
@@ -50,8 +51,9 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int lane = 4; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
   if (threadIdx.x % 8 != 0 || !there) return;
-  const index_t at = (blockIdx.y * shape.heads + head) * shape.queries + query;
-  terms[at] = {log_sum_exp[at] * static_cast<Number>(level_scale), sum};
+  const index_t pair = blockIdx.y * shape.heads + head;
+  terms[pair * terms_stride + query] = {log_sum_exp[pair * shape.queries + query] * static_cast<Number>(level_scale),
+                                        sum};
 }
 
 /// A block of 16 x 16 threads holds a Side x Side tile of scores; a thread has Rows x Rows neighbouring ones of it.

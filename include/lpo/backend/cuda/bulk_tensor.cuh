@@ -115,6 +115,14 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::
       : "memory");
 }
 
+/// A copy without a map: `bytes` and both addresses are multiples of 16.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
 /// Copies a box from shared memory to the tensor, where it is inside. Before it, each thread that wrote the box calls
 /// copy_source_fence() and meets the copying one at a barrier; that one calls wait_for_copied_source() in the end.
 __device__ __forceinline__ void copy_box_back(const CUtensorMap& map, const void* from, int x0, int x1, int x2,

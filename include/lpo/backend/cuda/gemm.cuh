@@ -18,17 +18,17 @@ inline constexpr cudaDataType_t cuda_type<bfloat16> = CUDA_R_16BF;
 template <>
 inline constexpr cudaDataType_t cuda_type<half> = CUDA_R_16F;
 
-/// c = beta * c + bias, for products without terms.
+/// c = beta * start + bias, for products without terms; start may be c.
 template <class T>
-__global__ void scale_rows_kernel(T* c, index_t m, index_t n, index_t ldc, index_t step, float beta, const T* bias) {
+__global__ void scale_rows_kernel(T* c, const T* start, index_t m, index_t n, index_t ldc, index_t step, float beta, const T* bias) {
   using Number = compute_t<T>;
   const index_t at = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= m * n) return;
   const index_t column = at % n;
-  T& element = c[static_cast<index_t>(blockIdx.y) * step + at / n * ldc + column];
-  Number value = beta == 0.0f ? Number{} : static_cast<Number>(beta) * load_number(&element);
+  const index_t place = static_cast<index_t>(blockIdx.y) * step + at / n * ldc + column;
+  Number value = beta == 0.0f ? Number{} : static_cast<Number>(beta) * load_number(start + place);
   if (bias != nullptr) value += load_number(bias + column);
-  store_number(&element, value);
+  store_number(c + place, value);
 }
 
 }  // namespace detail
@@ -40,9 +40,10 @@ struct Gemm<Cuda> {
   template <class T>
   static void run(Context<Cuda>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+    const T* const start = p.start != nullptr ? p.start : p.c;
     if (p.k <= 0) {
       const dim3 grid(detail::blocks_for(p.m * p.n, 256), static_cast<unsigned>(p.batch));
-      detail::scale_rows_kernel<<<grid, 256, 0, context.stream()>>>(p.c, p.m, p.n, p.ldc, p.batch_stride_c, p.beta, p.bias);
+      detail::scale_rows_kernel<<<grid, 256, 0, context.stream()>>>(p.c, start, p.m, p.n, p.ldc, p.batch_stride_c, p.beta, p.bias);
       context.check_launch("scale_rows_kernel");
       return;
     }
@@ -65,7 +66,7 @@ struct Gemm<Cuda> {
     key.step_a = p.batch_stride_b;
     key.step_b = p.batch_stride_a;
     key.step_c = p.batch_stride_c;
-    key.alignment = detail::common_alignment(p.a, p.b, p.c, p.bias);
+    key.alignment = detail::common_alignment(p.a, p.b, p.c, p.bias, p.start);
     auto& products = context.products();
     const auto handle = products.handle();
     const auto& plan = products.plan(key);
@@ -75,7 +76,7 @@ struct Gemm<Cuda> {
           cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)), "gemm");
     }
     const compute_t<T> alpha = p.alpha, beta = p.beta;
-    detail::cublas_check(cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, p.c, plan.c, p.c,
+    detail::cublas_check(cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, p.c,
                                         plan.c, &plan.algorithm, products.workspace(),
                                         detail::ProductPlans::workspace_bytes, context.stream()),
                          "gemm");

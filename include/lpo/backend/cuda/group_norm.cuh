@@ -14,10 +14,10 @@ namespace detail {
 // Launch: blockIdx = (chunk of pixels, image, tile of channels); a tile holds whole groups. A block has a column of threads per
 //   Vector channels of its tile, and rows of threads that share the chunk's pixels. The first kernel leaves each group's
 //   statistics per chunk, a second one (a warp per group) joins the chunks, the third writes.
-// Memory: x is read twice forward (the second time often from L2), x and dy twice backward.
+// Memory: x is read twice forward, x and dy twice backward, the second time from the end: what is still in L2 first.
 // Numerics: chunk statistics in float about the chunk's first pixel, joined in double, and the mean in two parts: a large mean
 //   costs nothing.
-// Limits: n below 65536.
+// Limits: n below 65536, c below 2^32.
 
 inline constexpr int norm_block_threads = 320;
 
@@ -29,6 +29,10 @@ struct GroupNormLaunch {
   bool silu = false;
 
   __host__ __device__ index_t width() const { return c / groups; }
+  /// Divisions of 64 bits would take as long as the pixels of a short chunk.
+  __device__ index_t group_of(index_t channel) const {
+    return static_cast<unsigned>(channel) / (static_cast<unsigned>(c) / static_cast<unsigned>(groups));
+  }
 };
 
 /// silu(z), and its derivative, from the device's fast exponential: relative error about 1e-6 in float.
@@ -53,29 +57,30 @@ __device__ __forceinline__ index_t first_channel(const GroupNormLaunch& g) {
 }
 
 /// Reads Vector channels of this thread's pixels of the chunk, Inputs arrays side by side, and calls `body(offset, values)`. Four
-/// pixels are in flight at a time.
-template <int Vector, int Inputs, class T, class Body>
+/// pixels are in flight at a time. Backwards starts with the last pixels: those that a walk before left in the L2 cache.
+template <int Vector, bool Backwards = false, int Inputs, class T, class Body>
 __device__ __forceinline__ void for_pixels_of_chunk(const GroupNormLaunch& g, index_t channel, const T* const (&inputs)[Inputs],
                                                     Body&& body) {
   constexpr int ahead = Inputs == 1 ? 4 : 2;
   using Number = compute_t<T>;
   const index_t first = blockIdx.x * g.chunk, last = min(g.spatial, first + g.chunk), step = blockDim.y;
   const index_t origin = blockIdx.y * g.spatial * g.c + channel;
+  const auto offset = [&](index_t at) { return origin + (Backwards ? first + last - 1 - at : at) * g.c; };
   index_t pixel = first + threadIdx.y;
   for (; pixel + (ahead - 1) * step < last; pixel += ahead * step) {
     Number values[ahead][Inputs][Vector];
 #pragma unroll
     for (int i = 0; i < ahead; ++i)
 #pragma unroll
-      for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + origin + (pixel + i * step) * g.c, values[i][k]);
+      for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + offset(pixel + i * step), values[i][k]);
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) body(origin + (pixel + i * step) * g.c, values[i]);
+    for (int i = 0; i < ahead; ++i) body(offset(pixel + i * step), values[i]);
   }
   for (; pixel < last; pixel += step) {
     Number values[Inputs][Vector];
 #pragma unroll
-    for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + origin + pixel * g.c, values[k]);
-    body(origin + pixel * g.c, values);
+    for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + offset(pixel), values[k]);
+    body(offset(pixel), values);
   }
 }
 
@@ -216,7 +221,7 @@ struct NormChannels {
     load_numbers<Vector>(biases + channel, bias);
 #pragma unroll
     for (int i = 0; i < Vector; ++i) {
-      const index_t group = blockIdx.y * g.groups + (channel + i) / g.width();
+      const index_t group = blockIdx.y * g.groups + g.group_of(channel + i);
       mean[i] = means[group];
       rest[i] = rests == nullptr ? Number{} : rests[group];
       inverse[i] = inverses[group];
@@ -234,7 +239,7 @@ __global__ void __launch_bounds__(norm_block_threads)
   const index_t channel = first_channel<Vector>(g);
   if (channel >= g.c) return;
   const NormChannels<Vector, T> channels(g, channel, weight, bias, mean, mean_rest, inverse_deviation);
-  for_pixels_of_chunk<Vector>(g, channel, {x}, [&](index_t offset, const Number(&value)[1][Vector]) {
+  for_pixels_of_chunk<Vector, true>(g, channel, {x}, [&](index_t offset, const Number(&value)[1][Vector]) {
     Number out[Vector];
 #pragma unroll
     for (int i = 0; i < Vector; ++i) {
@@ -340,11 +345,11 @@ __global__ void __launch_bounds__(norm_block_threads)
   Number plain[Vector], along[Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
-    const Number* means = group_means + (blockIdx.y * g.groups + (channel + i) / g.width()) * 2;
+    const Number* means = group_means + (blockIdx.y * g.groups + g.group_of(channel + i)) * 2;
     plain[i] = means[0];
     along[i] = means[1];
   }
-  for_pixels_of_chunk<Vector>(g, channel, {x, dy}, [&](index_t offset, const Number(&value)[2][Vector]) {
+  for_pixels_of_chunk<Vector, true>(g, channel, {x, dy}, [&](index_t offset, const Number(&value)[2][Vector]) {
     Number out[Vector], old[Vector] = {};
     if (accumulate) load_numbers<Vector>(dx + offset, old);
 #pragma unroll

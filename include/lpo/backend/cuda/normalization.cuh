@@ -7,8 +7,8 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-// A warp walks its row in vectors of 16 bytes; the second and third walk find the row in L1. Statistics are two-pass, in the
-// type of the arithmetic.
+// A warp walks its row in vectors of 16 bytes; layer norm holds rows of usual lengths in registers meanwhile, for the others
+// the second and third walk find the row in L1. Statistics are two-pass, in the type of the arithmetic.
 
 inline constexpr int row_warps = 8;
 
@@ -26,27 +26,61 @@ __device__ __forceinline__ void for_lane_columns(index_t c, Body&& body) {
   for (index_t column = static_cast<index_t>(threadIdx.x % 32) * Vector; column < c; column += 32 * Vector) body(column);
 }
 
-template <int Vector, class T>
+/// This lane's vectors of a row: in registers where Held of them cover it; with Held = 0 every walk reads them again.
+template <int Vector, int Held, class T>
+class LaneRow {
+ public:
+  __device__ __forceinline__ LaneRow(const T* row, index_t c) : row_(row), c_(c) {
+#pragma unroll
+    for (int i = 0; i < Held; ++i)
+      if (column(i) < c) held_[i] = *reinterpret_cast<const NumberVector<T, Vector>*>(row + column(i));
+  }
+
+  /// Calls `body(column, values)` for the vectors.
+  template <class Body>
+  __device__ __forceinline__ void walk(Body&& body) const {
+    compute_t<T> values[Vector];
+    if constexpr (Held == 0) {
+      for_lane_columns<Vector>(c_, [&](index_t at) {
+        load_numbers<Vector>(row_ + at, values);
+        body(at, values);
+      });
+    } else {
+#pragma unroll
+      for (int i = 0; i < Held; ++i)
+        if (column(i) < c_) {
+#pragma unroll
+          for (int k = 0; k < Vector; ++k) values[k] = widen(held_[i].at[k]);
+          body(column(i), values);
+        }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ int column(int i) { return (i * 32 + static_cast<int>(threadIdx.x) % 32) * Vector; }
+
+  const T* row_;
+  index_t c_;
+  NumberVector<T, Vector> held_[Held > 0 ? Held : 1];
+};
+
+template <int Vector, int Held, class T>
 __global__ void __launch_bounds__(32 * row_warps)
     layer_norm_kernel(index_t rows, index_t c, float epsilon, const T* x, const T* weight, const T* bias, T* y, compute_t<T>* mean,
                       compute_t<T>* inverse_deviation) {
   using Number = compute_t<T>;
   const index_t row = row_of_warp();
   if (row >= rows) return;
-  const T* from = x + row * c;
-  const Number origin = widen(from[0]);  // statistics about it, so that a large mean costs nothing
+  const LaneRow<Vector, Held, T> own(x + row * c, c);
+  const Number origin = widen(x[row * c]);  // statistics about it, so that a large mean costs nothing
   Number sum{};
-  for_lane_columns<Vector>(c, [&](index_t column) {
-    Number value[Vector];
-    load_numbers<Vector>(from + column, value);
+  own.walk([&](index_t, const Number(&value)[Vector]) {
 #pragma unroll
     for (int i = 0; i < Vector; ++i) sum += value[i] - origin;
   });
   const Number shift = warp_sum(sum) / static_cast<Number>(c);
   Number squares{};
-  for_lane_columns<Vector>(c, [&](index_t column) {
-    Number value[Vector];
-    load_numbers<Vector>(from + column, value);
+  own.walk([&](index_t, const Number(&value)[Vector]) {
 #pragma unroll
     for (int i = 0; i < Vector; ++i) {
       const Number distance = (value[i] - origin) - shift;
@@ -54,14 +88,13 @@ __global__ void __launch_bounds__(32 * row_warps)
     }
   });
   const Number inverse = 1 / ::sqrt(warp_sum(squares) / static_cast<Number>(c) + static_cast<Number>(epsilon));
-  for_lane_columns<Vector>(c, [&](index_t column) {
-    Number value[Vector], w[Vector], b[Vector];
-    load_numbers<Vector>(from + column, value);
+  own.walk([&](index_t column, const Number(&value)[Vector]) {
+    Number w[Vector], out[Vector];
     load_numbers<Vector>(weight + column, w);
-    load_numbers<Vector>(bias + column, b);
+    load_numbers<Vector>(bias + column, out);
 #pragma unroll
-    for (int i = 0; i < Vector; ++i) value[i] = ((value[i] - origin) - shift) * inverse * w[i] + b[i];
-    store_numbers<Vector>(y + row * c + column, value);
+    for (int i = 0; i < Vector; ++i) out[i] += ((value[i] - origin) - shift) * inverse * w[i];
+    store_numbers<Vector>(y + row * c + column, out);
   });
   if (threadIdx.x % 32 == 0) {
     mean[row] = origin + shift;
@@ -188,8 +221,20 @@ struct LayerNorm<Cuda> {
                       T* y, compute_t<T>* mean, compute_t<T>* inverse_deviation) {
     if (rows <= 0 || c <= 0) return;
     by_vectors<T>(c, detail::common_alignment(x, weight, bias, y), [&](auto vector) {
-      context.launch("layer_norm_kernel", detail::row_per_warp(rows), detail::layer_norm_kernel<decltype(vector)::value, T>, rows, c,
-                     epsilon, x, weight, bias, y, mean, inverse_deviation);
+      constexpr int width = decltype(vector)::value;
+      const index_t vectors = (c + 32 * width - 1) / (32 * width);
+      const auto launch = [&](auto held) {
+        context.launch("layer_norm_kernel", detail::row_per_warp(rows), detail::layer_norm_kernel<width, decltype(held)::value, T>,
+                       rows, c, epsilon, x, weight, bias, y, mean, inverse_deviation);
+      };
+      if (width == 1 || vectors > 5)
+        launch(std::integral_constant<int, 0>{});
+      else if (vectors <= 2)
+        launch(std::integral_constant<int, 2>{});
+      else if (vectors == 3)
+        launch(std::integral_constant<int, 3>{});
+      else
+        launch(std::integral_constant<int, 5>{});
     });
   }
 

@@ -16,6 +16,7 @@ struct Gemm<Reference> {
       const T* a = p.a + item * p.batch_stride_a;
       const T* b = p.b + item * p.batch_stride_b;
       T* c = p.c + item * p.batch_stride_c;
+      const T* start = p.start != nullptr ? p.start + item * p.batch_stride_c : c;
       for (index_t i = 0; i < p.m; ++i) {
         for (index_t j = 0; j < p.n; ++j) {
           double sum = 0;
@@ -26,7 +27,7 @@ struct Gemm<Reference> {
           }
           T* target = c + i * p.ldc + j;
           double value = p.alpha * sum;
-          if (p.beta != 0.0f) value += p.beta * detail::load_lanes<double>(target);
+          if (p.beta != 0.0f) value += p.beta * detail::load_lanes<double>(start + i * p.ldc + j);
           if (p.bias != nullptr) value += detail::load_lanes<double>(p.bias + j);
           detail::store_lanes(target, value);
         }

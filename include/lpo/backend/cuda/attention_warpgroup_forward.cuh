@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Attention of 16-bit heads on Hopper GPUs: warpgroup products (wgmma) on tiles from the bulk tensor copy engine.
+// Forward attention of 16-bit heads on Hopper GPUs: warpgroup products on tiles from the bulk tensor copy engine.
 #pragma once
 
-#include <algorithm>
-#include <iterator>
-
-#include <lpo/backend/cuda/attention_tiles.cuh>
-#include <lpo/backend/cuda/warpgroup_product.cuh>
+#include <lpo/backend/cuda/attention_warpgroup.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -26,96 +22,27 @@ struct AttentionWarpgroupArguments {
   float* log_sum_exp;  ///< null: not wanted
 };
 
-/// What was tuned for a shape.
-template <int Groups, int KeyTile, int Blocks, bool Overlap, bool KeepQueries, bool Turns>
-struct AttentionWarpgroupPlan {
-  static constexpr int groups = Groups, key_tile = KeyTile;
-  static constexpr int blocks = Blocks;              ///< on a multiprocessor
-  static constexpr bool overlap = Overlap;           ///< exponentials beside the warpgroup's own p v
-  static constexpr bool keep_queries = KeepQueries;  ///< in registers
-  static constexpr bool turns = Turns;               ///< the warpgroups' products one after the other
-};
-
-template <int Width, class Plan>
-struct AttentionWarpgroupLayout {
-  static constexpr int panels = (Width + 63) / 64;  ///< of 64 columns
-  static constexpr int threads = 128 * (Plan::groups + 1);
-  static constexpr int query_panel_bytes = 64 * tile_row_bytes, key_panel_bytes = Plan::key_tile * tile_row_bytes;
-  static constexpr int query_bytes = panels * query_panel_bytes, slot_bytes = panels * key_panel_bytes;
-  static constexpr int room = (226 << 10) / Plan::blocks - 1024 - Plan::groups * query_bytes - 1023;
-  static constexpr int slots = room / slot_bytes < 8 ? room / slot_bytes : 8;
-  static constexpr int bytes = Plan::groups * query_bytes + slots * slot_bytes + 1023;
-  // A multiprocessor's registers: all threads get the same at the start; the copying warpgroup gives most of its away.
-  static constexpr int copy_registers = Plan::groups == 3 ? 32 : 24;
-  static constexpr int start_registers = 65536 / (threads * Plan::blocks) / 8 * 8;
-  static constexpr int most = (start_registers * (Plan::groups + 1) - copy_registers) / Plan::groups / 8 * 8;
-  static constexpr int registers = most < 240 ? most : 240;
-  static_assert(slots >= 2);
-};
-
-/// A place in the ring; the producer and the consumers walk it alike.
-template <int Slots>
-struct RingPlace {
-  int slot = 0;
-  unsigned parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++slot == Slots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// What a warpgroup holds of its 64 queries; a thread has parts of two rows, eight apart (see warpgroup_product).
 template <class T, int Width, class Plan>
 struct AttentionWarpgroup {
-  using Layout = AttentionWarpgroupLayout<Width, Plan>;
-  static constexpr int KeyTile = Plan::key_tile, KeySteps = KeyTile / 16, Steps = tile_steps<Width>;
+  using Layout = AttentionWarpgroupLayout<Width, Plan, 1>;
+  static constexpr int KeyTile = Plan::column_tile;
   static constexpr float limit = 1024.0f;
-  using Weights = unsigned[KeySteps][4];
 
-  unsigned query[Plan::keep_queries ? Steps : 1][4];
+  unsigned query[Plan::keep_rows ? tile_steps<Width> : 1][4], weight[KeyTile / 16][4];
   float score[KeyTile / 2], total[Width / 2];
-  Weights weight;
-  float level[2], sum[2];  ///< m of a row; this thread's share of l
-
-  __device__ __forceinline__ void start(const unsigned char* queries) {
-    level[0] = level[1] = -INFINITY;
-    if constexpr (Plan::keep_queries) {
-      const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-#pragma unroll
-      for (int step = 0; step < Steps; ++step) {
-        const int unit = 2 * step + lane / 16;
-        load_matrices(query[step], shared_address(queries) + unit / 8 * Layout::query_panel_bytes +
-                                       row * tile_row_bytes + (unit % 8 ^ row % 8) * 16);
-      }
-    }
-  }
+  float level[2] = {-INFINITY, -INFINITY}, sum[2];  ///< m of a row; this thread's share of l
 
   /// Starts score = q k^T.
   __device__ __forceinline__ void multiply_keys(std::uint64_t queries, std::uint64_t keys) {
     warpgroup_fence();
-#pragma unroll
-    for (int step = 0; step < Steps; ++step) {
-      const auto along = step % 4 * tile_advance<TileMajor::k>;
-      const auto k = keys + (step / 4 * Layout::key_panel_bytes >> 4) + along;
-      if constexpr (Plan::keep_queries)
-        warpgroup_product<T, TileMajor::k>(score, query[step], k, step > 0);
-      else
-        warpgroup_product<T, TileMajor::k, TileMajor::k>(
-            score, queries + (step / 4 * Layout::query_panel_bytes >> 4) + along, k, step > 0);
-    }
+    multiply_rows<T, Width, Layout, Plan::keep_rows>(score, query, queries, keys);
     warpgroup_commit();
   }
-
   /// Starts total (+)= weight v.
   __device__ __forceinline__ void multiply_values(std::uint64_t values, bool add) {
     warpgroup_fence();
-#pragma unroll
-    for (int step = 0; step < KeySteps; ++step)
-      warpgroup_product<T, TileMajor::mn>(total, weight[step], values + step * tile_advance<TileMajor::mn>,
-                                          add || step > 0);
+    multiply_weights<T>(total, weight, values, add);
     warpgroup_commit();
   }
 
@@ -133,10 +60,6 @@ struct AttentionWarpgroup {
       }
       keep(n, p);
     }
-  }
-  __device__ __forceinline__ void pack(int n, const float* p) {
-    weight[n / 2][n % 2 * 2] = pack_pair<T>(p[0], p[1]);
-    weight[n / 2][n % 2 * 2 + 1] = pack_pair<T>(p[2], p[3]);
   }
 
   /// Hides the keys from `count` on.
@@ -175,7 +98,7 @@ struct AttentionWarpgroup {
 #pragma unroll
         for (int e = 0; e < 4; ++e) power[4 * n + e] = p[e];
       } else {
-        pack(n, p);
+        pack_columns<T>(weight, n, p);
       }
     };
     if (count < KeyTile) hide(count);
@@ -208,47 +131,23 @@ struct AttentionWarpgroup {
     }
     if constexpr (Plan::overlap)
 #pragma unroll
-      for (int n = 0; n < KeyTile / 8; ++n) pack(n, power + 4 * n);
-#pragma unroll
-    for (int n = 0; n < KeySteps; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(weight[n][i]));  // not after the next products have started
-  }
-
-  /// Writes total / l as T over the queries, in the order that the copy engine expects.
-  __device__ __forceinline__ void write(const float (&inverse)[2], unsigned char* to) const {
-    const int lane = threadIdx.x % 32;
-    unsigned char* const row = to + (threadIdx.x % 128 / 32 * 16 + lane / 4) * tile_row_bytes + lane % 4 * 4;
-#pragma unroll
-    for (int side = 0; side < 2; ++side)
-#pragma unroll
-      for (int n = 0; n < Width / 8; ++n)
-        *reinterpret_cast<unsigned*>(row + n / 8 * Layout::query_panel_bytes + side * 8 * tile_row_bytes +
-                                     (n % 8 ^ lane / 4) * 16) =
-            pack_pair<T>(total[4 * n + 2 * side] * inverse[side], total[4 * n + 2 * side + 1] * inverse[side]);
+      for (int n = 0; n < KeyTile / 8; ++n) pack_columns<T>(weight, n, power + 4 * n);
+    settle(weight);
   }
 };
 
-/// Barrier `name` of `threads` threads; 0 is __syncthreads.
-__device__ __forceinline__ void meet(int name, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void announce(int name, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
 template <class T, int Width, class Plan>
-__global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan>::threads, Plan::blocks)
+__global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 1>::threads, Plan::blocks)
     attention_warpgroup_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap out_map,
                                AttentionWarpgroupArguments p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Layout = AttentionWarpgroupLayout<Width, Plan>;
-  constexpr int KeyTile = Plan::key_tile;
+  using Layout = AttentionWarpgroupLayout<Width, Plan, 1>;
+  constexpr int KeyTile = Plan::column_tile;
   __shared__ std::uint64_t full[Layout::slots], empty[Layout::slots], queries_there;
   extern __shared__ unsigned char attention_memory[];
   unsigned char* const queries = attention_memory + (1024 - shared_address(attention_memory) % 1024) % 1024;
-  unsigned char* const ring = queries + Plan::groups * Layout::query_bytes;
+  unsigned char* const ring = queries + Plan::groups * Layout::row_bytes;
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < Layout::slots; ++slot) {
       barrier_init(&full[slot], 1);
@@ -264,17 +163,17 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan>::threads
   if (threadIdx.x < 128) {
     give_registers<Layout::copy_registers>();
     if (threadIdx.x != 0) return;
-    barrier_expect(&queries_there, Plan::groups * Layout::query_bytes);
+    barrier_expect(&queries_there, Plan::groups * Layout::row_bytes);
 #pragma unroll
     for (int i = 0; i < Plan::groups * Layout::panels; ++i)
-      copy_box(queries + i * Layout::query_panel_bytes, q_map, &queries_there, i % Layout::panels * 64, head,
+      copy_box(queries + i * Layout::row_panel_bytes, q_map, &queries_there, i % Layout::panels * 64, head,
                first + i / Layout::panels * 64, batch);
     const auto fetch = [&](const CUtensorMap& map, int tile) {
       barrier_wait(&empty[place.slot], place.parity ^ 1);
       barrier_expect(&full[place.slot], Layout::slot_bytes);
 #pragma unroll
       for (int panel = 0; panel < Layout::panels; ++panel)
-        copy_box(ring + place.slot * Layout::slot_bytes + panel * Layout::key_panel_bytes, map, &full[place.slot],
+        copy_box(ring + place.slot * Layout::slot_bytes + panel * Layout::column_panel_bytes, map, &full[place.slot],
                  panel * 64, head, tile * KeyTile, batch);
       place.advance();
     };
@@ -286,10 +185,10 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan>::threads
   } else {
     take_registers<Layout::registers>();
     const int group = static_cast<int>(threadIdx.x) / 128 - 1, lane = static_cast<int>(threadIdx.x) % 32;
-    unsigned char* const own = queries + group * Layout::query_bytes;
-    const std::uint64_t q_tile = tile_descriptor<TileMajor::k>(own, Layout::query_panel_bytes);
-    const std::uint64_t k_ring = tile_descriptor<TileMajor::k>(ring, Layout::key_panel_bytes);
-    const std::uint64_t v_ring = tile_descriptor<TileMajor::mn>(ring, Layout::key_panel_bytes);
+    unsigned char* const own = queries + group * Layout::row_bytes;
+    const std::uint64_t q_tile = tile_descriptor<TileMajor::k>(own, Layout::row_panel_bytes);
+    const std::uint64_t k_ring = tile_descriptor<TileMajor::k>(ring, Layout::column_panel_bytes);
+    const std::uint64_t v_ring = tile_descriptor<TileMajor::mn>(ring, Layout::column_panel_bytes);
     const float scale = p.scale * 1.44269504f;
     AttentionWarpgroup<T, Width, Plan> warpgroup;
     int k_slot = 0, v_slot = 0;
@@ -310,20 +209,19 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan>::threads
       v_slot = next_slot();
       warpgroup.multiply_values(v_ring + (v_slot * Layout::slot_bytes >> 4), add);
     };
-    constexpr int turn_threads = 256;
-    if (Plan::turns && group == Plan::groups - 1) announce(8, turn_threads);
+    if (Plan::turns && group == Plan::groups - 1) announce(turn_barrier, turn_threads);
 
     barrier_wait(&queries_there, 0);
-    warpgroup.start(own);
+    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.query, own);
     start_keys();
     warpgroup_wait<0>();
     release(k_slot);
     warpgroup.template weigh<true>(scale, p.keys, [] {});
     for (int tile = 1; tile < tiles; ++tile) {
-      if constexpr (Plan::turns) meet(8 + group, turn_threads);
+      if constexpr (Plan::turns) meet(turn_barrier + group, turn_threads);
       start_keys();
       start_values(tile > 1);
-      if constexpr (Plan::turns) announce(8 + (group + 1) % Plan::groups, turn_threads);
+      if constexpr (Plan::turns) announce(turn_barrier + (group + 1) % Plan::groups, turn_threads);
       warpgroup_wait<Plan::overlap ? 1 : 0>();
       release(k_slot);
       warpgroup.template weigh<false>(scale, p.keys - tile * KeyTile, [&] { release(v_slot); });
@@ -343,45 +241,37 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan>::threads
         p.log_sum_exp[(static_cast<index_t>(batch) * gridDim.y + head) * p.queries + query] =
             warpgroup.level[side] * 0.693147181f + logf(sum);
     }
-    meet(1 + group, 128);  // the warpgroup is done with its queries
-    warpgroup.write(inverse, own);
+    meet(own_barrier + group, 128);  // the warpgroup is done with its queries
+    write_rows<T, Width>(warpgroup.total, inverse, own);
     copy_source_fence();
-    meet(1 + group, 128);
+    meet(own_barrier + group, 128);
     if (threadIdx.x % 128 != 0) return;
 #pragma unroll
     for (int panel = 0; panel < Layout::panels; ++panel)
-      copy_box_back(out_map, own + panel * Layout::query_panel_bytes, panel * 64, head, first + group * 64, batch);
+      copy_box_back(out_map, own + panel * Layout::row_panel_bytes, panel * 64, head, first + group * 64, batch);
     wait_for_copied_source();
   }
 #endif
-}
-
-/// The map of a tensor [batch, length, heads, width] in boxes of 64 columns of `rows` rows of a head.
-template <class T>
-CUtensorMap head_map(const HeadRows<T>& rows, const kernel::AttentionShape& shape, int box_rows) {
-  return tensor_map<std::remove_const_t<T>>(rows.data,
-                                            {4,
-                                             {shape.width, shape.heads, rows.length, shape.batch},
-                                             {64, 1, box_rows, 1},
-                                             {1, 1, 1, 1},
-                                             {1, shape.width, rows.row_stride, rows.length * rows.row_stride}});
 }
 
 template <int Width, class Plan, class T>
 void launch_attention_warpgroups(Context<Cuda>& context, const kernel::AttentionShape& shape,
                                  const HeadRows<const T>& q, const HeadRows<const T>& k, const HeadRows<const T>& v,
                                  const HeadRows<T>& out, float* log_sum_exp) {
-  using Layout = AttentionWarpgroupLayout<Width, Plan>;
+  using Layout = AttentionWarpgroupLayout<Width, Plan, 1>;
   const auto kernel = attention_warpgroup_kernel<T, Width, Plan>;
   allow_shared_memory(kernel, Layout::bytes, "attention_warpgroup_kernel");
   const dim3 grid(blocks_for(shape.queries, 64 * Plan::groups), static_cast<unsigned>(shape.heads),
                   static_cast<unsigned>(shape.batch));
   kernel<<<grid, Layout::threads, Layout::bytes, context.stream()>>>(
-      head_map(q, shape, 64), head_map(k, shape, Plan::key_tile), head_map(v, shape, Plan::key_tile),
+      head_map(q, shape, 64), head_map(k, shape, Plan::column_tile), head_map(v, shape, Plan::column_tile),
       head_map(out, shape, 64),
       {static_cast<int>(shape.queries), static_cast<int>(shape.keys), shape.scale, log_sum_exp});
   context.check_launch("attention_warpgroup_kernel");
 }
+
+/// Up to 80 keys, such as the 77 of a prompt, are one tile; most of the time goes to copies then.
+inline constexpr int short_keys = 80;
 
 /// Calls body(integral_constant<int, Width>, plan) with the fastest plan for a shape of those tried on an H100.
 template <class Body>
@@ -391,31 +281,28 @@ void with_warpgroup_plan(const kernel::AttentionShape& shape, Body&& body) {
     if constexpr (Width == 40) {
       body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
     } else if constexpr (Width == 64) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 3, false, false, false>{});
       if (shape.keys >= 2048) return body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
       body(width, AttentionWarpgroupPlan<1, 64, 3, true, true, false>{});
     } else if constexpr (Width == 80) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 3, false, false, false>{});
       body(width, AttentionWarpgroupPlan<2, 128, 1, true, true, false>{});
     } else if constexpr (Width == 128) {
+      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 2, false, false, false>{});
       body(width, AttentionWarpgroupPlan<2, 128, 1, true, false, true>{});
     } else {
+      if (shape.keys > 64 && shape.keys <= short_keys)
+        return body(width, AttentionWarpgroupPlan<1, short_keys, 2, false, false, false>{});
       body(width, AttentionWarpgroupPlan<1, 64, 2, true, false, false>{});
     }
   });
 }
 
-/// Whether tensor maps can describe the rows of a shape that fits_matrix_units: strides below 2^40 bytes.
-inline bool fits_tensor_maps(const kernel::AttentionShape& shape) {
-  const index_t rows[] = {shape.q_row, shape.k_row, shape.v_row, shape.out_row};
-  const index_t length = std::max(shape.queries, shape.keys), limit = index_t{1} << 38;
-  return std::all_of(std::begin(rows), std::end(rows), [&](index_t row) { return row > 0 && row < limit / length; });
-}
-
-/// Whether attention_forward_warpgroups can run a shape that fits_matrix_units, and wins there: with few keys most of
-/// the time goes to copies, of which smaller blocks have more under way.
+/// Whether attention_forward_warpgroups can run a shape that fits_matrix_units, and wins there: for narrow heads and
+/// few keys the smaller blocks of attention.cuh have more copies under way.
 template <class T>
 bool prefers_warpgroups(const kernel::AttentionShape& shape) {
-  const bool wide = shape.width > 80 || (shape.width > 40 && shape.width <= 64);
-  return !shape.causal && (shape.keys > 128 || wide) && fits_tensor_maps(shape) &&
+  return !shape.causal && (shape.width > 40 || shape.keys > 128) && fits_tensor_maps(shape) &&
          has_hopper_body(attention_warpgroup_kernel<T, 160, AttentionWarpgroupPlan<1, 64, 2, true, false, false>>);
 }
 
