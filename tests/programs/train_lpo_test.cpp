@@ -176,10 +176,10 @@ TEST_CASE("killed at any moment and resumed, train_lpo ends with the same bits a
   int kills = 0;
   bool done = false;
   // Runs last longer and longer, until one reaches its end.
-  for (int attempt = 0; attempt < 60 && !done; ++attempt) {
+  for (int attempt = 0; attempt < 30 && !done; ++attempt) {
     RunningProgram program(LPO_PROGRAM_TRAIN_LPO, arguments, setting.directory.file("log"));
     const auto begin = std::chrono::steady_clock::now();
-    const auto limit = std::chrono::milliseconds(10 + 20 * attempt + static_cast<int>(random.uniform_int(100)));
+    const auto limit = std::chrono::milliseconds(10 + 40 * attempt + static_cast<int>(random.uniform_int(100)));
     if (!program.runs_until([&] { return std::chrono::steady_clock::now() - begin > limit; })) {
       CAPTURE(setting.directory.read("log"));
       REQUIRE(program.wait() == 0);
