@@ -41,7 +41,7 @@ endforeach()
 if(LPO_CUDA)
   add_library(lpo_cuda_options INTERFACE)
   target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda)
-  set(lpo_host_warnings -Wall,-Wextra,-Wshadow,-Wconversion,-Wno-sign-conversion,-Wno-array-bounds)
+  set(lpo_host_warnings -Wall,-Wextra,-Wshadow,-Wconversion,-Wno-sign-conversion,-Wno-array-bounds,-Wno-restrict)
   target_compile_options(lpo_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${lpo_host_warnings}>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>"  # CMake 3.25 does not know the dialects of newer toolkits
     "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LPO_WERROR}>>:-Werror=all-warnings>")
