@@ -232,16 +232,16 @@ LoraReport merge_lora(const LoraFile& file, ParameterStore<T, Device>& store, co
   for (const auto& [source, parameter] : pairs) {
     auto down = file.file().read_vector<T>(source->down);
     const auto up = file.file().read_vector<T>(source->up);
-    const index_t out = parameter->extents[0], in = parameter->size() / out;
+    const index_t out = parameter->extents[0], in = parameter->size() / out, rank = source->rank;
+    const double scale = strength * source->scale();
     if (detail::needs_permutation(*parameter)) {
-      const index_t ohwi[] = {source->rank, parameter->extents[1], parameter->extents[2], parameter->extents[3]};
+      const index_t ohwi[] = {rank, parameter->extents[1], parameter->extents[2], parameter->extents[3]};
       std::vector<T> permuted(down.size());
       detail::permute_convolution(static_cast<const T*>(down.data()), permuted.data(), ohwi, false);
       down = std::move(permuted);
     }
     detail::change_on_host(*parameter, [&](T* weight) {
-      detail::add_low_rank(weight, up.data(), static_cast<const T*>(down.data()), out, source->rank, in,
-                           strength * source->scale());
+      detail::add_low_rank(weight, up.data(), static_cast<const T*>(down.data()), out, rank, in, scale);
     });
   }
   return {used.size(), detail::unmatched_keys(file, used)};
