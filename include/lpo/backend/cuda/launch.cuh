@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Launches of kernels: the one place with the launch syntax of nvcc, and the error that names the kernel.
+// Launches of kernels: the launch syntax of nvcc in one place, and the error that names the kernel.
 #pragma once
 
 #include <cstddef>
