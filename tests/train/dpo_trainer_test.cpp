@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <memory>
 
 #include <lpo/train/dpo_trainer.hpp>
 
@@ -118,6 +119,18 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte; the number of
   run(resumed, data, options);
   CHECK(weights(resumed.store) == weights(whole.store));
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
+TEST_CASE("latents that are read from elsewhere train as those in memory do") {
+  const auto data = random_pairs(7, 9);
+  auto elsewhere = data;
+  elsewhere.mean.clear(), elsewhere.deviation.clear();
+  elsewhere.source = std::make_shared<LatentSource>(
+      LatentSource{data.images(), true, [&](index_t image, float* mean, float* deviation) { data.read_posterior(image, mean, deviation); }});
+  Policy first, second;
+  run(first, data, dpo_options(""));
+  run(second, elsewhere, dpo_options(""));
+  CHECK(weights(first.store) == weights(second.store));
 }
 
 TEST_CASE("what cannot be trained is refused") {

@@ -224,7 +224,7 @@ class DpoTrainer {
   /// a step get the same noise n; each draws x_0 from its own posterior. Micro-batches of any size see the same numbers.
   void add_row(const LatentPairs& data, index_t image, int timestep, index_t number, int side, std::uint32_t counter,
                std::vector<float>& noisy, std::vector<float>& target) const {
-    const auto size = static_cast<std::size_t>(data.latent_size()), begin = static_cast<std::size_t>(image) * size;
+    const auto size = static_cast<std::size_t>(data.latent_size());
     const auto normals = [&](std::uint32_t operation, std::size_t row) {
       std::vector<float> values(size);
       philox_fill_normal({options_.seed, operation, counter}, values.data(), size, row * size);
@@ -232,11 +232,11 @@ class DpoTrainer {
     };
     const auto pair = static_cast<std::size_t>(number);
     const auto noise = normals(operation_noise, pair);
-    std::vector<float> clean(data.mean.begin() + static_cast<std::ptrdiff_t>(begin),
-                             data.mean.begin() + static_cast<std::ptrdiff_t>(begin + size));
-    if (!data.deviation.empty()) {
+    std::vector<float> clean(size), deviation(size);
+    data.read_posterior(image, clean.data(), deviation.data());
+    if (data.has_deviation()) {
       const auto posterior = normals(operation_posterior, 2 * pair + static_cast<std::size_t>(side));
-      for (std::size_t k = 0; k < size; ++k) clean[k] += data.deviation[begin + k] * posterior[k];
+      for (std::size_t k = 0; k < size; ++k) clean[k] += deviation[k] * posterior[k];
     }
     const double abar = schedule_.alpha_bar(timestep);
     const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
