@@ -102,11 +102,9 @@ class Context<Cuda> {
     if (options_.time_kernels) times_.mark(name, stream_);
   }
 
-  /// For what is launched by another library: reports a failure, and marks its time.
+  /// For launches that do not go through launch(): reports a failure, and marks its time.
   void check_launch(const char* name) {
-    cudaError_t status = cudaGetLastError();
-    if (status == cudaSuccess && options_.synchronize) status = cudaStreamSynchronize(stream_);
-    if (status != cudaSuccess) detail::cuda_check(status, name);
+    detail::expect_launched(name, stream_, options_.synchronize);
     if (options_.time_kernels) times_.mark(name, stream_);
   }
 

@@ -26,6 +26,13 @@ __device__ __forceinline__ unsigned char* launched_shared_memory() {
 #endif
 }
 
+/// Throws a DeviceError with `name` when the launch before failed and, with `synchronize`, when the work on the stream did.
+inline void expect_launched(const char* name, cudaStream_t stream, bool synchronize) {
+  cudaError_t status = cudaGetLastError();
+  if (status == cudaSuccess && synchronize) status = cudaStreamSynchronize(stream);
+  if (status != cudaSuccess) cuda_check(status, name);
+}
+
 /// Launches `kernel(arguments...)`. Throws a DeviceError with the kernel's `name` when the launch fails and, with
 /// `synchronize`, when the kernel does. Compiled by another compiler than nvcc, it hands the blocks to the emulator of the
 /// tests, whose cuda_runtime.h stands in for the toolkit's.
@@ -37,9 +44,7 @@ void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stre
 #else
   emulated_cuda::run_blocks(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
 #endif
-  cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess && synchronize) status = cudaStreamSynchronize(stream);
-  if (status != cudaSuccess) cuda_check(status, name);
+  expect_launched(name, stream, synchronize);
 }
 
 }  // namespace detail
