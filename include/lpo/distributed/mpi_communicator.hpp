@@ -16,8 +16,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// All processes of an mpirun. The first one that a process makes initialises MPI, and the last of its copies finalises it,
-/// unless the program did so itself. Without mpirun a process is alone and MPI is not touched.
+/// All processes of an mpirun, or those of a communicator of the program's own. The first one that a process makes
+/// initialises MPI, and the last of its copies finalises it, unless the program did so itself. Without mpirun a process is
+/// alone and MPI is not touched.
 ///
 /// Calls come from one thread. When the last copy dies by an exception, the other ranks, which would wait for ever, are
 /// ended: catch errors that all ranks have together (CancelledError) inside its scope.
@@ -25,7 +26,7 @@ namespace lpo::inline LPO_ABI {
 /// Memory of a GPU goes through the host; see NcclCommunicator.
 class MpiCommunicator {
  public:
-  MpiCommunicator() : job_(std::make_shared<Job>()) {}
+  explicit MpiCommunicator(MPI_Comm processes = MPI_COMM_WORLD) : job_(std::make_shared<Job>(processes)) {}
 
   int rank() const { return job_->rank; }
   int size() const { return job_->size; }
@@ -114,7 +115,7 @@ class MpiCommunicator {
     int exceptions = std::uncaught_exceptions();
     MPI_Comm world = MPI_COMM_NULL, errors = MPI_COMM_NULL;
 
-    Job() {
+    explicit Job(MPI_Comm processes) {
       int before = 0;
       MPI_Initialized(&before);
       const int started = started_ranks();
@@ -125,13 +126,13 @@ class MpiCommunicator {
         owned = true;
       }
       initialized = true;
-      check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MpiCommunicator");
-      check(MPI_Comm_dup(MPI_COMM_WORLD, &errors), "MpiCommunicator");
+      check(MPI_Comm_dup(processes, &world), "MpiCommunicator");
+      check(MPI_Comm_dup(processes, &errors), "MpiCommunicator");
       MPI_Comm_set_errhandler(world, MPI_ERRORS_RETURN);
       MPI_Comm_set_errhandler(errors, MPI_ERRORS_RETURN);
       MPI_Comm_rank(world, &rank);
       MPI_Comm_size(world, &size);
-      if (size == 1 && started > 1)
+      if (size == 1 && started > 1 && processes == MPI_COMM_WORLD)
         throw DeviceError(message("[MpiCommunicator] mpirun started ", started,
                                   " processes, but each is alone; start them with the mpirun of the MPI that this "
                                   "program is built with"));
