@@ -9,6 +9,8 @@
 
 #include <lpo/distributed/collectives.hpp>
 
+#include <lpo/train/dpo_trainer.hpp>
+
 #include "../train/small_world.hpp"
 
 namespace rank_cases {
@@ -42,6 +44,34 @@ Outcome train_lrm(lpo::Context<small_world::Device>& context, Ranks ranks, lpo::
   lpo::LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options, ranks);
   outcome.accuracy = trainer.train(pairs, small_world::random_pairs(22, 12), progress).validation_accuracy;
   outcome.weights = small_world::weights(reward.store);
+  return outcome;
+}
+
+inline lpo::DpoTrainerOptions dpo_options(const std::string& folder = "") {
+  lpo::DpoTrainerOptions options;
+  options.max_train_steps = 6;
+  options.train_batch_size = 5;
+  options.micro_batch_size = 2;
+  options.beta_dpo = 50;
+  options.optimizer = smooth_adamw();
+  options.learning_rate = 0.05;
+  options.lr_warmup_steps = 0;
+  options.checkpointing_steps = 2;
+  options.seed = 21;
+  options.output_dir = folder;
+  return options;
+}
+
+template <class T, class Ranks>
+Outcome train_dpo(lpo::Context<small_world::Device>& context, Ranks ranks, lpo::DpoTrainerOptions options,
+                  const lpo::ProgressCallback& progress = {}) {
+  small_world::PolicyIn<T> policy;
+  const lpo::NoiseSchedule schedule;
+  Outcome outcome;
+  options.on_metrics = [&](lpo::index_t, const lpo::MetricValues& line) { outcome.lines.push_back(line); };
+  lpo::DpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, schedule, options, ranks);
+  trainer.train(small_world::random_pairs(1, 9), progress);
+  for (const T& value : small_world::weights(policy.store)) outcome.weights.push_back(static_cast<float>(value));
   return outcome;
 }
 

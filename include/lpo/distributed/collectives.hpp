@@ -59,6 +59,16 @@ double sum_of_ranks(Ranks& ranks, double own) {
   return sum_of_ranks(ranks, std::vector<double>{own}).front();
 }
 
+/// Statistics of all ranks' values; `merge(other)` adds what another one saw.
+template <class Statistics, class Ranks>
+Statistics merged_over_ranks(Ranks& ranks, const Statistics& own) {
+  if (ranks.size() == 1) return own;
+  const auto all = gather_values(ranks, std::vector<Statistics>{own});
+  Statistics merged = all.front();
+  for (std::size_t rank = 1; rank < all.size(); ++rank) merged.merge(all[rank]);
+  return merged;
+}
+
 /// Whether it is true on any rank: what one wants, such as to stop, all learn.
 template <class Ranks>
 bool any_rank(Ranks& ranks, bool own) {
