@@ -2,8 +2,10 @@
 // Communicator: what the ranks (processes or threads, a device each) that train one model ask of each other.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -42,6 +44,14 @@ struct SoloCommunicator {
   static void barrier() {}
   static void abort() {}
 };
+
+/// Processes that a launcher says it started this one with, 1 if it does not say how many, 0 without a launcher: mpirun of
+/// Open MPI, of MPICH and its relatives, or Slurm's srun.
+inline int launched_processes() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
+    if (const char* const value = std::getenv(name)) return std::max(1, std::atoi(value));
+  return std::getenv("PMI_RANK") != nullptr || std::getenv("PMIX_RANK") != nullptr ? 1 : 0;
+}
 
 namespace detail {
 

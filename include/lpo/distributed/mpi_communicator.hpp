@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -84,8 +84,9 @@ class MpiCommunicator {
     return arrived;
   }
 
+  /// Sleeps while it waits, which may be long: for rank 0 to write files, say.
   void barrier() {
-    if (size() > 1) check(MPI_Barrier(job_->world), "barrier");
+    if (size() > 1) wait_for_all(job_->world, std::numeric_limits<double>::infinity());
   }
   /// Does not return when there are other ranks.
   void abort() {
@@ -94,18 +95,7 @@ class MpiCommunicator {
 
   /// Whether all ranks call it within `seconds` of each other. A rank that failed learns so whether all did, and for the
   /// same reason then, or it is the only one. Not to be followed by other calls when the answer is no.
-  bool all_arrive(double seconds) {
-    if (size() == 1) return true;
-    MPI_Request request;
-    check(MPI_Ibarrier(job_->errors, &request), "all_arrive");
-    const auto begin = std::chrono::steady_clock::now();
-    for (int done = 0;;) {
-      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "all_arrive");
-      if (done != 0) return true;
-      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() > seconds) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  }
+  bool all_arrive(double seconds) { return size() == 1 || wait_for_all(job_->errors, seconds); }
 
  private:
   /// MPI as long as somebody uses it.
@@ -118,7 +108,7 @@ class MpiCommunicator {
     explicit Job(MPI_Comm processes) {
       int before = 0;
       MPI_Initialized(&before);
-      const int started = started_ranks();
+      const int started = launched_processes();
       if (before == 0 && started == 0) return;
       if (before == 0) {
         int provided = 0;
@@ -153,12 +143,16 @@ class MpiCommunicator {
     }
   };
 
-  /// Ranks that a launcher says it started, 1 if it does not say how many, 0 without a launcher. Launchers of Open MPI,
-  /// MPICH and its relatives, and Slurm's.
-  static int started_ranks() {
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
-      if (const char* const value = std::getenv(name)) return std::max(1, std::atoi(value));
-    return std::getenv("PMI_RANK") != nullptr || std::getenv("PMIX_RANK") != nullptr ? 1 : 0;
+  static bool wait_for_all(MPI_Comm processes, double seconds) {
+    MPI_Request request;
+    check(MPI_Ibarrier(processes, &request), "barrier");
+    const auto begin = std::chrono::steady_clock::now();
+    for (int done = 0;;) {
+      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "barrier");
+      if (done != 0) return true;
+      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() > seconds) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 
   /// MPI counts in int: calls `use(begin, part)` for parts of `count`.

@@ -130,6 +130,7 @@ class DpoTrainer {
       if (writes && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
     };
     const auto cancel = [&] {
+      ranks_.barrier();  // rank 0 has written
       throw CancelledError(message("[DpoTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
     };
     DpoTrainerReport report;
@@ -151,6 +152,7 @@ class DpoTrainer {
         std::copy(good.begin(), good.end(), counters.begin());
         const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
         if (writes && !folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
+        ranks_.barrier();
         guard_.stop("DpoTrainer", writes ? options_.output_dir : "", writes ? name : "",
                     "lower learning_rate or beta_dpo, or look for damaged latents");
       }

@@ -146,6 +146,7 @@ class LrmTrainer {
     std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
     const auto cancel = [&] {
+      ranks_.barrier();  // rank 0 has written
       throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
     };
     const auto stopped = [&](MetricValues shown) {
@@ -162,6 +163,7 @@ class LrmTrainer {
         std::copy(good.begin(), good.end(), counters_.begin());
         const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
         if (writes && !folder.contains(state.step)) folder.save(state);
+        ranks_.barrier();
         guard_.stop("LrmTrainer", writes ? options_.output_dir : "", writes ? name : "",
                     "lower learning_rate, warm up longer, or look for damaged pictures");
       }
