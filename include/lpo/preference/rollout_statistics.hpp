@@ -44,6 +44,13 @@ struct StepStatistics {
   RunningMoments scores;  ///< of all K*B candidates
   RunningMoments gaps;    ///< of the B best-worst pairs
   int kept = 0;           ///< pairs above the threshold
+
+  /// Adds the same step of other prompts.
+  void merge(const StepStatistics& other) {
+    scores.merge(other.scores);
+    gaps.merge(other.gaps);
+    kept += other.kept;
+  }
 };
 
 /// Kept pairs by noise level, as the original run logs them.
