@@ -75,6 +75,37 @@ Outcome train_dpo(lpo::Context<small_world::Device>& context, Ranks ranks, lpo::
   return outcome;
 }
 
+inline lpo::LpoTrainerOptions lpo_options(const std::string& folder = "") {
+  auto options = small_world::lpo_options(folder);
+  options.sample_batch_size = 5;
+  options.optimizer = smooth_adamw();
+  options.learning_rate = 0.05;
+  return options;
+}
+
+/// Trainer: LpoTrainer or GrpoTrainer.
+template <template <class...> class Trainer, class Ranks, class Options>
+Outcome train_on_rollouts(lpo::Context<small_world::Device>& context, Ranks ranks, Options options,
+                          const lpo::ProgressCallback& progress = {},
+                          lpo::RolloutTrainerReport* report = nullptr, bool broken_scores = false) {
+  using namespace small_world;
+  Policy policy;
+  Reward reward;
+  if (broken_scores) {
+    const float nothing = std::nanf("");
+    lpo::DeviceMemory<Device>::copy_from_host(reward.lrm.logit_scale.data(), &nothing, sizeof nothing);
+  }
+  const lpo::NoiseSchedule schedule;
+  Outcome outcome;
+  options.on_metrics = [&](lpo::index_t, const lpo::MetricValues& line) { outcome.lines.push_back(line); };
+  Trainer<UNet, Lrm, Encoder, Encoder, Ranks> trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm,
+                                                      reward.encoder, schedule, lpo::Extents<3>{4, 4, 4}, options, ranks);
+  const auto done = trainer.train(prompts(), progress);
+  if (report != nullptr) *report = done;
+  outcome.weights = weights(policy.store);
+  return outcome;
+}
+
 inline double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.size() != b.size()) return HUGE_VAL;
   double largest = 0;

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -75,6 +75,17 @@ bool any_rank(Ranks& ranks, bool own) {
   if (ranks.size() == 1) return own;
   const auto all = gather_values(ranks, std::vector<char>{own ? '\1' : '\0'});
   return std::find(all.begin(), all.end(), '\1') != all.end();
+}
+
+/// The text of the first rank that has one.
+template <class Ranks>
+std::string first_text(Ranks& ranks, const std::string& own) {
+  if (ranks.size() == 1) return own;
+  HostBytes bytes(own.size());
+  if (!own.empty()) std::memcpy(bytes.data(), own.data(), own.size());
+  for (const HostBytes& text : ranks.all_gather(bytes))
+    if (!text.empty()) return std::string(reinterpret_cast<const char*>(text.data()), text.size());
+  return "";
 }
 
 /// Gradients on the device become their sums over ranks. 16-bit ones are added in float.

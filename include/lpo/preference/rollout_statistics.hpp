@@ -53,6 +53,13 @@ struct StepStatistics {
   }
 };
 
+/// What all steps kept.
+inline index_t kept_in_all(std::span<const StepStatistics> steps) {
+  index_t kept = 0;
+  for (const auto& step : steps) kept += step.kept;
+  return kept;
+}
+
 /// Kept pairs by noise level, as the original run logs them.
 struct KeptBuckets {
   int very_large = 0;  ///< t > 751
