@@ -293,8 +293,8 @@ inline Plan plan_single_file(const Options& o) {
         throw lpo::FileError(lpo::message("[convert] ", part.json.name(), ": the ", part.name, " of an ",
                                           lpo::name_of(family), " checkpoint has ", place.projected ? "a" : "no",
                                           " projection; this one has ", place.projected ? "none" : "one"));
-      lpo::add_stored_weights(writer, part.weights, place.prefix, lpo::text_encoder_weights(place, c), o.dtype, {},
-                              [](std::string_view key) { return key.ends_with("position_ids"); });
+      lpo::add_stored_weights(writer, part.weights, place.prefix, lpo::text_encoder_weights(place, c), o.dtype,
+                              lpo::detail::bare_clip_text_name, [](std::string_view key) { return key.ends_with("position_ids"); });
     }
   }
   std::string prediction = o.prediction_type;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "io/bare_clip_text.hpp"
 #include "io/single_file_goldens.hpp"
 #include "io/temporary_directory.hpp"
 #include "stored_models.hpp"
@@ -134,6 +135,10 @@ TEST_CASE("a model that lpo wrote, wide enough that shapes tell all: configs and
   CHECK(resolution_of(file, PredictionType::epsilon) == 48);
   load_text_encoder(file, *text, store);
   CHECK(pipeline.values() == before);
+
+  bare_clip_text(directory.file("a/text_encoder/model.safetensors"));
+  convert({.from = directory.file("a"), .to = directory.file("again.safetensors")});
+  CHECK(directory.read("again.safetensors") == directory.read("one.safetensors"));
 }
 
 TEST_CASE("types, variants, single components and tokenizers") {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "bare_clip_text.hpp"
 #include "golden_file.hpp"
 #include "model/model_goldens.hpp"
 #include "stored_models.hpp"
@@ -277,6 +278,14 @@ TEST_CASE("a component that was saved is loaded again, unknown keys and all") {
   CHECK(text->end_token == 47);
   CHECK(has_part(directory.read("vae/config.json"), "\"scaling_factor\": 0.75"));
 
+  SUBCASE("a text encoder as transformers 5 saves it") {
+    bare_clip_text(directory.file("text_encoder/model.safetensors"));
+    pipeline.clear();
+    load_unet(directory.file("unet"), *unet, store);
+    load_vae(directory.file("vae"), *vae, store);
+    CHECK(load_text_encoder(directory.file("text_encoder"), *text, store).weights.unused.empty());
+    CHECK(pipeline.values() == before);
+  }
   SUBCASE("the encoder half reads a whole UNet and leaves the up blocks") {
     const StoredModel<UNetEncoder<golden::sd21, float, Reference>> half("unet");
     const auto half_report = load_unet(directory.file("unet"), *half, half.store);

@@ -14,6 +14,7 @@
 
 #include <lpo/backend/cpu/truncated_svd.hpp>
 
+#include "bare_clip_text.hpp"
 #include "golden_file.hpp"
 #include "temporary_directory.hpp"
 
@@ -173,6 +174,9 @@ TEST_CASE("a base is a file, a component's folder or a pipeline's; fp16 folders 
   CHECK(open_base(pipeline.path() + "/text_encoder")[0].name == "text_encoder");
   CHECK(open_base(pipeline.path() + "/text_encoder/model.safetensors")[0].name == "text_encoder");
   CHECK(open_base(pipeline.path() + "/text_encoder", "text_encoder_2")[0].name == "text_encoder_2");
+  bare_clip_text(pipeline.path() + "/text_encoder/model.safetensors");
+  CHECK(open_base(pipeline.path() + "/text_encoder/model.safetensors")[0].name == "text_encoder");
+  CHECK(fit_lora(LoraFile(pipeline.lora()), open_base(pipeline.path())).complete());
   make_directories(pipeline.directory.file("half/unet"));
   golden::part_of(golden::open("unet_sd15"), "weights/")
       .write(pipeline.directory.file("half/unet/diffusion_pytorch_model.fp16.safetensors"));

@@ -3,17 +3,20 @@
 
   python tests/reference/check_train_lrm.py --train-lrm build/examples/train_lrm/train_lrm
 
-One pair of pictures of the tiny world's size; starting weights are those that the program exports after a step at rate
-0, noise is Philox drawn here anew. Fails where the cached posterior, a loss, a gradient norm or a trained weight
-differs by more than it does by rounding.
+One pair of pictures; starting weights are those that the program exports after a step at rate 0, noise is Philox drawn
+here anew. Fails where the cached posterior, a loss, a gradient norm or a trained weight differs by more than it does by
+rounding. With --family sd15 or sd21, --model FOLDER and --merges FILE it does so at full size with random weights (see
+full_size.py), fewer steps, and prints the program's largest memory.
 """
 
 import argparse
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import torch
@@ -23,51 +26,31 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import full_size
+import philox
+
 TINY = pathlib.Path(__file__).resolve().parents[2] / "examples" / "tinyworld" / "model"
 CAPTION = "a red circle to the left of a blue square"
-SEED, GUIDANCE, RATE, DECAY, CLIP, STEPS = 5, 7.5, 1e-5, 0.3, 1.0, 8
+SEED, GUIDANCE, RATE, DECAY, CLIP = 5, 7.5, 1e-5, 0.3, 1.0
 OPERATION_NOISE, OPERATION_POSTERIOR = 0x2003, 0x2003 ^ 0x2004
 
 
-def philox(counters, key):
-    """Philox4x32-10: counters [n, 4] under key (k0, k1), as Salmon et al. 2011 define it."""
-    c = counters.astype(np.uint64)
-    k = list(key)
-    mask = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        product0, product1 = np.uint64(0xD2511F53) * c[:, 0], np.uint64(0xCD9E8D57) * c[:, 2]
-        c = np.stack([(product1 >> np.uint64(32)) ^ c[:, 1] ^ np.uint64(k[0]), product1 & mask,
-                      (product0 >> np.uint64(32)) ^ c[:, 3] ^ np.uint64(k[1]), product0 & mask], axis=1)
-        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return c
-
-
-def normals(count, operation, step):
-    """Standard normals by Box and Muller; counter = (block, 0, operation, step), key = seed."""
-    counters = np.zeros((count // 4, 4), np.uint32)
-    counters[:, 0], counters[:, 2], counters[:, 3] = np.arange(count // 4), operation, step
-    words = philox(counters, (SEED, 0)).astype(np.float64)
-    radius = np.sqrt(-2 * np.log((words[:, ::2] + 0.5) / 2.0 ** 32))
-    angle = words[:, 1::2] * (2 * np.pi / 2.0 ** 32)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(count)
-
-
-def draw_pictures(folder):
+def draw_pictures(folder, side):
     """A winner and a loser."""
     for name, colours in (("winner", ("red", "blue")), ("loser", ("green", "gray"))):
         picture = Image.new("RGB", (32, 32), "black")
         draw = ImageDraw.Draw(picture)
         draw.ellipse((3, 9, 14, 20), fill=colours[0])
         draw.rectangle((18, 10, 28, 20), fill=colours[1])
-        picture.save(folder / f"{name}.png")
+        picture.resize((side, side)).save(folder / f"{name}.png")
     (folder / "pairs.jsonl").write_text(json.dumps({"caption": CAPTION, "winner": "winner.png", "loser": "loser.png"}))
 
 
-def run(program, data, out, rate, steps):
-    subprocess.run([program, "--pretrained_model_name_or_path", TINY, "--train_data_dir", data, "--output_dir", out,
+def run(program, model, data, out, rate, steps, threads):
+    subprocess.run([program, "--pretrained_model_name_or_path", model, "--train_data_dir", data, "--output_dir", out,
                     "--max_train_steps", str(steps), "--train_batch_size", "1", "--largest_timestep", "1",
                     "--learning_rate", str(rate), "--lr_scheduler", "constant", "--adam_weight_decay", str(DECAY),
-                    "--max_grad_norm", str(CLIP), "--lrm_guidance", str(GUIDANCE), "--seed", str(SEED), "--threads", "1"],
+                    "--max_grad_norm", str(CLIP), "--lrm_guidance", str(GUIDANCE), "--seed", str(SEED), "--threads", str(threads)],
                    check=True, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -118,18 +101,30 @@ def check(what, found, expected, tolerance):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-lrm", type=pathlib.Path, required=True, help="the compiled program")
-    program = parser.parse_args().train_lrm.resolve()
-    torch.set_num_threads(1)
+    parser.add_argument("--family", choices=["tiny", "sd15", "sd21"], default="tiny")
+    parser.add_argument("--model", type=pathlib.Path, help="folder for models at full size")
+    parser.add_argument("--merges", type=pathlib.Path, help="gzipped merges of CLIP's tokenizer, for full size")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    tiny = options.family == "tiny"
+    if not tiny and (options.model is None or options.merges is None):
+        parser.error("full size needs --model and --merges")
+    program, threads, steps = options.train_lrm.resolve(), options.threads, 8 if tiny else 2
+    source = TINY if tiny else full_size.write_pipeline(options.model.resolve(), options.family, options.merges)
+    torch.set_num_threads(threads)
     logging.set_verbosity_error()  # up blocks are not in the folder, and not missed
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        draw_pictures(folder)
-        run(program, folder, folder / "start", 0, 1)
-        log = run(program, folder, folder / "trained", RATE, STEPS)
+        draw_pictures(folder, 32 if tiny else 512)
+        run(program, source, folder, folder / "start", 0, 1, threads)
+        begin = time.monotonic()
+        log = run(program, source, folder, folder / "trained", RATE, steps, threads)
+        print(f"train_lrm: {time.monotonic() - begin:.1f} s for {steps} steps with reading and writing, largest memory "
+              f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20:.2f} GiB, {threads} threads")
 
         cached = load_file(folder / "trained/cache/train/posteriors-000000.safetensors")
         mean, deviation = (cached[key].float().permute(0, 3, 1, 2) for key in ("mean", "deviation"))
-        vae = AutoencoderKL.from_pretrained(TINY / "vae")
+        vae = AutoencoderKL.from_pretrained(source / "vae", torch_dtype=torch.float32)
         pixels = np.stack([np.asarray(Image.open(folder / f"{one}.png")) for one in ("winner", "loser")])
         with torch.no_grad():
             posterior = vae.encode(torch.tensor(pixels / 127.5 - 1, dtype=torch.float32).permute(0, 3, 1, 2)).latent_dist
@@ -137,15 +132,15 @@ def main():
         good &= check("posterior deviation", deviation, posterior.std * vae.config.scaling_factor, 2e-3)
 
         model = RewardModel(folder / "start/lrm-last")
-        tokenizer = CLIPTokenizer.from_pretrained(TINY / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer")
         tokens = tokenizer([CAPTION, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        alpha_bar = DDIMScheduler.from_pretrained(TINY / "scheduler").alphas_cumprod[1]
+        alpha_bar = DDIMScheduler.from_pretrained(source / "scheduler").alphas_cumprod[1]
         parameters = [p for _, p in model.trained()]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=DECAY)
         losses, norms = [], []
-        for step in range(STEPS):
+        for step in range(steps):
             def drawn(operation):
-                values = normals(mean.numel(), operation, step).reshape(*mean.permute(0, 2, 3, 1).shape)
+                values = philox.normals(SEED, operation, step, *mean.permute(0, 2, 3, 1).shape)
                 return torch.tensor(values, dtype=torch.float32).permute(0, 3, 1, 2)
             clean = mean + deviation * drawn(OPERATION_POSTERIOR)
             noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * drawn(OPERATION_NOISE)

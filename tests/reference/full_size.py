@@ -84,7 +84,9 @@ def write(folder, family, part, seed):
 
 
 def write_tokenizer(folder, merges, pad_token):
-    """vocab.json and merges.txt of CLIP from its gzipped list of merges."""
+    """vocab.json and merges.txt of CLIP from its gzipped list of merges; files that are there already stay."""
+    if (folder / "vocab.json").exists():
+        return
     from transformers.models.clip.tokenization_clip import bytes_to_unicode  # not in every version
     lines = gzip.open(merges, "rt", encoding="utf-8").read().split("\n")[1:49152 - 256 - 2 + 1]
     characters = list(bytes_to_unicode().values())

@@ -456,3 +456,48 @@ TEST_CASE("settings that cannot work are refused") {
   options.loss.beta = 3;
   CHECK_THROWS_WITH_AS(run(other, options), doctest::Contains("beta: saved 500"), FileError);
 }
+
+TEST_CASE("scores that are not numbers end training with the last good weights and a report") {
+  TemporaryFolder folder;
+  Policy policy;
+  Context<Cpu> context(2);
+  Reward reward;
+  const NoiseSchedule schedule;
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 50;
+  options.checkpointing_iterations = 10;
+  LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
+                     Extents<3>{4, 4, 4}, options);
+  std::vector<float> good;
+  std::string text;
+  try {
+    trainer.train(prompts(), [&](const Progress& p) {
+      if (p.step == 3 && good.empty()) {
+        good = weights(policy.store);
+        std::fill_n(reward.store.trainable_values(), 8, std::nanf(""));
+      }
+      return true;
+    });
+  } catch (const ValueError& error) {
+    text = error.what();
+  }
+  CHECK(text.find("[LpoTrainer] stopped in iteration 3: [select_pair] the score of row ") == 0);
+  CHECK(text.find("the last good weights are in " + folder.path() + "/checkpoint-3") != std::string::npos);
+  const auto json = nlohmann::json::parse(read_text_file(folder.path() + "/not_finite.json"));
+  CHECK(json["first_iteration"] == 3);
+  CHECK(json["last_good_checkpoint"] == folder.path() + "/checkpoint-3");
+  CHECK(CheckpointFolder(folder.path(), 0).steps().back() == 3);
+  CHECK(SafetensorsFile(folder.path() + "/checkpoint-3/state.safetensors").read_vector<float>("weights") == good);
+}
+
+TEST_CASE("stopped while thresholds are looked for: at once, and earlier checkpoints stay") {
+  TemporaryFolder folder;
+  auto options = lpo_options(folder.path());
+  options.threshold_quantile = 0.5;
+  options.calibration_rollouts = 1000;
+  Policy policy;
+  int calls = 0;
+  CHECK_THROWS_WITH_AS(run(policy, options, [&](const Progress&) { return ++calls < 7; }),
+                       doctest::Contains("cancelled while thresholds were looked for"), CancelledError);
+  CHECK(calls == 7);
+}

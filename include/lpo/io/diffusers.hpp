@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/io/clip_text_names.hpp>
 #include <lpo/io/diffusers_config.hpp>
 #include <lpo/io/parameters.hpp>
 #include <lpo/model/autoencoder_kl.hpp>
@@ -134,7 +135,8 @@ ComponentReport load_text_encoder(const std::string& directory, CLIPTextModel<C,
                                   const ParameterStore<T, Device>& store, const std::string& prefix = "text_encoder",
                                   const std::string& variant = "") {
   auto report =
-      detail::load_component(directory, detail::transformers_weights, C, store, {.model_prefix = prefix}, variant);
+      detail::load_component(directory, detail::transformers_weights, C, store,
+                             {.model_prefix = prefix, .legacy = detail::bare_clip_text_name}, variant);
   model.end_token = detail::end_token_of(report.config);
   return report;
 }

@@ -95,7 +95,7 @@ LatentRewardReport load_latent_reward_model(const std::string& directory,
   detail::for_each_reward_text(text_encoders, prefix, [&](auto& encoder, const auto& folder, const auto& name) {
     texts.push_back(detail::open_component(directory + "/" + folder, detail::transformers_weights,
                                            std::remove_cvref_t<decltype(encoder)>::config, store,
-                                           {.model_prefix = name}, ""));
+                                           {.model_prefix = name, .legacy = detail::bare_clip_text_name}, ""));
     end_tokens.push_back(detail::end_token_of(texts.back().config));
   });
   const auto parameters = detail::reward_head_parameters(model);

@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include <lpo/io/lora_file.hpp>
 #include <lpo/io/checkpoint.hpp>
+#include <lpo/io/clip_text_names.hpp>
+#include <lpo/io/lora_file.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -35,7 +36,7 @@ inline BaseComponent open_component(const std::string& folder, const std::string
 /// "unet" or "text_encoder", by the names of the weights.
 inline std::string component_of_keys(const Checkpoint& weights) {
   for (const std::string& key : weights.keys()) {
-    if (key.starts_with("text_model.")) return "text_encoder";
+    if (key.starts_with(clip_text_module) || is_bare_clip_text_name(key)) return "text_encoder";
     if (key.starts_with("model.diffusion_model.") || key.starts_with("first_stage_model."))
       throw FileError(message("[lora] ", weights.path(), ": holds a whole pipeline in ldm's layout (\"", key,
                               "\"); save it as a diffusers folder first"));
@@ -110,7 +111,7 @@ inline LoraFit fit_lora(const LoraFile& file, const std::vector<BaseComponent>& 
   for (const BaseComponent& part : base)
     for (const std::string& key : part.weights.keys())
       if (key.ends_with(".weight"))
-        if (const auto* adapter = file.find(part.name, key.substr(0, key.size() - 7)))
+        if (const auto* adapter = file.find(part.name, detail::full_clip_text_name(key.substr(0, key.size() - 7))))
           found.emplace(adapter, LoraTarget{adapter, &part, key});
   for (const auto* adapter : file.adapters()) {
     const auto at = found.find(adapter);

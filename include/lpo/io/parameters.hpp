@@ -28,7 +28,7 @@ struct ParameterNames {
   /// What stands for it in the file: "" in a component's own file, "model.diffusion_model" and so on in joint ones.
   std::string file_prefix = {};
   ParameterPart part = ParameterPart::base;
-  /// Another name that older files use for a weight (both without prefix), or "".
+  /// Another name that some files use for a weight (both without prefix), or "".
   std::function<std::string(const std::string&)> legacy = {};
 };
 

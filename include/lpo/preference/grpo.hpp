@@ -2,6 +2,7 @@
 // Step-level GRPO: all K candidates of a step are trained, weighted by their standardised score, near the reference.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <span>
 #include <type_traits>
@@ -41,12 +42,43 @@ struct GrpoOptions {
   double clip = 0.1;  ///< ratios are limited to [1 - clip, 1 + clip] where that lowers the objective
 };
 
+/// Means over the groups that were added.
+struct GrpoMetrics {
+  index_t groups = 0;
+  double loss = 0;
+  double ratio = 0;       ///< before clipping
+  double clipped = 0;     ///< share of candidates whose ratio lies outside the limits
+  double gain = 0;        ///< min(rho A, clip(rho) A)
+  double divergence = 0;  ///< KL from the reference
+
+  /// One group: its K ratios and advantages (`stride` apart) and its divergence.
+  template <class T>
+  void add(const T* ratios, const double* advantages, index_t candidates, index_t stride, double kl,
+           const GrpoOptions& options) {
+    double sum = 0, outside = 0, gains = 0;
+    for (index_t k = 0; k < candidates; ++k) {
+      const double r = static_cast<double>(ratios[k * stride]), a = advantages[k * stride];
+      const double limited = std::clamp(r, 1 - options.clip, 1 + options.clip);
+      sum += r;
+      outside += r == limited ? 0 : 1;
+      gains += std::min(r * a, limited * a);
+    }
+    const double share = 1 / static_cast<double>(candidates), weight = 1 / static_cast<double>(++groups);
+    const auto mean = [weight](double& total, double value) { total += (value - total) * weight; };
+    mean(ratio, sum * share);
+    mean(clipped, outside * share);
+    mean(gain, gains * share);
+    mean(divergence, kl);
+    mean(loss, options.beta * kl - gains * share);
+  }
+};
+
 /// Mean over all K*B candidates of -[min(rho A, clip(rho) A) - beta KL], a Var [1], with the mean over elements in
 /// ln rho = logp_policy - logp_old and in KL = (mu - mu_ref)^2 / (2 sigma^2).
 ///
 /// Candidates of a prompt share their parent, so the policy runs once per prompt: `prediction`, `old`, `reference` and
 /// `x_t` are [b, h, w, c], `candidates` [k, b, h, w, c], `steps` one per prompt, `advantages` of row k*B + b. Views are
-/// constants that must outlive backward.
+/// constants that must outlive backward. Asking for `metrics` waits for the device.
 template <class T, class Device, int Channels>
 Var<T, 1, Device> grpo_loss(const Var<T, 4, Device, Channels>& prediction,
                             std::type_identity_t<View<const T, 4, Device>> old,
@@ -54,7 +86,7 @@ Var<T, 1, Device> grpo_loss(const Var<T, 4, Device, Channels>& prediction,
                             std::type_identity_t<View<const T, 4, Device>> x_t,
                             std::type_identity_t<View<const T, 5, Device>> candidates,
                             std::span<const GaussianStep> steps, std::span<const double> advantages,
-                            const GrpoOptions& options = {}) {
+                            const GrpoOptions& options = {}, GrpoMetrics* metrics = nullptr) {
   static_assert(std::is_same_v<T, compute_t<T>>,
                 "lpo grpo_loss: predictions must be float or double; convert 16-bit storage first");
   detail::expect_same("grpo_loss", "prediction", prediction.extents(), "old", old.extents);
@@ -93,6 +125,14 @@ Var<T, 1, Device> grpo_loss(const Var<T, 4, Device, Channels>& prediction,
       minimum(ratio * advantage, clamp(ratio, 1 - options.clip, 1 + options.clip) * advantage);
   const Var<T, 4, Device> moved = square(bcast_last(c) * (prediction - reference));
   const Var<T, 1, Device> divergence = row_sums(moved.reshape(Extents<2>{b, width})) * scale;
+  if (metrics != nullptr) {
+    std::vector<T> ratios(static_cast<std::size_t>(k * b)), kl(static_cast<std::size_t>(b));
+    context.copy_to_host(ratios.data(), ratio.data(), ratios.size() * sizeof(T));
+    context.copy_to_host(kl.data(), divergence.data(), kl.size() * sizeof(T));
+    for (index_t i = 0; i < b; ++i)
+      metrics->add(ratios.data() + i, advantages.data() + i, k, b, static_cast<double>(kl[static_cast<std::size_t>(i)]),
+                   options);
+  }
   return options.beta * mean(divergence) - mean(gain);
 }
 

@@ -10,6 +10,12 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// The reward model gave something that is not a number: nothing can be learned from it.
+class NotANumberScore : public ValueError {
+ public:
+  using ValueError::ValueError;
+};
+
 /// The preferred and the rejected candidate of one prompt at one step.
 struct CandidatePair {
   int win = 0;
@@ -22,14 +28,14 @@ struct CandidatePair {
 };
 
 /// Best and worst of `candidates` scores that lie `stride` apart, from `first` on; ties take the lowest index.
-/// ValueError when a score is not a number.
+/// NotANumberScore when a score is not a number.
 inline CandidatePair select_pair(std::span<const float> scores, index_t first, index_t stride, int candidates) {
   CandidatePair pair;
   const auto score = [&](int k) { return scores[static_cast<std::size_t>(first + k * stride)]; };
   for (int k = 0; k < candidates; ++k) {
     if (std::isnan(score(k)))
-      throw ValueError(message("[select_pair] the score of row ", first + k * stride, " (candidate ", k,
-                               ") is not a number; check the reward model's precision and weights"));
+      throw NotANumberScore(message("[select_pair] the score of row ", first + k * stride, " (candidate ", k,
+                                    ") is not a number; check the reward model's precision and weights"));
     if (score(k) > score(pair.win)) pair.win = k;
     if (score(k) < score(pair.lose)) pair.lose = k;
   }

@@ -24,7 +24,18 @@ struct RolloutOptions {
   int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
   int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
   LrmTimestep lrm_timestep = LrmTimestep::departure;
+  bool keep_pairs = true;  ///< false: no memory for pairs; run() is told what to keep instead
   std::uint64_t seed = 42;
+};
+
+/// The K candidates of B prompts at one step, on their way to what keeps some of them.
+template <class T, class Device>
+struct StepCandidates {
+  int step = 0;                           ///< index into the chain
+  View<const T, 4, Device> x_t;           ///< their parents [b, h, w, c]
+  View<const T, 4, Device> prediction;    ///< the (guided) network output for the parents [b, h, w, c]
+  View<const T, 5, Device> candidates;    ///< [k, b, h, w, c]
+  std::span<const float> scores;          ///< row k*B + b
 };
 
 /// Step-level preference sampling (arXiv 2502.01051). At step i the candidates of prompt b are
@@ -49,7 +60,7 @@ class Rollout {
         prediction_(latents),
         candidates_(Extents<4>{options.candidates * latents[0], latents[1], latents[2], latents[3]}),
         scores_(static_cast<std::size_t>(std::max<index_t>(0, options.candidates * latents[0]))),
-        pairs_(static_cast<index_t>(steps_.size()) * latents[0], Extents<3>{latents[1], latents[2], latents[3]}) {
+        pairs_(options.keep_pairs ? static_cast<index_t>(steps_.size()) * latents[0] : 0, Extents<3>{latents[1], latents[2], latents[3]}) {
     if (thresholds_.size() != steps_.size())
       throw ValueError(message("[Rollout] ", static_cast<index_t>(thresholds_.size()), " thresholds for ",
                                static_cast<index_t>(steps_.size()), " steps; give one per step"));
@@ -61,9 +72,23 @@ class Rollout {
 
   /// One roll-out of the first `prompts` rows (0: all), starting from fresh noise. `iteration` numbers the roll-outs of
   /// a run. Kept pairs replace those of the previous call. CancelledError when `progress` returns false.
-  template <NoisePredictor<T, Device> Predictor, StepScorer<T, Device> Scorer>
+  ///
+  /// A scorer is told a timestep (StepScorer) or the step (TransitionScorer). If it has `continue_with(chosen)`, it
+  /// learns with which candidate each prompt goes on.
+  template <NoisePredictor<T, Device> Predictor, class Scorer>
+    requires(StepScorer<Scorer, T, Device> || TransitionScorer<Scorer, T, Device>)
   void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts = 0,
            const StepCallback& progress = {}) {
+    run(predictor, scorer, iteration, prompts, progress,
+        [this](const StepCandidates<T, Device>& drawn) { return keep_pairs(drawn); });
+  }
+
+  /// The same, but `keep(StepCandidates)` takes what it wants of every step instead of the clear pairs; it returns for
+  /// how many prompts that was.
+  template <NoisePredictor<T, Device> Predictor, class Scorer, class Keep>
+    requires(StepScorer<Scorer, T, Device> || TransitionScorer<Scorer, T, Device>)
+  void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts, const StepCallback& progress,
+           const Keep& keep) {
     if (prompts < 0 || prompts > extents_[0])
       throw ValueError(message("[Rollout] ", prompts, " prompts, but there is room for ", extents_[0]));
     prompts_ = prompts == 0 ? extents_[0] : prompts;
@@ -81,7 +106,7 @@ class Rollout {
       else if (i < options_.divert_start_step)
         advance(step, counter);
       else
-        branch(step, i, counter, scorer);
+        branch(step, i, counter, scorer, keep);
       if (progress && !progress(i + 1, total))
         throw CancelledError(message("[Rollout] cancelled after step ", i + 1, " of ", total));
     }
@@ -122,8 +147,8 @@ class Rollout {
     evaluate(&context_, x, step.next(x, rows(prediction_, prompts_), noise));
   }
 
-  template <class Scorer>
-  void branch(const GaussianStep& step, int i, std::uint32_t counter, Scorer& scorer) {
+  template <class Scorer, class Keep>
+  void branch(const GaussianStep& step, int i, std::uint32_t counter, Scorer& scorer, const Keep& keep) {
     const index_t k_count = options_.candidates, width = extents_.size() / extents_[0];
     const View<T, 4, Device> x = rows(latents_, prompts_), all = rows(candidates_, k_count * prompts_);
     const View<T, 5, Device> by_candidate =
@@ -132,30 +157,51 @@ class Rollout {
     evaluate(&context_, by_candidate, step.next(x, rows(prediction_, prompts_), by_candidate));
 
     const std::span<float> scores(scores_.data(), static_cast<std::size_t>(k_count * prompts_));
-    const int told = options_.lrm_timestep == LrmTimestep::departure ? step.timestep : std::max(1, step.arrival);
-    scorer.score(View<const T, 4, Device>(all), told, scores);
+    if constexpr (TransitionScorer<Scorer, T, Device>) {
+      scorer.score(View<const T, 4, Device>(all), step, scores);
+    } else {
+      const int told = options_.lrm_timestep == LrmTimestep::departure ? step.timestep : std::max(1, step.arrival);
+      scorer.score(View<const T, 4, Device>(all), told, scores);
+    }
 
     StepStatistics statistics;
     statistics.timestep = step.timestep;
     statistics.threshold = thresholds_[static_cast<std::size_t>(i)];
     for (const float score : scores) statistics.scores.add(static_cast<double>(score));
-    const auto candidate = [&](int k, index_t b) { return all.data + (k * prompts_ + b) * width; };
-    for (index_t b = 0; b < prompts_; ++b) {
-      const CandidatePair pair = select_pair(scores, b, prompts_, options_.candidates);
-      statistics.gaps.add(pair.gap);
-      if (!pair.kept(statistics.threshold)) continue;
-      pairs_.append(context_, {i, step.timestep, static_cast<int>(b), static_cast<float>(pair.gap)}, x.data + b * width,
-                    candidate(pair.win, b), candidate(pair.lose, b));
-      ++statistics.kept;
-    }
+    for (index_t b = 0; b < prompts_; ++b)
+      statistics.gaps.add(select_pair(scores, b, prompts_, options_.candidates).gap);
+    statistics.kept = keep(StepCandidates<T, Device>{i, x, rows(prediction_, prompts_), by_candidate, scores});
     statistics_.push_back(statistics);
 
     RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
+    std::vector<int> chosen;
     for (index_t b = 0; b < prompts_; ++b) {
       const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
+      chosen.push_back(k);
       kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width,
                                     x.data + b * width, width, false);
     }
+    if constexpr (requires { scorer.continue_with(std::span<const int>(chosen)); })
+      scorer.continue_with(std::span<const int>(chosen));
+  }
+
+  T* candidate(int k, index_t b) {
+    return candidates_.data() + (k * prompts_ + b) * (extents_.size() / extents_[0]);
+  }
+
+  /// Appends the pairs whose gap exceeds the step's threshold; returns their number.
+  int keep_pairs(const StepCandidates<T, Device>& drawn) {
+    const index_t width = extents_.size() / extents_[0];
+    const auto i = static_cast<std::size_t>(drawn.step);
+    int kept = 0;
+    for (index_t b = 0; b < prompts_; ++b) {
+      const CandidatePair pair = select_pair(drawn.scores, b, prompts_, options_.candidates);
+      if (!pair.kept(thresholds_[i])) continue;
+      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(b), static_cast<float>(pair.gap)},
+                    drawn.x_t.data + b * width, candidate(pair.win, b), candidate(pair.lose, b));
+      ++kept;
+    }
+    return kept;
   }
 
   Context<Device>& context_;

@@ -86,6 +86,22 @@ class FiniteGuard {
                              folder.empty() ? "" : ", details are in " + folder + "/not_finite.json"));
   }
 
+  /// The same at once, for what cannot be left out, such as scores that are not numbers: `what` happened in `iteration`.
+  [[noreturn]] LPO_COLD static void stop_at(const char* trainer, const std::string& folder, const std::string& good,
+                                            index_t iteration, index_t optimizer_step, const std::string& what) {
+    if (!folder.empty()) {
+      OrderedJson json;
+      json["reason"] = what;
+      json["first_iteration"] = iteration;
+      json["optimizer_step"] = optimizer_step;
+      json["last_good_checkpoint"] = good;
+      write_text_file(folder + "/not_finite.json", json.dump(2) + "\n");
+    }
+    throw ValueError(message("[", trainer, "] stopped in iteration ", iteration, ": ", what,
+                             good.empty() ? "" : "; the last good weights are in " + good,
+                             folder.empty() ? "" : ", details are in " + folder + "/not_finite.json"));
+  }
+
  private:
   int limit_;
   int in_a_row_ = 0;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+// Thresholds from the gaps of a few roll-outs: for reward models whose scores have another scale than the released ones'.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include <lpo/preference/rollout.hpp>
+#include <lpo/preference/threshold.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// Keeps every pair of `rollouts` roll-outs, and sets the rollout's thresholds such that about the share `quantile` of
+/// them would be rejected (calibrated_thresholds). `draw(i)` draws roll-out i.
+template <class T, class Device, class Draw>
+void calibrate_thresholds(Rollout<T, Device>& rollout, const NoiseSchedule& schedule, const ThresholdOptions& options,
+                          double quantile, int rollouts, const Draw& draw) {
+  const auto count = rollout.steps().size();
+  const int steps = static_cast<int>(count);
+  rollout.set_thresholds(std::vector<double>(count, 0.0));
+  std::vector<std::vector<float>> gaps(count);
+  for (int i = 0; i < rollouts; ++i) {
+    draw(i);
+    for (const PairRecord& record : rollout.pairs().records())
+      gaps[static_cast<std::size_t>(record.step)].push_back(record.gap);
+  }
+  ThresholdOptions unit = options;
+  unit.minimum = 0, unit.maximum = 0.5, unit.table = ThresholdTable::closed_form;
+  auto shares = pair_thresholds(schedule, steps, unit);
+  for (double& share : shares) share *= 2;
+  rollout.set_thresholds(
+      pair_thresholds(schedule, steps, calibrated_thresholds(shares, std::move(gaps), quantile, options)));
+}
+
+}  // namespace lpo::inline LPO_ABI
