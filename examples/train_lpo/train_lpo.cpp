@@ -20,17 +20,6 @@ namespace {
 
 using train_lpo::Job, train_lpo::Options;
 
-/// "a,b" as its parts.
-std::vector<std::string> comma_list(const std::string& text) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    if (end > begin) parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
 lpo::ThresholdMode threshold_mode(const std::string& name) {
   if (name == "variance") return lpo::ThresholdMode::variance;
   if (name == "linear") return lpo::ThresholdMode::linear;
@@ -84,7 +73,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   job.options = o;
   job.model = model;
   job.prompts = examples::read_captions(o.prompt_file);
-  job.lora_targets = comma_list(o.lora_targets);
+  job.lora_targets = examples::comma_list(o.lora_targets);
   const auto predicted =
       o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
   job.schedule = model.scheduler(lpo::SamplerKind::ddim, predicted);

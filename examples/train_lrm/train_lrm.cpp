@@ -57,8 +57,8 @@ int program(Options& o, const CLI::App& app, const std::string& command) {
   o.training.output_dir = o.output_dir;
   Job job;
   job.model = examples::ModelSource(o.model, o.variant, o.tokenizer);
-  job.train = train_lrm::open_data_set(o.train_data);
-  job.validation = train_lrm::open_data_set(o.validation_data);
+  job.train = examples::open_data_set(o.train_data);
+  job.validation = examples::open_data_set(o.validation_data);
   if (!o.score_file.empty() && !job.train.has_pictures())
     throw lpo::ValueError("[train_lrm] --score_file: " + o.train_data + " is encoded already; filter while encoding");
   job.command = command;
