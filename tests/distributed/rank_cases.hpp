@@ -78,7 +78,9 @@ Outcome train_dpo(lpo::Context<small_world::Device>& context, Ranks ranks, lpo::
 inline lpo::LpoTrainerOptions lpo_options(const std::string& folder = "") {
   auto options = small_world::lpo_options(folder);
   options.sample_batch_size = 5;
+  options.loss.beta = 20;  // 500 clips most pairs after a step, and what is clipped hangs on the last bit
   options.optimizer = smooth_adamw();
+  options.optimizer.epsilon = 1.0;
   options.learning_rate = 0.05;
   return options;
 }
