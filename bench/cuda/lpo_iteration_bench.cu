@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <lpo/cuda.cuh>
@@ -91,21 +92,21 @@ double mean(const std::vector<double>& values, std::size_t first) {
 }
 
 /// `options.max_train_iterations` iterations, each until the device is done.
-Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOptions& options) {
+Run train(lpo::Context<Cuda>& context, Models& models, lpo::LpoTrainerOptions options) {
   const lpo::NoiseSchedule schedule;
-  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
-                          schedule, lpo::Extents<3>{64, 64, 4}, options);
   Run run;
   auto start = std::chrono::steady_clock::now();
-  trainer.train(random_prompts(prompts_per_iteration), [&](const lpo::Progress& progress) {
+  options.on_metrics = [&](index_t, const lpo::MetricValues& values) {
     context.synchronize();
     const auto now = std::chrono::steady_clock::now();
     run.seconds.push_back(std::chrono::duration<double>(now - start).count());
-    for (const auto& [name, value] : progress.metrics)
+    for (const auto& [name, value] : values)
       if (name == "kept") run.pairs.push_back(value);
     start = now;
-    return true;
-  });
+  };
+  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
+                          schedule, lpo::Extents<3>{64, 64, 4}, std::move(options));
+  trainer.train(random_prompts(prompts_per_iteration));
   return run;
 }
 
