@@ -284,23 +284,12 @@ inline SavedLeaf save_leaf(const Leaf& leaf) {
   return saved;
 }
 
-/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
-/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+/// Pushes the node of a statement whose value is in `out` already; `mark` is where the arena stood before `out`.
 template <class T, int Rank, class Device, class E>
-Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+void push_statement(E e, const Var<T, Rank, Device>& out, Arena::Mark mark) {
   using Tree = typename E::tree_type;
   constexpr int leaves = Tree::leaves;
-  auto& tape = *static_cast<Tape<Device>*>(e.tape);
-  const auto mark = tape.mark();
-  bool requires_gradient = false;
-  for (const auto& leaf : e.leaves)
-    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
-  if (width != dynamic && e.extents[Rank - 1] != width)
-    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
-  const auto out = make_output<T>(tape, e.extents, requires_gradient);
-  evaluate(&tape.context(), out.view(), e);
-  if (!out.requires_gradient()) return out;
-
+  auto& tape = out.tape();
   struct Saved {
     Tree tree;
     SavedLeaf leaf[leaves];
@@ -337,6 +326,22 @@ Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
                                                     leaf_count);
     Evaluator<Device>::backward(&t.context(), space, saved.tree, output_gradient(out), data, gradients, accumulate);
   });
+}
+
+/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
+/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+template <class T, int Rank, class Device, class E>
+Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+  auto& tape = *static_cast<Tape<Device>*>(e.tape);
+  const auto mark = tape.mark();
+  bool requires_gradient = false;
+  for (const auto& leaf : e.leaves)
+    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
+  if (width != dynamic && e.extents[Rank - 1] != width)
+    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
+  const auto out = make_output<T>(tape, e.extents, requires_gradient);
+  evaluate(&tape.context(), out.view(), e);
+  if (out.requires_gradient()) push_statement(std::move(e), out, mark);
   return out;
 }
 
