@@ -26,14 +26,24 @@
 namespace examples {
 
 #if defined(LPO_PROGRAM_WITH_MPI)
-using Processes = lpo::MpiCommunicator;
+using ProgramCommunicator = lpo::MpiCommunicator;
 #else
-struct Processes : lpo::SoloCommunicator {
+struct ProgramCommunicator : lpo::SoloCommunicator {
   static constexpr int local_rank() { return 0; }
   static constexpr int local_size() { return 1; }
   static constexpr bool all_arrive(double) { return true; }
 };
 #endif
+
+/// The processes that run this program together.
+struct Processes : ProgramCommunicator {
+  bool first() const { return rank() == 0; }
+};
+
+/// The end of the help of such a program.
+inline constexpr const char* ranks_help =
+    "On several processors or GPUs: mpirun -n N before the command, where the program is built with MPI. Options mean\n"
+    "the same for any N, but for micro-batches and threads, which are of each process.";
 
 /// Of `threads` threads, or on this rank's GPU. Ranks of one machine share the cores when `threads` is 0.
 inline lpo::Context<Device> make_context(int threads, [[maybe_unused]] const Processes& processes) {
@@ -60,6 +70,30 @@ inline auto make_ranks([[maybe_unused]] lpo::Context<Device>& context, const Pro
 #endif
 }
 
+/// Rank 0 does the work, and the others wait for it. What it throws, all throw.
+template <class Work>
+void on_first(Processes processes, const Work& work) {
+  std::exception_ptr error;
+  std::string cancelled, failed;
+  if (processes.first()) {
+    try {
+      work();
+    } catch (const lpo::CancelledError& e) {
+      error = std::current_exception();
+      cancelled = e.what();
+    } catch (const std::exception& e) {
+      error = std::current_exception();
+      failed = e.what();
+    }
+  }
+  processes.barrier();  // sleeps, while what follows would spin
+  cancelled = lpo::first_text(processes, cancelled);
+  failed = lpo::first_text(processes, failed);
+  if (error) std::rethrow_exception(error);
+  if (!cancelled.empty()) throw lpo::CancelledError(cancelled);
+  if (!failed.empty()) throw lpo::ValueError(failed);
+}
+
 /// examples::run() for programs of ranks: `body(processes)` returns the exit status. Ranks but 0 print nothing, unless one
 /// of them fails alone; the others are ended then, for they would wait for it.
 template <class Body>
@@ -70,7 +104,7 @@ int run_ranks(const char* program, Body&& body) {
     if (processes.size() == 1 && lpo::launched_processes() > 1)
       throw lpo::ValueError(lpo::message("[ranks] mpirun started ", lpo::launched_processes(), " processes, but ", program,
                                          " is built without MPI; build it where MPI is installed (LPO_MPI=ON)"));
-    const bool first = processes.rank() == 0;
+    const bool first = processes.first();
     const int errors = ::dup(2);
     if (!first) {
       const int nothing = ::open("/dev/null", O_WRONLY);
