@@ -4,8 +4,11 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -64,6 +67,48 @@ inline ReportCard metric_card(const std::string& metrics_path, const std::string
   auto curve = lpo::read_metric(metrics_path, metric);
   PlotSeries series{"", std::move(curve.step), std::move(curve.value), "a", true, false};
   return {title, text, line_plot({series}, {title, x_label, "", std::move(guides), none, none, percent})};
+}
+
+/// The newest value of a metric, a dash if there is none.
+inline std::string last_metric(const std::string& metrics_path, const std::string& metric, int decimals = 3) {
+  const auto curve = lpo::read_metric(metrics_path, metric);
+  return curve.value.empty() ? "–" : fixed_text(curve.value.back(), decimals);
+}
+
+/// A settings file's lines as facts; comments are left out.
+inline std::vector<std::pair<std::string, std::string>> settings_facts(const std::string& toml) {
+  std::vector<std::pair<std::string, std::string>> list;
+  for (std::size_t begin = 0; begin < toml.size();) {
+    const std::size_t end = std::min(toml.find('\n', begin), toml.size());
+    const std::string line = toml.substr(begin, end - begin);
+    const std::size_t equals = line.find('=');
+    if (!line.starts_with('#') && equals != std::string::npos)
+      list.emplace_back(line.substr(0, equals), line.substr(equals + 1));
+    begin = end + 1;
+  }
+  return list;
+}
+
+/// Sections of the first and the last validation pictures in `folder`, of whichever session drew them.
+inline void add_validation_pictures(RunReport& report, const std::string& folder, const std::vector<std::string>& prompts,
+                                    int images, int resolution) {
+  std::vector<std::string> drawn;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    drawn.push_back(it->path().filename().string());
+  if (drawn.empty()) return;
+  std::sort(drawn.begin(), drawn.end());
+  const auto add = [&](const std::string& name, const char* title, const char* text) {
+    ReportSection section{title + (" (" + name) + ")", text, {}, {}};
+    for (std::size_t p = 0; p < prompts.size(); ++p)
+      for (int i = 0; i < images; ++i) {
+        const std::string path = lpo::message(folder, "/", name, "/", p, "-", i, ".png");
+        if (lpo::file_exists(path)) section.pictures.push_back({prompts[p], lpo::read_text_file(path), resolution, resolution});
+      }
+    report.sections.push_back(std::move(section));
+  };
+  add(drawn.front(), "First pictures", "Later ones start from the same noise.");
+  if (drawn.size() > 1) add(drawn.back(), "Last pictures", "");
 }
 
 namespace detail {

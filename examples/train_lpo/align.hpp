@@ -8,77 +8,51 @@
 #include <memory>
 #include <string>
 #include <type_traits>
-#include <utility>
 
 #include "../common/console.hpp"
 #include "../common/tensorboard.hpp"
+#include "../common/validation_pictures.hpp"
 #include "models.hpp"
 #include "results.hpp"
-#include "validation.hpp"
 
 namespace train_lpo {
-
-/// Exchanges averages and weights while it lives; does nothing where there are no averages.
-template <class Ema>
-class WithAverages {
- public:
-  explicit WithAverages(Ema* ema) : ema_(ema) {
-    if (ema_ != nullptr) ema_->swap();
-  }
-  WithAverages(const WithAverages&) = delete;
-  WithAverages& operator=(const WithAverages&) = delete;
-  ~WithAverages() {
-    if (ema_ != nullptr) ema_->swap();
-  }
-
- private:
-  Ema* ema_;
-};
 
 /// The run of a policy of family F with a reward model of family R.
 template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
 void run(const Job& job) {
   const Options& o = job.options;
   const std::string& folder = o.output_dir;
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, job.processes);
   // Both are compared with what this program is compiled for before gigabytes are read.
-  const auto policy = std::make_unique<Policy<F, T>>(job);
+  const auto policy = std::make_unique<Policy<F, T>>(job.policy());
   const auto reward = std::make_unique<Reward<F, R, T>>(job);
   std::fprintf(stderr, "reading %s and %s\n", job.model.path().c_str(), o.lrm.c_str());
-  policy->read(job);
+  policy->read();
   reward->read(job);
-  const auto validation = std::make_unique<Validation<F, T>>(context, job, *policy);
+  const auto validation = std::make_unique<examples::ValidationPictures<F, T>>(context, job.validation(), *policy);
 
   const lpo::NoiseSchedule schedule(job.schedule);
-  const auto empty = o.sdxl_uncond == "zeros" ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
-  auto policy_text = policy->text.encoder("", empty, job.resolution, job.resolution);
+  auto policy_text = policy->text.encoder("", job.empty_prompt(), job.resolution, job.resolution);
   auto reward_text = reward->text.encoder("", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
   const auto tokens = token_ids(job.prompts, policy->text, reward->text);
   const index_t side = job.resolution / F.vae.factor();
 
-  lpo::make_directories(folder);
   std::unique_ptr<examples::EventWriter> events;
   std::function<void(const std::string&)> save_checkpoint;  // the trainer that it needs comes later
   lpo::LpoTrainerOptions options = job.trainer;
   options.on_metrics = [&](index_t iteration, const lpo::MetricValues& values) { events->scalars(iteration, values); };
   options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
   lpo::LpoTrainer trainer(context, policy->unet, policy->store, policy_text, reward->lrm, reward_text, schedule,
-                          lpo::Extents<3>{side, side, F.unet.in_channels}, options);
+                          lpo::Extents<3>{side, side, F.unet.in_channels}, options, examples::make_ranks(context, job.processes));
   if (policy->reference) trainer.set_reference(*policy->reference);
-  using Averages = WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
-  save_checkpoint = [&](const std::string& into) {
-    if (policy->reference) return;  // state.safetensors has the weights, all of them
-    policy->save(job, into);
-    if (trainer.ema() == nullptr) return;
-    lpo::make_directories(into + "/ema");
-    const Averages averages(trainer.ema());
-    policy->save(job, into + "/ema");
-  };
+  using Averages = examples::WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
+  save_checkpoint = [&](const std::string& into) { examples::save_checkpoint_policy(*policy, trainer.ema(), into); };
 
   Results results(job);
   examples::ProgressBar bar;
   index_t drawn_at = -1;
   const auto progress = [&](const lpo::Progress& p) {
+    if (!job.processes.first()) return bar(p);
     if (!events) events = std::make_unique<examples::EventWriter>(folder, p.first_step);
     const bool go_on = bar(p);
     const index_t epoch = p.step / job.iterations_per_epoch;
@@ -98,20 +72,21 @@ void run(const Job& job) {
   try {
     results.finish(trainer.train(tokens, progress));
   } catch (...) {
-    try {
+    if (job.processes.first()) try {
       results.write("stopped");
     } catch (const lpo::FileError& error) {  // why it stopped matters more
       std::fprintf(stderr, "\nno report: %s\n", error.what());
     }
     throw;
   }
+  if (!job.processes.first()) return;
+  std::string saved;
   {
     const Averages averages(trainer.ema());
-    policy->save(job, folder);
+    saved = policy->save(folder);
   }
   results.write("finished");
-  std::printf("%s%s\n%s/report.html\n", folder.c_str(),
-              policy->reference ? "/unet" : "/pytorch_lora_weights.safetensors", folder.c_str());
+  std::printf("%s\n%s/report.html\n", saved.c_str(), folder.c_str());
 }
 
 template <const examples::ModelFamily& F, class T>

@@ -8,7 +8,8 @@
 
 #include <lpo/train/lpo_trainer.hpp>
 
-#include "../common/model_source.hpp"
+#include "../common/ranks.hpp"
+#include "../common/validation_pictures.hpp"
 
 namespace train_lpo {
 
@@ -37,6 +38,7 @@ struct Options {
 
 /// Everything decided: what a pipeline works from.
 struct Job {
+  examples::Processes processes;
   Options options;
   examples::ModelSource model;
   std::vector<std::string> prompts;
@@ -47,7 +49,27 @@ struct Job {
   int resolution = 512;
   std::string command, settings;  ///< how it was called; the resolved settings as TOML
 
-  double lora_alpha() const { return options.lora_alpha > 0 ? options.lora_alpha : static_cast<double>(options.rank); }
+  /// SDXL: what stands for the empty prompt.
+  lpo::EmptyPrompt empty_prompt() const {
+    return options.sdxl_uncond == "zeros" ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
+  }
+  examples::PolicySettings policy() const {
+    return {model, options.full_finetuning, options.rank, options.lora_alpha, lora_targets, options.seed};
+  }
+  examples::ValidationSettings validation() const {
+    return {.model = model,
+            .prompts = options.validation_prompts,
+            .images = options.validation_images,
+            .steps = options.num_inference_steps,
+            .guidance_scale = options.guidance_scale,
+            .empty = empty_prompt(),
+            .seed = options.seed,
+            .resolution = resolution,
+            .schedule = schedule,
+            .folder = options.output_dir + "/validation",
+            .method = "LPO",
+            .unit = "epoch"};
+  }
 };
 
 /// Reads policy and reward model, of the family F and the one that scores its latents, and trains. Weights and

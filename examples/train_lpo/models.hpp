@@ -1,74 +1,20 @@
 // SPDX-License-Identifier: MIT
-// The networks of an LPO run: the policy with what trains in it, its frozen copy if there is one, and the reward model.
+// The reward model of an LPO run, and the prompts as it and the policy read them.
 #pragma once
 
-#include <algorithm>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include <lpo/io/latent_reward_folder.hpp>
-#include <lpo/io/lora.hpp>
 
-#include "../common/text_side.hpp"
+#include "../common/policy.hpp"
 #include "job.hpp"
 
 namespace train_lpo {
 
-using examples::Device;
-
-/// Constructed without memory: `read` takes it. Trains adapters, or with --full_finetuning the UNet, for which the
-/// reference is a copy.
-template <const examples::ModelFamily& F, class T>
-struct Policy {
-  using UNet = lpo::UNet2DCondition<F.unet, T, Device>;
-
-  examples::TextSide<F, T> text;
-  UNet unet;
-  std::unique_ptr<UNet> reference;
-  lpo::ParameterStore<T, Device> store, reference_store;
-
-  explicit Policy(const Job& job) : text(job.model.tokenizers(F)) {
-    const Options& o = job.options;
-    if (!o.full_finetuning) {
-      const int adapted =
-          lpo::enable_lora<T, Device>(unet, o.rank, static_cast<float>(job.lora_alpha()),
-                                   [&](const auto& name) { return lpo::is_lora_target(name, job.lora_targets); });
-      if (adapted == 0)
-        throw lpo::ValueError(lpo::message("[train_lpo] no projection is named as --lora_targets ", o.lora_targets,
-                                           " says; a UNet's are to_q, to_k, to_v and to_out.0, of attn1 and attn2"));
-    } else {
-      reference = std::make_unique<UNet>();
-      reference_store.add("unet", *reference);
-    }
-    text.add_to(store);
-    store.add("unet", unet);
-  }
-
-  bool trains(const std::string& name) const { return reference ? name.starts_with("unet.") : lpo::is_lora_name(name); }
-
-  void read(const Job& job) {
-    store.allocate([&](const std::string& name) { return trains(name); });
-    store.initialize(job.options.seed, lpo::is_lora_name);
-    job.model.load_text_encoder(text.first, store, 0);
-    if (text.second) job.model.load_text_encoder(*text.second, store, 1);
-    job.model.load_unet(unet, store);
-    if (!reference) return;
-    reference_store.allocate_frozen();
-    job.model.load_unet(*reference, reference_store);
-  }
-
-  /// The result as diffusers reads it: a LoRA, or the folder unet/.
-  void save(const Job& job, const std::string& folder) {
-    if (!reference) return lpo::save_lora(folder + "/pytorch_lora_weights.safetensors", unet);
-    lpo::ComponentOptions options;
-    const std::string config = job.model.path() + "/unet/config.json";
-    if (lpo::file_exists(config)) options.config = lpo::JsonConfig::from_file(config);
-    lpo::save_unet(folder + "/unet", unet, store, "unet", options);
-  }
-};
+using examples::Device, examples::Policy;
 
 /// Tokenizers for a reward model of family R: its own, those of --lrm_tokenizer, or the policy's, made to pad as R's
 /// do.

@@ -21,7 +21,7 @@ template <const examples::ModelFamily& F, const examples::ModelFamily& R, class 
 void print_run(const Job& job) {
   const Options& o = job.options;
   const lpo::LpoTrainerOptions& t = job.trainer;
-  const auto policy = std::make_unique<Policy<F, T>>(job);
+  const auto policy = std::make_unique<Policy<F, T>>(job.policy());
   const auto reward = std::make_unique<Reward<F, R, T>>(job);
   const int side = job.resolution / F.vae.factor();
 

@@ -2,9 +2,7 @@
 // report.html of an LPO run, from its log, its pictures and what the trainer reports.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <limits>
 #include <string>
 #include <utility>
@@ -38,24 +36,20 @@ class Results {
     report.tiles = {
         {std::to_string(kept.step.size()), "iterations", "a roll-out and its training each"},
         {examples::fixed_text(pairs, 0), "pairs trained on", "kept of the roll-outs' pairs"},
-        {last(log, "reward_mean"), "mean reward", "of the last iteration's candidates"},
-        {last(log, "train_margin"), "margin", "of the last iteration"},
-        {last(log, "skipped_steps", 0), "steps left out", "gradients were not finite"},
+        {examples::last_metric(log, "reward_mean"), "mean reward", "of the last iteration's candidates"},
+        {examples::last_metric(log, "train_margin"), "margin", "of the last iteration"},
+        {examples::last_metric(log, "skipped_steps", 0), "steps left out", "gradients were not finite"},
         {examples::clock_text(seconds()), "this session", "at most " + examples::memory_text(examples::peak_memory())}};
     report.sections.push_back(curves(log));
-    add_pictures(report);
-    report.facts = facts();
+    examples::add_validation_pictures(report, job_.options.output_dir + "/validation", job_.options.validation_prompts,
+                                      job_.options.validation_images, job_.resolution);
+    report.facts = examples::settings_facts(job_.settings);
     report.command = job_.command;
     report.version = LPO_VERSION_STRING;
     examples::write_report_page(job_.options.output_dir + "/report.html", report);
   }
 
  private:
-  static std::string last(const std::string& log, const char* name, int decimals = 3) {
-    const auto curve = lpo::read_metric(log, name);
-    return curve.value.empty() ? "–" : examples::fixed_text(curve.value.back(), decimals);
-  }
-
   double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
 
   examples::ReportSection curves(const std::string& log) const {
@@ -86,44 +80,6 @@ class Results {
                              examples::bar_plot(timesteps, share, threshold,
                                                 {"kept share by timestep", "timestep (← noise)", "", {}, 0, none})});
     return section;
-  }
-
-  /// The first validation pictures and the last, of whichever session drew them.
-  void add_pictures(examples::RunReport& report) const {
-    const std::string folder = job_.options.output_dir + "/validation";
-    std::vector<std::string> epochs;
-    std::error_code error;
-    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-      epochs.push_back(it->path().filename().string());
-    if (epochs.empty()) return;
-    std::sort(epochs.begin(), epochs.end());
-    const auto add = [&](const std::string& epoch, const char* title, const char* text) {
-      examples::ReportSection section{title + (" (" + epoch) + ")", text, {}, {}};
-      const auto& prompts = job_.options.validation_prompts;
-      for (std::size_t p = 0; p < prompts.size(); ++p)
-        for (int i = 0; i < job_.options.validation_images; ++i) {
-          const std::string path = lpo::message(folder, "/", epoch, "/", p, "-", i, ".png");
-          if (lpo::file_exists(path))
-            section.pictures.push_back({prompts[p], lpo::read_text_file(path), job_.resolution, job_.resolution});
-        }
-      report.sections.push_back(std::move(section));
-    };
-    add(epochs.front(), "First pictures", "Later ones start from the same noise.");
-    if (epochs.size() > 1) add(epochs.back(), "Last pictures", "");
-  }
-
-  /// The settings file's lines.
-  std::vector<std::pair<std::string, std::string>> facts() const {
-    std::vector<std::pair<std::string, std::string>> list;
-    for (std::size_t begin = 0; begin < job_.settings.size();) {
-      const std::size_t end = std::min(job_.settings.find('\n', begin), job_.settings.size());
-      const std::string line = job_.settings.substr(begin, end - begin);
-      const std::size_t equals = line.find('=');
-      if (!line.starts_with('#') && equals != std::string::npos)
-        list.emplace_back(line.substr(0, equals), line.substr(equals + 1));
-      begin = end + 1;
-    }
-    return list;
   }
 
   const Job& job_;

@@ -12,24 +12,12 @@
 #include <lpo/train/training_checkpoint.hpp>
 
 #include "../common/config_file.hpp"
-#include "../common/console.hpp"
 #include "../common/options.hpp"
 #include "job.hpp"
 
 namespace {
 
 using train_lpo::Job, train_lpo::Options;
-
-/// "a,b" as its parts.
-std::vector<std::string> comma_list(const std::string& text) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    if (end > begin) parts.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
 
 lpo::ThresholdMode threshold_mode(const std::string& name) {
   if (name == "variance") return lpo::ThresholdMode::variance;
@@ -84,7 +72,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   job.options = o;
   job.model = model;
   job.prompts = examples::read_captions(o.prompt_file);
-  job.lora_targets = comma_list(o.lora_targets);
+  job.lora_targets = examples::comma_list(o.lora_targets);
   const auto predicted =
       o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
   job.schedule = model.scheduler(lpo::SamplerKind::ddim, predicted);
@@ -108,7 +96,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   return job;
 }
 
-void program(const Options& o, const CLI::App& app, const std::string& command) {
+void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
   const examples::ModelSource model(o.model, o.variant, o.tokenizer);
   if (!o.resume && !o.dry_run && !lpo::CheckpointFolder(o.output_dir, 0).steps().empty())
     throw lpo::ValueError("[train_lpo] --output_dir " + o.output_dir +
@@ -118,12 +106,15 @@ void program(const Options& o, const CLI::App& app, const std::string& command) 
       [&]<const examples::ModelFamily & F>() {
         Job job = make_job(o, model, F);
         job.command = command;
+        job.processes = processes;
         examples::with_storage(o.dtype, [&]<class T>() {
           if (o.dry_run) return train_lpo::print_plan<F, T>(job);
-          lpo::make_directories(o.output_dir);
-          const std::string settings = o.output_dir + "/config.toml";
-          examples::save_resolved_config(app, settings);
-          job.settings = lpo::read_text_file(settings);
+          if (processes.first()) {
+            lpo::make_directories(o.output_dir);
+            const std::string settings = o.output_dir + "/config.toml";
+            examples::save_resolved_config(app, settings);
+            job.settings = lpo::read_text_file(settings);
+          }
           train_lpo::align<F, T>(job);
         });
       });
@@ -136,6 +127,7 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization."};
   app.option_defaults()->always_capture_default();
+  app.footer(examples::ranks_help);
   const auto add = [&](const char* name, auto& value, const char* text) {
     return app.add_option(examples::both_spellings(name), value, text);
   };
@@ -239,8 +231,11 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   add("checkpoints_total_limit", o.checkpoints_total_limit, "how many are kept; 0 is all")
       ->check(CLI::NonNegativeNumber);
-  CLI11_PARSE(app, argc, argv);
-  std::string command = "train_lpo";
-  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
-  return examples::run("train_lpo", [&] { program(o, app, command); });
+  return examples::run_ranks("train_lpo", [&](const examples::Processes& processes) {
+    CLI11_PARSE(app, argc, argv);
+    std::string command = "train_lpo";
+    for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+    program(o, app, command, processes);
+    return 0;
+  });
 }

@@ -8,11 +8,12 @@
 #include <lpo/reward/mpcf.hpp>
 #include <lpo/train/lrm_trainer.hpp>
 
-#include "../common/model_families.hpp"
-#include "../common/model_source.hpp"
-#include "data_set.hpp"
+#include "../common/encode_pictures.hpp"
+#include "../common/ranks.hpp"
 
 namespace train_lrm {
+
+using examples::DataSet, examples::Device, lpo::index_t;
 
 /// The command line; what is absent comes from the model.
 struct Options {
@@ -33,11 +34,15 @@ struct Options {
 
 /// Everything decided.
 struct Job {
+  examples::Processes processes;
   Options options;
   examples::ModelSource model;
   DataSet train, validation;  ///< validation may have no kind: there is none
   int resolution = 512;
   std::string command;
+
+  examples::PairSettings training_pairs() const { return {model, resolution, options.score_file, options.mpcf, true}; }
+  examples::PairSettings validation_pairs() const { return {model, resolution, {}, {}, false}; }
 };
 
 /// Encodes what is not in a cache yet, trains, exports and reports; returns the program's exit status.

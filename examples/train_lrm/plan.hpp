@@ -8,7 +8,6 @@
 #include <string>
 
 #include <lpo/lpo.hpp>
-#include <lpo/train/posterior_cache.hpp>
 
 #include "../common/console.hpp"
 #include "../common/device.hpp"
@@ -17,25 +16,6 @@
 
 namespace train_lrm {
 
-inline std::string data_text(const DataSet& data) {
-  using Kind = DataSet::Kind;
-  switch (data.kind) {
-    case Kind::none:
-      return "none";
-    case Kind::lines:
-      return lpo::message(data.files.front(), ", ", RecordCount(data).total(0, 0), " pairs of pictures");
-    case Kind::shards:
-      return lpo::message(data.path, ", ", data.files.size(), " shards, about ", RecordCount(data).total(0, 0),
-                          " pairs of pictures");
-    case Kind::cache:
-      return lpo::message(data.path, ", ", lpo::read_posterior_cache_index(data.path)["pairs"].dump(),
-                          " encoded pairs");
-    case Kind::latents:
-      return lpo::message(data.path, ", a file of latents");
-  }
-  return "";
-}
-
 /// Weights are float: the trained ones with gradient, two moments and, if there is validation, the best so far.
 inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<examples::Device>& context) {
   const Options& o = job.options;
@@ -43,9 +23,9 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   const bool validates = job.validation.kind != DataSet::Kind::none || o.validation_pairs > 0;
   const int side = job.resolution / family.vae.factor();
   std::printf("model        %s (%s)\n", job.model.path().c_str(), family.name);
-  std::printf("train        %s\n", data_text(job.train).c_str());
+  std::printf("train        %s\n", examples::data_text(job.train).c_str());
   std::printf("validation   %s\n", o.validation_pairs > 0 ? lpo::message(o.validation_pairs, " pairs held out").c_str()
-                                                          : data_text(job.validation).c_str());
+                                                          : examples::data_text(job.validation).c_str());
   std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side,
               family.unet.in_channels);
   std::printf("steps        %lld of %lld pairs, %lld at once, %s loss\n", static_cast<long long>(t.max_train_steps),

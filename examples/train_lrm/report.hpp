@@ -11,7 +11,7 @@
 #include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
 #include "../common/run_report.hpp"
-#include "encode.hpp"
+#include "options.hpp"
 
 namespace train_lrm {
 
@@ -20,7 +20,7 @@ struct Results {
   lpo::LrmTrainerReport training;
   std::vector<lpo::TimestepAccuracy> accuracy;  ///< of the last weights; empty without validation
   std::string failure;                          ///< why training stopped early; empty if it did not
-  EncodeReport data;
+  examples::EncodeReport data;
   index_t pairs = 0, images = 0, validation_pairs = 0;
   double seconds = 0;
 };

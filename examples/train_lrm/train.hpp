@@ -13,7 +13,6 @@
 
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
-#include <lpo/train/latent_pairs_file.hpp>
 
 #include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
@@ -86,87 +85,38 @@ struct RewardModel {
   }
 };
 
-/// The pairs of a set, whose latents must be those of this model at this size.
-template <const examples::ModelFamily& F, class Tokenize>
-lpo::LatentPairs load_pairs(const Job& job, const DataSet& data, const std::string& cache, const Tokenize& tokenize) {
-  const std::string folder = data.kind == DataSet::Kind::cache ? data.path : cache;
-  const bool file = data.kind == DataSet::Kind::latents;
-  if (data.kind == DataSet::Kind::cache) {
-    const auto found = lpo::read_posterior_cache_index(folder)["settings"], wanted = cache_settings(job, F);
-    for (const auto& [key, value] : wanted.items())
-      if (!found.is_object() || !found.contains(key) || found[key] != value)
-        throw lpo::FileError(lpo::message("[data] ", folder, "/cache.json: ", key, " is ",
-                                          found.is_object() && found.contains(key) ? found[key].dump() : "missing",
-                                          ", this run has ", value.dump(),
-                                          "; encode the pictures again, into another folder"));
-  }
-  auto pairs = file ? lpo::load_latent_pairs(data.path) : lpo::load_posterior_cache(folder, tokenize);
-  const index_t side = job.resolution / F.vae.factor(), tokens = static_cast<index_t>(tokenize("").size());
-  if (pairs.height != side || pairs.width != side || pairs.channels != F.unet.in_channels || pairs.tokens != tokens)
-    throw lpo::FileError(lpo::message("[data] ", file ? data.path : folder, ": latents are ", pairs.height, " x ",
-                                      pairs.width, " x ", pairs.channels, " and prompts have ", pairs.tokens,
-                                      " tokens; this run needs ", side, " x ", side, " x ", F.unet.in_channels, " and ",
-                                      tokens, "; is --resolution right?"));
-  return pairs;
-}
-
-/// Pictures that are in a pair: held-out pairs leave theirs in the set.
-inline index_t pictures_of(const lpo::LatentPairs& data) {
-  std::vector<bool> used(static_cast<std::size_t>(data.images()), false);
-  for (const auto& [first, second] : data.pairs)
-    used[static_cast<std::size_t>(first)] = used[static_cast<std::size_t>(second)] = true;
-  return std::count(used.begin(), used.end(), true);
-}
-
-inline void print_counts(const EncodeReport& report, const Options& o) {
-  const auto& c = report.counts;
-  std::fprintf(stderr,
-               "train: kept %lld of %lld win-lose pairs and %lld of %lld ties (%s); %lld without a label; %lld "
-               "pictures, %lld encoded now\n",
-               static_cast<long long>(c.kept_win_lose), static_cast<long long>(c.win_lose),
-               static_cast<long long>(c.kept_ties), static_cast<long long>(c.ties),
-               o.score_file.empty() ? "no filter" : lpo::message("MPCF strategy ", o.mpcf.strategy).c_str(),
-               static_cast<long long>(report.unlabelled), static_cast<long long>(report.images),
-               static_cast<long long>(report.encoded));
-}
-
 template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, job.processes);
   if (o.dry_run) {
     print_plan(job, F, context);
     return 0;
   }
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
-  {
+  examples::on_first(job.processes, [&] {
     lpo::Tape<Device> tape(context);
     if (job.train.has_pictures()) {
-      auto settings = cache_settings(job, F);
-      settings["mpcf_strategy"] = o.score_file.empty() ? 0 : o.mpcf.strategy;
-      if (!o.score_file.empty())
-        settings["mpcf_tie_abs"] = o.mpcf.tie_abs, settings["mpcf_inclusive"] = o.mpcf.inclusive;
-      auto filter = o.score_file.empty() ? lpo::PreferenceFilter() : lpo::PreferenceFilter(o.score_file, o.mpcf);
-      results.data = encode_data_set<F>(job, tape, job.train, train_cache, std::move(filter), std::move(settings));
-      print_counts(results.data, o);
+      results.data = examples::encode_data_set<F>(job.training_pairs(), tape, job.train, train_cache);
+      examples::print_counts(results.data, job.training_pairs());
     }
     if (job.validation.has_pictures())
-      encode_data_set<F>(job, tape, job.validation, validation_cache, {}, cache_settings(job, F));
-  }
+      examples::encode_data_set<F>(job.validation_pairs(), tape, job.validation, validation_cache);
+  });
   if (o.encode_only) return 0;
 
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto reward = std::make_unique<RewardModel<F>>(job);
   const auto tokenize = [&](const std::string& caption) { return reward->text.ids(caption); };
-  auto pairs = load_pairs<F>(job, job.train, train_cache, tokenize);
+  auto pairs = examples::load_pairs<F>(job.training_pairs(), job.train, train_cache, tokenize);
   lpo::LatentPairs validation;
   if (job.validation.kind != DataSet::Kind::none)
-    validation = load_pairs<F>(job, job.validation, validation_cache, tokenize);
+    validation = examples::load_pairs<F>(job.validation_pairs(), job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
   results.pairs = pairs.size();
-  results.images = pictures_of(pairs);
+  results.images = examples::pictures_of(pairs);
   results.validation_pairs = validation.size();
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
@@ -174,13 +124,15 @@ int train(const Job& job) {
   std::unique_ptr<examples::EventWriter> events;
   lpo::LrmTrainerOptions options = o.training;
   options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
-  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options);
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
+                          examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
   const auto progress = [&](const lpo::Progress& p) {
-    if (!events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
     return bar(p);
   };
   const auto report = [&] {
+    if (!job.processes.first()) return;
     results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     write_report(o.output_dir + "/report.html", job, F, results);
   };
@@ -194,6 +146,7 @@ int train(const Job& job) {
     throw;
   }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
+  if (!job.processes.first()) return results.failure.empty() ? 0 : 1;
 
   const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
                            : o.save_dtype == "bfloat16" ? lpo::DType::BF16

@@ -12,6 +12,7 @@
 #include <lpo/backend/cuda/cross_entropy.cuh>
 #include <lpo/backend/cuda/elementwise.cuh>
 #include <lpo/backend/cuda/embedding.cuh>
+#include <lpo/backend/cuda/gated_product.cuh>
 #include <lpo/backend/cuda/gemm.cuh>
 #include <lpo/backend/cuda/graph.cuh>
 #include <lpo/backend/cuda/normalization.cuh>

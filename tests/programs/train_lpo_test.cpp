@@ -338,7 +338,7 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--lrm", setting.directory.file("none")}, "none/unet/config.json");
   says({"--lrm", model}, "model: no head; tried head.safetensors, state_dict.pt");
   says({"--lora_targets", "to_z"},
-       "[train_lpo] no projection is named as --lora_targets to_z says; a UNet's are to_q, to_k, to_v");
+       "[LoRA] no projection is named as --lora_targets to_z says; a UNet's are to_q, to_k, to_v");
   says({"--rank", "500"}, "[LoRA] rank 500 must be 1 to ");
   says({"--resolution", "40"}, "[train_lpo] --resolution is 40; this model draws multiples of 16");
   says({"--eta", "0"}, "[train_lpo] --eta is 0; candidates differ by the noise");

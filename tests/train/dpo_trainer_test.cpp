@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// DpoTrainer: first loss ln 2, learning, micro-batches, exact resume, refusals.
+// DpoTrainer: first loss ln 2, learning, micro-batches, exact resume, averages, 16-bit networks, steps without finite
+// gradients, refusals.
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <memory>
 
 #include <lpo/train/dpo_trainer.hpp>
@@ -29,12 +32,25 @@ DpoTrainerOptions dpo_options(const std::string& folder) {
   return o;
 }
 
-DpoTrainerReport run(Policy& policy, const LatentPairs& data, const DpoTrainerOptions& options,
+template <class T>
+DpoTrainerReport run(PolicyIn<T>& policy, const LatentPairs& data, const DpoTrainerOptions& options,
                      const ProgressCallback& progress = {}, int threads = 2) {
   Context<Cpu> context(threads);
   const NoiseSchedule schedule;
   DpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, schedule, options);
   return trainer.train(data, progress);
+}
+
+/// The same pairs, read through a source whose images have no numbers while `damaged` holds.
+LatentPairs read_elsewhere(const LatentPairs& data, const bool& damaged) {
+  LatentPairs elsewhere = data;
+  elsewhere.mean.clear(), elsewhere.deviation.clear();
+  elsewhere.source = std::make_shared<LatentSource>(
+      LatentSource{data.images(), true, [&](index_t image, float* mean, float* deviation) {
+                     data.read_posterior(image, mean, deviation);
+                     if (damaged) *mean = std::numeric_limits<float>::quiet_NaN();
+                   }});
+  return elsewhere;
 }
 
 double number(const nlohmann::json& line, const char* key) { return line[key].get<double>(); }
@@ -123,14 +139,131 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte; the number of
 
 TEST_CASE("latents that are read from elsewhere train as those in memory do") {
   const auto data = random_pairs(7, 9);
-  auto elsewhere = data;
-  elsewhere.mean.clear(), elsewhere.deviation.clear();
-  elsewhere.source = std::make_shared<LatentSource>(
-      LatentSource{data.images(), true, [&](index_t image, float* mean, float* deviation) { data.read_posterior(image, mean, deviation); }});
+  const bool damaged = false;
+  const auto elsewhere = read_elsewhere(data, damaged);
   Policy first, second;
   run(first, data, dpo_options(""));
   run(second, elsewhere, dpo_options(""));
   CHECK(weights(first.store) == weights(second.store));
+}
+
+TEST_CASE("an average of the weights is kept, survives a stop, and changes places with them") {
+  const auto data = random_pairs(8, 9);
+  TemporaryFolder whole_folder, cut_folder;
+  auto options = dpo_options(whole_folder.path());
+  options.ema_decay = 0.5;
+  const auto average_of = [&](Policy& policy, const DpoTrainerOptions& o, const ProgressCallback& progress = {}) {
+    Context<Cpu> context(2);
+    const NoiseSchedule schedule;
+    DpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, schedule, o);
+    trainer.train(data, progress);
+    const auto last = weights(policy.store);
+    trainer.ema()->swap();
+    auto average = weights(policy.store);
+    trainer.ema()->swap();
+    CHECK(weights(policy.store) == last);
+    return average;
+  };
+  Policy whole;
+  const auto average = average_of(whole, options);
+  CHECK_FALSE(average == weights(whole.store));
+  options.output_dir = cut_folder.path();
+  Policy cut;
+  CHECK_THROWS_WITH_AS(average_of(cut, options, [](const Progress& p) { return p.step < 3; }),
+                       "[DpoTrainer] cancelled after step 3 of 6", CancelledError);
+  Policy resumed;
+  options.resume = true;
+  CHECK(average_of(resumed, options) == average);
+  CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(CheckpointFolder(cut_folder.path(), 0).steps() == std::vector<index_t>{4, 6});
+
+  // One step from the weights w to w': the average is their mean.
+  auto one = dpo_options("");
+  one.max_train_steps = 1;
+  one.ema_decay = 0.5;
+  Policy policy;
+  const auto before = weights(policy.store), between = average_of(policy, one), after = weights(policy.store);
+  for (std::size_t i = 0; i < before.size(); ++i)
+    CHECK(between[i] == doctest::Approx(0.5 * (before[i] + after[i])).epsilon(1e-6));
+}
+
+TEST_CASE("gradient checkpointing changes no bit") {
+  const auto data = random_pairs(9, 9);
+  Policy whole, checkpointed;
+  run(whole, data, dpo_options(""));
+  auto options = dpo_options("");
+  options.gradient_checkpointing = true;
+  run(checkpointed, data, options);
+  CHECK(weights(checkpointed.store) == weights(whole.store));
+}
+
+TEST_CASE_TEMPLATE("16-bit networks: the first loss is ln 2, gradients are float's, resuming keeps the bits", T, bfloat16,
+                   half) {
+  const auto data = random_pairs(10, 9);
+  TemporaryFolder wide_folder, whole_folder, cut_folder;
+  auto options = dpo_options(wide_folder.path());
+  Policy wide;
+  run(wide, data, options);
+  options.output_dir = whole_folder.path();
+  options.loss_scale = 256;
+  PolicyIn<T> whole, cut, resumed;
+  run(whole, data, options);
+  const auto reference = read_metrics(wide_folder.path() + "/metrics.jsonl").front();
+  const auto rounded = read_metrics(whole_folder.path() + "/metrics.jsonl").front();
+  CHECK(number(rounded, "train_loss") == doctest::Approx(std::log(2.0)).epsilon(1e-12));  // both round alike
+  CHECK(number(rounded, "grad_norm") == doctest::Approx(number(reference, "grad_norm")).epsilon(0.1));
+  options.output_dir = cut_folder.path();
+  CHECK_THROWS_AS(run(cut, data, options, [](const Progress& p) { return p.step < 3; }), CancelledError);
+  options.resume = true;
+  run(resumed, data, options);
+  const auto a = weights(whole.store), b = weights(resumed.store);
+  CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
+TEST_CASE("steps without finite gradients change nothing; too many in a row end training with the last good weights") {
+  const auto data = random_pairs(11, 9);
+  bool damaged = false;
+  const auto elsewhere = read_elsewhere(data, damaged);
+  TemporaryFolder few_folder, many_folder;
+  Policy few;
+  std::vector<float> good;
+  const auto report = run(few, elsewhere, dpo_options(few_folder.path()), [&](const Progress& p) {
+    damaged = p.step == 2 || p.step == 3;
+    if (p.step == 2) good = weights(few.store);
+    if (p.step == 4) CHECK(weights(few.store) == good);
+    return true;
+  });
+  CHECK(report.steps == 6);
+  CHECK(report.skipped_steps == 2);
+  const auto lines = read_metrics(few_folder.path() + "/metrics.jsonl");
+  CHECK(lines[3]["train_loss"].is_null());
+  CHECK(number(lines[5], "skipped_steps") == 2);
+  CHECK(number(lines[5], "global_step") == 4);
+
+  Policy many;
+  auto options = dpo_options(many_folder.path());
+  options.max_train_steps = 50;
+  options.max_skipped_steps = 3;
+  std::string text;
+  try {
+    run(many, elsewhere, options, [&](const Progress& p) {
+      damaged = p.step >= 3;
+      if (p.step == 3) good = weights(many.store);
+      return true;
+    });
+  } catch (const ValueError& error) {
+    text = error.what();
+  }
+  CHECK(text.find("not finite in 3 steps in a row, beginning in iteration 3 after 3 optimizer steps") != std::string::npos);
+  CHECK(text.find("the last good weights are in " + many_folder.path() + "/checkpoint-3; lower learning_rate or beta_dpo") !=
+        std::string::npos);
+  CHECK(weights(many.store) == good);
+  CHECK(CheckpointFolder(many_folder.path(), 0).steps() == std::vector<index_t>{2, 3});
+  damaged = false;
+  options.resume = true;
+  options.max_train_steps = 5;
+  CHECK(run(many, elsewhere, options).steps == 5);
 }
 
 TEST_CASE("what cannot be trained is refused") {

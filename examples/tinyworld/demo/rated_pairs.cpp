@@ -55,38 +55,6 @@ lpo::Tensor<float, 4> draw(Studio& studio, const Options& o, const std::vector<s
   return latents;
 }
 
-/// All pairs of every caption's pictures, labelled by the raters.
-RatedPairs rate(const Studio& studio, const Options& o, const std::vector<std::string>& captions, const lpo::Tensor<float, 4>& latents,
-                const std::vector<tw::Measurement>& measured, tw::Split split) {
-  RatedPairs result;
-  auto& data = result.latents;
-  data.height = tw::latent_size, data.width = tw::latent_size, data.channels = tw::latent_channels;
-  data.tokens = tw::text_config.positions;
-  const auto copies = static_cast<index_t>(sampler_settings().size());
-  const tw::RaterOptions raters{.temperature = static_cast<float>(o.rater_temperature)};
-  for (std::size_t i = 0; i < captions.size(); ++i) {
-    const index_t prompt = data.add_prompt(studio.generator.tokenizer.encode(captions[i]));
-    const index_t first_image = data.images();
-    for (index_t k = 0; k < copies; ++k) data.add_image(prompt, latents.data() + (first_image + k) * data.latent_size());
-    for (index_t a = first_image; a < first_image + copies; ++a) {
-      for (index_t b = a + 1; b < first_image + copies; ++b) {
-        const auto& first = measured[static_cast<std::size_t>(a)];
-        const auto& second = measured[static_cast<std::size_t>(b)];
-        const auto rating = tw::rate_pair(first, second, o.seed + 400, static_cast<std::uint64_t>(a * copies + b - first_image), raters);
-        ++result.rated;
-        if (!rating.is_tie()) {
-          ++result.decided;
-          result.agreed += (first.score > second.score) == (rating.label_0 > rating.label_1) ? 1 : 0;
-        }
-        const lpo::PreferenceGaps gaps{rating.aesthetic_gap, rating.clipscore_gap, rating.vqascore_gap};
-        const bool kept = split == tw::Split::train ? lpo::mpcf_keeps(gaps, rating.is_tie(), {.strategy = o.mpcf_strategy}) : !rating.is_tie();
-        if (kept) data.add_pair(a, b, {rating.label_0, rating.label_1, 1.0f, false});
-      }
-    }
-  }
-  return result;
-}
-
 /// What the pictures depend on: saved ones are taken up again only if this is the same.
 std::string recipe(const Options& o, index_t count) {
   lpo::OrderedJson json{{"model", o.model}, {"seed", o.seed}, {"captions", count}};
@@ -119,11 +87,49 @@ lpo::Tensor<float, 4> draw_or_resume(Studio& studio, const Options& o, const std
 
 }  // namespace
 
+MeasuredPictures draw_pictures(Studio& studio, const Options& o, tw::Split split) {
+  MeasuredPictures pictures;
+  pictures.captions = sample_captions(o.seed + 100, split == tw::Split::train ? o.rated_captions : o.held_out_captions, split);
+  pictures.latents = draw_or_resume(studio, o, pictures.captions, split);
+  pictures.measured =
+      studio.measure(pictures.latents, repeat_captions(pictures.captions, static_cast<index_t>(sampler_settings().size())));
+  return pictures;
+}
+
+RatedPairs rate(const Studio& studio, const Options& o, const MeasuredPictures& pictures, tw::Split split) {
+  const auto& captions = pictures.captions;
+  const auto& measured = pictures.measured;
+  RatedPairs result;
+  auto& data = result.latents;
+  data.height = tw::latent_size, data.width = tw::latent_size, data.channels = tw::latent_channels;
+  data.tokens = tw::text_config.positions;
+  const auto copies = static_cast<index_t>(sampler_settings().size());
+  const tw::RaterOptions raters{.temperature = static_cast<float>(o.rater_temperature)};
+  for (std::size_t i = 0; i < captions.size(); ++i) {
+    const index_t prompt = data.add_prompt(studio.generator.tokenizer.encode(captions[i]));
+    const index_t first_image = data.images();
+    for (index_t k = 0; k < copies; ++k) data.add_image(prompt, pictures.latents.data() + (first_image + k) * data.latent_size());
+    for (index_t a = first_image; a < first_image + copies; ++a) {
+      for (index_t b = a + 1; b < first_image + copies; ++b) {
+        const auto& first = measured[static_cast<std::size_t>(a)];
+        const auto& second = measured[static_cast<std::size_t>(b)];
+        const auto rating = tw::rate_pair(first, second, o.seed + 400, static_cast<std::uint64_t>(a * copies + b - first_image), raters);
+        ++result.rated;
+        if (!rating.is_tie()) {
+          ++result.decided;
+          result.agreed += (first.score > second.score) == (rating.label_0 > rating.label_1) ? 1 : 0;
+        }
+        const lpo::PreferenceGaps gaps{rating.aesthetic_gap, rating.clipscore_gap, rating.vqascore_gap};
+        const bool kept = split == tw::Split::train ? lpo::mpcf_keeps(gaps, rating.is_tie(), {.strategy = o.mpcf_strategy}) : !rating.is_tie();
+        if (kept) data.add_pair(a, b, {rating.label_0, rating.label_1, 1.0f, false});
+      }
+    }
+  }
+  return result;
+}
+
 RatedPairs rate_pairs(Studio& studio, const Options& o, tw::Split split) {
-  const auto captions = sample_captions(o.seed + 100, split == tw::Split::train ? o.rated_captions : o.held_out_captions, split);
-  const auto latents = draw_or_resume(studio, o, captions, split);
-  const auto measured = studio.measure(latents, repeat_captions(captions, static_cast<index_t>(sampler_settings().size())));
-  return rate(studio, o, captions, latents, measured, split);
+  return rate(studio, o, draw_pictures(studio, o, split), split);
 }
 
 }  // namespace demo

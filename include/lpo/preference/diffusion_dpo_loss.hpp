@@ -16,11 +16,21 @@ struct DiffusionDpoMetrics {
   index_t pairs = 0;
   double loss = 0;
   double implicit_accuracy = 0;  ///< fraction of pairs whose argument of the sigmoid is positive
+  double margin = 0;             ///< mean argument: how much further than the reference the policy tells the images apart
 
   void add(double argument) {
     const double weight = 1 / static_cast<double>(++pairs);
     loss += (std::max(0.0, -argument) + std::log1p(std::exp(-std::fabs(argument))) - loss) * weight;
+    margin += (argument - margin) * weight;
     implicit_accuracy += ((argument > 0 ? 1 : 0) - implicit_accuracy) * weight;
+  }
+  /// Adds the pairs that another one saw.
+  void merge(const DiffusionDpoMetrics& other) {
+    if (other.pairs == 0) return;
+    pairs += other.pairs;
+    const double share = static_cast<double>(other.pairs) / static_cast<double>(pairs);
+    for (const auto value : {&DiffusionDpoMetrics::loss, &DiffusionDpoMetrics::implicit_accuracy, &DiffusionDpoMetrics::margin})
+      this->*value += (other.*value - this->*value) * share;
   }
 };
 

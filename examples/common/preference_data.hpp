@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The forms in which train_lrm takes preference pairs: pictures with a JSONL file, tar shards, or latents.
+// The forms in which the programs take preference pairs: pictures with a JSONL file, tar shards, or latents.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 #include <lpo/io/preference_shards.hpp>
 #endif
 
-namespace train_lrm {
+namespace examples {
 
 struct DataSet {
   enum class Kind { none, lines, shards, cache, latents } kind = Kind::none;
@@ -104,4 +104,4 @@ class RecordCount {
   double bytes_ = 0;
 };
 
-}  // namespace train_lrm
+}  // namespace examples
