@@ -170,9 +170,13 @@ class RolloutTrainer {
       }
       ++state.step;
 
-      for (std::size_t i = 0; i < rollout_.statistics().size(); ++i) {
-        counters[2 + 2 * i] += static_cast<float>(rollout_.statistics()[i].kept);
+      for (std::size_t i = 0, drawn = 0; i < rollout_.steps().size(); ++i) {
+        if (drawn == rollout_.statistics().size()) break;
+        const StepStatistics& step = rollout_.statistics()[drawn];
+        if (step.timestep != rollout_.steps()[i].timestep) continue;  // a step that compared nothing
+        counters[2 + 2 * i] += static_cast<float>(step.kept);
         counters[3 + 2 * i] += static_cast<float>(rows.size());
+        ++drawn;
       }
       count_steps(counters);
       counters[1] += static_cast<float>(dealt_.total());
@@ -224,8 +228,8 @@ class RolloutTrainer {
 
     void predict(View<const Latent, 4, Device> latents, double timestep, View<Latent, 4, Device> prediction) {
       trainer.enter(LpoStage::denoising);
-      if constexpr (requires { trainer.scorer_.known_prediction(prediction); })
-        if (trainer.scorer_.known_prediction(prediction)) return;
+      if constexpr (requires { trainer.scorer_.known_prediction(timestep, prediction); })
+        if (trainer.scorer_.known_prediction(timestep, prediction)) return;
       trainer.denoiser_.predict(latents, timestep, prediction);
     }
     void score(View<const Latent, 4, Device> latents, int timestep, std::span<float> scores)
