@@ -13,6 +13,10 @@
 #include <lpo/train/clip_text_encoder.hpp>
 
 #include <cuda/lpo_setup.cuh>
+#if defined(LPO_BENCH_WITH_NCCL)
+#include <lpo/distributed/nccl_communicator.cuh>
+#include <lpo/distributed/thread_communicator.hpp>
+#endif
 
 namespace {
 
@@ -146,6 +150,26 @@ void lpo_kernels(benchmark::State& state) {
       std::printf("%-10s %9.3f ms %6lld x %s\n", stage_names[stage], time.milliseconds,
                   static_cast<long long>(time.launches), name.c_str());
 }
+
+#if defined(LPO_BENCH_WITH_NCCL)
+/// On several GPUs of this machine, each with five prompts and ten pairs of an optimizer step; the argument is how many.
+void lpo_on_gpus(benchmark::State& state) {
+  const int gpus = static_cast<int>(state.range(0));
+  bench::Run run;
+  lpo::run_on_threads(gpus, [&](lpo::ThreadCommunicator threads) {
+    lpo::Context<Cuda> context(lpo::CudaOptions{.device = threads.rank()});
+    Models models(context);
+    auto options = bench::recipe(static_cast<index_t>(state.max_iterations) + 2, prompts_per_iteration * gpus);
+    options.train_batch_size *= gpus;
+    const auto own = bench::train(context, models, options, 64, tokens, lpo::NcclCommunicator(context, threads));
+    if (threads.rank() == 0) run = own;
+  });
+  std::size_t at = 2;
+  for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
+  state.counters["pairs"] = mean(run.pairs, 2);
+}
+BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(benchmark::kMillisecond);
+#endif
 
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
