@@ -37,39 +37,54 @@ struct ResidualTile {
   static constexpr int shared_bytes = stages * stage_bytes + 1023;  // the swizzle counts from multiples of 1024
 };
 
-/// Columns first_column .. of 64 rows from first_row on, of which the caller's warpgroup holds the sums.
-template <class T, int Count>
-__device__ __forceinline__ void write_residual(const ResidualArguments<T>& p, int first_row, int first_column,
-                                               const float (&sums)[Count]) {
+/// Eight numbers of each 32 columns, those that a lane writes of one row.
+template <int Groups>
+struct ResidualRow {
+  uint4 part[Groups];
+};
+
+/// The row of a thread in half `half_tile` of its warpgroup's block of 64 rows.
+__device__ __forceinline__ int residual_row(int first_row, int half_tile) {
   const int thread = static_cast<int>(threadIdx.x) % 128;
+  return first_row + thread / 32 * 16 + thread / 4 % 8 + 8 * half_tile;
+}
+
+/// Asks for the addend of a row, long before it is used: its latency would be most of the kernel's time.
+template <class T, int Groups>
+__device__ __forceinline__ void load_residual(const ResidualArguments<T>& p, int row, int first_column,
+                                              ResidualRow<Groups>& to) {
+  const T* const from = p.addend + static_cast<index_t>(row) * p.out;
 #pragma unroll
-  for (int half_tile = 0; half_tile < 2; ++half_tile) {
-    const int row = first_row + thread / 32 * 16 + thread / 4 % 8 + 8 * half_tile;
+  for (int group = 0; group < Groups; ++group) {
+    const int column = first_column + group * 32 + static_cast<int>(threadIdx.x) % 4 * 8;
+    if (row < p.rows && column < p.out) to.part[group] = __ldg(reinterpret_cast<const uint4*>(from + column));
+  }
+}
+
+/// Columns first_column .. of a row in half `half_tile` of a block, of which the caller's warpgroup holds the sums.
+template <class T, int Count>
+__device__ __forceinline__ void write_residual(const ResidualArguments<T>& p, int row, int half_tile, int first_column,
+                                               const float (&sums)[Count], const ResidualRow<Count / 16>& addend) {
 #pragma unroll
-    for (int group = 0; group < Count / 16; ++group) {  // 32 columns: lane i of four gets columns 8 i to 8 i + 7
-      float even[4], odd[4], values[8], added[8];
+  for (int group = 0; group < Count / 16; ++group) {  // 32 columns: lane i of four gets columns 8 i to 8 i + 7
+    float even[4], odd[4], values[8];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        even[k] = sums[group * 16 + k * 4 + half_tile * 2];
-        odd[k] = sums[group * 16 + k * 4 + half_tile * 2 + 1];
-      }
-      transpose_quad(even);
-      transpose_quad(odd);
-      const int column = first_column + group * 32 + thread % 4 * 8;
-      if (row >= p.rows || column >= p.out) continue;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) values[k] = k % 2 == 0 ? even[k / 2] : odd[k / 2];
-      if (p.bias != nullptr) {
-        load_numbers<8>(p.bias + column, added);
-#pragma unroll
-        for (int k = 0; k < 8; ++k) values[k] += added[k];
-      }
-      const index_t place = static_cast<index_t>(row) * p.out + column;
-      load_numbers<8>(p.addend + place, added);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) values[k] += added[k];
-      store_numbers<8>(p.y + place, values);
+    for (int k = 0; k < 4; ++k) {
+      even[k] = sums[group * 16 + k * 4 + half_tile * 2];
+      odd[k] = sums[group * 16 + k * 4 + half_tile * 2 + 1];
     }
+    transpose_quad(even);
+    transpose_quad(odd);
+    const int column = first_column + group * 32 + static_cast<int>(threadIdx.x) % 4 * 8;
+    if (row >= p.rows || column >= p.out) continue;
+    const uint4 bias = p.bias != nullptr ? __ldg(reinterpret_cast<const uint4*>(p.bias + column)) : uint4{};
+    const unsigned biases[4] = {bias.x, bias.y, bias.z, bias.w};
+    const unsigned added[4] = {addend.part[group].x, addend.part[group].y, addend.part[group].z, addend.part[group].w};
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+      values[k] = (k % 2 == 0 ? even[k / 2] : odd[k / 2]) + widen_half_of<T>(biases[k / 2], k % 2) +
+                  widen_half_of<T>(added[k / 2], k % 2);
+    store_numbers<8>(p.y + static_cast<index_t>(row) * p.out + column, values);
   }
 }
 
@@ -131,6 +146,9 @@ __global__ void __launch_bounds__(384, 1)
       for (int block = 0; block < Tile::blocks; ++block)
 #pragma unroll
         for (int i = 0; i < count; ++i) sums[block][i] = 0.0f;
+      const int first_row = tile / p.tiles_n * Tile::rows + first_block * 64, column = tile % p.tiles_n * Columns;
+      ResidualRow<count / 16> addend[2];  // of the row that is written, and of the next
+      load_residual(p, residual_row(first_row, 0), column, addend[0]);
       int previous = -1;
       for (int step = 0; step < steps; ++step) {
         const unsigned char* const from = ring + stage * Tile::stage_bytes;
@@ -154,9 +172,13 @@ __global__ void __launch_bounds__(384, 1)
       warpgroup_wait<0>();
       if (previous >= 0 && is_first_lane) barrier_arrive(&empty[previous]);
 #pragma unroll
-      for (int block = 0; block < Tile::blocks; ++block)
-        write_residual(p, tile / p.tiles_n * Tile::rows + (first_block + block) * 64, tile % p.tiles_n * Columns,
-                       sums[block]);
+      for (int part = 0; part < 2 * Tile::blocks; ++part) {
+        const int block = part / 2, next = part + 1;
+        if (next < 2 * Tile::blocks)
+          load_residual(p, residual_row(first_row + next / 2 * 64, next % 2), column, addend[next % 2]);
+        write_residual(p, residual_row(first_row + block * 64, part % 2), part % 2, column, sums[block],
+                       addend[part % 2]);
+      }
     }
   }
 #endif
@@ -198,6 +220,9 @@ namespace kernel {
 
 template <>
 struct ResidualProduct<Cuda> {
+  /// With longer sums, what is added at the end matters less, and cuBLASLt's products are faster.
+  static constexpr index_t longest_sum = 2560;
+
   template <class T>
   static bool can_run(Context<Cuda>& context, const ResidualProductParams<T>& p) {
     if constexpr (sizeof(T) != 2) {
@@ -207,7 +232,7 @@ struct ResidualProduct<Cuda> {
       // Fewer tiles than multiprocessors would leave some idle; cuBLASLt splits the sums there.
       return p.rows > 0 && p.in > 0 && p.in % 8 == 0 && p.out % 8 == 0 && p.x_row % 8 == 0 && p.addend != nullptr &&
              std::max({p.rows, p.in, p.out}) < largest &&
-             (p.rows + 255) / 256 * ((p.out + 159) / 160) >= context.multiprocessors() / 2 &&
+             (p.rows + 255) / 256 * ((p.out + 159) / 160) >= context.multiprocessors() / 2 && p.in <= longest_sum &&
              detail::common_alignment(p.x, p.weight, p.bias, p.addend) == 16 &&
              detail::has_hopper_body(detail::residual_product_kernel<T, 128>);
     }
