@@ -13,6 +13,10 @@
 #include <lpo/train/clip_text_encoder.hpp>
 
 #include <cuda/lpo_setup.cuh>
+#if defined(LPO_BENCH_WITH_NCCL)
+#include <lpo/distributed/nccl_communicator.cuh>
+#include <lpo/distributed/thread_communicator.hpp>
+#endif
 
 namespace {
 
@@ -67,13 +71,15 @@ void lpo_iteration(benchmark::State& state) {
   auto& context = bench::device();
   Models models(context);
   const auto repeats = static_cast<index_t>(state.max_iterations);
-  const bench::Run run = train(context, models, recipe(repeats + 2));  // the first one also calibrates and chooses algorithms
-  std::size_t at = 2;
+  // The first one calibrates. Until each size of a last mini-batch was seen, algorithms are chosen and loaded for it.
+  constexpr std::size_t first = 10;
+  const bench::Run run = train(context, models, recipe(repeats + static_cast<index_t>(first)));
+  std::size_t at = first;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
-  for (std::size_t i = 2; i < run.seconds.size(); ++i)
+  for (std::size_t i = first; i < run.seconds.size(); ++i)
     std::printf("%.3f s with %.0f pairs\n", run.seconds[i], run.pairs[i]);
-  state.counters["pairs"] = mean(run.pairs, 2);
-  state.counters["of_floor"] = share_of_floor(mean(run.pairs, 2), mean(run.seconds, 2));
+  state.counters["pairs"] = mean(run.pairs, first);
+  state.counters["of_floor"] = share_of_floor(mean(run.pairs, first), mean(run.seconds, first));
   bench::count_memory(state, context, models);
 }
 
@@ -82,7 +88,7 @@ void lpo_iteration(benchmark::State& state) {
 void lpo_stages(benchmark::State& state) {
   auto& context = bench::device();
   Models models(context);
-  auto options = recipe(static_cast<index_t>(state.max_iterations) + 1);
+  auto options = recipe(static_cast<index_t>(state.max_iterations) + 8);
   std::array<double, stage_names.size()> seconds{};
   std::vector<std::array<double, stage_names.size()>> by_iteration;
   std::size_t current = 0;
@@ -96,7 +102,7 @@ void lpo_stages(benchmark::State& state) {
     start = now;
   };
   const bench::Run run = train(context, models, options);
-  std::size_t at = 1;
+  std::size_t at = 8;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
   state.counters["pairs"] = run.pairs[run.pairs.size() - 2];
   for (std::size_t stage = 0; stage < stage_names.size(); ++stage)
@@ -122,7 +128,7 @@ void lpo_small(benchmark::State& state) {
 void lpo_kernels(benchmark::State& state) {
   lpo::Context<Cuda> context(lpo::CudaOptions{.time_kernels = true});
   Models models(context);
-  auto options = recipe(2);
+  auto options = recipe(8);
   std::array<std::map<std::string, lpo::KernelTime>, stage_names.size()> times;
   std::size_t current = 0;
   const auto collect = [&] {
@@ -144,6 +150,26 @@ void lpo_kernels(benchmark::State& state) {
       std::printf("%-10s %9.3f ms %6lld x %s\n", stage_names[stage], time.milliseconds,
                   static_cast<long long>(time.launches), name.c_str());
 }
+
+#if defined(LPO_BENCH_WITH_NCCL)
+/// On several GPUs of this machine, each with five prompts and ten pairs of an optimizer step; the argument is how many.
+void lpo_on_gpus(benchmark::State& state) {
+  const int gpus = static_cast<int>(state.range(0));
+  bench::Run run;
+  lpo::run_on_threads(gpus, [&](lpo::ThreadCommunicator threads) {
+    lpo::Context<Cuda> context(lpo::CudaOptions{.device = threads.rank()});
+    Models models(context);
+    auto options = bench::recipe(static_cast<index_t>(state.max_iterations) + 2, prompts_per_iteration * gpus);
+    options.train_batch_size *= gpus;
+    const auto own = bench::train(context, models, options, 64, tokens, lpo::NcclCommunicator(context, threads));
+    if (threads.rank() == 0) run = own;
+  });
+  std::size_t at = 2;
+  for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
+  state.counters["pairs"] = mean(run.pairs, 2);
+}
+BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(benchmark::kMillisecond);
+#endif
 
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);

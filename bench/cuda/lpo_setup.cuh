@@ -57,8 +57,9 @@ inline double mean(const std::vector<double>& values, std::size_t first) {
 }
 
 /// `options.max_train_iterations` iterations on the same prompts, each until the device is done. `tokens`: ids of one.
-template <class Models>
-Run train(lpo::Context<Cuda>& context, Models& models, lpo::LpoTrainerOptions options, index_t side, index_t tokens) {
+template <class Models, class Ranks = lpo::SoloCommunicator>
+Run train(lpo::Context<Cuda>& context, Models& models, lpo::LpoTrainerOptions options, index_t side, index_t tokens,
+          Ranks ranks = {}) {
   const lpo::NoiseSchedule schedule;
   Run run;
   auto start = std::chrono::steady_clock::now();
@@ -71,7 +72,7 @@ Run train(lpo::Context<Cuda>& context, Models& models, lpo::LpoTrainerOptions op
     start = now;
   };
   lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
-                          schedule, lpo::Extents<3>{side, side, 4}, options);
+                          schedule, lpo::Extents<3>{side, side, 4}, options, ranks);
   trainer.train(random_prompts(options.sample_batch_size, tokens));
   return run;
 }

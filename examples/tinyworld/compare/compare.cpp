@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
   auto* const pairs = app.add_subcommand("pairs", "draw and rate the pictures")->fallthrough();
   auto* const reward = app.add_subcommand("reward-model", "train a latent reward model")->fallthrough();
   auto* const train = app.add_subcommand("run", "align the base model by one method, and measure it")->fallthrough();
-  train->add_option("--method", o.method, "lpo, dpo, or base, which trains nothing");
+  train->add_option("--method", o.method, "lpo, dpo, grpo, or base, which trains nothing");
   train->add_option("--out", o.out, "the run's JSON file");
   train->add_option("--seed", o.seed, "seed of the training");
   train->add_option("--cpu-seconds", o.cpu_seconds, "CPU time of the training, without measuring")->check(CLI::PositiveNumber);
@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
   train->add_option("--threshold-max", o.threshold_max, "LPO: at the most noise");
   train->add_option("--captions", o.captions, "captions of the last measurement")->check(CLI::PositiveNumber);
   train->add_option("--pictures", o.pictures, "pictures per caption")->check(CLI::PositiveNumber);
-  train->add_option("--curve-captions", o.curve_captions, "captions of the measurements while training")->check(CLI::PositiveNumber);
+  train->add_option("--curve-captions", o.curve_captions, "captions of the measurements while training; 0 is none")->check(CLI::NonNegativeNumber);
   CLI11_PARSE(app, argc, argv);
   return examples::run("compare", [&] {
     if (pairs->parsed()) compare::make_pairs(o);

@@ -6,7 +6,7 @@
 namespace compare {
 
 Method method_of(const std::string& name) {
-  static constexpr std::pair<const char*, Method> methods[] = {{"lpo", train_lpo}, {"dpo", train_dpo}};
+  static constexpr std::pair<const char*, Method> methods[] = {{"lpo", train_lpo}, {"dpo", train_dpo}, {"grpo", train_grpo}};
   std::string names;
   for (const auto& [known, method] : methods) {
     if (name == known) return method;

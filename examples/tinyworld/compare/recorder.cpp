@@ -76,7 +76,7 @@ bool Recorder::operator()(const lpo::Progress& progress) {
   if (progress.step == iteration_ || progress.step == progress.first_step) return true;
   iteration_ = progress.step;
   const double share = trained_seconds() / options_.cpu_seconds;
-  if (mark_ < marks.size() && share >= marks[mark_]) {
+  if (options_.curve_captions > 0 && mark_ < marks.size() && share >= marks[mark_]) {
     while (mark_ < marks.size() && share >= marks[mark_]) ++mark_;
     add_point(iteration_);
   }
@@ -84,9 +84,14 @@ bool Recorder::operator()(const lpo::Progress& progress) {
 }
 
 void Recorder::finish(bool adapters) {
-  if (adapters && mark_ < marks.size()) add_point(iteration_);  // it ended by itself
+  if (adapters && options_.curve_captions > 0 && mark_ < marks.size()) add_point(iteration_);  // it ended by itself
+  const double trained = trained_seconds();
   const auto scores = measure(options_.captions, adapters);
-  final_ = {{"score", mean(scores.score)},
+  final_ = {{"iteration", iteration_},
+            {"cpu_seconds", trained},
+            {"flops", work_.flops},
+            {"samples", work_.samples},
+            {"score", mean(scores.score)},
             {"aesthetic", mean(scores.aesthetic)},
             {"accuracy", mean(scores.accuracy)},
             {"distance", mean(scores.distance)},

@@ -165,7 +165,7 @@ std::array<Var<T, 3, Device>, N> projections(const Var<T, 3, Device>& input,
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     auto& c = t.context();
     for (unsigned part = 0; part < N; ++part)
-      if ((y.slot()->written_parts >> part & 1u) == 0) detail::clear_part<T>(t, y.slot(), part);
+      if ((y.slot()->written_parts >> part & 1u) == 0) detail::clear_part(t, y.slot(), part);
     const T* dy = output_gradient(y);
     if (const auto dx = gradient_target(x)) {  // dy [rows, N out] W, as one product or as N that add up
       kernel::GemmParams<T> p{};

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <lpo/autograd/tape.hpp>
-#include <lpo/kernel/copy.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -118,16 +117,12 @@ struct GradientTarget {
 
 namespace detail {
 
-/// Zeros in the gradient of one part of a slot.
-template <class T, class Device>
+/// Zeros in the gradient of one part of a slot, row by row: only for parts that nothing, or a slice alone, was made of.
+template <class Device>
 void clear_part(Tape<Device>& tape, Slot* slot, unsigned part) {
-  const auto row = static_cast<index_t>(slot->part_bytes / sizeof(T)), step = row * static_cast<index_t>(slot->parts);
-  Scratch<Device> scratch(tape.context());
-  T* const zeros = scratch.template allocate<T>(row);
-  tape.context().fill_zero(zeros, slot->part_bytes);
-  kernel::CopyRows<Device>::run(tape.context(), static_cast<index_t>(slot->bytes / sizeof(T)) / step, row,
-                                static_cast<const T*>(zeros), 0, reinterpret_cast<T*>(tape.gradient(slot)) + part * row,
-                                step, false);
+  const std::size_t row = slot->parts * slot->part_bytes;
+  for (std::size_t at = part * slot->part_bytes; at < slot->bytes; at += row)
+    tape.context().fill_zero(tape.gradient(slot) + at, slot->part_bytes);
   slot->written_parts |= 1u << part;
 }
 
@@ -146,7 +141,7 @@ GradientTarget<T> gradient_target(Tape<Device>& tape, Slot* slot, const void* da
       if (bytes == slot->bytes / slot->parts)
         accumulate = false, slot->written_parts |= 1u << part;
       else
-        clear_part<T>(tape, slot, part);
+        clear_part(tape, slot, part);
     }
     slot->written = true;
   } else if (!slot->written) {

@@ -22,6 +22,7 @@ struct Share {
 
 /// The entries of `count` that are rank's own: the shares follow each other and differ by one entry at most.
 inline Share share_of(index_t count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
+inline index_t largest_share(index_t count, int size) { return (count + size - 1) / size; }
 template <class Ranks>
 Share own_share(const Ranks& ranks, index_t count) {
   return share_of(count, ranks.rank(), ranks.size());

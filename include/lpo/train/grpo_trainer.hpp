@@ -28,10 +28,11 @@ class GrpoObjective {
   static constexpr bool keeps_pairs = false;
   using Store = CandidateStore<T, Device>;
 
-  GrpoObjective(const GrpoTrainerOptions& options, const Extents<3>& latent)
+  /// Room for the groups of `prompts` prompts of latents [h, w, c].
+  GrpoObjective(const GrpoTrainerOptions& options, index_t prompts, const Extents<3>& latent)
       : loss_(options.loss), deviation_(options.deviation), steps_(static_cast<std::size_t>(options.sample_steps)),
         candidates_(options.rollout.candidates),
-        groups_(options.sample_steps * options.sample_batch_size, options.rollout.candidates, latent),
+        groups_(options.sample_steps * prompts, options.rollout.candidates, latent),
         batch_(micro_batch_items(options), options.rollout.candidates, latent) {
     if (candidates_ < 2)
       throw ValueError(message("[GrpoTrainer] candidates is ", candidates_, "; a group has at least 2"));
@@ -127,7 +128,7 @@ class GrpoTrainer
       : RolloutTrainer<UNet, PolicyText, Scorer, Objective, Ranks>(
             {"grpo", "GrpoTrainer", "GRPO"}, context, policy, store, policy_text, schedule, latent, options,
             [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows); },
-            Objective(options, latent), std::move(ranks)) {}
+            Objective(options, largest_share(options.sample_batch_size, ranks.size()), latent), ranks) {}
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -66,7 +66,7 @@ void compare(index_t rows, index_t in, index_t hidden, bool bias, index_t gap) {
       // From the value and the gate that were stored: one rounding, and gelu.
       const double gate = half_at(hidden + j), gelu = gate * 0.5 * std::erfc(-gate / std::sqrt(2.0));
       const double wanted = half_at(j) * gelu, found = parity::as_double(got[static_cast<std::size_t>(row * hidden + j)]);
-      worst = std::max(worst, std::fabs(found - wanted) / (1e-6 + std::fabs(wanted)));
+      worst = std::max(worst, std::fabs(found - wanted) / (0x1p-14 + std::fabs(wanted)));  // half's least normal number
       same = same && got[static_cast<std::size_t>(row * hidden + j)].bits ==
                          with_both[static_cast<std::size_t>(row * hidden + j)].bits;
     }
