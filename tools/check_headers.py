@@ -41,10 +41,12 @@ def main():
     parser.add_argument("--compilers", default="g++", help="comma-separated compilers")
     parser.add_argument("--isystem", action="append", default=[], help="include folder of another library")
     parser.add_argument("--jobs", type=int, default=2, help="compilers that run at once")
+    parser.add_argument("--without", action="append", default=[], help="header to leave out: what it needs is not here")
     parser.add_argument("headers", nargs="*", help="headers as <lpo/…> names them; default: all of include/lpo")
     args = parser.parse_args()
     include = ROOT / "include"
     headers = args.headers or sorted(p.relative_to(include).as_posix() for p in (include / "lpo").rglob("*.hpp"))
+    headers = [header for header in headers if header not in args.without]
     compilers = args.compilers.split(",")
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(compile_alone, compiler, i == 0, header, args.isystem)

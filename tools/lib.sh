@@ -3,7 +3,7 @@
 
 build_packages=(libeigen3-dev nlohmann-json3-dev libpng-dev libjpeg-dev libcli11-dev libtomlplusplus-dev libarchive-dev)
 build_commands=(g++:g++ cmake:cmake ninja:ninja-build python3:python3)
-test_packages=(doctest-dev libbenchmark-dev libxtensor-dev zlib1g-dev)
+test_packages=(doctest-dev libbenchmark-dev libxtensor-dev zlib1g-dev openmpi-bin libopenmpi-dev)
 test_commands=(clang++:clang)
 
 die() {

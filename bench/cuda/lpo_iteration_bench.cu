@@ -6,35 +6,35 @@
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include <lpo/cuda.cuh>
 #include <lpo/train/clip_text_encoder.hpp>
-#include <lpo/train/lpo_trainer.hpp>
 
-#include <cuda/device_time.cuh>
-#include <cuda/random_weights.cuh>
+#include <cuda/lpo_setup.cuh>
+#if defined(LPO_BENCH_WITH_NCCL)
+#include <lpo/distributed/nccl_communicator.cuh>
+#include <lpo/distributed/thread_communicator.hpp>
+#endif
 
 namespace {
 
 using bench::Cuda;
 using bench::index_t;
 using lpo::LpoStage;
-using T = lpo::bfloat16;
+using bench::mean;
 
 constexpr index_t tokens = 77, prompts_per_iteration = 5;
-constexpr int steps = 20, candidates = 4;
-constexpr double threshold_quantile = 0.45;  // keeps about 40 of 100 pairs with these weights: lpo-method's assumption
 constexpr std::array stage_names = {"text", "denoising", "scoring", "reference", "policy", "optimizer"};
-
-using Text = lpo::CLIPTextModel<lpo::presets::clip_l, T, Cuda>;
-using Lrm = lpo::LatentRewardModel<lpo::presets::sd15, 768, 768, true, T, Cuda>;
-using UNet = lpo::UNet2DCondition<lpo::presets::sd15, T, Cuda>;
 
 /// The policy with LoRA of rank 16 and its text encoder; the reward model with its own.
 struct Models {
+  using T = lpo::bfloat16;
+  using Text = lpo::CLIPTextModel<lpo::presets::clip_l, T, Cuda>;
+  using Lrm = lpo::LatentRewardModel<lpo::presets::sd15, 768, 768, true, T, Cuda>;
+  using UNet = lpo::UNet2DCondition<lpo::presets::sd15, T, Cuda>;
+
   std::unique_ptr<UNet> unet = std::make_unique<UNet>();
   std::unique_ptr<Lrm> lrm = std::make_unique<Lrm>();
   std::unique_ptr<Text> text = std::make_unique<Text>(), reward_text = std::make_unique<Text>();
@@ -55,91 +55,32 @@ struct Models {
   }
 };
 
-/// Few prompts, so that thresholds fit those that follow: the scores of random weights differ from prompt to prompt.
-lpo::PromptTokens random_prompts(index_t count) {
-  lpo::RandomStream random(3, 0, 0);
-  lpo::PromptTokens prompts;
-  prompts.tokens = prompts.reward_tokens = tokens;
-  for (index_t i = 0; i < count; ++i) {
-    prompts.ids.push_back(49406);
-    for (index_t k = 2; k < tokens; ++k) prompts.ids.push_back(static_cast<std::int32_t>(random.uniform_int(49000)));
-    prompts.ids.push_back(49407);
-  }
-  prompts.reward_ids = prompts.ids;
-  return prompts;
-}
-
-/// The released recipe (lpo-method C and D), with LoRA of rank 16 and thresholds that fit random weights.
-lpo::LpoTrainerOptions recipe(index_t iterations) {
-  lpo::LpoTrainerOptions options;
-  options.max_train_iterations = iterations;
-  options.sample_batch_size = prompts_per_iteration;
-  options.sample_steps = steps;
-  options.rollout.candidates = candidates;
-  options.threshold_quantile = threshold_quantile;
-  options.calibration_rollouts = 3;
-  return options;
-}
-
-struct Run {
-  std::vector<double> seconds, pairs;  ///< of each iteration; what it trained on
-};
-
-double mean(const std::vector<double>& values, std::size_t first) {
-  return std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(first), values.end(), 0.0) /
-         static_cast<double>(values.size() - first);
-}
-
-/// `options.max_train_iterations` iterations, each until the device is done.
-Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOptions& options) {
-  const lpo::NoiseSchedule schedule;
-  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
-                          schedule, lpo::Extents<3>{64, 64, 4}, options);
-  Run run;
-  auto start = std::chrono::steady_clock::now();
-  trainer.train(random_prompts(prompts_per_iteration), [&](const lpo::Progress& progress) {
-    context.synchronize();
-    const auto now = std::chrono::steady_clock::now();
-    run.seconds.push_back(std::chrono::duration<double>(now - start).count());
-    for (const auto& [name, value] : progress.metrics)
-      if (name == "kept") run.pairs.push_back(value);
-    start = now;
-    return true;
-  });
-  return run;
-}
-
 /// The time of the arithmetic alone at 790 TFLOP/s (lpo-method G), as a share of the measured time.
 double share_of_floor(double pairs, double seconds) {
-  const double kept = pairs / static_cast<double>(steps * prompts_per_iteration);
+  const double kept = pairs / static_cast<double>(bench::lpo_steps * prompts_per_iteration);
   return (369.97 + 507.2 * kept) / 790.0 / seconds;
 }
 
-double gibibytes(std::size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
+/// At the sizes of Stable Diffusion 1.5.
+bench::Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrainerOptions& options) {
+  return bench::train(context, models, options, 64, tokens);
+}
+lpo::LpoTrainerOptions recipe(index_t iterations) { return bench::recipe(iterations, prompts_per_iteration); }
 
 void lpo_iteration(benchmark::State& state) {
   auto& context = bench::device();
   Models models(context);
   const auto repeats = static_cast<index_t>(state.max_iterations);
-  const Run run = train(context, models, recipe(repeats + 2));  // the first one also calibrates and chooses algorithms
-  std::size_t at = 2;
+  // The first one calibrates. Until each size of a last mini-batch was seen, algorithms are chosen and loaded for it.
+  constexpr std::size_t first = 10;
+  const bench::Run run = train(context, models, recipe(repeats + static_cast<index_t>(first)));
+  std::size_t at = first;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
-  for (std::size_t i = 2; i < run.seconds.size(); ++i)
+  for (std::size_t i = first; i < run.seconds.size(); ++i)
     std::printf("%.3f s with %.0f pairs\n", run.seconds[i], run.pairs[i]);
-  state.counters["pairs"] = mean(run.pairs, 2);
-  state.counters["of_floor"] = share_of_floor(mean(run.pairs, 2), mean(run.seconds, 2));
-  // What the memory is for, in GiB. Gradients of adapters are 16-bit; masters and both moments are float.
-  const auto count = [](const auto& store, bool trainable) {
-    return static_cast<std::size_t>(store.parameter_count(trainable));
-  };
-  const std::size_t adapters = count(models.store, true);
-  const std::size_t frozen = count(models.store, false) - adapters + count(models.frozen, false);
-  state.counters["GiB_weights"] = gibibytes(frozen * sizeof(T));
-  state.counters["GiB_adapters"] = gibibytes(adapters * (2 * sizeof(T) + 3 * sizeof(float)));
-  state.counters["GiB_activations"] = gibibytes(context.activations().peak_bytes());
-  state.counters["GiB_gradients"] = gibibytes(context.gradients().reserved_bytes());
-  state.counters["GiB_scratch"] = gibibytes(context.scratch().peak_bytes());
-  state.counters["GiB_reserved"] = gibibytes(context.reserved_bytes());
+  state.counters["pairs"] = mean(run.pairs, first);
+  state.counters["of_floor"] = share_of_floor(mean(run.pairs, first), mean(run.seconds, first));
+  bench::count_memory(state, context, models);
 }
 
 /// Where an iteration's time goes. The device is waited for at every change of part, so the sum is larger than the
@@ -147,7 +88,7 @@ void lpo_iteration(benchmark::State& state) {
 void lpo_stages(benchmark::State& state) {
   auto& context = bench::device();
   Models models(context);
-  auto options = recipe(static_cast<index_t>(state.max_iterations) + 1);
+  auto options = recipe(static_cast<index_t>(state.max_iterations) + 8);
   std::array<double, stage_names.size()> seconds{};
   std::vector<std::array<double, stage_names.size()>> by_iteration;
   std::size_t current = 0;
@@ -160,12 +101,26 @@ void lpo_stages(benchmark::State& state) {
     current = static_cast<std::size_t>(stage);
     start = now;
   };
-  const Run run = train(context, models, options);
-  std::size_t at = 1;
+  const bench::Run run = train(context, models, options);
+  std::size_t at = 8;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
   state.counters["pairs"] = run.pairs[run.pairs.size() - 2];
   for (std::size_t stage = 0; stage < stage_names.size(); ++stage)
     state.counters[stage_names[stage]] = by_iteration.back()[stage];  // of the last iteration but one
+}
+
+/// Little memory: few pairs and few rows at once, on a context of its own. The argument is the pairs.
+void lpo_small(benchmark::State& state) {
+  lpo::Context<Cuda> context;
+  Models models(context);
+  auto options = recipe(static_cast<index_t>(state.max_iterations) + 2);
+  options.micro_batch_size = state.range(0);
+  options.max_rows = 5;
+  const bench::Run run = train(context, models, options);
+  std::size_t at = 2;
+  for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
+  state.counters["pairs"] = mean(run.pairs, 2);
+  bench::count_memory(state, context, models);
 }
 
 /// Not a benchmark of its own: where the device's time goes in each part, printed once with
@@ -173,7 +128,7 @@ void lpo_stages(benchmark::State& state) {
 void lpo_kernels(benchmark::State& state) {
   lpo::Context<Cuda> context(lpo::CudaOptions{.time_kernels = true});
   Models models(context);
-  auto options = recipe(2);
+  auto options = recipe(8);
   std::array<std::map<std::string, lpo::KernelTime>, stage_names.size()> times;
   std::size_t current = 0;
   const auto collect = [&] {
@@ -196,8 +151,29 @@ void lpo_kernels(benchmark::State& state) {
                   static_cast<long long>(time.launches), name.c_str());
 }
 
+#if defined(LPO_BENCH_WITH_NCCL)
+/// On several GPUs of this machine, each with five prompts and ten pairs of an optimizer step; the argument is how many.
+void lpo_on_gpus(benchmark::State& state) {
+  const int gpus = static_cast<int>(state.range(0));
+  bench::Run run;
+  lpo::run_on_threads(gpus, [&](lpo::ThreadCommunicator threads) {
+    lpo::Context<Cuda> context(lpo::CudaOptions{.device = threads.rank()});
+    Models models(context);
+    auto options = bench::recipe(static_cast<index_t>(state.max_iterations) + 2, prompts_per_iteration * gpus);
+    options.train_batch_size *= gpus;
+    const auto own = bench::train(context, models, options, 64, tokens, lpo::NcclCommunicator(context, threads));
+    if (threads.rank() == 0) run = own;
+  });
+  std::size_t at = 2;
+  for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
+  state.counters["pairs"] = mean(run.pairs, 2);
+}
+BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(benchmark::kMillisecond);
+#endif
+
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_small)->Arg(1)->Arg(2)->Arg(3)->Iterations(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lpo_iteration)->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace

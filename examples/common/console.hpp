@@ -24,7 +24,8 @@ inline void handle_interrupts() {
     interrupted() = 1;
     std::signal(SIGINT, SIG_DFL);  // a second Ctrl-C ends the program at once
   });
-  std::signal(SIGTERM, [](int) { interrupted() = 1; });
+  // Launchers and batch systems pass the last one on, or send it some time before they end a job.
+  for (const int signal : {SIGTERM, SIGUSR1}) std::signal(signal, [](int) { interrupted() = 1; });
 }
 
 inline std::string clock_text(double seconds) {

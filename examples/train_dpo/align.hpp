@@ -21,16 +21,17 @@ template <const examples::ModelFamily& F, class T>
 void align(const Job& job) {
   const Options& o = job.options;
   const std::string& folder = o.output_dir;
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, job.processes);
   // The model is compared with what this program is compiled for before pictures are encoded.
   const auto policy = std::make_unique<examples::Policy<F, T>>(job.policy());
   Results results(job);
-  if (job.data.has_pictures()) {
-    lpo::Tape<Device> tape(context);
-    const auto report = examples::encode_data_set<F>(job.pairs(), tape, job.data, o.cache_dir);
-    examples::print_counts(report, job.pairs());
-    results.encoded(report);
-  }
+  if (job.data.has_pictures())
+    examples::on_first(job.processes, [&] {
+      lpo::Tape<Device> tape(context);
+      const auto report = examples::encode_data_set<F>(job.pairs(), tape, job.data, o.cache_dir);
+      examples::print_counts(report, job.pairs());
+      results.encoded(report);
+    });
   if (o.encode_only) return;
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   policy->read();
@@ -46,7 +47,8 @@ void align(const Job& job) {
   lpo::DpoTrainerOptions options = job.trainer;
   options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
   options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
-  lpo::DpoTrainer trainer(context, policy->unet, policy->store, text, schedule, options);
+  lpo::DpoTrainer trainer(context, policy->unet, policy->store, text, schedule, options,
+                          examples::make_ranks(context, job.processes));
   if (policy->reference) trainer.set_reference(*policy->reference);
   using Averages = examples::WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
   save_checkpoint = [&](const std::string& into) { examples::save_checkpoint_policy(*policy, trainer.ema(), into); };
@@ -54,6 +56,7 @@ void align(const Job& job) {
   examples::ProgressBar bar;
   index_t drawn_at = -1;
   const auto progress = [&](const lpo::Progress& p) {
+    if (!job.processes.first()) return bar(p);
     if (!events) events = std::make_unique<examples::EventWriter>(folder, p.first_step);
     const bool go_on = bar(p);
     const bool due = p.step == 0 || p.step == p.total || (o.validation_steps > 0 && p.step % o.validation_steps == 0);
@@ -72,13 +75,14 @@ void align(const Job& job) {
   try {
     results.finish(trainer.train(pairs, progress));
   } catch (...) {
-    try {
+    if (job.processes.first()) try {
       results.write("stopped");
     } catch (const lpo::FileError& error) {  // why it stopped matters more
       std::fprintf(stderr, "\nno report: %s\n", error.what());
     }
     throw;
   }
+  if (!job.processes.first()) return;
   std::string saved;
   {
     const Averages averages(trainer.ema());

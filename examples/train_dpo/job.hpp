@@ -11,6 +11,7 @@
 
 #include "../common/encode_pictures.hpp"
 #include "../common/options.hpp"
+#include "../common/ranks.hpp"
 #include "../common/validation_pictures.hpp"
 
 namespace train_dpo {
@@ -38,6 +39,7 @@ struct Options {
 
 /// Everything decided: what a pipeline works from.
 struct Job {
+  examples::Processes processes;
   Options options;
   examples::ModelSource model;
   examples::DataSet data;

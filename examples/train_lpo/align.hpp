@@ -22,7 +22,7 @@ template <const examples::ModelFamily& F, const examples::ModelFamily& R, class 
 void run(const Job& job) {
   const Options& o = job.options;
   const std::string& folder = o.output_dir;
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, job.processes);
   // Both are compared with what this program is compiled for before gigabytes are read.
   const auto policy = std::make_unique<Policy<F, T>>(job.policy());
   const auto reward = std::make_unique<Reward<F, R, T>>(job);
@@ -37,14 +37,13 @@ void run(const Job& job) {
   const auto tokens = token_ids(job.prompts, policy->text, reward->text);
   const index_t side = job.resolution / F.vae.factor();
 
-  lpo::make_directories(folder);
   std::unique_ptr<examples::EventWriter> events;
   std::function<void(const std::string&)> save_checkpoint;  // the trainer that it needs comes later
   lpo::LpoTrainerOptions options = job.trainer;
   options.on_metrics = [&](index_t iteration, const lpo::MetricValues& values) { events->scalars(iteration, values); };
   options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
   lpo::LpoTrainer trainer(context, policy->unet, policy->store, policy_text, reward->lrm, reward_text, schedule,
-                          lpo::Extents<3>{side, side, F.unet.in_channels}, options);
+                          lpo::Extents<3>{side, side, F.unet.in_channels}, options, examples::make_ranks(context, job.processes));
   if (policy->reference) trainer.set_reference(*policy->reference);
   using Averages = examples::WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
   save_checkpoint = [&](const std::string& into) { examples::save_checkpoint_policy(*policy, trainer.ema(), into); };
@@ -53,6 +52,7 @@ void run(const Job& job) {
   examples::ProgressBar bar;
   index_t drawn_at = -1;
   const auto progress = [&](const lpo::Progress& p) {
+    if (!job.processes.first()) return bar(p);
     if (!events) events = std::make_unique<examples::EventWriter>(folder, p.first_step);
     const bool go_on = bar(p);
     const index_t epoch = p.step / job.iterations_per_epoch;
@@ -72,13 +72,14 @@ void run(const Job& job) {
   try {
     results.finish(trainer.train(tokens, progress));
   } catch (...) {
-    try {
+    if (job.processes.first()) try {
       results.write("stopped");
     } catch (const lpo::FileError& error) {  // why it stopped matters more
       std::fprintf(stderr, "\nno report: %s\n", error.what());
     }
     throw;
   }
+  if (!job.processes.first()) return;
   std::string saved;
   {
     const Averages averages(trainer.ema());

@@ -8,6 +8,7 @@
 
 #include <lpo/train/lpo_trainer.hpp>
 
+#include "../common/ranks.hpp"
 #include "../common/validation_pictures.hpp"
 
 namespace train_lpo {
@@ -37,6 +38,7 @@ struct Options {
 
 /// Everything decided: what a pipeline works from.
 struct Job {
+  examples::Processes processes;
   Options options;
   examples::ModelSource model;
   std::vector<std::string> prompts;

@@ -9,6 +9,7 @@
 #include <lpo/train/lrm_trainer.hpp>
 
 #include "../common/encode_pictures.hpp"
+#include "../common/ranks.hpp"
 
 namespace train_lrm {
 
@@ -33,6 +34,7 @@ struct Options {
 
 /// Everything decided.
 struct Job {
+  examples::Processes processes;
   Options options;
   examples::ModelSource model;
   DataSet train, validation;  ///< validation may have no kind: there is none

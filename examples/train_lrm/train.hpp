@@ -89,14 +89,14 @@ template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, job.processes);
   if (o.dry_run) {
     print_plan(job, F, context);
     return 0;
   }
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
-  {
+  examples::on_first(job.processes, [&] {
     lpo::Tape<Device> tape(context);
     if (job.train.has_pictures()) {
       results.data = examples::encode_data_set<F>(job.training_pairs(), tape, job.train, train_cache);
@@ -104,7 +104,7 @@ int train(const Job& job) {
     }
     if (job.validation.has_pictures())
       examples::encode_data_set<F>(job.validation_pairs(), tape, job.validation, validation_cache);
-  }
+  });
   if (o.encode_only) return 0;
 
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
@@ -124,13 +124,15 @@ int train(const Job& job) {
   std::unique_ptr<examples::EventWriter> events;
   lpo::LrmTrainerOptions options = o.training;
   options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
-  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options);
+  lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
+                          examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
   const auto progress = [&](const lpo::Progress& p) {
-    if (!events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
     return bar(p);
   };
   const auto report = [&] {
+    if (!job.processes.first()) return;
     results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     write_report(o.output_dir + "/report.html", job, F, results);
   };
@@ -144,6 +146,7 @@ int train(const Job& job) {
     throw;
   }
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
+  if (!job.processes.first()) return results.failure.empty() ? 0 : 1;
 
   const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
                            : o.save_dtype == "bfloat16" ? lpo::DType::BF16

@@ -7,7 +7,6 @@
 #include <CLI/CLI.hpp>
 
 #include "../common/config_file.hpp"
-#include "../common/console.hpp"
 #include "../common/options.hpp"
 #include "options.hpp"
 
@@ -50,7 +49,7 @@ void check(const Options& o) {
          " has checkpoints of an earlier run; --resume goes on with it, another folder begins anew");
 }
 
-int program(Options& o, const CLI::App& app, const std::string& command) {
+int program(Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
   resolve_names(o);
   check(o);
   if (o.cache_dir.empty()) o.cache_dir = o.output_dir + "/cache";
@@ -62,6 +61,7 @@ int program(Options& o, const CLI::App& app, const std::string& command) {
   if (!o.score_file.empty() && !job.train.has_pictures())
     throw lpo::ValueError("[train_lrm] --score_file: " + o.train_data + " is encoded already; filter while encoding");
   job.command = command;
+  job.processes = processes;
   int status = 0;
   examples::with_family(
       job.model.path(), [&](const examples::ModelFamily& family) { return job.model.differences(family); },
@@ -72,7 +72,7 @@ int program(Options& o, const CLI::App& app, const std::string& command) {
           throw lpo::ValueError(
               lpo::message("[train_lrm] --resolution is ", job.resolution, "; expected a multiple of ", multiple));
         job.options = o;
-        if (!o.dry_run) {
+        if (!o.dry_run && processes.first()) {
           lpo::make_directories(o.output_dir);
           examples::save_resolved_config(app, o.output_dir + "/config.toml");
         }
@@ -90,6 +90,7 @@ int main(int argc, char** argv) {
       "Train a latent reward model on pairs of pictures, from a Stable Diffusion model (SD1.5, SDXL or lpo's tiny "
       "world)."};
   app.option_defaults()->always_capture_default();
+  app.footer(examples::ranks_help);
   const auto add = [&](const char* name, auto& value, const char* text) {
     return app.add_option(examples::both_spellings(name), value, text);
   };
@@ -174,10 +175,10 @@ int main(int argc, char** argv) {
   add("seed", t.seed, "of everything that is drawn");
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   flag("dry_run", o.dry_run, "print the plan and stop");
-  CLI11_PARSE(app, argc, argv);
-  std::string command;
-  for (int i = 0; i < argc; ++i) command += (i == 0 ? "" : " ") + std::string(argv[i]);
-  int status = 0;
-  const int error = examples::run("train_lrm", [&] { status = program(o, app, command); });
-  return error != 0 ? error : status;
+  return examples::run_ranks("train_lrm", [&](const examples::Processes& processes) {
+    CLI11_PARSE(app, argc, argv);
+    std::string command;
+    for (int i = 0; i < argc; ++i) command += (i == 0 ? "" : " ") + std::string(argv[i]);
+    return program(o, app, command, processes);
+  });
 }

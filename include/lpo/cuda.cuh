@@ -12,9 +12,11 @@
 #include <lpo/backend/cuda/cross_entropy.cuh>
 #include <lpo/backend/cuda/elementwise.cuh>
 #include <lpo/backend/cuda/embedding.cuh>
+#include <lpo/backend/cuda/gated_product.cuh>
 #include <lpo/backend/cuda/gemm.cuh>
 #include <lpo/backend/cuda/graph.cuh>
 #include <lpo/backend/cuda/normalization.cuh>
 #include <lpo/backend/cuda/random.cuh>
 #include <lpo/backend/cuda/reduce.cuh>
 #include <lpo/backend/cuda/resample.cuh>
+#include <lpo/backend/cuda/residual_product.cuh>

@@ -10538,7 +10538,7 @@ inline bool mpcf_keeps(const PreferenceGaps& gaps, bool tie, const MpcfOptions& 
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/preference/concepts.hpp>
-// The two concepts through which preference optimisation sees models: NoisePredictor and StepScorer.
+// The concepts through which preference optimisation sees models: NoisePredictor, StepScorer and TransitionScorer.
 
 namespace lpo::inline LPO_ABI {
 
@@ -10549,6 +10549,13 @@ template <class Scorer, class T, class Device>
 concept StepScorer = requires(Scorer& scorer, View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
   scorer.score(latents, timestep, scores);
 };
+
+/// The same for scorers that need to know where the candidates have arrived: they are told the step that led there.
+template <class Scorer, class T, class Device>
+concept TransitionScorer =
+    requires(Scorer& scorer, View<const T, 4, Device> latents, const GaussianStep& step, std::span<float> scores) {
+      scorer.score(latents, step, scores);
+    };
 
 }  // namespace lpo::inline LPO_ABI
 
@@ -10632,6 +10639,17 @@ struct LpoMetrics {
     mean(density_lose, std::exp(terms.log_density_lose));
     mean(reference_density_win, std::exp(terms.reference_log_density_win));
     mean(reference_density_lose, std::exp(terms.reference_log_density_lose));
+  }
+  /// Adds the pairs that another one saw.
+  void merge(const LpoMetrics& other) {
+    if (other.pairs == 0) return;
+    pairs += other.pairs;
+    const double share = static_cast<double>(other.pairs) / static_cast<double>(pairs);
+    using M = LpoMetrics;
+    for (const auto value : {&M::loss, &M::ratio_win, &M::ratio_lose, &M::implicit_accuracy, &M::margin, &M::win_clipped,
+                             &M::lose_clipped, &M::density_win, &M::density_lose, &M::reference_density_win,
+                             &M::reference_density_lose})
+      this->*value += (other.*value - this->*value) * share;
   }
 };
 
@@ -10760,6 +10778,12 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
 
 namespace lpo::inline LPO_ABI {
 
+/// The reward model gave something that is not a number: nothing can be learned from it.
+class NotANumberScore : public ValueError {
+ public:
+  using ValueError::ValueError;
+};
+
 /// The preferred and the rejected candidate of one prompt at one step.
 struct CandidatePair {
   int win = 0;
@@ -10772,14 +10796,14 @@ struct CandidatePair {
 };
 
 /// Best and worst of `candidates` scores that lie `stride` apart, from `first` on; ties take the lowest index.
-/// ValueError when a score is not a number.
+/// NotANumberScore when a score is not a number.
 inline CandidatePair select_pair(std::span<const float> scores, index_t first, index_t stride, int candidates) {
   CandidatePair pair;
   const auto score = [&](int k) { return scores[static_cast<std::size_t>(first + k * stride)]; };
   for (int k = 0; k < candidates; ++k) {
     if (std::isnan(score(k)))
-      throw ValueError(message("[select_pair] the score of row ", first + k * stride, " (candidate ", k,
-                               ") is not a number; check the reward model's precision and weights"));
+      throw NotANumberScore(message("[select_pair] the score of row ", first + k * stride, " (candidate ", k,
+                                    ") is not a number; check the reward model's precision and weights"));
     if (score(k) > score(pair.win)) pair.win = k;
     if (score(k) < score(pair.lose)) pair.lose = k;
   }
@@ -10835,8 +10859,7 @@ class PairStore {
 
   /// Copies one pair; the pointers address dense latents [h, w, c] on the device.
   void append(Context<Device>& context, const PairRecord& record, const T* x_t, const T* x_win, const T* x_lose) {
-    if (count() == capacity())
-      throw ValueError(message("[PairStore] all ", capacity(), " places are taken; clear() it or make it larger"));
+    expect_room();
     const index_t width = latent_.size(), at = count() * width;
     const auto copy = [&](const T* source, T* target) {
       kernel::CopyRows<Device>::run(context, 1, width, source, width, target + at, width, false);
@@ -10859,7 +10882,36 @@ class PairStore {
     }
   }
 
+  /// An empty store for pairs of this one.
+  PairStore empty_like(index_t capacity) const { return PairStore(capacity, latent_); }
+  /// Pair number i as item_bytes() bytes of the host, in which it can go to another process.
+  std::size_t item_bytes() const { return sizeof(PairRecord) + 3 * latent_bytes(); }
+  void write_item(Context<Device>& context, index_t i, std::byte* to) const {
+    std::memcpy(to, &records_[static_cast<std::size_t>(i)], sizeof(PairRecord));
+    to += sizeof(PairRecord);
+    for (const auto* tensor : {&x_t_, &x_win_, &x_lose_}) {
+      context.copy_to_host(to, tensor->data() + i * latent_.size(), latent_bytes());
+      to += latent_bytes();
+    }
+  }
+  void append_item(Context<Device>& context, const std::byte* from) {
+    PairRecord record;
+    std::memcpy(&record, from, sizeof record);
+    from += sizeof record;
+    expect_room();
+    for (auto* tensor : {&x_t_, &x_win_, &x_lose_}) {
+      context.copy_from_host(tensor->data() + count() * latent_.size(), from, latent_bytes());
+      from += latent_bytes();
+    }
+    records_.push_back(record);
+  }
+
  private:
+  std::size_t latent_bytes() const { return static_cast<std::size_t>(latent_.size()) * sizeof(T); }
+  void expect_room() const {
+    if (count() == capacity())
+      throw ValueError(message("[PairStore] all ", capacity(), " places are taken; clear() it or make it larger"));
+  }
   View<const T, 4, Device> stored(const Tensor<T, 4, Device>& tensor) const {
     return {tensor.data(), Extents<4>{count(), latent_[0], latent_[1], latent_[2]}};
   }
@@ -10919,6 +10971,13 @@ struct StepStatistics {
   RunningMoments scores;  ///< of all K*B candidates
   RunningMoments gaps;    ///< of the B best-worst pairs
   int kept = 0;           ///< pairs above the threshold
+
+  /// Adds the same step of other prompts.
+  void merge(const StepStatistics& other) {
+    scores.merge(other.scores);
+    gaps.merge(other.gaps);
+    kept += other.kept;
+  }
 };
 
 /// Kept pairs by noise level, as the original run logs them.
@@ -10962,7 +11021,18 @@ struct RolloutOptions {
   int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
   int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
   LrmTimestep lrm_timestep = LrmTimestep::departure;
+  bool keep_pairs = true;  ///< false: no memory for pairs; run() is told what to keep instead
   std::uint64_t seed = 42;
+};
+
+/// The K candidates of B prompts at one step, on their way to what keeps some of them.
+template <class T, class Device>
+struct StepCandidates {
+  int step = 0;                           ///< index into the chain
+  View<const T, 4, Device> x_t;           ///< their parents [b, h, w, c]
+  View<const T, 4, Device> prediction;    ///< the (guided) network output for the parents [b, h, w, c]
+  View<const T, 5, Device> candidates;    ///< [k, b, h, w, c]
+  std::span<const float> scores;          ///< row k*B + b
 };
 
 /// Step-level preference sampling (arXiv 2502.01051). At step i the candidates of prompt b are
@@ -10987,7 +11057,7 @@ class Rollout {
         prediction_(latents),
         candidates_(Extents<4>{options.candidates * latents[0], latents[1], latents[2], latents[3]}),
         scores_(static_cast<std::size_t>(std::max<index_t>(0, options.candidates * latents[0]))),
-        pairs_(static_cast<index_t>(steps_.size()) * latents[0], Extents<3>{latents[1], latents[2], latents[3]}) {
+        pairs_(options.keep_pairs ? static_cast<index_t>(steps_.size()) * latents[0] : 0, Extents<3>{latents[1], latents[2], latents[3]}) {
     if (thresholds_.size() != steps_.size())
       throw ValueError(message("[Rollout] ", static_cast<index_t>(thresholds_.size()), " thresholds for ",
                                static_cast<index_t>(steps_.size()), " steps; give one per step"));
@@ -10999,9 +11069,23 @@ class Rollout {
 
   /// One roll-out of the first `prompts` rows (0: all), starting from fresh noise. `iteration` numbers the roll-outs of
   /// a run. Kept pairs replace those of the previous call. CancelledError when `progress` returns false.
-  template <NoisePredictor<T, Device> Predictor, StepScorer<T, Device> Scorer>
+  ///
+  /// A scorer is told a timestep (StepScorer) or the step (TransitionScorer). If it has `continue_with(chosen)`, it
+  /// learns with which candidate each prompt goes on.
+  template <NoisePredictor<T, Device> Predictor, class Scorer>
+    requires(StepScorer<Scorer, T, Device> || TransitionScorer<Scorer, T, Device>)
   void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts = 0,
            const StepCallback& progress = {}) {
+    run(predictor, scorer, iteration, prompts, progress,
+        [this](const StepCandidates<T, Device>& drawn) { return keep_pairs(drawn); });
+  }
+
+  /// The same, but `keep(StepCandidates)` takes what it wants of every step instead of the clear pairs; it returns for
+  /// how many prompts that was.
+  template <NoisePredictor<T, Device> Predictor, class Scorer, class Keep>
+    requires(StepScorer<Scorer, T, Device> || TransitionScorer<Scorer, T, Device>)
+  void run(Predictor& predictor, Scorer& scorer, std::uint32_t iteration, index_t prompts, const StepCallback& progress,
+           const Keep& keep) {
     if (prompts < 0 || prompts > extents_[0])
       throw ValueError(message("[Rollout] ", prompts, " prompts, but there is room for ", extents_[0]));
     prompts_ = prompts == 0 ? extents_[0] : prompts;
@@ -11019,7 +11103,7 @@ class Rollout {
       else if (i < options_.divert_start_step)
         advance(step, counter);
       else
-        branch(step, i, counter, scorer);
+        branch(step, i, counter, scorer, keep);
       if (progress && !progress(i + 1, total))
         throw CancelledError(message("[Rollout] cancelled after step ", i + 1, " of ", total));
     }
@@ -11060,8 +11144,8 @@ class Rollout {
     evaluate(&context_, x, step.next(x, rows(prediction_, prompts_), noise));
   }
 
-  template <class Scorer>
-  void branch(const GaussianStep& step, int i, std::uint32_t counter, Scorer& scorer) {
+  template <class Scorer, class Keep>
+  void branch(const GaussianStep& step, int i, std::uint32_t counter, Scorer& scorer, const Keep& keep) {
     const index_t k_count = options_.candidates, width = extents_.size() / extents_[0];
     const View<T, 4, Device> x = rows(latents_, prompts_), all = rows(candidates_, k_count * prompts_);
     const View<T, 5, Device> by_candidate =
@@ -11070,30 +11154,51 @@ class Rollout {
     evaluate(&context_, by_candidate, step.next(x, rows(prediction_, prompts_), by_candidate));
 
     const std::span<float> scores(scores_.data(), static_cast<std::size_t>(k_count * prompts_));
-    const int told = options_.lrm_timestep == LrmTimestep::departure ? step.timestep : std::max(1, step.arrival);
-    scorer.score(View<const T, 4, Device>(all), told, scores);
+    if constexpr (TransitionScorer<Scorer, T, Device>) {
+      scorer.score(View<const T, 4, Device>(all), step, scores);
+    } else {
+      const int told = options_.lrm_timestep == LrmTimestep::departure ? step.timestep : std::max(1, step.arrival);
+      scorer.score(View<const T, 4, Device>(all), told, scores);
+    }
 
     StepStatistics statistics;
     statistics.timestep = step.timestep;
     statistics.threshold = thresholds_[static_cast<std::size_t>(i)];
     for (const float score : scores) statistics.scores.add(static_cast<double>(score));
-    const auto candidate = [&](int k, index_t b) { return all.data + (k * prompts_ + b) * width; };
-    for (index_t b = 0; b < prompts_; ++b) {
-      const CandidatePair pair = select_pair(scores, b, prompts_, options_.candidates);
-      statistics.gaps.add(pair.gap);
-      if (!pair.kept(statistics.threshold)) continue;
-      pairs_.append(context_, {i, step.timestep, static_cast<int>(b), static_cast<float>(pair.gap)}, x.data + b * width,
-                    candidate(pair.win, b), candidate(pair.lose, b));
-      ++statistics.kept;
-    }
+    for (index_t b = 0; b < prompts_; ++b)
+      statistics.gaps.add(select_pair(scores, b, prompts_, options_.candidates).gap);
+    statistics.kept = keep(StepCandidates<T, Device>{i, x, rows(prediction_, prompts_), by_candidate, scores});
     statistics_.push_back(statistics);
 
     RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
+    std::vector<int> chosen;
     for (index_t b = 0; b < prompts_; ++b) {
       const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
+      chosen.push_back(k);
       kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width,
                                     x.data + b * width, width, false);
     }
+    if constexpr (requires { scorer.continue_with(std::span<const int>(chosen)); })
+      scorer.continue_with(std::span<const int>(chosen));
+  }
+
+  T* candidate(int k, index_t b) {
+    return candidates_.data() + (k * prompts_ + b) * (extents_.size() / extents_[0]);
+  }
+
+  /// Appends the pairs whose gap exceeds the step's threshold; returns their number.
+  int keep_pairs(const StepCandidates<T, Device>& drawn) {
+    const index_t width = extents_.size() / extents_[0];
+    const auto i = static_cast<std::size_t>(drawn.step);
+    int kept = 0;
+    for (index_t b = 0; b < prompts_; ++b) {
+      const CandidatePair pair = select_pair(drawn.scores, b, prompts_, options_.candidates);
+      if (!pair.kept(thresholds_[i])) continue;
+      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(b), static_cast<float>(pair.gap)},
+                    drawn.x_t.data + b * width, candidate(pair.win, b), candidate(pair.lose, b));
+      ++kept;
+    }
+    return kept;
   }
 
   Context<Device>& context_;

@@ -182,11 +182,13 @@ void compare_softmax(index_t rows, index_t c) {
 
 template <class Device>
 void compare_all_group_norms() {
-  // Channels that are no multiple of the pack, groups of any width, one position, images of one block and of several.
+  // Channels that are no multiple of the pack, groups of any width, one position, images of one block and of several, more than
+  // a device holds on chip.
   const lpo::kernel::GroupNormShape shapes[] = {
       {1, 1, 1, 1, 1e-5f, false},     {2, 5, 3, 3, 1e-5f, true},     {3, 7, 32, 8, 1e-5f, true},
       {2, 16, 96, 32, 1e-6f, true},   {5, 64, 64, 32, 1e-5f, true},  {2, 9, 75, 5, 1e-5f, false},
-      {1, 300, 160, 32, 1e-5f, true}, {2, 1100, 40, 8, 1e-5f, true}, {9, 4, 128, 32, 1e-5f, false}};
+      {1, 300, 160, 32, 1e-5f, true}, {2, 1100, 40, 8, 1e-5f, true}, {9, 4, 128, 32, 1e-5f, false},
+      {1, 24000, 40, 4, 1e-5f, true}};
   for (const auto& shape : shapes) {
     compare_group_norms<Device, float>(shape, {});
     compare_group_norms<Device, float>(shape, {true, true, true, true});

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Stands in for the CUDA toolkit's header where kernels run on the CPU: a "device" whose memory is the host's, whose work
-// is done when a call returns, and whose blocks are emulated (block.hpp). Kernels with tensor cores, asynchronous copies or
-// cuBLASLt are beyond it.
+// is done when a call returns, and whose blocks are emulated (block.hpp). Kernels with tensor cores, bulk copies or cuBLASLt
+// are beyond it.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) alignas(bytes)
-#define __shared__ static  // one block runs at a time
+#define __shared__ static  // one block runs at a time; kernels of clusters have launched_shared_memory() only
 
 using emulated_cuda::blockDim;
 using emulated_cuda::blockIdx;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The emulator itself: barriers, shuffles, shared memory, threads that leave early, and launches in three dimensions.
+// The emulator itself: barriers, shuffles, shared memory, copies, clusters, threads that leave early, and launches in three
+// dimensions.
 #include <doctest/doctest.h>
 
 #include <vector>
@@ -8,7 +9,7 @@
 
 namespace {
 
-void launch(dim3 blocks, dim3 threads, const auto& body) { emulated_cuda::run_blocks(blocks, threads, 1024, body); }
+void launch(dim3 blocks, dim3 threads, const auto& body) { emulated_cuda::run_blocks(blocks, threads, 1024, 1, body); }
 
 }  // namespace
 
@@ -93,4 +94,38 @@ TEST_CASE("groups of lanes shuffle apart from each other, while others have retu
     const int first = i / 8 * 8, once = 8 * first + 28;
     CHECK(sum[static_cast<std::size_t>(i)] == (i % 32 >= 16 ? 0 : i % 32 < 8 ? once : once * 64));
   }
+}
+
+TEST_CASE("blocks of a cluster reach each other's shared memory") {
+  std::vector<unsigned> out(2 * 4 * 40);
+  emulated_cuda::run_blocks({8}, {40}, 1024, 4, [&] {
+    auto* own = reinterpret_cast<unsigned*>(emulated_cuda::launched_shared_memory());
+    const unsigned rank = blockIdx.x % 4;
+    emulated_cuda::cluster_arrive();
+    emulated_cuda::cluster_wait();  // all have begun
+    emulated_cuda::in_cluster_block(own, (rank + 1) % 4)[threadIdx.x] = 100 * blockIdx.x + threadIdx.x;
+    emulated_cuda::cluster_arrive();
+    emulated_cuda::cluster_wait();
+    out[blockIdx.x * 40 + threadIdx.x] = own[threadIdx.x];
+  });
+  for (unsigned i = 0; i < out.size(); ++i) {
+    const unsigned block = i / 40, before = block / 4 * 4 + (block + 3) % 4;
+    CHECK(out[i] == 100 * before + i % 40);
+  }
+}
+
+TEST_CASE("a copy arrives when its group is waited for, and not before") {
+  const std::vector<int> from{1, 2, 3};
+  std::vector<int> to(3), between(3);
+  launch({1}, {1}, [&] {
+    for (std::size_t i = 0; i < 3; ++i) {
+      emulated_cuda::copy_later(&to[i], &from[i], sizeof(int));
+      if (i < 2) emulated_cuda::close_copy_group();
+    }
+    emulated_cuda::wait_for_copy_groups(1);
+    between = to;
+    emulated_cuda::wait_for_copy_groups(0);
+  });
+  CHECK(between == std::vector<int>{1, 0, 0});
+  CHECK(to == std::vector<int>{1, 2, 0});  // the third one's group was never closed
 }

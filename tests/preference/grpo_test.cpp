@@ -13,6 +13,8 @@
 #include <lpo/backend/reference/reduce.hpp>
 #include <lpo/diffusion/ddim.hpp>
 
+#include "golden_file.hpp"
+
 using lpo::Extents;
 using lpo::Reference;
 using Latents = lpo::Tensor<double, 4, Reference>;
@@ -124,4 +126,42 @@ TEST_CASE("an unchanged policy has ratio 1: the loss is minus the mean advantage
   double mean = 0;
   for (const double advantage : group.advantages) mean += advantage / 6;
   CHECK(group.loss(group.old, {0.0, 0.1}) == doctest::Approx(-mean));
+}
+
+TEST_CASE("loss, ratios, advantages and gradient equal PyTorch's") {
+  const auto file = golden::open("grpo_loss");
+  lpo::Context<Reference> context(1);
+  lpo::Tape<Reference> tape(context);
+  // In the file's layout throughout: every element counts alike.
+  const auto read = [&](const char* name) { return golden::tensor<double, 4, Reference>(file, name, false); };
+  const auto old = read("in/old"), reference = read("in/reference"), x_t = read("in/x_t");
+  auto prediction = read("in/prediction");
+  const auto stacked = golden::tensor<double, 5, Reference>(file, "in/candidates");
+  std::vector<lpo::GaussianStep> steps;
+  for (const auto t : file.read_vector<std::int64_t>("in/timestep"))
+    steps.push_back(lpo::ddim_step(lpo::NoiseSchedule(), static_cast<int>(t), 50, 1.0));
+  const auto advantages = lpo::group_advantages(file.read_vector<float>("in/scores"), 3);
+  const auto expected = file.read_vector<float>("out/advantage");
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    CHECK(advantages[i] == doctest::Approx(static_cast<double>(expected[i])).epsilon(1e-6));
+  const auto y = lpo::variable(tape, prediction);
+  lpo::GrpoMetrics metrics;
+  const auto loss = lpo::grpo_loss(y, old, reference, x_t, stacked, steps, advantages, {0.1, 0.1}, &metrics);
+  golden::check_value(file, "out/loss", loss, 2e-7);
+  CHECK(metrics.groups == 5);
+  CHECK(metrics.loss == doctest::Approx(lpo::item(loss)).epsilon(1e-12));
+  const auto ratios = file.read_vector<float>("out/ratio");
+  double mean = 0, outside = 0;
+  for (const float ratio : ratios) {
+    mean += static_cast<double>(ratio) / 15;
+    outside += ratio < 0.9f || ratio > 1.1f ? 1.0 / 15 : 0.0;
+  }
+  CHECK(metrics.ratio == doctest::Approx(mean).epsilon(1e-6));
+  CHECK(metrics.clipped == doctest::Approx(outside).epsilon(1e-9));
+  CHECK(outside > 0);
+  CHECK(outside < 1);
+  lpo::backward(loss);
+  const auto gradient = lpo::read_gradient(y);
+  const auto truth = file.read_vector<float>("grad/prediction");
+  CHECK(golden::relative_error(gradient.data(), truth.data(), gradient.size()) < 2e-7);
 }

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#include <lpo/autograd/kept_projections.hpp>
 #include <lpo/tensor/tensor.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -19,6 +21,10 @@ struct Slot {
   bool requires_gradient = false;
   bool written = false;     ///< the gradient holds something: later writers add
   bool persistent = false;  ///< a parameter: its gradient belongs to a flat buffer, not to the pool
+  // Results of several projections side by side (see projections()): each part has a first writer of its own.
+  unsigned parts = 1;
+  std::size_t part_bytes = 0;       ///< of one row of a part
+  std::uint32_t written_parts = 0;  ///< a bit for each
 };
 
 /// Records operations while they run. Operations with no input that requires a gradient leave no node, so nothing below the
@@ -83,6 +89,23 @@ class Tape {
   };
   [[nodiscard]] ModeGuard inference() { return ModeGuard(*this, false, adapters_); }
   [[nodiscard]] ModeGuard without_adapters() { return ModeGuard(*this, recording_, false); }
+
+  /// Restores what was kept before when it goes out of scope.
+  class KeepGuard {
+   public:
+    KeepGuard(Tape& tape, KeptProjections<Device>* kept) : tape_(tape), before_(std::exchange(tape.kept_, kept)) {}
+    KeepGuard(const KeepGuard&) = delete;
+    KeepGuard& operator=(const KeepGuard&) = delete;
+    ~KeepGuard() { tape_.kept_ = before_; }
+
+   private:
+    Tape& tape_;
+    KeptProjections<Device>* before_;
+  };
+  /// Until the guard goes, passes that are not recorded keep the keys and values of their text in `kept`.
+  [[nodiscard]] KeepGuard keeping(KeptProjections<Device>& kept) { return KeepGuard(*this, &kept); }
+  /// Null where nothing is kept.
+  KeptProjections<Device>* kept_projections() const { return recording_ ? nullptr : kept_; }
 
   Arena::Mark mark() { return context_.activations().mark(); }
 
@@ -191,6 +214,7 @@ class Tape {
     context_.gradients().release(slot->gradient, slot->bytes);
     slot->gradient = nullptr;
     slot->written = false;
+    slot->written_parts = 0;
   }
 
   Context<Device>& context_;
@@ -202,6 +226,7 @@ class Tape {
   bool adapters_ = true;
   bool checkpointing_ = false;
   bool met_trainable_ = false;
+  KeptProjections<Device>* kept_ = nullptr;
 };
 
 }  // namespace lpo::inline LPO_ABI

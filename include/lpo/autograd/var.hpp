@@ -117,22 +117,41 @@ struct GradientTarget {
 
 namespace detail {
 
-/// First writer stores, later writers add: returns the buffer and which of the two applies, and marks it written. A part of
-/// a slot (a slice) clears the whole first, then adds.
+/// Zeros in the gradient of one part of a slot, row by row: only for parts that nothing, or a slice alone, was made of.
+template <class Device>
+void clear_part(Tape<Device>& tape, Slot* slot, unsigned part) {
+  const std::size_t row = slot->parts * slot->part_bytes;
+  for (std::size_t at = part * slot->part_bytes; at < slot->bytes; at += row)
+    tape.context().fill_zero(tape.gradient(slot) + at, slot->part_bytes);
+  slot->written_parts |= 1u << part;
+}
+
+/// First writer stores, later writers add: returns the buffer and which of the two applies, and marks it written. What is
+/// neither a whole slot nor one of its parts is cleared first, then added to.
 template <class T, class Device>
 GradientTarget<T> gradient_target(Tape<Device>& tape, Slot* slot, const void* data, index_t elements, bool dense) {
   if (slot == nullptr || !slot->requires_gradient) return {};
   std::byte* base = tape.gradient(slot);
-  const bool whole = dense && static_cast<std::size_t>(elements) * sizeof(T) == slot->bytes;
+  const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(data) - slot->data),
+             bytes = static_cast<std::size_t>(elements) * sizeof(T);
   bool accumulate = true;
-  if (!slot->written) {
-    if (whole)
+  if (slot->parts > 1) {
+    const auto part = static_cast<unsigned>(offset % (slot->parts * slot->part_bytes) / slot->part_bytes);
+    if ((slot->written_parts >> part & 1u) == 0) {
+      if (bytes == slot->bytes / slot->parts)
+        accumulate = false, slot->written_parts |= 1u << part;
+      else
+        clear_part(tape, slot, part);
+    }
+    slot->written = true;
+  } else if (!slot->written) {
+    if (dense && bytes == slot->bytes)
       accumulate = false;
     else
       tape.context().fill_zero(base, slot->bytes);
     slot->written = true;
   }
-  return {reinterpret_cast<T*>(base + (static_cast<const std::byte*>(data) - slot->data)), accumulate};
+  return {reinterpret_cast<T*>(base + offset), accumulate};
 }
 
 }  // namespace detail
@@ -260,23 +279,12 @@ inline SavedLeaf save_leaf(const Leaf& leaf) {
   return saved;
 }
 
-/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
-/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+/// Pushes the node of a statement whose value is in `out` already; `mark` is where the arena stood before `out`.
 template <class T, int Rank, class Device, class E>
-Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+void push_statement(E e, const Var<T, Rank, Device>& out, Arena::Mark mark) {
   using Tree = typename E::tree_type;
   constexpr int leaves = Tree::leaves;
-  auto& tape = *static_cast<Tape<Device>*>(e.tape);
-  const auto mark = tape.mark();
-  bool requires_gradient = false;
-  for (const auto& leaf : e.leaves)
-    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
-  if (width != dynamic && e.extents[Rank - 1] != width)
-    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
-  const auto out = make_output<T>(tape, e.extents, requires_gradient);
-  evaluate(&tape.context(), out.view(), e);
-  if (!out.requires_gradient()) return out;
-
+  auto& tape = out.tape();
   struct Saved {
     Tree tree;
     SavedLeaf leaf[leaves];
@@ -313,6 +321,22 @@ Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
                                                     leaf_count);
     Evaluator<Device>::backward(&t.context(), space, saved.tree, output_gradient(out), data, gradients, accumulate);
   });
+}
+
+/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
+/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+template <class T, int Rank, class Device, class E>
+Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+  auto& tape = *static_cast<Tape<Device>*>(e.tape);
+  const auto mark = tape.mark();
+  bool requires_gradient = false;
+  for (const auto& leaf : e.leaves)
+    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
+  if (width != dynamic && e.extents[Rank - 1] != width)
+    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
+  const auto out = make_output<T>(tape, e.extents, requires_gradient);
+  evaluate(&tape.context(), out.view(), e);
+  if (out.requires_gradient()) push_statement(std::move(e), out, mark);
   return out;
 }
 

@@ -9,11 +9,10 @@
 #include <span>
 #include <vector>
 
-#include <lpo/autograd/attention.hpp>
 #include <lpo/autograd/checkpoint.hpp>
 #include <lpo/autograd/embedding.hpp>
+#include <lpo/model/clip_layers.hpp>
 #include <lpo/model/clip_text_config.hpp>
-#include <lpo/nn/linear.hpp>
 #include <lpo/nn/normalization.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -29,53 +28,12 @@ struct ClipTextOutput {
 
 namespace detail {
 
-/// Causal multi-head self-attention with biases. Keys: q_proj, k_proj, v_proj, out_proj. All four can carry a LoRA.
-template <int Width, int Heads, class T, class Device>
-struct ClipAttention {
-  static_assert(Width % Heads == 0, "lpo CLIPTextModel: the width must be a multiple of the heads");
-  LoraLinear<Width, Width, T, Device, true> q_proj, k_proj, v_proj, out_proj;
-
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& x) {
-    const Var<T, 3, Device> q = q_proj(x), k = k_proj(x), v = v_proj(x);
-    return out_proj(attention(q, k, v, Heads, true));
-  }
-
-  void visit(ParameterVisitor<T, Device>& v) {
-    v("k_proj", k_proj);
-    v("v_proj", v_proj);
-    v("q_proj", q_proj);
-    v("out_proj", out_proj);
-  }
-};
-
-template <ClipTextConfig C, class T, class Device>
-struct ClipMlp {
-  Linear<C.width, C.hidden, T, Device> fc1;
-  Linear<C.hidden, C.width, T, Device> fc2;
-
-  Var<T, 3, Device, C.width> operator()(const Var<T, 3, Device, C.width>& x) {
-    const auto wide = fc1(x);  // [n, s, hidden]
-    if constexpr (C.quick_gelu) {
-      Var active = quick_gelu(wide);
-      return fc2(active);
-    } else {
-      Var active = gelu(wide);
-      return fc2(active);
-    }
-  }
-
-  void visit(ParameterVisitor<T, Device>& v) {
-    v("fc1", fc1);
-    v("fc2", fc2);
-  }
-};
-
 /// Pre-norm layer: x += attention(norm1 x); x += mlp(norm2 x).
 template <ClipTextConfig C, class T, class Device>
 struct ClipLayer {
-  ClipAttention<C.width, C.heads, T, Device> self_attn;
+  ClipAttention<C.width, C.heads, true, T, Device> self_attn;
   LayerNorm<C.width, T, Device> layer_norm1, layer_norm2;
-  ClipMlp<C, T, Device> mlp;
+  ClipMlp<C.width, C.hidden, C.quick_gelu, T, Device> mlp;
 
   Var<T, 3, Device, C.width> operator()(const Var<T, 3, Device, C.width>& input) {
     const Var x = input + self_attn(layer_norm1(input));

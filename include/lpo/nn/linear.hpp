@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <lpo/autograd/adapted_linear.hpp>
+#include <lpo/autograd/projections.hpp>
 #include <lpo/nn/parameter.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -122,6 +123,14 @@ struct LoraLinear {
                                         static_cast<double>(lora.scale), onto)
                        : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
+  }
+
+  /// What projections() takes of it; without a bias.
+  ProjectionWeights<T, Device> weights_on(Tape<Device>& tape) {
+    static_assert(!Bias, "lpo LoraLinear: projections with a bias run by themselves");
+    ProjectionWeights<T, Device> weights{weight.on(tape), {}, {}, static_cast<double>(lora.scale)};
+    if (lora.rank > 0 && tape.adapters()) weights.down = lora.down.on(tape), weights.up = lora.up.on(tape);
+    return weights;
   }
 
   void visit(ParameterVisitor<T, Device>& v) {

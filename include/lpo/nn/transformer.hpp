@@ -6,6 +6,7 @@
 
 #include <lpo/autograd/checkpoint.hpp>
 #include <lpo/autograd/concat.hpp>
+#include <lpo/autograd/geglu.hpp>
 #include <lpo/nn/attention.hpp>
 #include <lpo/nn/conv2d.hpp>
 #include <lpo/nn/normalization.hpp>
@@ -22,9 +23,10 @@ struct GegluFeedForward {
 
   template <int C>
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x, const Var<T, 3, Device, Width>& residual) {
-    const Var<T, 3, Device> both = project(x);                                                // [n, s, 2 * hidden]
-    Var gated = both.slice(2, 0, hidden) * gelu(both.slice(2, hidden, 2 * hidden));           // [n, s, hidden]
-    return out(gated, residual);
+    detail::expect_channels<Width, C>();
+    const Var<T, 3, Device> plain = x;
+    const auto gated = geglu(detail::as_rows(plain), project.weight.on(x.tape()), project.bias.on(x.tape()));
+    return out(detail::with_rows_of<hidden>(plain, gated), residual);  // [n, s, Width]
   }
 
   void visit(ParameterVisitor<T, Device>& v) {

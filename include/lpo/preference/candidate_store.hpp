@@ -2,6 +2,8 @@
 // CandidateStore: all K candidates of prompts at steps in flat tensors, with their parent, its prediction and advantages.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -50,7 +52,7 @@ class CandidateStore {
     for (index_t b = 0; b < prompts; ++b) {
       kernel::CopyRows<Device>::run(context, k_, width, drawn.candidates.data + b * width, prompts * width,
                                     candidates_.data() + count() * k_ * width, width, false);
-      records_.push_back({drawn.step, timestep, static_cast<int>(b), 0.0f});
+      records_.push_back({drawn.step, timestep, static_cast<int>(drawn.first_prompt + b), 0.0f});
       for (index_t k = 0; k < k_; ++k) advantages_.push_back(advantages[static_cast<std::size_t>(k * prompts + b)]);
     }
   }
@@ -79,6 +81,41 @@ class CandidateStore {
     }
   }
 
+  /// An empty store for groups of this one.
+  CandidateStore empty_like(index_t capacity) const { return CandidateStore(capacity, k_, latent_); }
+  /// Group number i as item_bytes() bytes of the host, in which it can go to another process.
+  std::size_t item_bytes() const {
+    return sizeof(PairRecord) + static_cast<std::size_t>(2 + k_) * latent_bytes() + advantage_bytes();
+  }
+  void write_item(Context<Device>& context, index_t i, std::byte* to) const {
+    const auto put = [&](const Tensor<T, 4, Device>& from, index_t row, index_t rows) {
+      context.copy_to_host(to, from.data() + row * latent_.size(), static_cast<std::size_t>(rows) * latent_bytes());
+      to += static_cast<std::size_t>(rows) * latent_bytes();
+    };
+    std::memcpy(to, &records_[static_cast<std::size_t>(i)], sizeof(PairRecord));
+    std::memcpy(to + sizeof(PairRecord), advantages_.data() + i * k_, advantage_bytes());
+    to += sizeof(PairRecord) + advantage_bytes();
+    put(x_t_, i, 1);
+    put(prediction_, i, 1);
+    put(candidates_, i * k_, k_);
+  }
+  void append_item(Context<Device>& context, const std::byte* from) {
+    expect_room(1);
+    const auto take = [&](Tensor<T, 4, Device>& to, index_t row, index_t rows) {
+      context.copy_from_host(to.data() + row * latent_.size(), from, static_cast<std::size_t>(rows) * latent_bytes());
+      from += static_cast<std::size_t>(rows) * latent_bytes();
+    };
+    PairRecord record;
+    std::memcpy(&record, from, sizeof record);
+    advantages_.resize(advantages_.size() + static_cast<std::size_t>(k_));
+    std::memcpy(advantages_.data() + count() * k_, from + sizeof record, advantage_bytes());
+    from += sizeof record + advantage_bytes();
+    take(x_t_, count(), 1);
+    take(prediction_, count(), 1);
+    take(candidates_, count() * k_, k_);
+    records_.push_back(record);
+  }
+
   /// Of a gathered batch: [k, n, h, w, c].
   View<const T, 5, Device> batch_candidates() const {
     return {candidates_.data(), Extents<5>{k_, count(), latent_[0], latent_[1], latent_[2]}};
@@ -87,6 +124,8 @@ class CandidateStore {
   std::span<const double> batch_advantages() const { return advantages_; }
 
  private:
+  std::size_t latent_bytes() const { return static_cast<std::size_t>(latent_.size()) * sizeof(T); }
+  std::size_t advantage_bytes() const { return static_cast<std::size_t>(k_) * sizeof(double); }
   Extents<4> extents() const { return {count(), latent_[0], latent_[1], latent_[2]}; }
   void expect_room(index_t more) const {
     if (count() + more > capacity())

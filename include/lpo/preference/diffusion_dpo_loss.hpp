@@ -24,6 +24,14 @@ struct DiffusionDpoMetrics {
     margin += (argument - margin) * weight;
     implicit_accuracy += ((argument > 0 ? 1 : 0) - implicit_accuracy) * weight;
   }
+  /// Adds the pairs that another one saw.
+  void merge(const DiffusionDpoMetrics& other) {
+    if (other.pairs == 0) return;
+    pairs += other.pairs;
+    const double share = static_cast<double>(other.pairs) / static_cast<double>(pairs);
+    for (const auto value : {&DiffusionDpoMetrics::loss, &DiffusionDpoMetrics::implicit_accuracy, &DiffusionDpoMetrics::margin})
+      this->*value += (other.*value - this->*value) * share;
+  }
 };
 
 /// Mean over n pairs of -ln sigmoid(-(beta/2) [(m_w - m_l) - (r_w - r_l)]), a Var [1]; m and r are the mean squared

@@ -71,6 +71,15 @@ struct GrpoMetrics {
     mean(divergence, kl);
     mean(loss, options.beta * kl - gains * share);
   }
+  /// Adds the groups that another one saw.
+  void merge(const GrpoMetrics& other) {
+    if (other.groups == 0) return;
+    groups += other.groups;
+    const double share = static_cast<double>(other.groups) / static_cast<double>(groups);
+    using M = GrpoMetrics;
+    for (const auto value : {&M::loss, &M::ratio, &M::clipped, &M::gain, &M::divergence})
+      this->*value += (other.*value - this->*value) * share;
+  }
 };
 
 /// Mean over all K*B candidates of -[min(rho A, clip(rho) A) - beta KL], a Var [1], with the mean over elements in

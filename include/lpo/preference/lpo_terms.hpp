@@ -86,6 +86,17 @@ struct LpoMetrics {
     mean(reference_density_win, std::exp(terms.reference_log_density_win));
     mean(reference_density_lose, std::exp(terms.reference_log_density_lose));
   }
+  /// Adds the pairs that another one saw.
+  void merge(const LpoMetrics& other) {
+    if (other.pairs == 0) return;
+    pairs += other.pairs;
+    const double share = static_cast<double>(other.pairs) / static_cast<double>(pairs);
+    using M = LpoMetrics;
+    for (const auto value : {&M::loss, &M::ratio_win, &M::ratio_lose, &M::implicit_accuracy, &M::margin, &M::win_clipped,
+                             &M::lose_clipped, &M::density_win, &M::density_lose, &M::reference_density_win,
+                             &M::reference_density_lose})
+      this->*value += (other.*value - this->*value) * share;
+  }
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -2,6 +2,8 @@
 // PairStore: preference pairs in flat tensors — the parent x_t, the preferred and the rejected next latent of each.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -46,8 +48,7 @@ class PairStore {
 
   /// Copies one pair; the pointers address dense latents [h, w, c] on the device.
   void append(Context<Device>& context, const PairRecord& record, const T* x_t, const T* x_win, const T* x_lose) {
-    if (count() == capacity())
-      throw ValueError(message("[PairStore] all ", capacity(), " places are taken; clear() it or make it larger"));
+    expect_room();
     const index_t width = latent_.size(), at = count() * width;
     const auto copy = [&](const T* source, T* target) {
       kernel::CopyRows<Device>::run(context, 1, width, source, width, target + at, width, false);
@@ -70,7 +71,36 @@ class PairStore {
     }
   }
 
+  /// An empty store for pairs of this one.
+  PairStore empty_like(index_t capacity) const { return PairStore(capacity, latent_); }
+  /// Pair number i as item_bytes() bytes of the host, in which it can go to another process.
+  std::size_t item_bytes() const { return sizeof(PairRecord) + 3 * latent_bytes(); }
+  void write_item(Context<Device>& context, index_t i, std::byte* to) const {
+    std::memcpy(to, &records_[static_cast<std::size_t>(i)], sizeof(PairRecord));
+    to += sizeof(PairRecord);
+    for (const auto* tensor : {&x_t_, &x_win_, &x_lose_}) {
+      context.copy_to_host(to, tensor->data() + i * latent_.size(), latent_bytes());
+      to += latent_bytes();
+    }
+  }
+  void append_item(Context<Device>& context, const std::byte* from) {
+    PairRecord record;
+    std::memcpy(&record, from, sizeof record);
+    from += sizeof record;
+    expect_room();
+    for (auto* tensor : {&x_t_, &x_win_, &x_lose_}) {
+      context.copy_from_host(tensor->data() + count() * latent_.size(), from, latent_bytes());
+      from += latent_bytes();
+    }
+    records_.push_back(record);
+  }
+
  private:
+  std::size_t latent_bytes() const { return static_cast<std::size_t>(latent_.size()) * sizeof(T); }
+  void expect_room() const {
+    if (count() == capacity())
+      throw ValueError(message("[PairStore] all ", capacity(), " places are taken; clear() it or make it larger"));
+  }
   View<const T, 4, Device> stored(const Tensor<T, 4, Device>& tensor) const {
     return {tensor.data(), Extents<4>{count(), latent_[0], latent_[1], latent_[2]}};
   }

@@ -32,6 +32,7 @@ struct RolloutOptions {
 template <class T, class Device>
 struct StepCandidates {
   int step = 0;                           ///< index into the chain
+  index_t first_prompt = 0;               ///< where b = 0 stands in the batch of prompts (Rollout::set_part)
   View<const T, 4, Device> x_t;           ///< their parents [b, h, w, c]
   View<const T, 4, Device> prediction;    ///< the (guided) network output for the parents [b, h, w, c]
   View<const T, 5, Device> candidates;    ///< [k, b, h, w, c]
@@ -92,10 +93,12 @@ class Rollout {
     if (prompts < 0 || prompts > extents_[0])
       throw ValueError(message("[Rollout] ", prompts, " prompts, but there is room for ", extents_[0]));
     prompts_ = prompts == 0 ? extents_[0] : prompts;
+    if (all_ > 0 && first_ + prompts_ > all_)
+      throw ValueError(message("[Rollout] prompts ", first_, " to ", first_ + prompts_, " of a batch of ", all_));
     pairs_.clear();
     statistics_.clear();
     const View<T, 4, Device> x = rows(latents_, prompts_), prediction = rows(prediction_, prompts_);
-    fill_normal(context_, x, {options_.seed, random_operation::initial_latents, iteration});
+    fill_noise(x, 1, {options_.seed, random_operation::initial_latents, iteration});
     const int total = step_limit();
     for (int i = 0; i < total; ++i) {
       const GaussianStep& step = steps_[static_cast<std::size_t>(i)];
@@ -112,10 +115,19 @@ class Rollout {
     }
   }
 
+  /// Says that the prompts of the next runs are those from `first` on of a batch of `all`, whose other prompts are rolled
+  /// out elsewhere: noise, choices and records are those of the whole batch. (0, 0): there are no others.
+  void set_part(index_t first, index_t all) {
+    first_ = first;
+    all_ = all;
+  }
+
   /// Pairs kept by the last run.
   const PairStore<T, Device>& pairs() const { return pairs_; }
   /// One entry per step that drew pairs in the last run.
   std::span<const StepStatistics> statistics() const { return statistics_; }
+  /// Puts those of the whole batch in their place.
+  void set_statistics(std::vector<StepStatistics> statistics) { statistics_ = std::move(statistics); }
   /// Where the chains ended, [b, h, w, c].
   View<const T, 4, Device> latents() const { return {latents_.data(), batch_extents(prompts_)}; }
 
@@ -141,9 +153,18 @@ class Rollout {
     return options_.divert_end_step > 0 ? std::min(all, options_.divert_end_step) : all;
   }
 
+  /// Noise of `copies` copies of the batch, of the prompts that are here.
+  void fill_noise(const View<T, 4, Device>& noise, index_t copies, const RandomKey& key) {
+    const index_t all = all_ > 0 ? all_ : prompts_, width = extents_.size() / extents_[0];
+    if (prompts_ == all) return fill_normal(context_, noise, key);
+    for (index_t k = 0; k < copies; ++k)
+      fill_normal(context_, noise.slice(0, k * prompts_, (k + 1) * prompts_), key,
+                  static_cast<std::uint64_t>((k * all + first_) * width));
+  }
+
   void advance(const GaussianStep& step, std::uint32_t counter) {
     const View<T, 4, Device> x = rows(latents_, prompts_), noise = rows(candidates_, prompts_);
-    fill_normal(context_, noise, {options_.seed, random_operation::candidate_noise, counter});
+    fill_noise(noise, 1, {options_.seed, random_operation::candidate_noise, counter});
     evaluate(&context_, x, step.next(x, rows(prediction_, prompts_), noise));
   }
 
@@ -153,7 +174,7 @@ class Rollout {
     const View<T, 4, Device> x = rows(latents_, prompts_), all = rows(candidates_, k_count * prompts_);
     const View<T, 5, Device> by_candidate =
         all.reshape(Extents<5>{k_count, prompts_, extents_[1], extents_[2], extents_[3]});  // [k, b, h, w, c]
-    fill_normal(context_, all, {options_.seed, random_operation::candidate_noise, counter});
+    fill_noise(all, k_count, {options_.seed, random_operation::candidate_noise, counter});
     evaluate(&context_, by_candidate, step.next(x, rows(prediction_, prompts_), by_candidate));
 
     const std::span<float> scores(scores_.data(), static_cast<std::size_t>(k_count * prompts_));
@@ -170,13 +191,15 @@ class Rollout {
     for (const float score : scores) statistics.scores.add(static_cast<double>(score));
     for (index_t b = 0; b < prompts_; ++b)
       statistics.gaps.add(select_pair(scores, b, prompts_, options_.candidates).gap);
-    statistics.kept = keep(StepCandidates<T, Device>{i, x, rows(prediction_, prompts_), by_candidate, scores});
+    statistics.kept = keep(StepCandidates<T, Device>{i, first_, x, rows(prediction_, prompts_), by_candidate, scores});
     statistics_.push_back(statistics);
 
     RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
     std::vector<int> chosen;
-    for (index_t b = 0; b < prompts_; ++b) {
+    for (index_t row = 0; row < first_ + prompts_; ++row) {
       const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
+      const index_t b = row - first_;
+      if (b < 0) continue;
       chosen.push_back(k);
       kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width,
                                     x.data + b * width, width, false);
@@ -197,7 +220,7 @@ class Rollout {
     for (index_t b = 0; b < prompts_; ++b) {
       const CandidatePair pair = select_pair(drawn.scores, b, prompts_, options_.candidates);
       if (!pair.kept(thresholds_[i])) continue;
-      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(b), static_cast<float>(pair.gap)},
+      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(first_ + b), static_cast<float>(pair.gap)},
                     drawn.x_t.data + b * width, candidate(pair.win, b), candidate(pair.lose, b));
       ++kept;
     }
@@ -209,7 +232,7 @@ class Rollout {
   std::vector<double> thresholds_;
   RolloutOptions options_;
   Extents<4> extents_;
-  index_t prompts_ = 0;
+  index_t prompts_ = 0, first_ = 0, all_ = 0;
   Tensor<T, 4, Device> latents_, prediction_, candidates_;
   std::vector<float> scores_;
   PairStore<T, Device> pairs_;

@@ -44,7 +44,21 @@ struct StepStatistics {
   RunningMoments scores;  ///< of all K*B candidates
   RunningMoments gaps;    ///< of the B best-worst pairs
   int kept = 0;           ///< pairs above the threshold
+
+  /// Adds the same step of other prompts.
+  void merge(const StepStatistics& other) {
+    scores.merge(other.scores);
+    gaps.merge(other.gaps);
+    kept += other.kept;
+  }
 };
+
+/// What all steps kept.
+inline index_t kept_in_all(std::span<const StepStatistics> steps) {
+  index_t kept = 0;
+  for (const auto& step : steps) kept += step.kept;
+  return kept;
+}
 
 /// Kept pairs by noise level, as the original run logs them.
 struct KeptBuckets {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <lpo/diffusion/prediction.hpp>
+#include <lpo/distributed/collectives.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
@@ -52,9 +53,9 @@ struct DpoTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
-  /// Called after each step with its line of the log.
+  /// Called after each step with its line of the log; on rank 0 only.
   std::function<void(index_t step, const MetricValues&)> on_metrics;
-  /// Adds files of its own to a checkpoint's folder.
+  /// Adds files of its own to a checkpoint's folder; on rank 0 only.
   std::function<void(const std::string& folder)> checkpoint_files;
 };
 
@@ -71,7 +72,10 @@ struct DpoTrainerReport {
 ///
 /// The UNet may be 16-bit. Latents, predictions that are compared and the loss are float then, and trainable weights have
 /// float masters, which is what checkpoints hold (AdamW).
-template <class UNet, class Text>
+///
+/// With several ranks each takes a share of every batch. Options, losses and weights are those of one rank; rank 0
+/// writes, and micro_batch_size is of each rank.
+template <class UNet, class Text, Communicator<typename UNet::device> Ranks = SoloCommunicator>
 class DpoTrainer {
  public:
   using T = typename UNet::value_type;
@@ -79,8 +83,8 @@ class DpoTrainer {
   using Latent = compute_t<T>;
 
   DpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, Text& text, const NoiseSchedule& schedule,
-             DpoTrainerOptions options)
-      : context_(context), policy_(policy), store_(store), text_(text), schedule_(schedule), options_(std::move(options)),
+             DpoTrainerOptions options, Ranks ranks = {})
+      : ranks_(begin_alike(std::move(ranks), context, store)), context_(context), policy_(policy), store_(store), text_(text), schedule_(schedule), options_(std::move(options)),
         tape_(context),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
@@ -88,6 +92,9 @@ class DpoTrainer {
       throw ValueError("[DpoTrainer] the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.micro_batch_size < 0 || options_.max_train_steps < 0)
       throw ValueError("[DpoTrainer] train_batch_size must be at least 1, micro_batch_size and max_train_steps at least 0");
+    if (options_.train_batch_size < ranks_.size())
+      throw ValueError(message("[DpoTrainer] a batch of ", options_.train_batch_size, " has nothing for some of ",
+                               ranks_.size(), " ranks; make train_batch_size larger"));
     if (!(options_.proportion_empty_prompts >= 0 && options_.proportion_empty_prompts <= 1))
       throw ValueError(message("[DpoTrainer] proportion_empty_prompts is ", options_.proportion_empty_prompts, ", expected 0 to 1"));
     if (!(options_.loss_scale > 0)) throw ValueError(message("[DpoTrainer] loss_scale is ", options_.loss_scale, ", expected above 0"));
@@ -109,12 +116,12 @@ class DpoTrainer {
     data.check();
     const auto preferences = preferred_first(data);
     if (preferences.empty()) throw ValueError(message("[DpoTrainer] none of ", data.size(), " pairs has a preferred image"));
-    const bool writes = !options_.output_dir.empty();
+    const bool writes = !options_.output_dir.empty() && ranks_.rank() == 0;
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
     std::vector<float> counters(counter_count), good;
     TrainingState state = training_state(counters);
     state.settings["pairs"] = preferences.size();
-    if (options_.resume && writes && folder.resume(state)) restore_counters(counters);
+    if (begin_together(folder, options_.resume && !options_.output_dir.empty(), state, ranks_)) restore_counters(counters);
     if (writes) make_directories(options_.output_dir);
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
     ProgressReporter reporter("DPO", state.step, options_.max_train_steps, progress);
@@ -123,12 +130,16 @@ class DpoTrainer {
       if (writes && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
     };
     const auto cancel = [&] {
+      ranks_.barrier();  // rank 0 has written
       throw CancelledError(message("[DpoTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
     };
     DpoTrainerReport report;
     report.pairs = static_cast<index_t>(preferences.size());
     double shown_loss = 0, shown_accuracy = 0;
-    if (!reporter.report(state.step)) cancel();
+    const auto stopped = [&](MetricValues shown) {
+      return any_rank(ranks_, !reporter.report(state.step, std::move(shown)));
+    };
+    if (stopped({})) cancel();
 
     while (state.step < options_.max_train_steps) {
       if (guard_.in_a_row() == 0) good = counters;
@@ -141,14 +152,15 @@ class DpoTrainer {
         std::copy(good.begin(), good.end(), counters.begin());
         const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
         if (writes && !folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
-        guard_.stop("DpoTrainer", options_.output_dir, writes ? name : "",
+        ranks_.barrier();
+        guard_.stop("DpoTrainer", writes ? options_.output_dir : "", writes ? name : "",
                     "lower learning_rate or beta_dpo, or look for damaged latents");
       }
       ++state.step;
       count_steps(counters);
       const auto line = log_line(result, state.step, report.pairs);
       log.write(state.step - 1, line);
-      if (options_.on_metrics) options_.on_metrics(state.step - 1, line);
+      if (options_.on_metrics && ranks_.rank() == 0) options_.on_metrics(state.step - 1, line);
       if (std::isfinite(result.metrics.loss)) {
         const double keep = shown_loss == 0 ? 0.0 : 0.9;
         shown_loss = keep * shown_loss + (1 - keep) * result.metrics.loss;
@@ -156,11 +168,11 @@ class DpoTrainer {
       }
       const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
       if (due) save();
-      if (!reporter.report(state.step, {{"loss", shown_loss}, {"implicit_acc", shown_accuracy}})) {
+      if (stopped({{"loss", shown_loss}, {"implicit_acc", shown_accuracy}})) {
         if (!due) save();
         cancel();
       }
-      if (options_.max_seconds > 0 && reporter.seconds() > options_.max_seconds) {
+      if (options_.max_seconds > 0 && any_rank(ranks_, reporter.seconds() > options_.max_seconds)) {
         report.time_limit_reached = true;
         break;
       }
@@ -268,15 +280,18 @@ class DpoTrainer {
       choice.timestep = static_cast<int>(random.uniform_int(static_cast<std::uint32_t>(schedule_.train_timesteps())));
       choice.prompted = !random.bernoulli(static_cast<float>(options_.proportion_empty_prompts));
     }
-    const std::size_t size = options_.micro_batch_size > 0 ? static_cast<std::size_t>(options_.micro_batch_size) : pairs.size();
+    const Share own = own_share(ranks_, std::ssize(pairs));
+    const index_t size = options_.micro_batch_size > 0 ? options_.micro_batch_size : own.size();
     StepResult result;
     store_.reset_gradients();
-    for (std::size_t begin = 0; begin < pairs.size(); begin += size) {
-      const std::size_t count = std::min(pairs.size() - begin, size);
-      add_gradients(data, pairs.subspan(begin, count), std::span(choices).subspan(begin, count), static_cast<index_t>(begin),
+    for (index_t begin = own.begin; begin < own.end; begin += size) {
+      const auto first = static_cast<std::size_t>(begin), count = static_cast<std::size_t>(std::min(own.end - begin, size));
+      add_gradients(data, pairs.subspan(first, count), std::span(choices).subspan(first, count), begin,
                     static_cast<double>(count) / static_cast<double>(pairs.size()), counter, result.metrics);
     }
     store_.finish_gradients();
+    sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
+    result.metrics = merged_over_ranks(ranks_, result.metrics);
     result.norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, options_.max_train_steps};
     result.rate = rates(step_index);
@@ -358,6 +373,7 @@ class DpoTrainer {
     }
   }
 
+  Ranks ranks_;
   Context<Device>& context_;
   UNet& policy_;
   UNet* reference_ = nullptr;

@@ -26,11 +26,13 @@ template <class T, class Device>
 class GrpoObjective {
  public:
   static constexpr bool keeps_pairs = false;
+  using Store = CandidateStore<T, Device>;
 
-  GrpoObjective(const GrpoTrainerOptions& options, const Extents<3>& latent)
+  /// Room for the groups of `prompts` prompts of latents [h, w, c].
+  GrpoObjective(const GrpoTrainerOptions& options, index_t prompts, const Extents<3>& latent)
       : loss_(options.loss), deviation_(options.deviation), steps_(static_cast<std::size_t>(options.sample_steps)),
         candidates_(options.rollout.candidates),
-        groups_(options.sample_steps * options.sample_batch_size, options.rollout.candidates, latent),
+        groups_(options.sample_steps * prompts, options.rollout.candidates, latent),
         batch_(micro_batch_items(options), options.rollout.candidates, latent) {
     if (candidates_ < 2)
       throw ValueError(message("[GrpoTrainer] candidates is ", candidates_, "; a group has at least 2"));
@@ -41,8 +43,8 @@ class GrpoObjective {
 
   /// Nothing is selected.
   std::vector<double> thresholds() const { return std::vector<double>(steps_, 0.0); }
-  template <class Draw>
-  void prepare(Rollout<T, Device>&, const Draw&) const {}
+  template <class Ranks, class Draw>
+  void prepare(Ranks&, Rollout<T, Device>&, const Draw&) const {}
 
   template <class Json>
   void add_settings(Json& settings) const {
@@ -66,9 +68,9 @@ class GrpoObjective {
     return static_cast<int>(drawn.x_t.extent(0));
   }
 
-  index_t count(const Rollout<T, Device>&) const { return groups_.count(); }
-  void gather(Context<Device>& context, const Rollout<T, Device>&, std::span<const int> items) {
-    groups_.gather(context, items, batch_);
+  const Store& items(const Rollout<T, Device>&) const { return groups_; }
+  void gather(Context<Device>& context, const Store& items, std::span<const int> numbers) {
+    items.gather(context, numbers, batch_);
   }
   std::span<const PairRecord> records() const { return batch_.records(); }
   View<const T, 4, Device> x_t() const { return batch_.x_t(); }
@@ -80,12 +82,13 @@ class GrpoObjective {
                      batch_.batch_advantages(), loss_, &metrics_);
   }
 
+  GrpoMetrics& metrics() { return metrics_; }
   index_t trained() const { return metrics_.groups; }
   MetricValues shown() const {
     return {{"loss", metrics_.loss}, {"kl", metrics_.divergence}, {"clipped", metrics_.clipped}};
   }
   MetricValues rollout_columns(const Rollout<T, Device>& rollout) const {
-    return {{"kept", static_cast<double>(count(rollout))}};
+    return {{"kept", static_cast<double>(kept_in_all(rollout.statistics()))}};
   }
   MetricValues training_columns() const {
     return {{"train_loss", metrics_.loss},
@@ -100,16 +103,18 @@ class GrpoObjective {
   GroupDeviation deviation_;
   std::size_t steps_;
   int candidates_;
-  CandidateStore<T, Device> groups_, batch_;
+  Store groups_, batch_;
   GrpoMetrics metrics_;
 };
 
 /// RolloutTrainer of the paper's ablation (arXiv 2502.01051): LRM scores as step rewards, standardised over the K
 /// candidates; the clipped policy-gradient loss with the divergence from the reference (grpo_loss). Ratios are taken to
 /// the policy that drew the candidates, whose predictions are kept from the roll-out.
-template <class UNet, class Lrm, class PolicyText, class RewardText>
-class GrpoTrainer : public RolloutTrainer<UNet, PolicyText, PromptedLatentScorer<Lrm, RewardText>,
-                                          GrpoObjective<compute_t<typename UNet::value_type>, typename UNet::device>> {
+template <class UNet, class Lrm, class PolicyText, class RewardText,
+          Communicator<typename UNet::device> Ranks = SoloCommunicator>
+class GrpoTrainer
+    : public RolloutTrainer<UNet, PolicyText, PromptedLatentScorer<Lrm, RewardText>,
+                            GrpoObjective<compute_t<typename UNet::value_type>, typename UNet::device>, Ranks> {
  public:
   using T = typename UNet::value_type;
   using Device = typename UNet::device;
@@ -119,11 +124,11 @@ class GrpoTrainer : public RolloutTrainer<UNet, PolicyText, PromptedLatentScorer
   /// `latent` is [h, w, c] of one latent.
   GrpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, PolicyText& policy_text,
               Lrm& lrm, RewardText& reward_text, const NoiseSchedule& schedule, const Extents<3>& latent,
-              const GrpoTrainerOptions& options)
-      : RolloutTrainer<UNet, PolicyText, Scorer, Objective>(
+              const GrpoTrainerOptions& options, Ranks ranks = {})
+      : RolloutTrainer<UNet, PolicyText, Scorer, Objective, Ranks>(
             {"grpo", "GrpoTrainer", "GRPO"}, context, policy, store, policy_text, schedule, latent, options,
             [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows); },
-            Objective(options, latent)) {}
+            Objective(options, largest_share(options.sample_batch_size, ranks.size()), latent), ranks) {}
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -134,9 +134,11 @@ class GuidedDenoiser {
   GuidedDenoiser(Tape<Device>& tape, UNet& unet, double guidance_scale, double guidance_rescale = 0)
       : tape_(tape), unet_(unet), scale_(guidance_scale), rescale_(guidance_rescale) {}
 
-  /// The prompts must outlive their use.
+  /// The prompts must outlive their use. Keys and values of their text are computed once: until the next call the UNet's
+  /// weights may not change.
   void set_prompts(const PromptBatch<T, Device>& prompts) {
     prompts_ = &prompts;
+    kept_.clear();
     rows_.resize(static_cast<std::size_t>(prompts.size()));
     for (std::size_t i = 0; i < rows_.size(); ++i) rows_[i] = static_cast<index_t>(i);
   }
@@ -158,6 +160,7 @@ class GuidedDenoiser {
     if (latents.extent(0) != prompts_->size())
       throw ShapeError(message("[GuidedDenoiser] ", latents.extent(0), " latents, ", prompts_->size(), " prompts"));
     const auto guard = tape_.inference();
+    const auto keeping = tape_.keeping(kept_);
     const auto start = tape_.snapshot();
     const std::vector<float> timesteps(rows_.size(), static_cast<float>(timestep));
     const auto input = detail::network_input<T>(tape_, latents);
@@ -193,6 +196,7 @@ class GuidedDenoiser {
   double scale_, rescale_;
   const PromptBatch<T, Device>* prompts_ = nullptr;
   std::vector<index_t> rows_;
+  KeptProjections<Device> kept_;
 };
 
 }  // namespace lpo::inline LPO_ABI

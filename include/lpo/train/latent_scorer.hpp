@@ -21,7 +21,12 @@ class LatentScorer {
   /// `max_rows` bounds the rows of one UNet pass (memory); 0 = all candidates at once.
   LatentScorer(Tape<Device>& tape, Lrm& lrm, index_t max_rows = 0) : tape_(tape), lrm_(lrm), max_rows_(max_rows) {}
 
-  void set_prompts(const PromptBatch<T, Device>& prompts) { prompts_ = &prompts; }
+  /// The prompts must outlive their use. Keys and values of their text are computed once: until the next call the reward
+  /// model's weights may not change.
+  void set_prompts(const PromptBatch<T, Device>& prompts) {
+    prompts_ = &prompts;
+    for (auto& kept : kept_) kept.clear();
+  }
 
   void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
     score_all(latents, timestep, scores);
@@ -40,7 +45,13 @@ class LatentScorer {
     if (b == 0 || n % b != 0 || static_cast<index_t>(scores.size()) != n)
       throw ShapeError(message("[LatentScorer] ", n, " latents and ", static_cast<index_t>(scores.size()), " scores for ", b, " prompts"));
     const index_t step = max_rows_ > 0 ? max_rows_ : n;
+    if (n != latents_) {  // other rows for the same prompts
+      kept_.clear();
+      kept_.resize(static_cast<std::size_t>((n + step - 1) / step));
+      latents_ = n;
+    }
     for (index_t begin = 0; begin < n; begin += step) {
+      const auto keeping = tape_.keeping(kept_[static_cast<std::size_t>(begin / step)]);
       const index_t end = std::min(n, begin + step);
       score_rows(latents.slice(0, begin, end), begin, timestep, scores.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
     }
@@ -81,6 +92,8 @@ class LatentScorer {
   Lrm& lrm_;
   index_t max_rows_;
   const PromptBatch<T, Device>* prompts_ = nullptr;
+  std::vector<KeptProjections<Device>> kept_;  ///< of each pass's rows
+  index_t latents_ = 0;                        ///< of the passes that filled them
 };
 
 /// Runs a TextEncoder over n prompts (and the empty one) and keeps the result off the tape.

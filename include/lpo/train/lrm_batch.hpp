@@ -60,14 +60,15 @@ struct LrmBatch {
   }
 
   /// Draws the clean latents from their posteriors and noises them: sqrt(abar) x_0 + sqrt(1 - abar) n, in float. With
-  /// `shared` all images of a prompt get the noise of its first one. The two keys must differ.
+  /// `shared` all images of a prompt get the noise of its first one. The two keys must differ. `first_row` is where the
+  /// images stand in the batch of which this is a part: parts get the numbers that they have in the whole.
   void add_noise(const NoiseSchedule& schedule, const LatentPairs& data, const RandomKey& noise,
-                 const RandomKey& posterior, bool shared) {
+                 const RandomKey& posterior, bool shared, std::size_t first_row = 0) {
     const auto size = static_cast<std::size_t>(data.latent_size());
     const bool sampled = data.has_deviation();
     std::vector<float> drawn(images.size() * size), draws(sampled ? drawn.size() : 0), clean(size), deviation(size);
-    philox_fill_normal(noise, drawn.data(), drawn.size());
-    philox_fill_normal(posterior, draws.data(), draws.size());
+    philox_fill_normal(noise, drawn.data(), drawn.size(), first_row * size);
+    philox_fill_normal(posterior, draws.data(), draws.size(), first_row * size);
     latents.resize(drawn.size());
     std::size_t source = 0;
     for (std::size_t row = 0; row < images.size(); ++row) {
@@ -82,7 +83,7 @@ struct LrmBatch {
     }
   }
 
-  /// Units [begin, end) as a batch of their own, with the latents that they have here.
+  /// Units [begin, end), at least one, as a batch of their own, with the latents that they have here, if any.
   LrmBatch part(std::size_t begin, std::size_t end) const {
     const Unit from = begin == 0 ? Unit{0, 0, 0} : units[begin - 1], to = units[end - 1];
     const auto slice = [](const auto& values, std::size_t low, std::size_t high) {

@@ -11,6 +11,7 @@
 
 #include <lpo/autograd/embedding.hpp>
 #include <lpo/diffusion/noise_schedule.hpp>
+#include <lpo/distributed/gather_rows.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
@@ -56,7 +57,7 @@ struct LrmTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;  ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
-  std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line of the log
+  std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line; on rank 0 only
 };
 
 /// Result of a training run.
@@ -76,15 +77,19 @@ struct TimestepAccuracy {
 };
 
 /// Trains `lrm` (and whatever of `text_encoder` the store holds as trainable). One object per run.
-template <class Lrm, class TextEncoder>
+///
+/// With several ranks each takes a share of every batch. Options, losses and weights are those of one rank; rank 0
+/// writes, and micro_batch_size is of each rank.
+template <class Lrm, class TextEncoder, Communicator<typename Lrm::device> Ranks = SoloCommunicator>
 class LrmTrainer {
  public:
   using T = typename Lrm::value_type;
   using Device = typename Lrm::device;
 
   LrmTrainer(Context<Device>& context, Lrm& lrm, TextEncoder& text_encoder, ParameterStore<T, Device>& store,
-             const NoiseSchedule& schedule, LrmTrainerOptions options)
-      : context_(context),
+             const NoiseSchedule& schedule, LrmTrainerOptions options, Ranks ranks = {})
+      : ranks_(begin_alike(std::move(ranks), context, store)),
+        context_(context),
         lrm_(lrm),
         text_(text_encoder),
         store_(store),
@@ -97,6 +102,9 @@ class LrmTrainer {
         guard_(options_.max_skipped_steps) {
     if (options_.train_batch_size < 1 || options_.max_train_steps < 0)
       throw ValueError("[LrmTrainer] train_batch_size must be at least 1 and max_train_steps at least 0");
+    if (options_.train_batch_size < ranks_.size())
+      throw ValueError(message("[LrmTrainer] a batch of ", options_.train_batch_size, " has nothing for some of ",
+                               ranks_.size(), " ranks; make train_batch_size larger"));
     if (options_.batch_unit == BatchUnit::prompt && options_.loss.kind != RewardLossOptions::Kind::pair)
       throw ValueError(
           "[LrmTrainer] the contrastive loss needs distinct prompts in a batch; use batch_unit = pair with it");
@@ -120,10 +128,10 @@ class LrmTrainer {
                          const ProgressCallback& progress = {}) {
     pairs.check();
     validation.check();
-    const bool writes = !options_.output_dir.empty();
+    const bool writes = !options_.output_dir.empty() && ranks_.rank() == 0;
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
     TrainingState state = training_state(pairs);
-    if (options_.resume && writes && folder.resume(state)) {
+    if (begin_together(folder, options_.resume && !options_.output_dir.empty(), state, ranks_)) {
       optimizer_.set_step_count(static_cast<index_t>(counters_[optimizer_steps]));
       average_.set_updates(static_cast<index_t>(counters_[optimizer_steps]));
       guard_.set_skipped(static_cast<index_t>(counters_[skipped_steps]));
@@ -138,9 +146,13 @@ class LrmTrainer {
     std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
     const auto cancel = [&] {
+      ranks_.barrier();  // rank 0 has written
       throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
     };
-    if (!reporter.report(state.step)) cancel();
+    const auto stopped = [&](MetricValues shown) {
+      return any_rank(ranks_, !reporter.report(state.step, std::move(shown)));
+    };
+    if (stopped({})) cancel();
 
     while (state.step < options_.max_train_steps) {
       if (guard_.in_a_row() == 0) good = counters_;
@@ -151,7 +163,8 @@ class LrmTrainer {
         std::copy(good.begin(), good.end(), counters_.begin());
         const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
         if (writes && !folder.contains(state.step)) folder.save(state);
-        guard_.stop("LrmTrainer", options_.output_dir, writes ? name : "",
+        ranks_.barrier();
+        guard_.stop("LrmTrainer", writes ? options_.output_dir : "", writes ? name : "",
                     "lower learning_rate, warm up longer, or look for damaged pictures");
       }
       ++state.step;
@@ -182,7 +195,7 @@ class LrmTrainer {
         swap_average();
       }
       log.write(state.step - 1, metrics);
-      if (options_.on_metrics) options_.on_metrics(state.step - 1, metrics);
+      if (options_.on_metrics && ranks_.rank() == 0) options_.on_metrics(state.step - 1, metrics);
       const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
       const auto save = [&] {
         if (writes && guard_.in_a_row() == 0) folder.save(state);
@@ -190,7 +203,7 @@ class LrmTrainer {
       if (due) save();
       MetricValues shown{{"loss", smoothed}};
       if (accuracy_now >= 0) shown.emplace_back("accuracy", accuracy_now);
-      if (!reporter.report(state.step, std::move(shown))) {
+      if (stopped(std::move(shown))) {
         if (!due) save();
         cancel();
       }
@@ -238,7 +251,8 @@ class LrmTrainer {
     std::vector<float> by_image(used.size());
     const auto guard = tape_.inference();
     const auto size = static_cast<std::size_t>(options_.train_batch_size);
-    for (std::size_t begin = 0; begin < images.size(); begin += size) {
+    for (std::size_t begin = 0, turn = 0; begin < images.size(); begin += size, ++turn) {
+      if (static_cast<int>(turn % static_cast<std::size_t>(ranks_.size())) != ranks_.rank()) continue;
       LrmBatch batch;
       for (std::size_t i = begin; i < std::min(images.size(), begin + size); ++i)
         batch.add_single(data, images[i], timestep);
@@ -250,6 +264,7 @@ class LrmTrainer {
         tape_.clear();
       });
     }
+    by_image = sum_of_ranks(ranks_, std::move(by_image));
     std::vector<float> first, second;
     for (const auto& pair : data.pairs) {
       first.push_back(by_image[static_cast<std::size_t>(pair.first)]);
@@ -320,12 +335,15 @@ class LrmTrainer {
     RandomStream random(options_.seed, operation_timestep, counter);
     const auto candidates =
         static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
-    LrmBatch batch;
+    LrmBatch all;
     for (const index_t unit : picked)
-      batch.add_unit(data, units[static_cast<std::size_t>(unit)],
-                     1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
-    add_noise(batch, data, operation_noise, counter, options_.shared_pair_noise);
-    const auto weights = pair_weights(batch.labels, options_.loss.aux_coefficient);
+      all.add_unit(data, units[static_cast<std::size_t>(unit)],
+                   1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
+    const auto weights = pair_weights(all.labels, options_.loss.aux_coefficient);
+    const Share own = own_share(ranks_, std::ssize(picked));
+    const auto before = own.begin == 0 ? LrmBatch::Unit{} : all.units[static_cast<std::size_t>(own.begin - 1)];
+    LrmBatch batch = all.part(static_cast<std::size_t>(own.begin), static_cast<std::size_t>(own.end));
+    add_noise(batch, data, operation_noise, counter, options_.shared_pair_noise, before.images);
     StepResult result;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps,
                                      options_.max_train_steps, options_.lr_first_step};
@@ -337,9 +355,19 @@ class LrmTrainer {
       const auto visual_0 = embedding(visual, part.first), visual_1 = embedding(visual, part.second);
       const auto texts = embedding(text, part.prompt_of_pair);
       const auto scale = lrm_.logit_scale.on(tape_);
-      const auto loss = reward_loss(visual_0, visual_1, texts, scale, part.labels, options_.loss,
-                                    std::span(weights).subspan(first_pair, part.labels.size()));
-      result.loss += item(loss);
+      Var<T, 1, Device> loss;
+      if (options_.loss.kind == RewardLossOptions::Kind::pair) {
+        loss = reward_loss(visual_0, visual_1, texts, scale, part.labels, options_.loss,
+                           std::span(weights).subspan(before.pairs + first_pair, part.labels.size()));
+        result.loss += item(loss);
+      } else {
+        // Every rank computes the loss of the whole batch; what is not of one rank's rows counts on rank 0.
+        const bool first = ranks_.rank() == 0;
+        loss = reward_loss(gather_rows(ranks_, visual_0), gather_rows(ranks_, visual_1), gather_rows(ranks_, texts),
+                           first ? scale : detail::tape_constant<T>(tape_, host_values(scale)), all.labels,
+                           options_.loss, weights);
+        result.loss += first ? item(loss) : 0.0;
+      }
       {
         const auto guard = tape_.inference();
         for (const float z : host_values(cosine_score(visual_0, texts, scale))) scores_0.push_back(z);
@@ -349,9 +377,13 @@ class LrmTrainer {
       tape_.clear();
     });
     store_.finish_gradients();
+    sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
+    result.loss = sum_of_ranks(ranks_, result.loss);
+    scores_0 = gather_values(ranks_, scores_0);
+    scores_1 = gather_values(ranks_, scores_1);
     result.norm = global_gradient_norm(context_, optimizer_.spans());
-    result.accuracy = pair_accuracy(scores_0, scores_1, batch.labels);
-    result.margin = preferred_margin(scores_0, scores_1, batch.labels);
+    result.accuracy = pair_accuracy(scores_0, scores_1, all.labels);
+    result.margin = preferred_margin(scores_0, scores_1, all.labels);
     const double guarded = std::isfinite(result.loss) ? result.norm : result.loss;
     const auto names = [&] { return non_finite_gradients(store_); };
     result.skipped = !guard_.accept(guarded, step_index, optimizer_.step_count(), names);
@@ -379,9 +411,9 @@ class LrmTrainer {
   }
 
   void add_noise(LrmBatch& batch, const LatentPairs& data, std::uint32_t operation, std::uint32_t counter,
-                 bool shared) const {
+                 bool shared, std::size_t first_row = 0) const {
     batch.add_noise(schedule_, data, {options_.seed, operation, counter},
-                    {options_.seed, operation ^ operation_posterior, counter}, shared);
+                    {options_.seed, operation ^ operation_posterior, counter}, shared, first_row);
   }
 
   /// Calls `use(part, its first pair)` for parts of micro_batch() units.
@@ -429,6 +461,7 @@ class LrmTrainer {
     return {visual, lrm_.text(states.pooled)};
   }
 
+  Ranks ranks_;
   Context<Device>& context_;
   Lrm& lrm_;
   TextEncoder& text_;

@@ -26,6 +26,7 @@ template <class T, class Device>
 class PairObjective {
  public:
   static constexpr bool keeps_pairs = true;
+  using Store = PairStore<T, Device>;
 
   /// `micro_batch` pairs of latents [h, w, c] are gathered at a time.
   PairObjective(const LpoTrainerOptions& options, const NoiseSchedule& schedule, index_t micro_batch,
@@ -39,9 +40,9 @@ class PairObjective {
   std::vector<double> thresholds() const { return pair_thresholds(schedule_, steps_, threshold_); }
 
   /// Before training; `draw(i)` draws a roll-out of the reference model, the same one in every run with this seed.
-  template <class Draw>
-  void prepare(Rollout<T, Device>& rollout, const Draw& draw) const {
-    if (quantile_ > 0) calibrate_thresholds(rollout, schedule_, threshold_, quantile_, calibration_rollouts_, draw);
+  template <class Ranks, class Draw>
+  void prepare(Ranks& ranks, Rollout<T, Device>& rollout, const Draw& draw) const {
+    if (quantile_ > 0) calibrate_thresholds(ranks, rollout, schedule_, threshold_, quantile_, calibration_rollouts_, draw);
   }
 
   /// What may not change in a resumed run.
@@ -53,11 +54,11 @@ class PairObjective {
 
   void begin_iteration() { metrics_ = {}; }
 
-  /// Items that the last roll-out left.
-  index_t count(const Rollout<T, Device>& rollout) const { return rollout.pairs().count(); }
-  /// Takes a mini-batch of them.
-  void gather(Context<Device>& context, const Rollout<T, Device>& rollout, std::span<const int> items) {
-    rollout.pairs().gather(context, items, batch_);
+  /// What the last roll-out left.
+  const Store& items(const Rollout<T, Device>& rollout) const { return rollout.pairs(); }
+  /// Takes a mini-batch of `items`.
+  void gather(Context<Device>& context, const Store& items, std::span<const int> numbers) {
+    items.gather(context, numbers, batch_);
   }
   std::span<const PairRecord> records() const { return batch_.records(); }
   View<const T, 4, Device> x_t() const { return batch_.x_t(); }
@@ -69,6 +70,8 @@ class PairObjective {
     return lpo_loss(prediction, reference, batch_.x_t(), batch_.x_win(), batch_.x_lose(), steps, loss_, &metrics_);
   }
 
+  /// Of the iteration.
+  LpoMetrics& metrics() { return metrics_; }
   /// Items that this iteration has trained on.
   index_t trained() const { return metrics_.pairs; }
   /// For the progress line, the loss first.
@@ -79,7 +82,7 @@ class PairObjective {
   /// The names are the method's (lpo-method C6, D8).
   MetricValues rollout_columns(const Rollout<T, Device>& rollout) const {
     const auto kept = kept_buckets(rollout.statistics(), small_bucket_includes_t1_);
-    return {{"kept", static_cast<double>(rollout.pairs().count())},
+    return {{"kept", static_cast<double>(kept_in_all(rollout.statistics()))},
             {"kept_t_very_large", kept.very_large * 1.0},
             {"kept_t_large", kept.large * 1.0},
             {"kept_t_middle", kept.middle * 1.0},
@@ -107,7 +110,7 @@ class PairObjective {
   LpoLossOptions loss_;
   bool small_bucket_includes_t1_;
   int steps_;
-  PairStore<T, Device> batch_;
+  Store batch_;
   LpoMetrics metrics_;
 };
 

@@ -10,9 +10,11 @@
 #include <vector>
 
 #include <lpo/diffusion/ddim.hpp>
+#include <lpo/distributed/collectives.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/clip.hpp>
 #include <lpo/optim/ema.hpp>
+#include <lpo/train/dealt_items.hpp>
 #include <lpo/train/finite_guard.hpp>
 #include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/latent_scorer.hpp>
@@ -41,7 +43,12 @@ struct MethodNames {
 ///
 /// Networks may be 16-bit. Latents, guidance, loss and scores are float then, and trainable weights have float masters,
 /// which is what checkpoints hold (AdamW).
-template <class UNet, class PolicyText, class Scorer, class Objective>
+///
+/// With several ranks each rolls out a share of the prompts, and trains on a share of every mini-batch of what all kept
+/// (DealtItems). Options, numbers in the log and weights are those of one rank; rank 0 writes, and micro_batch_size is of
+/// each rank.
+template <class UNet, class PolicyText, class Scorer, class Objective,
+          Communicator<typename UNet::device> Ranks = SoloCommunicator>
 class RolloutTrainer {
  public:
   using T = typename UNet::value_type;
@@ -52,12 +59,12 @@ class RolloutTrainer {
   template <class MakeScorer>
   RolloutTrainer(MethodNames names, Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store,
                  PolicyText& policy_text, const NoiseSchedule& schedule, const Extents<3>& latent,
-                 RolloutTrainerOptions options, const MakeScorer& make_scorer, Objective objective)
-      : names_(names), context_(context), policy_(policy), store_(store), policy_text_(policy_text),
+                 RolloutTrainerOptions options, const MakeScorer& make_scorer, Objective objective, Ranks ranks = {})
+      : names_(names), ranks_(begin_alike(std::move(ranks), context, store)), context_(context), policy_(policy), store_(store), policy_text_(policy_text),
         options_(std::move(options)), objective_(std::move(objective)), tape_(context),
         denoiser_(tape_, policy, options_.guidance_scale), scorer_(make_scorer(tape_)),
         rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta), objective_.thresholds(),
-                 Extents<4>{options_.sample_batch_size, latent[0], latent[1], latent[2]}, rollout_options(options_)),
+                 Extents<4>{largest_share(options_.sample_batch_size, ranks_.size()), latent[0], latent[1], latent[2]}, rollout_options(options_)),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
     const auto refuse = [&](const auto&... parts) { throw ValueError(message("[", names_.trainer, "] ", parts...)); };
@@ -65,6 +72,9 @@ class RolloutTrainer {
       refuse("the policy has no trainable weights; call enable_lora() and allocate with is_lora_name");
     if (options_.train_batch_size < 1 || options_.sample_batch_size < 1)
       refuse("sample_batch_size and train_batch_size must be at least 1");
+    if (options_.sample_batch_size < ranks_.size())
+      refuse("a roll-out of ", options_.sample_batch_size, " prompts has nothing for some of ", ranks_.size(),
+             " ranks; make sample_batch_size larger");
     if (options_.lr_scheduler != LearningRateKind::constant &&
         options_.lr_scheduler != LearningRateKind::constant_with_warmup)
       refuse(
@@ -86,89 +96,109 @@ class RolloutTrainer {
   /// iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed gives the same
   /// bits with or without an interruption in between.
   RolloutTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
+    const bool writes = !options_.output_dir.empty() && ranks_.rank() == 0;
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
     const std::size_t tail = 2 + 2 * rollout_.steps().size();  // per step, then what is counted in all
     std::vector<float> counters(tail + 2), good;
+    if (prompts.size() < ranks_.size())
+      throw ValueError(message("[", names_.trainer, "] ", prompts.size(), " prompts have nothing for some of ",
+                               ranks_.size(), " ranks; start fewer"));
     prepare(prompts, progress);
     TrainingState state = training_state(counters);
     state.settings["prompts"] = fingerprint(prompts);
-    if (options_.resume && !options_.output_dir.empty() && folder.resume(state)) {
+    if (begin_together(folder, options_.resume && !options_.output_dir.empty(), state, ranks_)) {
       optimizer_.set_step_count(static_cast<index_t>(counters[0]));
       if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
       guard_.set_skipped(static_cast<index_t>(counters[tail]));
       if (ema_) ema_->set_updates(static_cast<index_t>(counters[tail + 1]));
     }
-    if (!options_.output_dir.empty()) make_directories(options_.output_dir);
-    MetricsLog log(options_.output_dir.empty() ? "" : options_.output_dir + "/metrics.jsonl", state.step);
+    if (writes) make_directories(options_.output_dir);
+    MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
     ProgressReporter reporter(names_.title, state.step, options_.max_train_iterations, progress);
     BatchOrder order(options_.seed, operation_prompts, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
     RolloutTrainerReport report;
     MetricValues smoothed;
     const auto shown = [&] {
       MetricValues values = smoothed.empty() ? objective_.shown() : smoothed;
-      values.emplace_back("kept", static_cast<double>(objective_.count(rollout_)));
+      values.emplace_back("kept", static_cast<double>(kept_in_all(rollout_.statistics())));
       return values;
     };
     const auto save = [&] {
-      if (!options_.output_dir.empty() && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
+      if (writes && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
     };
     const auto cancel = [&] {
+      ranks_.barrier();  // rank 0 has written
       throw CancelledError(
           message("[", names_.trainer, "] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
     };
-    if (!reporter.report(state.step)) cancel();
+    const auto stopped = [&](MetricValues values) {
+      return any_rank(ranks_, !reporter.report(state.step, std::move(values)));
+    };
+    if (stopped({})) cancel();
 
     while (state.step < options_.max_train_iterations) {
       const auto rows = order.at(state.step);
       enter(LpoStage::text);
       const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
-      set_prompts(policy_prompts, prompts, rows);
-      bool stopped = false;  // until the roll-out is over, weights are those of the last iteration
-      const auto go_on = [&](int, int) { return !(stopped = !reporter.report(state.step, shown())); };
+      bool cancelled = false;  // until the roll-out is over, weights are those of the last iteration
+      std::string not_a_number;
       try {
-        roll_out(static_cast<std::uint32_t>(state.step), static_cast<index_t>(rows.size()), go_on);
+        roll_out(prompts, rows, policy_prompts, static_cast<std::uint32_t>(state.step),
+                 [&](int, int) { return !(cancelled = stopped(shown())); });
       } catch (const CancelledError&) {
-        if (!folder.contains(state.step)) save();
-        if (stopped) cancel();
-        throw;
+        if (writes && !folder.contains(state.step)) save();
+        if (!cancelled) throw;
       } catch (const NotANumberScore& error) {
-        const index_t iteration = state.step;
-        const std::string name = save_good(folder, state, counters, good);
-        guard_.stop_at(names_.trainer, options_.output_dir, name, iteration, optimizer_.step_count(), error.what());
+        not_a_number = error.what();
+        any_rank(ranks_, true);  // is what the others ask after this step: they stop as well
       }
+      not_a_number = first_text(ranks_, not_a_number);
+      if (!not_a_number.empty()) {
+        const index_t iteration = state.step;
+        const std::string name = save_good(folder, writes, state, counters, good);
+        ranks_.barrier();
+        guard_.stop_at(names_.trainer, writes ? options_.output_dir : "", name, iteration, optimizer_.step_count(),
+                       not_a_number);
+      }
+      if (cancelled) cancel();
       if (guard_.in_a_row() == 0) good = counters;
       const double norm = train_on_kept(policy_prompts, static_cast<std::uint32_t>(state.step));
       if (guard_.exhausted()) {
-        const std::string name = save_good(folder, state, counters, good);
-        guard_.stop(names_.trainer, options_.output_dir, name);
+        const std::string name = save_good(folder, writes, state, counters, good);
+        ranks_.barrier();
+        guard_.stop(names_.trainer, writes ? options_.output_dir : "", name);
       }
       ++state.step;
 
-      for (std::size_t i = 0; i < rollout_.statistics().size(); ++i) {
-        counters[2 + 2 * i] += static_cast<float>(rollout_.statistics()[i].kept);
+      for (std::size_t i = 0, drawn = 0; i < rollout_.steps().size(); ++i) {
+        if (drawn == rollout_.statistics().size()) break;
+        const StepStatistics& step = rollout_.statistics()[drawn];
+        if (step.timestep != rollout_.steps()[i].timestep) continue;  // a step that compared nothing
+        counters[2 + 2 * i] += static_cast<float>(step.kept);
         counters[3 + 2 * i] += static_cast<float>(rows.size());
+        ++drawn;
       }
       count_steps(counters);
-      counters[1] += static_cast<float>(objective_.count(rollout_));
+      counters[1] += static_cast<float>(dealt_.total());
       const auto line = log_line(
           norm, static_cast<double>(state.step * std::ssize(rows)) / static_cast<double>(prompts.size()));
       log.write(state.step - 1, line);
-      if (options_.on_metrics) options_.on_metrics(state.step - 1, line);
+      if (options_.on_metrics && ranks_.rank() == 0) options_.on_metrics(state.step - 1, line);
       if (objective_.trained() > 0 && std::isfinite(objective_.shown().front().second))
         smoothed = smooth(std::move(smoothed), objective_.shown());
       const bool due = options_.checkpointing_iterations > 0 && state.step % options_.checkpointing_iterations == 0;
       if (due) save();
-      if (!reporter.report(state.step, shown())) {
+      if (stopped(shown())) {
         if (!due) save();
         cancel();
       }
-      if (options_.max_seconds > 0 && reporter.seconds() > options_.max_seconds) {
+      if (options_.max_seconds > 0 && any_rank(ranks_, reporter.seconds() > options_.max_seconds)) {
         report.time_limit_reached = true;
         break;
       }
     }
     // A longer run can go on from the end of this one.
-    if (options_.checkpointing_iterations > 0 && !folder.contains(state.step)) save();
+    if (options_.checkpointing_iterations > 0 && writes && !folder.contains(state.step)) save();
     report.iterations = state.step;
     report.optimizer_steps = optimizer_.step_count();
     report.pairs = static_cast<index_t>(counters[1]);
@@ -183,6 +213,8 @@ class RolloutTrainer {
   }
 
  private:
+  using Dealt = DealtItems<typename Objective::Store, Device>;
+
   static constexpr std::uint32_t operation_prompts = 0x3001, operation_calibration = 0x3002;
   static constexpr std::uint32_t calibration_iteration = 0x400000;  // roll-outs of their own, apart from the run's
 
@@ -196,8 +228,8 @@ class RolloutTrainer {
 
     void predict(View<const Latent, 4, Device> latents, double timestep, View<Latent, 4, Device> prediction) {
       trainer.enter(LpoStage::denoising);
-      if constexpr (requires { trainer.scorer_.known_prediction(prediction); })
-        if (trainer.scorer_.known_prediction(prediction)) return;
+      if constexpr (requires { trainer.scorer_.known_prediction(timestep, prediction); })
+        if (trainer.scorer_.known_prediction(timestep, prediction)) return;
       trainer.denoiser_.predict(latents, timestep, prediction);
     }
     void score(View<const Latent, 4, Device> latents, int timestep, std::span<float> scores)
@@ -217,22 +249,35 @@ class RolloutTrainer {
     }
   };
 
-  void roll_out(std::uint32_t iteration, index_t prompts, const StepCallback& go_on) {
+  /// Rolls out this rank's share of the prompts number `rows`, whose states `all` are.
+  void roll_out(const PromptTokens& prompts, const std::vector<index_t>& rows, const PromptBatch<T, Device>& all,
+                std::uint32_t iteration, const StepCallback& go_on) {
+    const Share share = own_share(ranks_, std::ssize(rows));
+    const std::vector<index_t> own(rows.begin() + share.begin, rows.begin() + share.end);
+    PromptBatch<T, Device> part;
+    if (share.size() < std::ssize(rows)) part = encode(policy_text_, prompts.ids, prompts.tokens, own);
+    const PromptBatch<T, Device>& policy_prompts = share.size() < std::ssize(rows) ? part : all;
+    denoiser_.set_prompts(policy_prompts);
+    const auto picked = picked_ids(prompts.reward_ids, prompts.reward_tokens, own);
+    scorer_.set_prompts(policy_prompts, std::span<const std::int32_t>(picked), share.size());
+    rollout_.set_part(share.begin, std::ssize(rows));
+
     RolloutStages stages{*this};
     objective_.begin_iteration();
     if constexpr (Objective::keeps_pairs)
-      rollout_.run(stages, stages, iteration, prompts, go_on);
+      rollout_.run(stages, stages, iteration, share.size(), go_on);
     else
-      rollout_.run(stages, stages, iteration, prompts, go_on, [this](const StepCandidates<Latent, Device>& drawn) {
+      rollout_.run(stages, stages, iteration, share.size(), go_on, [this](const StepCandidates<Latent, Device>& drawn) {
         return objective_.keep(context_, rollout_.steps()[static_cast<std::size_t>(drawn.step)], drawn);
       });
+    rollout_.set_statistics(of_all_ranks(rollout_.statistics()));
   }
 
-  void set_prompts(const PromptBatch<T, Device>& policy_prompts, const PromptTokens& prompts,
-                   const std::vector<index_t>& rows) {
-    denoiser_.set_prompts(policy_prompts);
-    const auto picked = picked_ids(prompts.reward_ids, prompts.reward_tokens, rows);
-    scorer_.set_prompts(policy_prompts, std::span<const std::int32_t>(picked), static_cast<index_t>(rows.size()));
+  std::vector<StepStatistics> of_all_ranks(std::span<const StepStatistics> own) {
+    const auto all = gather_values(ranks_, std::vector<StepStatistics>(own.begin(), own.end()));
+    std::vector<StepStatistics> merged(all.begin(), all.begin() + std::ssize(own));
+    for (std::size_t i = own.size(); i < all.size(); ++i) merged[i % own.size()].merge(all[i]);
+    return merged;
   }
 
   /// Lets the objective look at roll-outs of the reference model. They depend on the seed alone, so a resumed run finds
@@ -241,13 +286,12 @@ class RolloutTrainer {
     const auto plain = tape_.without_adapters();
     BatchOrder order(options_.seed, operation_calibration, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
     ProgressReporter reporter(names_.title, 0, options_.max_train_iterations, progress);
-    objective_.prepare(rollout_, [&](int i) {
+    objective_.prepare(ranks_, rollout_, [&](int i) {
       const auto rows = order.at(i);
       const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
-      set_prompts(policy_prompts, prompts, rows);
       try {
-        roll_out(calibration_iteration + static_cast<std::uint32_t>(i), static_cast<index_t>(rows.size()),
-                 [&](int, int) { return reporter.report(0); });
+        roll_out(prompts, rows, policy_prompts, calibration_iteration + static_cast<std::uint32_t>(i),
+                 [&](int, int) { return !any_rank(ranks_, !reporter.report(0)); });
       } catch (const CancelledError&) {
         throw CancelledError(message("[", names_.trainer, "] cancelled while thresholds were looked for; checkpoints are as they were"));
       }
@@ -269,14 +313,14 @@ class RolloutTrainer {
 
   /// Steps that were left out changed nothing: the weights are those from before the first of them. Goes back to its
   /// iteration, and returns the name of that checkpoint, which is written if need be; empty without an output_dir.
-  std::string save_good(const CheckpointFolder& folder, TrainingState& state, std::vector<float>& counters,
+  std::string save_good(const CheckpointFolder& folder, bool writes, TrainingState& state, std::vector<float>& counters,
                         const std::vector<float>& good) {
     if (guard_.in_a_row() > 0) {
       state.step = guard_.first_iteration();
       std::copy(good.begin(), good.end(), counters.begin());
     }
     count_steps(counters);
-    if (options_.output_dir.empty()) return "";
+    if (!writes) return "";
     if (!folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
     return options_.output_dir + "/checkpoint-" + std::to_string(state.step);
   }
@@ -350,26 +394,30 @@ class RolloutTrainer {
   /// reference forward and one backward per item. Returns the largest gradient norm.
   double train_on_kept(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
     double largest_norm = 0;
-    const auto order = shuffled_order(objective_.count(rollout_), options_.seed, iteration);
-    const auto size = static_cast<std::size_t>(options_.train_batch_size);
-    for (std::size_t begin = 0; begin < order.size() && !guard_.exhausted(); begin += size)
-      largest_norm = std::max(
-          largest_norm,
-          train_on_batch(prompts, std::span(order).subspan(begin, std::min(order.size() - begin, size)), iteration));
+    dealt_.deal(context_, ranks_, objective_.items(rollout_), options_.seed, iteration, options_.train_batch_size);
+    for (const auto& batch : dealt_.batches()) {
+      if (guard_.exhausted()) break;
+      largest_norm = std::max(largest_norm, train_on_batch(prompts, batch, iteration));
+    }
+    objective_.metrics() = merged_over_ranks(ranks_, objective_.metrics());
     return largest_norm;
   }
 
-  /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
-  double train_on_batch(const PromptBatch<T, Device>& prompts, std::span<const int> items, std::uint32_t iteration) {
+  /// One optimiser step. The gradient of the batch's mean loss is the sum over ranks and micro-batches, each with its
+  /// share.
+  double train_on_batch(const PromptBatch<T, Device>& prompts, const typename Dealt::Batch& batch,
+                        std::uint32_t iteration) {
     store_.reset_gradients();
+    const std::span<const int> items(batch.own);
     const auto size = static_cast<std::size_t>(micro_batch_items(options_));
     for (std::size_t begin = 0; begin < items.size(); begin += size) {
       const auto part = items.subspan(begin, std::min(items.size() - begin, size));
-      objective_.gather(context_, rollout_, part);
-      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(items.size()));
+      objective_.gather(context_, dealt_.items(), part);
+      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(batch.total));
     }
     enter(LpoStage::optimizer);
     store_.finish_gradients();
+    sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
     const double norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps, 1};
     // A batch whose gradient is not finite is left out, as a loss scaler would.
@@ -428,6 +476,7 @@ class RolloutTrainer {
   }
 
   MethodNames names_;
+  Ranks ranks_;
   Context<Device>& context_;
   UNet& policy_;
   UNet* reference_ = nullptr;
@@ -439,6 +488,7 @@ class RolloutTrainer {
   GuidedDenoiser<UNet> denoiser_;
   Scorer scorer_;
   Rollout<Latent, Device> rollout_;
+  Dealt dealt_;
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;

@@ -47,9 +47,9 @@ struct RolloutTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
-  /// Called after each iteration with its line of the log.
+  /// Called after each iteration with its line of the log; on rank 0 only.
   std::function<void(index_t iteration, const MetricValues&)> on_metrics;
-  /// Adds files of its own to a checkpoint's folder.
+  /// Adds files of its own to a checkpoint's folder; on rank 0 only.
   std::function<void(const std::string& folder)> checkpoint_files;
   /// Called when a part begins; on a device, work called before may still run.
   std::function<void(LpoStage)> on_stage;

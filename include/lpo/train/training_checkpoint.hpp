@@ -14,6 +14,7 @@
 
 #include <lpo/base/device.hpp>
 #include <lpo/base/extents.hpp>
+#include <lpo/distributed/collectives.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/safetensors.hpp>
 #include <lpo/tensor/memory.hpp>
@@ -220,5 +221,22 @@ class CheckpointFolder {
   std::string folder_;
   int limit_;
 };
+
+/// Begins a run on all ranks: with `resume`, from the newest checkpoint. Whether there was one. Throws when the ranks do
+/// not have the same settings or do not find the same checkpoint.
+template <class Ranks>
+bool begin_together(const CheckpointFolder& folder, bool resume, TrainingState& state, Ranks& ranks) {
+  std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const char c : state.settings.dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  for (const std::uint64_t other : gather_values(ranks, std::vector<std::uint64_t>{hash}))
+    if (other != hash) throw ValueError("[Communicator] ranks have different options or data; start all of them alike");
+  const bool found = resume && folder.resume(state);
+  const auto steps = gather_values(ranks, std::vector<index_t>{found ? state.step : -1});
+  for (std::size_t rank = 0; rank < steps.size(); ++rank)
+    if (steps[rank] != steps[0])
+      throw FileError(message("[resume] rank 0 found the checkpoint of step ", steps[0], ", rank ", rank, " that of ",
+                              steps[rank], " (-1: none); the output folder must be one that all ranks see"));
+  return found;
+}
 
 }  // namespace lpo::inline LPO_ABI

@@ -55,7 +55,7 @@ struct AttentionForward {
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
       const auto k_rows = attention_rows<V>(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
       if (shape.causal && begin + block > first + 1) hide_later_keys(score, first, begin, block);
       // All packs side by side: their maxima and exponentials do not wait for each other.
       V top[Packs], shrink[Packs];
@@ -81,9 +81,9 @@ struct AttentionForward {
           });
       const auto v_rows = attention_rows<V>(v + begin * v_row, v_row, block, width, v_space);
       if (begin == 0)
-        multiply_rows<V, Packs, false>(width, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<V, false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
       else
-        multiply_rows<V, Packs, true>(width, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<V, true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
     }
     for (int i = 0; i < Packs; ++i) {
       store_lanes(factor + i * width_of_pack, S(1) / sum[i]);
@@ -130,10 +130,11 @@ struct Attention<Cpu> {
       if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
       return;
     }
-    constexpr index_t lanes = detail::AttentionForward<T, 4>::lanes;
+    using Block = detail::AttentionForward<T, detail::attention_packs<T>>;
+    constexpr index_t lanes = Block::lanes;
     const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
     Scratch<Cpu> scratch(ctx);
-    detail::WorkerScratch<S> workspaces(ctx, scratch, detail::AttentionForward<T, 4>::scratch_size(width));
+    detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
     const index_t padded = detail::padded<detail::lanes_t<T>>(std::min(shape.queries, lanes));
     const auto run = [&](auto&& keys_of) {
       ctx.executor().parallel_for(

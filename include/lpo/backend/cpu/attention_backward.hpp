@@ -22,7 +22,11 @@ inline index_t attention_grain(index_t products) {
   return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
 }
 
-/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2 or 4) that hold `count` lanes.
+/// Packs of a block of queries or keys: narrow packs are many, because products run in the machine's registers.
+template <class T>
+inline constexpr int attention_packs = std::is_same_v<lanes_t<T>, Pack> ? std::max(4, 32 / pack_width) : 4;
+
+/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2, 4 or attention_packs) that hold `count` lanes.
 template <class T, class Body>
 void with_packs(index_t count, Body&& body) {
   constexpr index_t width = LaneTraits<lanes_t<T>>::width;
@@ -30,8 +34,10 @@ void with_packs(index_t count, Body&& body) {
     body(std::integral_constant<int, 1>{});
   else if (count <= 2 * width)
     body(std::integral_constant<int, 2>{});
-  else
+  else if (count <= 4 * width)
     body(std::integral_constant<int, 4>{});
+  else if constexpr (attention_packs<T> > 4)
+    body(std::integral_constant<int, attention_packs<T>>{});
 }
 
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
@@ -41,7 +47,7 @@ struct AttentionBackward {
   using V = lanes_t<T>;
   using S = compute_t<T>;
   static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t most_lanes = 4 * width_of_pack;
+  static constexpr index_t most_lanes = attention_packs<T> * width_of_pack;
   static constexpr index_t many_pairs = 8;
 
   const kernel::AttentionShape& shape;
@@ -172,9 +178,9 @@ struct AttentionBackward {
       const auto dout_rows =
           attention_rows<V>(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
                             shape.out_row, block, width, dout_space);
-      multiply_rows<V, Packs, false>(block, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
+      multiply_rows<V, false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
-        multiply_rows<V, Packs, false>(block, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
+        multiply_rows<V, false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
       for (index_t i = 0; i < block; ++i)
         unroll<Packs>([&](auto part) __attribute__((always_inline)) {
           const index_t at = i * lanes + part * width_of_pack;
@@ -186,9 +192,9 @@ struct AttentionBackward {
           store_lanes(p + at, probability);
           if (slopes) store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - delta[begin + i]));
         });
-      if (dv) multiply_rows<V, Packs, true>(width, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
-      if (dk) multiply_rows<V, Packs, true>(width, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum) multiply_any<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
+      if (dv) multiply_rows<V, true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
+      if (dk) multiply_rows<V, true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
+      if (dq_sum) multiply_rows<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
     }
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     if (dk)
@@ -230,8 +236,8 @@ struct AttentionBackward {
                                             shape.k_row, block, width, k_space);
       const auto v_rows = attention_rows<V>(v_packed, pair * shape.keys + begin, v + key_at(pair, begin, shape.v_row),
                                             shape.v_row, block, width, v_space);
-      multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      multiply_rows<V, Packs, false>(block, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
+      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      multiply_rows<V, false>(block, lanes, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
       for (index_t j = 0; j < block; ++j)
         unroll<Packs>([&](auto part) __attribute__((always_inline)) {
           const index_t lane = part * width_of_pack, at = j * lanes + lane;
@@ -242,7 +248,7 @@ struct AttentionBackward {
           }
           store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - load_lanes<V>(offset + lane)));
         });
-      multiply_rows<V, Packs, true>(width, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
+      multiply_rows<V, true>(width, lanes, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
     }
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     store_columns<V>(dquery, lanes, factor, count, width, dq + query_at(pair, first, shape.q_row), shape.q_row,

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
+#include <lpo/backend/cpu/isa.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/tensor/context.hpp>
 
@@ -12,20 +14,30 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Rows of a register tile of `Packs` packs: as many accumulators as leave room for the operands.
-template <int Packs>
-inline constexpr int attention_tile_rows = LPO_SIMD_BYTES == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+/// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
+template <int bytes, int Packs>
+inline constexpr int attention_tile_rows = bytes == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+
+template <class S, int bytes>
+struct AttentionVector {
+  typedef S type __attribute__((vector_size(bytes)));
+};
+template <>
+struct AttentionVector<double, 8> {
+  using type = double;
+};
 
 /// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane], `Rows` rows of `Packs`
-/// packs.
-template <class V, int Rows, int Packs, bool Add, class S>
+/// vectors.
+template <class S, int bytes, int Rows, int Packs, bool Add>
 LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
                                      index_t depth, S* c, index_t c_row) {
-  constexpr int width = LaneTraits<V>::width;
+  using V = typename AttentionVector<S, bytes>::type;
+  constexpr int width = bytes / static_cast<int>(sizeof(S));
   V sum[Rows * Packs] = {};
   for (index_t t = 0; t < depth; ++t) {
     V column[Packs];
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) { column[i] = load_lanes<V>(b + i * width); });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) { std::memcpy(&column[i], b + i * width, sizeof(V)); });
     unroll<Rows>([&](auto r) __attribute__((always_inline)) {
       const S factor = a[r * a_row];
       unroll<Packs>([&](auto i) __attribute__((always_inline)) { sum[r * Packs + i] += factor * column[i]; });
@@ -36,21 +48,23 @@ LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, 
   unroll<Rows>([&](auto r) __attribute__((always_inline)) {
     unroll<Packs>([&](auto i) __attribute__((always_inline)) {
       S* const target = c + r * c_row + i * width;
-      if constexpr (Add)
-        store_lanes(target, load_lanes<V>(target) + sum[r * Packs + i]);
-      else
-        store_lanes(target, sum[r * Packs + i]);
+      if constexpr (Add) {
+        V before;
+        std::memcpy(&before, target, sizeof(V));
+        sum[r * Packs + i] += before;
+      }
+      std::memcpy(target, &sum[r * Packs + i], sizeof(V));
     });
   });
 }
 
 /// The same for any number of rows.
-template <class V, int Packs, bool Add, class S>
-void multiply_rows(index_t rows, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step, index_t depth,
-                   S* c, index_t c_row) {
-  constexpr int tile = attention_tile_rows<Packs>;
+template <class S, int bytes, int Packs, bool Add>
+LPO_ALWAYS_INLINE void multiply_some(index_t rows, const S* a, index_t a_row, index_t a_step, const S* b,
+                                     index_t b_step, index_t depth, S* c, index_t c_row) {
+  constexpr int tile = attention_tile_rows<bytes, Packs>;
   const auto step = [&](auto count) __attribute__((always_inline)) {
-    multiply_tile<V, decltype(count)::value, Packs, Add>(a, a_row, a_step, b, b_step, depth, c, c_row);
+    multiply_tile<S, bytes, decltype(count)::value, Packs, Add>(a, a_row, a_step, b, b_step, depth, c, c_row);
     a += count * a_row;
     c += count * c_row;
     rows -= count;
@@ -65,18 +79,62 @@ void multiply_rows(index_t rows, const S* a, index_t a_row, index_t a_step, cons
   if (rows >= 1) step(std::integral_constant<int, 1>{});
 }
 
-/// The same for a result of `columns` lanes, a multiple of the pack.
-template <class V, bool Add, class S>
-void multiply_any(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
-                  index_t depth, S* c, index_t c_row) {
-  constexpr index_t width = LaneTraits<V>::width;
+/// The same for a result of `columns` lanes, a multiple of the translation unit's pack, in vectors of up to `bytes`.
+template <class S, int bytes, bool Add>
+LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step,
+                                      const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
+  constexpr index_t width = bytes / static_cast<int>(sizeof(S));
   index_t at = 0;
   for (; at + 4 * width <= columns; at += 4 * width)
-    multiply_rows<V, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+    multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + 2 * width <= columns; at += 2 * width)
-    multiply_rows<V, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
-  for (; at < columns; at += width)
-    multiply_rows<V, 1, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+    multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  for (; at + width <= columns; at += width)
+    multiply_some<S, bytes, 1, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  if constexpr (bytes > LPO_SIMD_BYTES) {
+    if (at < columns)
+      multiply_lanes<S, bytes / 2, Add>(rows, columns - at, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  }
+}
+
+template <class S, int bytes, bool Add>
+__attribute__((noinline)) void multiply_native(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step,
+                                               const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
+  multiply_lanes<S, bytes, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#if defined(LPO_TARGET_256)
+template <class S, bool Add>
+LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t columns, const S* a, index_t a_row,
+                                                           index_t a_step, const S* b, index_t b_step, index_t depth,
+                                                           S* c, index_t c_row) {
+  multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#endif
+#if defined(LPO_TARGET_512)
+template <class S, bool Add>
+LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t columns, const S* a, index_t a_row,
+                                                           index_t a_step, const S* b, index_t b_step, index_t depth,
+                                                           S* c, index_t c_row) {
+  multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#endif
+
+/// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane] in this machine's widest
+/// registers; `columns` is a multiple of the pack.
+template <class V, bool Add, class S>
+void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
+                   index_t depth, S* c, index_t c_row) {
+  auto run = &multiply_native<S, static_cast<int>(sizeof(V)), Add>;
+  if constexpr (std::is_same_v<S, float>) {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_256)
+    if (bytes == 32) run = &multiply_256<S, Add>;
+#endif
+#if defined(LPO_TARGET_512)
+    if (bytes == 64) run = &multiply_512<S, Add>;
+#endif
+  }
+  run(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
 }
 
 /// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are

@@ -35,7 +35,7 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
   if constexpr (std::is_same_v<S, T>) {
     if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_lanes<S>);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_kernel<S>().lanes);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -72,7 +72,6 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
-  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
   TileProduct<S> p;
   p.m = s.n * out_h * out_w;
   p.n = s.o;
@@ -81,7 +80,7 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
   pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_columns(weights + column * taps, taps, first, last, to, valid);
+    pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
   });
   TileOutput<T> out;
   out.c = y;
@@ -95,14 +94,13 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
                           bool accumulate) {
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t stride = s.stride, taps = s.kernel_h * s.kernel_w * s.c;
+  const index_t stride = s.stride;
   // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
   // and dy is read at base + q - t with base = (phase + pad - first) / stride.
   const index_t pad_h = (s.kernel_h + stride - 1) / stride - 1, pad_w = (s.kernel_w + stride - 1) / stride - 1;
   const auto images = pad_images<S>(context, scratch, dy, s.n, s.out_h(), s.out_w(), s.o, pad_h, pad_w,
                                     pad_h + (stride - 1 + s.pad_top) / stride + (s.h + stride - 1) / stride,
                                     pad_w + (stride - 1 + s.pad_left) / stride + (s.w + stride - 1) / stride);
-  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
   for (index_t phase = 0; phase < stride * stride; ++phase) {
     const index_t phase_h = phase / stride, phase_w = phase % stride;
     const index_t first_u = (phase_h + s.pad_top) % stride, first_v = (phase_w + s.pad_left) % stride;
@@ -123,7 +121,7 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
     pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(weights + column, from, first, last, to, valid);
+      pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
     });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
     p.a = images.data;
@@ -144,9 +142,11 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  TileProduct<S> p;
+  const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
-                    s.w + s.pad_left + s.pad_right, run >= 2 * tile_lanes<S> && run % tile_lanes<S> != 0);
+                    s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   index_t* steps = scratch.allocate<index_t>(pixels);
   const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
@@ -154,12 +154,11 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     RowCursor pixel(map, begin);
     for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
   });
-  TileProduct<S> p;
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
-  if (run >= 2 * tile_lanes<S>) {
+  if (run >= 2 * lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
     p.m = s.o;
     p.n = run;
@@ -167,7 +166,7 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     use_transposed(context, scratch, p, gradients, s.o, 1, 0);
     p.b = images.data;
     p.b_step = steps;
-    p.panel_step = tile_columns<S>;
+    p.panel_step = p.kernel->columns();
     p.batch_b = images.line();
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
@@ -179,14 +178,14 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.rows = {run, s.kernel_h, 1, images.line(), 0};
     p.a_step = steps;
     const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % tile_lanes<S> == 0) {
+    if (s.o % lanes == 0) {
       p.b = gradients;
       p.b_step = lines;
-      p.panel_step = tile_columns<S>;
+      p.panel_step = p.kernel->columns();
     } else {
       pack_panels(context, scratch, p, 1,
                   [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(gradients + column, lines, first, last, to, valid);
+                    pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
                   });
     }
     out.rows = even_rows(p.m, 1);

@@ -30,16 +30,16 @@ struct StoredMatrix {
 
 /// The stored matrices of a batch in the arithmetic type; a shared operand (batch step 0) is converted once.
 template <class S, class T>
-StoredMatrix<S> stored_matrix(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* data, index_t rows, index_t width,
-                              index_t step, index_t batch, index_t batch_step) {
+StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const StoredMatrix<T>& from, index_t rows,
+                           index_t width, index_t batch) {
   if constexpr (std::is_same_v<S, T>) {
-    return {data, step, batch_step};
+    return from;
   } else {
-    const index_t items = batch_step == 0 ? 1 : batch;
+    const index_t items = from.batch_step == 0 ? 1 : batch;
     S* copy = scratch.allocate<S>(items * rows * width);
     for (index_t item = 0; item < items; ++item)
-      convert_block(context, rows, width, data + item * batch_step, step, copy + item * rows * width);
-    return {copy, width, batch_step == 0 ? 0 : rows * width};
+      convert_block(context, rows, width, from.data + item * from.batch_step, from.step, copy + item * rows * width);
+    return {copy, width, from.batch_step == 0 ? 0 : rows * width};
   }
 }
 
@@ -47,10 +47,7 @@ template <class T>
 void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const auto a = stored_matrix<S>(context, scratch, g.a, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.lda,
-                                  g.batch, g.batch_stride_a);
-  const auto b = stored_matrix<S>(context, scratch, g.b, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.ldb,
-                                  g.batch, g.batch_stride_b);
+  const StoredMatrix<T> a{g.a, g.lda, g.batch_stride_a}, b{g.b, g.ldb, g.batch_stride_b};
   TileProduct<S> p;
   TileOutput<T> out;
   p.k = g.k;
@@ -64,10 +61,11 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
   const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
-  const auto& left = swap ? b : a;
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
+  const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
+                                  g.transpose_a ? p.m : g.k, g.batch);
   if (g.transpose_a) {
     use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
   } else {
@@ -85,19 +83,23 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   if (g.transpose_b) {
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
+                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
                                valid);
                 });
-  } else if (g.n % tile_lanes<S> == 0 && (right.step <= tile_columns<S> || g.m <= 48)) {
-    p.b = right.data;
-    p.b_step = even_steps(scratch, g.k, right.step);
-    p.panel_step = tile_columns<S>;
-    p.batch_b = right.batch_step;
   } else {
+    if constexpr (std::is_same_v<S, T>) {
+      if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
+        p.b = right.data;
+        p.b_step = even_steps(scratch, g.k, right.step);
+        p.panel_step = p.kernel->columns();
+        p.batch_b = right.batch_step;
+        return run_product(context, p, out);
+      }
+    }
     const index_t* lines = even_steps(scratch, g.k, right.step);
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_rows(right.data + item * right.batch_step + column, lines, first, last, to, valid);
+                  pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
                 });
   }
   run_product(context, p, out);

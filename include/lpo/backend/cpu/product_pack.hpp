@@ -13,9 +13,8 @@ namespace detail {
 inline constexpr index_t packed_rows = 24;
 
 /// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
-template <class S>
-index_t packed_size(index_t k, index_t n) {
-  return k * ((n + tile_columns<S> - 1) / tile_columns<S> * tile_columns<S>);
+inline index_t packed_size(index_t k, index_t n, index_t columns) {
+  return k * ((n + columns - 1) / columns * columns);
 }
 
 /// A table of `count` steps: 0, step, 2 step, …
@@ -25,29 +24,38 @@ inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t s
   return table;
 }
 
+/// `count` elements in the arithmetic type.
+template <class S, class T>
+void convert_line(const T* from, index_t count, S* to) {
+  if constexpr (std::is_same_v<S, T>) {
+    std::copy_n(from, count, to);
+  } else {
+    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+  }
+}
+
+// The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
+
 /// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
-template <class S>
-void pack_rows(const S* from, const index_t* offset, index_t first, index_t last, S* to, index_t valid) {
-  constexpr index_t columns = tile_columns<S>, lanes = tile_lanes<S>;
+template <class S, class T>
+void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
+               index_t valid) {
+  const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
-    const S* row = from + offset[l];
     S* target = to + l * columns;
-    if (valid == columns) {  // a constant length becomes register moves
-      std::memcpy(target, row, sizeof(S) * static_cast<std::size_t>(columns));
-      continue;
-    }
-    for (index_t j = 0; j < valid; ++j) target[j] = row[j];
+    convert_line(from + offset[l], valid, target);
     for (index_t j = valid; j < width; ++j) target[j] = S{};
   }
 }
 
 /// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
-template <class S>
-void pack_columns(const S* from, index_t step, index_t first, index_t last, S* to, index_t valid) {
+template <class S, class T>
+void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
+                  index_t valid) {
   using V = lanes_t<S>;
-  constexpr index_t columns = tile_columns<S>, lanes = LaneTraits<V>::width;
-  const index_t width = (valid + tile_lanes<S> - 1) / tile_lanes<S> * tile_lanes<S>;
+  constexpr index_t lanes = LaneTraits<V>::width;
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   index_t l = first;
   for (; l + lanes <= last; l += lanes) {
     for (index_t j = 0; j < width; j += lanes) {
@@ -58,16 +66,17 @@ void pack_columns(const S* from, index_t step, index_t first, index_t last, S* t
     }
   }
   for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? from[j * step + l] : S{};
+    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
 }
 
 /// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
 /// rows [first, last) of the panel that begins at `column`.
 template <class S, class PackPanel>
 void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
-  constexpr index_t columns = tile_columns<S>, block = 64;
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns();
   const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
-  const index_t size = packed_size<S>(p.k, p.n), k = p.k, n = p.n;
+  const index_t size = packed_size(p.k, p.n, columns), k = p.k, n = p.n;
   S* to = scratch.allocate<S>(items * size);
   p.b = to;
   p.b_step = even_steps(scratch, k, columns);
@@ -125,16 +134,6 @@ void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>
   p.batch_a = items == 1 ? 0 : size;
   p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
   p.a_step = even_steps(scratch, p.k, packed_rows);
-}
-
-/// `count` elements in the arithmetic type.
-template <class S, class T>
-void convert_line(const T* from, index_t count, S* to) {
-  if constexpr (std::is_same_v<S, T>) {
-    std::copy_n(from, count, to);
-  } else {
-    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
-  }
 }
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.

@@ -2,6 +2,7 @@
 // Pieces of the tensor-core attention kernels: 16-bit tiles in shared memory, matrix fragments, and their products.
 #pragma once
 
+#include <lpo/backend/cuda/async_copy.cuh>
 #include <lpo/backend/cuda/attention_plain.cuh>
 
 namespace lpo::inline LPO_ABI {
@@ -22,24 +23,6 @@ inline constexpr int tile_steps = (Width + 15) / 16;
 inline constexpr int tile_slack = 16;
 template <int Rows, int Width>
 inline constexpr int tile_elements = Rows * tile_pitch<Width>;
-
-/// Starts a copy of Bytes (4 to 16) to shared memory; where `there` is false, zeros are written and nothing is read.
-template <int Bytes>
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool there) {
-  const int size = there ? Bytes : 0;
-  if constexpr (Bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(Bytes), "r"(size)
-                 : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-/// Closes a group of copies; wait_for_groups<Open> waits for all but the last Open groups of this thread.
-__device__ __forceinline__ void close_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Open>
-__device__ __forceinline__ void wait_for_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
-}
 
 /// Copies tiles of Rows rows of `width` elements, one below the other, by Threads threads, of which this is number
 /// `thread`. Neighbouring threads take neighbouring 16 bytes of a row, so that memory is asked for whole lines; a

@@ -108,10 +108,16 @@ class Context<Cuda> {
     if (options_.time_kernels) times_.mark(name, stream_);
   }
 
+  /// check_launch() under a name that tells more, which `describe()` makes where times are kept.
+  template <class Describe>
+  void check_launch(const char* name, const Describe& describe) {
+    check_launch(options_.time_kernels ? times_.kept_name(describe()) : name);
+  }
+
   /// While a graph is captured, host bytes that are copied to the device are kept here; null otherwise.
   void capture_into(detail::PinnedCopies* copies) { captured_ = copies; }
 
-  /// Device time by kernel since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
+  /// Device time by kernel, of products by shape, since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
   std::vector<KernelTime> kernel_times() { return times_.take(stream_); }
 
   std::size_t reserved_bytes() const {

@@ -82,7 +82,11 @@ struct Gemm<Cuda> {
         cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, p.c, plan.c,
                        &plan.algorithm, products.workspace(), detail::ProductPlans::workspace_bytes, context.stream()),
         "gemm");
-    context.check_launch("cublasLtMatmul");
+    context.check_launch("cublasLtMatmul", [&] {
+      return message("cublasLtMatmul ", p.transpose_a ? "[k, m]^T " : "[m, k] ", p.transpose_b ? "[n, k]^T" : "[k, n]",
+                     " m ", p.m, " n ", p.n, " k ", p.k, p.batch > 1 ? message(" x ", p.batch) : "",
+                     p.beta != 0 ? " added" : "", p.bias != nullptr ? " bias" : "");
+    });
   }
 };
 

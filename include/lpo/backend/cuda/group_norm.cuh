@@ -2,16 +2,14 @@
 // Group norm of CUDA devices, channels last, with SiLU in the same pass; forward and backward without atomics.
 #pragma once
 
-#include <numeric>
-
-#include <lpo/backend/cuda/numbers.cuh>
-#include <lpo/kernel/normalization.hpp>
+#include <lpo/backend/cuda/group_norm_resident.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
 // Formula: hat = (x - mean) * inverse_deviation, z = hat * weight + bias, y = z or silu(z); statistics over (spatial, c / groups).
-// Launch: blockIdx = (chunk of pixels, image, tile of channels); a tile holds whole groups. A block has a column of threads per
+// What fits on chip is read once, by the kernels of group_norm_resident.cuh; the ones here walk it twice.
+// Launch: blockIdx = (chunk of pixels, tile of channels, image); a tile holds whole groups. A block has a column of threads per
 //   Vector channels of its tile, and rows of threads that share the chunk's pixels. The first kernel leaves each group's
 //   statistics per chunk, a second one (a warp per group) joins the chunks, the third writes.
 // Memory: x is read twice forward, x and dy twice backward, the second time from the end: what is still in L2 first.
@@ -19,136 +17,13 @@ namespace detail {
 //   costs nothing.
 // Limits: n below 65536, c below 2^32.
 
-inline constexpr int norm_block_threads = 320;
-
-/// Sizes that all kernels of one group norm share.
-struct GroupNormLaunch {
-  index_t spatial = 0, c = 0, groups = 0;
-  index_t chunk = 0, chunks = 0;  ///< pixels
-  index_t tile = 0;               ///< channels
-  bool silu = false;
-
-  __host__ __device__ index_t width() const { return c / groups; }
-  /// Divisions of 64 bits would take as long as the pixels of a short chunk.
-  __device__ index_t group_of(index_t channel) const {
-    return static_cast<unsigned>(channel) / (static_cast<unsigned>(c) / static_cast<unsigned>(groups));
-  }
-};
-
-/// silu(z), and its derivative, from the device's fast exponential: relative error about 1e-6 in float.
-template <class Number>
-__device__ __forceinline__ Number sigmoid_number(Number z) {
-  if constexpr (std::is_same_v<Number, float>)
-    return __fdividef(1.0f, 1.0f + __expf(-z));
-  else
-    return 1 / (1 + ::exp(-z));
-}
-template <class Number>
-__device__ __forceinline__ Number silu_slope(Number z) {
-  const Number s = sigmoid_number(z);
-  return s * (1 + z * (1 - s));
-}
-
-/// The first channel of this thread; c and more for threads without one.
-template <int Vector>
-__device__ __forceinline__ index_t first_channel(const GroupNormLaunch& g) {
-  const index_t in_tile = static_cast<index_t>(threadIdx.x) * Vector;
-  return in_tile < g.tile ? static_cast<index_t>(blockIdx.z) * g.tile + in_tile : g.c;
-}
-
-/// Reads Vector channels of this thread's pixels of the chunk, Inputs arrays side by side, and calls `body(offset, values)`. Four
-/// pixels are in flight at a time. Backwards starts with the last pixels: those that a walk before left in the L2 cache.
-template <int Vector, bool Backwards = false, int Inputs, class T, class Body>
-__device__ __forceinline__ void for_pixels_of_chunk(const GroupNormLaunch& g, index_t channel, const T* const (&inputs)[Inputs],
-                                                    Body&& body) {
-  constexpr int ahead = Inputs == 1 ? 4 : 2;
-  using Number = compute_t<T>;
-  const index_t first = blockIdx.x * g.chunk, last = min(g.spatial, first + g.chunk), step = blockDim.y;
-  const index_t origin = blockIdx.y * g.spatial * g.c + channel;
-  const auto offset = [&](index_t at) { return origin + (Backwards ? first + last - 1 - at : at) * g.c; };
-  index_t pixel = first + threadIdx.y;
-  for (; pixel + (ahead - 1) * step < last; pixel += ahead * step) {
-    Number values[ahead][Inputs][Vector];
-#pragma unroll
-    for (int i = 0; i < ahead; ++i)
-#pragma unroll
-      for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + offset(pixel + i * step), values[i][k]);
-#pragma unroll
-    for (int i = 0; i < ahead; ++i) body(offset(pixel + i * step), values[i]);
-  }
-  for (; pixel < last; pixel += step) {
-    Number values[Inputs][Vector];
-#pragma unroll
-    for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(inputs[k] + offset(pixel), values[k]);
-    body(offset(pixel), values);
-  }
-}
-
-/// Adds `a` and `b` over the block's rows of threads; sums[0] and sums[1] hold the tile's channels afterwards. Needs
-/// 2 * blockDim.y * blockDim.x * Vector numbers of shared memory.
-template <int Vector, class Number>
-struct RowSums {
-  const Number* sums[2];
-
-  __device__ __forceinline__ RowSums(const Number (&a)[Vector], const Number (&b)[Vector]) {
-    auto* shared = reinterpret_cast<Number*>(launched_shared_memory());
-    const int channels = static_cast<int>(blockDim.x) * Vector, rows = static_cast<int>(blockDim.y);
-    Number* own = shared + (static_cast<int>(threadIdx.y) * channels + static_cast<int>(threadIdx.x) * Vector);
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) {
-      own[i] = a[i];
-      own[rows * channels + i] = b[i];
-    }
-    __syncthreads();
-    const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x), threads = static_cast<int>(blockDim.x * blockDim.y);
-    for (int at = thread; at < channels; at += threads)
-      for (int which = 0; which < 2; ++which) {
-        Number* column = shared + which * rows * channels + at;
-        Number total = column[0];
-        for (int row = 1; row < rows; ++row) total += column[row * channels];
-        column[0] = total;
-      }
-    __syncthreads();
-    sums[0] = shared;
-    sums[1] = shared + rows * channels;
-  }
-};
-
-/// Calls `body(group, first channel in the tile, lane, lanes)` for every group of this block's tile; 8 lanes of a warp share a
-/// group, and all threads of the block's whole warps take part.
-template <class Body>
-__device__ __forceinline__ void for_groups_of_tile(const GroupNormLaunch& g, Body&& body) {
-  constexpr int lanes = 8;
-  const int start = static_cast<int>(blockIdx.z * g.tile), width = static_cast<int>(g.width());
-  const int count = static_cast<int>(min(g.tile, g.c - start)) / width;
-  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  const int threads = static_cast<int>(blockDim.x * blockDim.y) / lanes * lanes;  // no group of lanes is cut at the end
-  if (threads == 0) {
-    if (thread == 0)
-      for (int group = 0; group < count; ++group) body(start / width + group, group * width, 0, 1);
-    return;
-  }
-  if (thread >= threads) return;
-  for (int group = thread / lanes; group < count; group += threads / lanes)
-    body(start / width + group, group * width, thread % lanes, lanes);
-}
-
-/// Sum over `lanes` (1 or 8) neighbouring lanes; the first one has it.
-template <class Number>
-__device__ __forceinline__ Number sum_of_lanes(Number value, index_t lanes) {
-  if (lanes == 1) return value;
-  const unsigned mask = 0xffu << (threadIdx.y * blockDim.x + threadIdx.x) % 32 / 8 * 8;
-  for (int step = 4; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, 8);
-  return value;
-}
-
 /// chunk_statistics[image, group, chunk] = (mean, sum of squared distances from it) over the chunk's pixels.
 template <int Vector, class T>
 __global__ void __launch_bounds__(norm_block_threads)
     group_norm_statistics_kernel(const __grid_constant__ GroupNormLaunch g, const T* x, double* chunk_statistics) {
   using Number = compute_t<T>;
   const index_t channel = first_channel<Vector>(g), first = blockIdx.x * g.chunk;
-  const T* origin_pixel = x + (blockIdx.y * g.spatial + first) * g.c;
+  const T* origin_pixel = x + (blockIdx.z * g.spatial + first) * g.c;
   Number sum[Vector] = {}, squares[Vector] = {};
   if (channel < g.c) {
     Number origin[Vector];
@@ -162,25 +37,14 @@ __global__ void __launch_bounds__(norm_block_threads)
       }
     });
   }
-  const RowSums<Vector, Number> rows(sum, squares);
-  const auto pixels = static_cast<Number>(min(g.spatial, first + g.chunk) - first);
+  const RowSums<Vector, Number> rows(launched_numbers<Number>(), sum, squares);
+  const index_t pixels = min(g.spatial, first + g.chunk) - first;
   for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
-    const T* origin = origin_pixel + group * g.width();
-    const Number base = widen(origin[0]);  // distances from one number, so that float suffices
-    const auto own_mean = [&](index_t i) { return (widen(origin[i]) - base) + rows.sums[0][at + i] / pixels; };
-    Number mean{};
-    for (index_t i = lane; i < g.width(); i += lanes) mean += own_mean(i);
-    mean = sum_of_lanes(mean, lanes) / static_cast<Number>(g.width());
-    Number spread{};  // each channel about its own mean, then about the group's
-    for (index_t i = lane; i < g.width(); i += lanes) {
-      const Number distance = own_mean(i) - mean;
-      spread += rows.sums[1][at + i] - rows.sums[0][at + i] * (rows.sums[0][at + i] / pixels) + pixels * distance * distance;
-    }
-    spread = sum_of_lanes(spread, lanes);
+    const ChunkStatistics<Vector, T> statistics(g, origin_pixel + group * g.width(), rows, pixels, at, lane, lanes);
     if (lane != 0) return;
-    double* to = chunk_statistics + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
-    to[0] = static_cast<double>(base) + static_cast<double>(mean);
-    to[1] = static_cast<double>(spread);
+    double* to = chunk_statistics + ((blockIdx.z * g.groups + group) * g.chunks + blockIdx.x) * 2;
+    to[0] = statistics.mean;
+    to[1] = statistics.squares;
   });
 }
 
@@ -221,7 +85,7 @@ struct NormChannels {
     load_numbers<Vector>(biases + channel, bias);
 #pragma unroll
     for (int i = 0; i < Vector; ++i) {
-      const index_t group = blockIdx.y * g.groups + g.group_of(channel + i);
+      const index_t group = blockIdx.z * g.groups + g.group_of(channel + i);
       mean[i] = means[group];
       rest[i] = rests == nullptr ? Number{} : rests[group];
       inverse[i] = inverses[group];
@@ -272,13 +136,13 @@ __global__ void __launch_bounds__(norm_block_threads)
       }
     });
   }
-  const RowSums<Vector, Number> rows(plain, along);
-  const index_t start = static_cast<index_t>(blockIdx.z) * g.tile;
+  const RowSums<Vector, Number> rows(launched_numbers<Number>(), plain, along);
+  const index_t start = static_cast<index_t>(blockIdx.y) * g.tile;
   for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
     Number sums[2] = {};
     for (index_t i = lane; i < g.width(); i += lanes)
       for (int which = 0; which < 2; ++which) sums[which] += widen(weight[start + at + i]) * rows.sums[which][at + i];
-    double* to = group_sums + ((blockIdx.y * g.groups + group) * g.chunks + blockIdx.x) * 2;
+    double* to = group_sums + ((blockIdx.z * g.groups + group) * g.chunks + blockIdx.x) * 2;
     for (int which = 0; which < 2; ++which) {
       const Number total = sum_of_lanes(sums[which], lanes);
       if (lane == 0) to[which] = static_cast<double>(total);
@@ -287,7 +151,7 @@ __global__ void __launch_bounds__(norm_block_threads)
   if (channel_sums == nullptr) return;
   const index_t thread = threadIdx.y * blockDim.x + threadIdx.x;
   for (index_t at = thread; at < min(g.tile, g.c - start); at += blockDim.x * blockDim.y) {
-    Number* to = channel_sums + ((blockIdx.y * g.chunks + blockIdx.x) * g.c + start + at) * 2;
+    Number* to = channel_sums + ((blockIdx.z * g.chunks + blockIdx.x) * g.c + start + at) * 2;
     to[0] = rows.sums[0][at];
     to[1] = rows.sums[1][at];
   }
@@ -345,7 +209,7 @@ __global__ void __launch_bounds__(norm_block_threads)
   Number plain[Vector], along[Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
-    const Number* means = group_means + (blockIdx.y * g.groups + g.group_of(channel + i)) * 2;
+    const Number* means = group_means + (blockIdx.z * g.groups + g.group_of(channel + i)) * 2;
     plain[i] = means[0];
     along[i] = means[1];
   }
@@ -361,13 +225,6 @@ __global__ void __launch_bounds__(norm_block_threads)
     store_numbers<Vector>(dx + offset, out);
   });
 }
-
-/// A launch of all kernels that walk the pixels.
-struct GroupNormGrid {
-  GroupNormLaunch sizes;
-  dim3 grid, block;
-  std::size_t shared = 0;  ///< of kernels that add over rows
-};
 
 /// Tiles of whole groups and whole vectors that a block's threads cover, rows of threads to fill it, and chunks to fill the
 /// device. `vector` is 1 or divides c.
@@ -385,9 +242,9 @@ inline GroupNormGrid group_norm_grid(Context<Cuda>& context, const kernel::Group
   const index_t wanted = std::max<index_t>(1, 6 * context.multiprocessors() / std::max<index_t>(1, s.n * tiles));
   g.chunk = std::max<index_t>(8 * rows, (s.spatial + wanted - 1) / wanted);
   g.chunks = (s.spatial + g.chunk - 1) / g.chunk;
-  launch.grid = dim3(static_cast<unsigned>(g.chunks), static_cast<unsigned>(s.n), static_cast<unsigned>(tiles));
+  launch.grid = dim3(static_cast<unsigned>(g.chunks), static_cast<unsigned>(tiles), static_cast<unsigned>(s.n));
   launch.block = dim3(static_cast<unsigned>(columns), static_cast<unsigned>(rows));
-  launch.shared = static_cast<std::size_t>(2 * rows * columns * vector) * number_bytes;
+  launch.shared = static_cast<std::size_t>(row_sums_numbers(rows * columns, vector)) * number_bytes;
   return launch;
 }
 
@@ -401,8 +258,11 @@ struct GroupNorm<Cuda> {
   static void forward(Context<Cuda>& context, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                       compute_t<T>* mean, compute_t<T>* inverse_deviation) {
     if (shape.n * shape.spatial * shape.c <= 0) return;
-    by_vectors<T>(context, shape, detail::common_alignment(x, weight, bias, y), [&](auto vector, const detail::GroupNormGrid& l) {
+    by_vectors<T>(shape, detail::common_alignment(x, weight, bias, y), [&](auto vector) {
       constexpr int width = decltype(vector)::value;
+      if constexpr (width > 1)
+        if (detail::group_norm_resident(context, shape, x, weight, bias, y, mean, inverse_deviation)) return;
+      const auto l = detail::group_norm_grid(context, shape, width, sizeof(compute_t<T>));
       const auto& g = l.sizes;
       Scratch<Cuda> scratch(context);
       auto* statistics = scratch.template allocate<double>(shape.n * g.groups * g.chunks * 2);
@@ -428,11 +288,20 @@ struct GroupNorm<Cuda> {
       if (dbias != nullptr && !accumulate_bias) context.fill_zero(dbias, bytes);
       return;
     }
-    by_vectors<T>(context, shape, detail::common_alignment(x, weight, bias, dy, dx), [&](auto vector, const detail::GroupNormGrid& l) {
+    const bool wants_weights = dweight != nullptr || dbias != nullptr;
+    by_vectors<T>(shape, detail::common_alignment(x, weight, bias, dy, dx), [&](auto vector) {
       constexpr int width = decltype(vector)::value;
+      const auto write_weights = [&](index_t rows, const compute_t<T>* sums) {
+        context.launch("norm_weights_kernel", {detail::blocks_for(shape.c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>,
+                       rows, shape.c, sums, dweight, accumulate_weight, dbias, accumulate_bias);
+      };
+      if constexpr (width > 1)
+        if (dx != nullptr && detail::group_norm_resident_gradient(context, shape, x, weight, bias, mean, inverse_deviation, dy, dx,
+                                                                  accumulate_x, wants_weights, write_weights))
+          return;
+      const auto l = detail::group_norm_grid(context, shape, width, sizeof(compute_t<T>));
       const auto& g = l.sizes;
       const index_t count = shape.n * g.groups;
-      const bool wants_weights = dweight != nullptr || dbias != nullptr;
       Scratch<Cuda> scratch(context);
       auto* group_sums = scratch.template allocate<double>(count * g.chunks * 2);
       auto* group_means = scratch.template allocate<compute_t<T>>(count * 2);
@@ -440,9 +309,7 @@ struct GroupNorm<Cuda> {
       context.launch("group_norm_gradient_sums_kernel", {l.grid, l.block, l.shared},
                      detail::group_norm_gradient_sums_kernel<width, T>, g, x, weight, bias, mean, inverse_deviation, dy, group_sums,
                      channel_sums);
-      if (wants_weights)
-        context.launch("norm_weights_kernel", {detail::blocks_for(g.c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>,
-                       shape.n * g.chunks, g.c, channel_sums, dweight, accumulate_weight, dbias, accumulate_bias);
+      if (wants_weights) write_weights(shape.n * g.chunks, channel_sums);
       if (dx == nullptr) return;
       context.launch("group_norm_gradient_join_kernel", {detail::blocks_for(count, 4), 128},
                      detail::group_norm_gradient_join_kernel<compute_t<T>>, g, count, group_sums, group_means);
@@ -452,14 +319,14 @@ struct GroupNorm<Cuda> {
   }
 
  private:
-  /// Calls `launch(vector, grid)` with 16 bytes of channels per thread where the addresses allow it.
-  template <class T, class Launch>
-  static void by_vectors(Context<Cuda>& context, const GroupNormShape& shape, int alignment, Launch&& launch) {
+  /// Calls `body(vector)` with 16 bytes of channels per thread where the addresses allow it.
+  template <class T, class Body>
+  static void by_vectors(const GroupNormShape& shape, int alignment, Body&& body) {
     constexpr int wide = static_cast<int>(16 / sizeof(T));
     if (shape.c % wide == 0 && alignment == 16)
-      launch(std::integral_constant<int, wide>{}, detail::group_norm_grid(context, shape, wide, sizeof(compute_t<T>)));
+      body(std::integral_constant<int, wide>{});
     else
-      launch(std::integral_constant<int, 1>{}, detail::group_norm_grid(context, shape, 1, sizeof(compute_t<T>)));
+      body(std::integral_constant<int, 1>{});
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,9 @@ class KernelTimes {
   ~KernelTimes() {
     for (const auto& mark : marks_) cudaEventDestroy(mark.event);
   }
+
+  /// A name that lives as long as this.
+  const char* kept_name(const std::string& name) { return names_.insert(name).first->c_str(); }
 
   /// Called after each launch; `name` outlives this.
   void mark(const char* name, cudaStream_t stream) {
@@ -65,6 +69,7 @@ class KernelTimes {
     cudaEvent_t event;
   };
   std::vector<Mark> marks_;
+  std::set<std::string> names_;  // whose characters stay where they are
 };
 
 }  // namespace detail

@@ -12,6 +12,7 @@ namespace lpo::inline LPO_ABI {
 struct LaunchShape {
   dim3 blocks, threads;
   std::size_t shared_bytes = 0;
+  unsigned cluster = 1;  ///< neighbours along x that run together (cluster.cuh); divides blocks.x
 };
 
 namespace detail {
@@ -40,9 +41,24 @@ template <class... Parameters, class... Arguments>
 void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stream, bool synchronize,
                    void (*kernel)(Parameters...), const Arguments&... arguments) {
 #if defined(__CUDACC__)
-  kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(arguments...);
+  // 48 KiB, with the kernel's static part, need permission. Asked per call: a kernel has one address in each translation unit,
+  // so a flag would have to be one of each unit too, and the call costs little against a launch.
+  if (shape.shared_bytes > (std::size_t{32} << 10))
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)), name);
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = shape.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = shape.blocks, config.blockDim = shape.threads, config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream, config.attrs = &cluster, config.numAttrs = 1;
+    cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+  } else {
+    kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(arguments...);
+  }
 #else
-  emulated_cuda::run_blocks(shape.blocks, shape.threads, shape.shared_bytes, [&] { kernel(arguments...); });
+  emulated_cuda::run_blocks(shape.blocks, shape.threads, shape.shared_bytes, shape.cluster, [&] { kernel(arguments...); });
 #endif
   expect_launched(name, stream, synchronize);
 }

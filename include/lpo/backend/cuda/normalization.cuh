@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(layer_norm_columns* layer_norm_rows)
         along[i] += gradient[i] * (value[i] - center) * inverse;
       }
     }
-  const RowSums<Vector, Number> totals(plain, along);
+  const RowSums<Vector, Number> totals(launched_numbers<Number>(), plain, along);
   const index_t start = static_cast<index_t>(blockIdx.z) * layer_norm_columns * Vector;
   for (index_t at = threadIdx.y * layer_norm_columns + threadIdx.x; at < layer_norm_columns * Vector && start + at < c;
        at += layer_norm_columns * layer_norm_rows) {

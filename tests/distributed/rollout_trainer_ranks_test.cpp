@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// LpoTrainer and GrpoTrainer over ranks: weights, logs and reports of one rank at the same roll-outs; resuming with
+// another number of ranks; stopping together, also for scores that are not numbers on one rank.
+#include <doctest/doctest.h>
+
+#include <lpo/distributed/thread_communicator.hpp>
+#include <lpo/train/grpo_trainer.hpp>
+
+#include "rank_cases.hpp"
+
+using namespace lpo;
+using namespace rank_cases;
+using small_world::TemporaryFolder;
+
+namespace {
+struct Run {
+  Outcome outcome;
+  RolloutTrainerReport report;
+};
+
+template <template <class...> class Trainer, class Options>
+std::vector<Run> train_on(int size, const Options& options, const ProgressCallback& progress = {},
+                          int broken_rank = -1) {
+  std::vector<Run> runs(static_cast<std::size_t>(size));
+  run_on_threads(size, [&](ThreadCommunicator ranks) {
+    Context<Cpu> context(1);
+    Run& run = runs[static_cast<std::size_t>(ranks.rank())];
+    run.outcome = train_on_rollouts<Trainer>(context, ranks, options, progress, &run.report, ranks.rank() == broken_rank);
+  });
+  return runs;
+}
+
+template <template <class...> class Trainer, class Options>
+void check_ranks(const Options& options) {
+  const auto alone = train_on<Trainer>(1, options).front();
+  small_world::Policy start;
+  CHECK(largest_difference(alone.outcome.weights, small_world::weights(start.store)) > 1e-3);
+  CHECK(alone.report.pairs > 0);
+  for (const int size : {2, 3}) {
+    CAPTURE(size);
+    const auto runs = train_on<Trainer>(size, options);
+    CHECK(largest_difference(runs[0].outcome.weights, alone.outcome.weights) < 2e-6);
+    CHECK(largest_difference(runs[0].outcome.lines, alone.outcome.lines) < 2e-5);
+    for (const Run& run : runs) {
+      CHECK(run.outcome.weights == runs[0].outcome.weights);
+      CHECK(run.report.pairs == alone.report.pairs);
+      CHECK(run.report.optimizer_steps == alone.report.optimizer_steps);
+      CHECK(run.report.kept_per_step == alone.report.kept_per_step);
+      CHECK(run.report.drawn_per_step == alone.report.drawn_per_step);
+      CHECK(run.report.thresholds.front() == doctest::Approx(alone.report.thresholds.front()).epsilon(1e-5));
+    }
+    CHECK(runs.back().outcome.lines.empty());
+  }
+}
+}  // namespace
+
+TEST_CASE("two and three ranks run LPO as one does") {
+  auto options = rank_cases::lpo_options();
+  SUBCASE("every pair is kept") {}
+  SUBCASE("micro-batches, averages, steps without pairs, thresholds that are looked for") {
+    options.micro_batch_size = 1;
+    options.ema_decay = 0.5;
+    options.rollout.divert_start_step = 1;
+    options.threshold_quantile = 0.4;
+    options.calibration_rollouts = 1;
+  }
+  check_ranks<LpoTrainer>(options);
+}
+
+TEST_CASE("two and three ranks run GRPO as one does") {
+  GrpoTrainerOptions options;
+  static_cast<RolloutTrainerOptions&>(options) = rank_cases::lpo_options();
+  check_ranks<GrpoTrainer>(options);
+}
+
+TEST_CASE("a run of three ranks is stopped in a roll-out and goes on with two") {
+  TemporaryFolder folder;
+  auto options = rank_cases::lpo_options(folder.path());
+  int calls = 0;
+  CHECK_THROWS_AS(train_on<LpoTrainer>(3, options, [&](const Progress& p) { return p.step < 3 || ++calls < 4; }),
+                  CancelledError);
+  CHECK(CheckpointFolder(folder.path(), 0).steps().back() == 3);
+  options.resume = true;
+  const auto runs = train_on<LpoTrainer>(2, options);
+  const auto alone = train_on<LpoTrainer>(1, rank_cases::lpo_options()).front();
+  CHECK(largest_difference(runs[0].outcome.weights, alone.outcome.weights) < 2e-6);
+  CHECK(runs[1].report.pairs == alone.report.pairs);
+  CHECK(read_metrics(folder.path() + "/metrics.jsonl").size() == 5);
+}
+
+TEST_CASE("scores that are not numbers on one rank stop all, with a report") {
+  TemporaryFolder folder;
+  const auto options = rank_cases::lpo_options(folder.path());
+  CHECK_THROWS_WITH_AS(train_on<LpoTrainer>(3, options, {}, 1), doctest::Contains("is not a number"), ValueError);
+  CHECK(CheckpointFolder(folder.path(), 0).steps() == std::vector<index_t>{0});
+  CHECK(file_exists(folder.path() + "/not_finite.json"));
+}
+
+TEST_CASE("more ranks than prompts are refused") {
+  auto options = rank_cases::lpo_options();
+  options.sample_batch_size = 2;
+  CHECK_THROWS_WITH_AS(train_on<LpoTrainer>(3, options), doctest::Contains("nothing for some of 3 ranks"), ValueError);
+}
