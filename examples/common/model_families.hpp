@@ -11,10 +11,17 @@
 #include <lpo/model/clip_text_config.hpp>
 #include <lpo/model/unet_config.hpp>
 #include <lpo/model/vae_config.hpp>
+#include <lpo/reward/step_aware_preference_model.hpp>
 
 #include "../tinyworld/tiny_config.hpp"
 
 namespace examples {
+
+/// Towers of a step-aware preference model (SPO).
+struct PreferenceTowers {
+  lpo::ClipVisionConfig vision = lpo::presets::step_aware_vision;
+  lpo::ClipTextConfig text = lpo::presets::pickscore_text;
+};
 
 /// Architectures that belong together.
 struct ModelFamily {
@@ -27,6 +34,7 @@ struct ModelFamily {
   bool two_text_encoders = false;  ///< SDXL
   double default_guidance = 7.5;   ///< as diffusers' pipelines
   bool force_upcast = false;       ///< the autoencoder's activations exceed half's range
+  PreferenceTowers preference{};
 };
 
 inline constexpr ModelFamily sd15_family{"sd15", lpo::presets::sd15, lpo::presets::sd_vae, lpo::presets::clip_l, 768};
@@ -35,7 +43,8 @@ inline constexpr ModelFamily sdxl_family{
     "sdxl", lpo::presets::sdxl, lpo::presets::sd_vae, lpo::presets::clip_l, 1280, lpo::presets::clip_bigg, true, 5.0,
     true};
 inline constexpr ModelFamily tiny_family{"tiny world", tinyworld::unet_config, tinyworld::vae_config,
-                                         tinyworld::text_config, 128};
+                                         tinyworld::text_config, 128, {}, false, 7.5, false,
+                                         {tinyworld::vision_config, tinyworld::preference_text_config}};
 
 /// The family of the reward models that score a family's latents: its own, or one that shares its autoencoder.
 template <const ModelFamily& F>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lpo/model/clip_text_config.hpp>
+#include <lpo/model/clip_vision_config.hpp>
 #include <lpo/model/unet_config.hpp>
 #include <lpo/model/vae_config.hpp>
 
@@ -25,5 +26,24 @@ inline constexpr lpo::UNetConfig unet_config{.levels = 3,
                                              .mid_depth = 1,
                                              .context_width = 64,
                                              .groups = 16};
+
+/// Towers of SPO's preference model, which looks at pictures.
+inline constexpr lpo::ClipVisionConfig vision_config{.width = 64,
+                                                     .hidden = 256,
+                                                     .layers = 3,
+                                                     .heads = 4,
+                                                     .image_size = 32,
+                                                     .patch = 4,
+                                                     .quick_gelu = false,
+                                                     .projection = 64,
+                                                     .time_modulated = true};
+inline constexpr lpo::ClipTextConfig preference_text_config{.vocabulary = 690,
+                                                            .width = 64,
+                                                            .hidden = 256,
+                                                            .layers = 2,
+                                                            .heads = 4,
+                                                            .positions = 24,
+                                                            .quick_gelu = false,
+                                                            .projection = 64};
 
 }  // namespace tinyworld

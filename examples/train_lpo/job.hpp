@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include <lpo/train/grpo_trainer.hpp>
 #include <lpo/train/lpo_trainer.hpp>
+#include <lpo/train/spo_trainer.hpp>
 
 #include "../common/ranks.hpp"
 #include "../common/validation_pictures.hpp"
@@ -17,7 +19,8 @@ using lpo::index_t;
 
 /// The command line. Defaults are those of SD1.5 in the method's code; names are diffusers' and the method's.
 struct Options {
-  std::string model, variant, tokenizer, prediction_type, lrm, lrm_tokenizer, prompt_file;
+  std::string model, variant, tokenizer, prediction_type, lrm, lrm_tokenizer, preference_model, prompt_file;
+  std::string objective = "lpo", advantage_deviation = "population";
   std::string output_dir = "train-lpo-out", lora_targets = "to_q,to_k,to_v,to_out.0", dtype = "float32";
   std::string threshold_mode = "sigma", threshold_table = "closed_form", lrm_timestep = "departure",
               lr_scheduler = "constant", sdxl_uncond = "zeros";
@@ -29,7 +32,7 @@ struct Options {
   int validation_images = 2, validation_epochs = 1, checkpoints_total_limit = 2;
   index_t sample_batch_size = 5, train_batch_size = 10, gradient_accumulation_steps = 1, rank = 4, lrm_max_rows = 0;
   index_t checkpointing_iterations = 50, lr_warmup_steps = 0;
-  double lora_alpha = 0, guidance_scale = 5, eta = 1, lrm_guidance = 7.5, beta = 500, clip_range = 0.1;
+  double lora_alpha = 0, guidance_scale = 5, eta = 1, lrm_guidance = 7.5, beta = -1, clip_range = 0.1;
   double threshold_min = 0.35, threshold_max = 0.5, threshold_const = 0.5, threshold_quantile = 0;
   double learning_rate = 6e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-4;
   double max_grad_norm = 0, ema_decay = 0, loss_scale = 1;
@@ -44,10 +47,28 @@ struct Job {
   std::vector<std::string> prompts;
   std::vector<std::string> lora_targets;
   lpo::SchedulerConfig schedule;
-  lpo::LpoTrainerOptions trainer;
+  lpo::LpoTrainerOptions trainer;  ///< of every objective; its beta is the objective's
   index_t iterations_per_epoch = 1;
   int resolution = 512;
   std::string command, settings;  ///< how it was called; the resolved settings as TOML
+
+  bool is(const char* objective) const { return options.objective == objective; }
+  /// What rates candidates.
+  const std::string& rater() const { return is("spo") ? options.preference_model : options.lrm; }
+  lpo::GrpoTrainerOptions grpo() const {
+    lpo::GrpoTrainerOptions t;
+    static_cast<lpo::RolloutTrainerOptions&>(t) = trainer;
+    t.loss = {.beta = trainer.loss.beta, .clip = trainer.loss.clip};
+    t.deviation = options.advantage_deviation == "sample" ? lpo::GroupDeviation::sample : lpo::GroupDeviation::population;
+    return t;
+  }
+  lpo::SpoTrainerOptions spo() const {
+    lpo::SpoTrainerOptions t;
+    static_cast<lpo::LpoTrainerOptions&>(t) = trainer;
+    return t;
+  }
+  /// "LPO", for people.
+  std::string title() const { return is("grpo") ? "GRPO" : is("spo") ? "SPO" : "LPO"; }
 
   /// SDXL: what stands for the empty prompt.
   lpo::EmptyPrompt empty_prompt() const {
@@ -67,7 +88,7 @@ struct Job {
             .resolution = resolution,
             .schedule = schedule,
             .folder = options.output_dir + "/validation",
-            .method = "LPO",
+            .method = title(),
             .unit = "epoch"};
   }
 };

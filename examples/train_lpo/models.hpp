@@ -2,12 +2,14 @@
 // The reward model of an LPO run, and the prompts as it and the policy read them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include <lpo/io/latent_reward_folder.hpp>
+#include <lpo/io/step_aware_preference_file.hpp>
 
 #include "../common/policy.hpp"
 #include "job.hpp"
@@ -62,6 +64,41 @@ struct Reward {
       lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first, *text.second));
     else
       lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first));
+  }
+};
+
+/// What SPO rates candidates with: the autoencoder, and a preference model that looks at pictures, frozen.
+template <const examples::ModelFamily& F, class T>
+struct PreferenceRater {
+  using V = examples::VaeStorage<F, T>;
+  using Model = lpo::StepAwarePreferenceModel<F.preference.vision, F.preference.text, T, Device>;
+
+  lpo::AutoencoderKL<F.vae, V, Device> vae;
+  Model model;
+  lpo::ParameterStore<V, Device> vae_store;
+  lpo::ParameterStore<T, Device> store;
+  lpo::ClipTokenizer tokenizer;
+
+  explicit PreferenceRater(const Job& job) : tokenizer(preference_tokenizer(job)) {
+    vae_store.add("vae", vae);
+    store.add("", model);
+  }
+
+  void read(const Job& job) {
+    vae_store.allocate_frozen();
+    job.model.load_vae(vae, vae_store);
+    store.allocate_frozen();
+    lpo::load_preference_model(job.options.preference_model, model, store);
+  }
+
+  std::vector<std::int32_t> ids(const std::string& prompt) const { return tokenizer.encode(prompt); }
+
+ private:
+  /// The words of all CLIP tokenizers are the same; the preference model's pads with the end of the text.
+  static lpo::ClipTokenizer preference_tokenizer(const Job& job) {
+    auto tokenizers = job.model.tokenizers(F);
+    tokenizers.front().set_pad_token("<|endoftext|>");
+    return std::move(tokenizers.front());
   }
 };
 

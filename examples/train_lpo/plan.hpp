@@ -22,11 +22,13 @@ void print_run(const Job& job) {
   const Options& o = job.options;
   const lpo::LpoTrainerOptions& t = job.trainer;
   const auto policy = std::make_unique<Policy<F, T>>(job.policy());
-  const auto reward = std::make_unique<Reward<F, R, T>>(job);
+  const auto reward = job.is("spo") ? nullptr : std::make_unique<Reward<F, R, T>>(job);
+  const auto rater = job.is("spo") ? std::make_unique<PreferenceRater<F, T>>(job) : nullptr;
   const int side = job.resolution / F.vae.factor();
 
   std::printf("model        %s (%s)\n", job.model.path().c_str(), F.name);
-  std::printf("reward model %s (%s)\n", o.lrm.c_str(), R.name);
+  std::printf("objective    %s, beta %g\n", o.objective.c_str(), t.loss.beta);
+  std::printf("reward model %s (%s)\n", job.rater().c_str(), reward ? R.name : "looks at predicted pictures");
   std::printf("prompts      %zu from %s\n", job.prompts.size(), o.prompt_file.c_str());
   std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side,
               F.unet.in_channels);
@@ -56,8 +58,10 @@ void print_run(const Job& job) {
     count("reference", policy->reference_store, all);
   else
     count("lora", policy->store, lpo::is_lora_name);
-  count("reward model", reward->store, all);
-  if (!o.validation_prompts.empty()) {
+  if (reward) count("reward model", reward->store, all);
+  if (rater) count("preference model", rater->store, all);
+  if (rater) count("vae", rater->vae_store, all);
+  if (!rater && !o.validation_prompts.empty()) {
     lpo::AutoencoderKL<F.vae, T, Device> vae;
     lpo::ParameterStore<T, Device> store;
     store.add("vae", vae);
@@ -79,7 +83,9 @@ void print_run(const Job& job) {
   const auto lrm = examples::unet_work(R.unet, side, side, R.text.positions);
   const double pass = rows * static_cast<double>(t.micro_batch_size);
   const double denoising = stored * examples::unet_activations(F.unet, rows * prompts, side, side);
-  const double scoring = stored * examples::unet_activations(R.unet, lrm_rows * scored, side, side);
+  const double scoring = rater ? stored * (examples::unet_activations(F.unet, rows * scored, side, side) +
+                                           examples::vae_activations(F.vae, job.resolution, job.resolution))
+                               : stored * examples::unet_activations(R.unet, lrm_rows * scored, side, side);
   const double training =
       stored * pass *
       (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : (1 + examples::gradient_share) * work.kept);
@@ -93,19 +99,24 @@ void print_run(const Job& job) {
   // Time.
   auto context = examples::make_context(o.threads);
   const double rate = examples::measured_rate<T, Device>(context);
-  const double steps = t.sample_steps;
-  const double sampling = steps * rows * prompts * work.total();
-  const double judging = steps * lrm_rows * candidates * (lrm.down + lrm.middle);
+  const double steps = t.sample_steps, compared = std::max(0.0, steps - t.rollout.divert_start_step);
+  // SPO denoises every candidate, which is the next step's denoising, and decodes it: about 2.25 times encoding.
+  const double sampling = (rater ? steps - compared + 1 : steps) * rows * prompts * work.total();
+  const double judging = rater ? compared * candidates *
+                                     (rows * work.total() +
+                                      2.25 * examples::vae_encoder_work(F.vae, job.resolution, job.resolution))
+                               : compared * lrm_rows * candidates * (lrm.down + lrm.middle);
   const double backward = policy->reference ? 2 : 1.16;  // adapters need no products for the weights' gradients
   const double per_pair = rows * work.total() * (2 + backward + (t.gradient_checkpointing ? 1 : 0));
-  const double updating = assumed_kept * steps * prompts * per_pair;
+  const double kept = job.is("grpo") ? 1.0 : assumed_kept;
+  const double updating = kept * compared * prompts * per_pair;
   const double seconds = (sampling + judging + updating) / rate;
   std::printf(
       "work         %.4g TFLOP an iteration: %.0f %% denoising, %.0f %% scoring, %.0f %% training (if %.0f %% of the "
       "pairs are kept)\n",
       (sampling + judging + updating) / 1e12, 100 * sampling / (sampling + judging + updating),
       100 * judging / (sampling + judging + updating), 100 * updating / (sampling + judging + updating),
-      100 * assumed_kept);
+      100 * kept);
   std::printf("time         at least %s an iteration, %s in all, at the %.0f GFLOP/s that matrix products reach here\n",
               examples::clock_text(seconds).c_str(),
               examples::clock_text(seconds * static_cast<double>(t.max_train_iterations)).c_str(), rate / 1e9);

@@ -27,10 +27,13 @@ class Results {
     if (!lpo::file_exists(log)) return;  // it ended before it began
     const auto kept = lpo::read_metric(log, "kept");
     examples::RunReport report;
-    report.over = "Latent preference optimization · " + job_.model.name();
-    report.title = "LPO " + end;
+    report.over = (job_.is("grpo")  ? "Step-wise GRPO"
+                   : job_.is("spo") ? "Step-aware preference optimization"
+                                    : "Latent preference optimization") +
+                  std::string(" · ") + job_.model.name();
+    report.title = job_.title() + " " + end;
     report.lead = lpo::message(kept.step.size(), " of ", job_.trainer.max_train_iterations, " iterations over ",
-                               job_.prompts.size(), " prompts, with the reward model ", job_.options.lrm, ".");
+                               job_.prompts.size(), " prompts, with the reward model ", job_.rater(), ".");
     double pairs = 0;
     for (const double one : kept.value) pairs += one;
     report.tiles = {

@@ -45,7 +45,8 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.threshold.constant = o.threshold_const;
   t.threshold_quantile = o.threshold_quantile;
   t.calibration_rollouts = o.calibration_rollouts;
-  t.loss = {.beta = o.beta, .clip = o.clip_range, .stable_logsigmoid = o.stable_logsigmoid};
+  const double usual_beta = o.objective == "grpo" ? 0.1 : o.objective == "spo" ? 10 : 500;
+  t.loss = {.beta = o.beta >= 0 ? o.beta : usual_beta, .clip = o.clip_range, .stable_logsigmoid = o.stable_logsigmoid};
   t.learning_rate = o.learning_rate;
   t.lr_scheduler =
       o.lr_scheduler == "constant" ? lpo::LearningRateKind::constant : lpo::LearningRateKind::constant_with_warmup;
@@ -81,6 +82,12 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   if (job.resolution % multiple != 0)
     throw lpo::ValueError(
         lpo::message("[train_lpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
+  if (job.rater().empty())
+    throw lpo::ValueError("[train_lpo] --objective " + o.objective +
+                          (o.objective == "spo" ? " needs --preference_model, which train_spm trains"
+                                                : " needs --lrm, a reward model's folder"));
+  if (o.objective == "grpo" && o.threshold_quantile > 0)
+    throw lpo::ValueError("[train_lpo] --threshold_quantile: --objective grpo trains all candidates, without thresholds");
   if (!(o.eta > 0))
     throw lpo::ValueError(
         "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
@@ -125,7 +132,8 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
 int main(int argc, char** argv) {
   Options o;
   CLI::App app{
-      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization."};
+      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with latent preference optimization, or "
+      "with its rivals GRPO and SPO."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
   const auto add = [&](const char* name, auto& value, const char* text) {
@@ -142,7 +150,14 @@ int main(int argc, char** argv) {
       "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
   add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
       ->check(CLI::IsMember({"epsilon", "v_prediction"}));
-  add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")->required();
+  add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors");
+  add("objective", o.objective,
+      "lpo: clear pairs by the reward model; grpo: all candidates, weighted by its scores; spo: clear pairs by a "
+      "preference model that looks at predicted pictures")
+      ->check(CLI::IsMember({"lpo", "grpo", "spo"}));
+  add("preference_model", o.preference_model, "of objective spo: a step-aware preference model, which train_spm writes");
+  add("advantage_deviation", o.advantage_deviation, "of objective grpo: divide by K (population) or K - 1 (sample)")
+      ->check(CLI::IsMember({"population", "sample"}));
   add("lrm_tokenizer", o.lrm_tokenizer, "the reward model's tokenizer [its own, or the model's]");
   add("prompt_file", o.prompt_file,
       "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line")
@@ -174,7 +189,7 @@ int main(int argc, char** argv) {
   add("lrm_guidance", o.lrm_guidance, "visual feature enhancement; 1 is none");
   add("lrm_multi_scale", o.lrm_multi_scale, "true or false: pool features of every level");
   add("lrm_multi_scale_cfg", o.lrm_multi_scale_cfg, "true or false: guide the features of every level");
-  add("lrm_max_rows", o.lrm_max_rows, "latents scored at once, for memory; 0 is all")->check(CLI::NonNegativeNumber);
+  add("lrm_max_rows", o.lrm_max_rows, "candidates scored at once, for memory; 0 is all")->check(CLI::NonNegativeNumber);
   add("threshold_mode", o.threshold_mode, "what the smallest gap of a pair grows with")
       ->check(CLI::IsMember({"sigma", "variance", "linear", "const"}));
   add("threshold_table", o.threshold_table, "closed_form, or the rounded tables of the original code")
@@ -187,8 +202,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 0.99));
   add("calibration_rollouts", o.calibration_rollouts, "roll-outs for that")->check(CLI::PositiveNumber);
 
-  app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta, "strength of the preference against the reference")
-      ->check(CLI::PositiveNumber);
+  app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta,
+                 "strength of the preference against the reference; grpo: weight of the divergence from it; below 0 takes "
+                 "the objective's: lpo 500, grpo 0.1, spo 10");
   add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
   add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
   add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// CLIPVisionModel against transformers; the step-aware preference model and its preparation of pictures against PyTorch:
-// values and gradients.
+// CLIPVisionModel against transformers; the step-aware preference model and its preparation of pictures against
+// PyTorch: values and gradients.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -153,15 +153,15 @@ TEST_CASE("with modulation as it is initialised, time does not matter and the to
   load_parameters(store, file, {.file_prefix = "weights/"});
   for (const auto& entry : timed_store.entries())
     for (const auto& same : store.entries())
-      if (same.name == entry.name)
-        std::copy_n(same.parameter->data(), same.parameter->size(), entry.parameter->data());
+      if (same.name == entry.name) std::copy_n(same.parameter->data(), same.parameter->size(), entry.parameter->data());
   Context<Reference> context(1);
   Tape<Reference> tape(context);
   const auto pixels = golden::tensor<double, 4, Reference>(file, "in/pixel_values");
   const auto time = golden::tensor<double, 3, Reference>(file, "in/cotangent/last_hidden_state");  // any numbers
   const auto a = (*tower)(constant(tape, pixels)).image_embedding;
-  const auto b = (*timed)(constant(tape, pixels),
-                          contiguous(constant(tape, time).reshape(Extents<2>{40, 16}).slice(0, 0, 4))).image_embedding;
+  const auto b =
+      (*timed)(constant(tape, pixels), contiguous(constant(tape, time).reshape(Extents<2>{40, 16}).slice(0, 0, 4)))
+          .image_embedding;
   for (index_t i = 0; i < a.size(); ++i) CHECK(b.data()[i] == doctest::Approx(a.data()[i]).epsilon(1e-12));
 }
 

@@ -7,8 +7,8 @@
 
 namespace lpo::inline LPO_ABI::detail {
 
-/// Multi-head self-attention with biases; `Causal`: positions attend to earlier ones only. Keys: q_proj, k_proj, v_proj,
-/// out_proj. All four can carry a LoRA.
+/// Multi-head self-attention with biases; `Causal`: positions attend to earlier ones only. Keys: q_proj, k_proj,
+/// v_proj, out_proj. All four can carry a LoRA.
 template <int Width, int Heads, bool Causal, class T, class Device>
 struct ClipAttention {
   static_assert(Width % Heads == 0, "lpo CLIP: the width must be a multiple of the heads");

@@ -119,8 +119,8 @@ struct CLIPVisionModel {
     }
   }
 
-  /// `images` [n, image_size, image_size, channels], normalised (clip_pixels). `time`: a time embedding [n, width] where
-  /// the config has modulation, else absent.
+  /// `images` [n, image_size, image_size, channels], normalised (clip_pixels). `time`: a time embedding [n, width]
+  /// where the config has modulation, else absent.
   ClipVisionOutput<T, Device> operator()(const Var<T, 4, Device>& images, const Var<T, 2, Device>& time = {}) {
     const index_t n = images.extent(0);
     if (images.extent(1) != C.image_size || images.extent(2) != C.image_size || images.extent(3) != C.channels)
@@ -150,12 +150,12 @@ struct CLIPVisionModel {
     return out;
   }
 
-  /// After initialising weights at random: the gates of the modulation are open, so that a tower starts as the plain one.
+  /// After initialising weights at random: the gates of the modulation are open, so that a tower starts as the plain
+  /// one.
   void open_gates() requires(C.time_modulated) {
     for (auto& layer : layers) {
       std::vector<T> bias(static_cast<std::size_t>(6 * C.width), T(0.0f));
-      for (const int gate : {2, 5})
-        std::fill_n(bias.begin() + gate * C.width, C.width, T(1.0f));
+      for (const int gate : {2, 5}) std::fill_n(bias.begin() + gate * C.width, C.width, T(1.0f));
       DeviceMemory<Device>::copy_from_host(layer.modulation.bias.data(), bias.data(), bias.size() * sizeof(T));
     }
   }

@@ -28,14 +28,15 @@ inline constexpr ClipVisionConfig step_aware_vision{.width = 1280,
 }  // namespace presets
 
 /// The preference model of SPO (arXiv 2406.04314): S(prompt, picture, t) = exp(logit_scale) cos(v, q), where v is the
-/// vision tower's embedding of the picture that a diffusion model predicts from the noisy latents of timestep t. Weights
-/// under the names of transformers' CLIPModel, and t_embedder.mlp.0, .2 of the time embedding.
+/// vision tower's embedding of the picture that a diffusion model predicts from the noisy latents of timestep t.
+/// Weights under the names of transformers' CLIPModel, and t_embedder.mlp.0, .2 of the time embedding.
 template <ClipVisionConfig V, ClipTextConfig C, class T, class Device>
 struct StepAwarePreferenceModel {
   static constexpr ClipVisionConfig vision_config = V;
   static constexpr ClipTextConfig text_config = C;
-  static_assert(V.time_modulated && C.projection == V.projection && C.projection > 0,
-                "lpo StepAwarePreferenceModel: needs a modulated vision tower, and a text tower of the same projection");
+  static_assert(
+      V.time_modulated && C.projection == V.projection && C.projection > 0,
+      "lpo StepAwarePreferenceModel: needs a modulated vision tower, and a text tower of the same projection");
   using value_type = T;
   using device = Device;
   static constexpr int frequencies = 256;

@@ -36,7 +36,8 @@ class PredictedImageModel {
     options.guidance = static_cast<float>(guidance_scale);
   }
 
-  /// Embeddings of the predicted pictures. What LrmTrainer encodes with PreferenceTextEncoder are the generator's states.
+  /// Embeddings of the predicted pictures. What LrmTrainer encodes with PreferenceTextEncoder are the generator's
+  /// states.
   Var<T, 2, Device> visual(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
                            const RewardPrompt<T, Device>& prompt) {
     auto& tape = latents.tape();

@@ -29,7 +29,11 @@ class PredictedImageScorer {
   /// `max_rows` bounds the candidates of one pass (memory); 0 = all at once.
   PredictedImageScorer(Tape<Device>& tape, UNet& policy, Vae& vae, Preference& preference,
                        const NoiseSchedule& schedule, double guidance_scale, index_t max_rows)
-      : tape_(tape), policy_(policy), preference_(preference), images_(vae, schedule), scale_(guidance_scale),
+      : tape_(tape),
+        policy_(policy),
+        preference_(preference),
+        images_(vae, schedule),
+        scale_(guidance_scale),
         max_rows_(max_rows) {}
 
   /// `prompts` must outlive their use; `ids`: the same n prompts for the preference model.
@@ -54,8 +58,9 @@ class PredictedImageScorer {
     for (index_t begin = 0; begin < n; begin += chunk) {
       const index_t end = std::min(n, begin + chunk);
       const auto at = static_cast<std::size_t>(begin), count = static_cast<std::size_t>(end - begin);
-      score_rows(latents.slice(0, begin, end), {predictions_.data() + begin * width, latents.slice(0, begin, end).extents},
-                 begin, finished ? 0 : step.arrival, scores.subspan(at, count));
+      score_rows(latents.slice(0, begin, end),
+                 {predictions_.data() + begin * width, latents.slice(0, begin, end).extents}, begin,
+                 finished ? 0 : step.arrival, scores.subspan(at, count));
     }
     candidates_at_ = finished ? -1 : step.arrival;
   }
@@ -69,23 +74,24 @@ class PredictedImageScorer {
     extents[0] = b;
     if (!(known_.extents() == extents)) known_ = Tensor<Number, 4, Device>(extents);
     for (index_t i = 0; i < b; ++i)
-      kernel::CopyRows<Device>::run(tape_.context(), 1, width,
-                                    static_cast<const Number*>(predictions_.data()) +
-                                        (chosen[static_cast<std::size_t>(i)] * b + i) * width,
-                                    width, known_.data() + i * width, width, false);
+      kernel::CopyRows<Device>::run(
+          tape_.context(), 1, width,
+          static_cast<const Number*>(predictions_.data()) + (chosen[static_cast<std::size_t>(i)] * b + i) * width,
+          width, known_.data() + i * width, width, false);
   }
 
   /// The policy's prediction at `timestep` for the latents that continue_with left, if it is known; then true.
   bool known_prediction(double timestep, View<Number, 4, Device> prediction) {
-    const bool known = known_at_ >= 0 && static_cast<double>(known_at_) == timestep && known_.extents() == prediction.extents;
+    const bool known =
+        known_at_ >= 0 && static_cast<double>(known_at_) == timestep && known_.extents() == prediction.extents;
     known_at_ = -1;
     if (known) evaluate(&tape_.context(), prediction, 1.0 * known_.view());
     return known;
   }
 
  private:
-  void score_rows(const View<const Number, 4, Device>& latents, const View<Number, 4, Device>& prediction, index_t first,
-                  int timestep, std::span<float> scores) {
+  void score_rows(const View<const Number, 4, Device>& latents, const View<Number, 4, Device>& prediction,
+                  index_t first, int timestep, std::span<float> scores) {
     const auto guard = tape_.inference();
     const auto start = tape_.snapshot();
     const index_t n = latents.extent(0), b = prompts_->size();
@@ -97,17 +103,18 @@ class PredictedImageScorer {
     }
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
     if (timestep > 0) {
-      const auto guided = guided_prediction(policy_, *prompts_, std::span<const index_t>(rows),
-                                            detail::network_input<T>(tape_, latents),
-                                            std::span<const float>(timesteps), scale_);
+      const auto guided =
+          guided_prediction(policy_, *prompts_, std::span<const index_t>(rows),
+                            detail::network_input<T>(tape_, latents), std::span<const float>(timesteps), scale_);
       evaluate(&tape_.context(), prediction, 1.0 * guided);
       tape_.rewind(start);
     }
     constexpr index_t size = Preference::vision_config.image_size;
     const auto pixels = make_output<Number>(tape_, Extents<4>{n, size, size, 3}, false);
     images_.prepare(tape_, latents, prediction, timesteps, pixels.view());
-    const auto z = preference_.score(detail::network_input<P>(tape_, View<const Number, 4, Device>(pixels.view())),
-                                     timesteps, embedding(constant(tape_, texts_), std::span<const std::int32_t>(texts)));
+    const auto z =
+        preference_.score(detail::network_input<P>(tape_, View<const Number, 4, Device>(pixels.view())), timesteps,
+                          embedding(constant(tape_, texts_), std::span<const std::int32_t>(texts)));
     std::vector<compute_t<P>> host(scores.size());
     tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(host.front()));
     for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(host[i]);

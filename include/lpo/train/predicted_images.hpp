@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// PredictedImages: the pictures that a diffusion model predicts from noisy latents, decoded and prepared for a CLIP tower.
+// PredictedImages: the pictures that a diffusion model predicts from noisy latents, decoded and prepared for a CLIP
+// tower.
 #pragma once
 
 #include <algorithm>
