@@ -43,8 +43,11 @@ int main(int argc, char** argv) {
   app.add_option("--mpcf-strategy", o.world.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")->check(CLI::Range(0, 3));
   auto* const pairs = app.add_subcommand("pairs", "draw and rate the pictures")->fallthrough();
   auto* const reward = app.add_subcommand("reward-model", "train a latent reward model")->fallthrough();
+  auto* const spm = app.add_subcommand("preference-model", "train SPO's preference model")->fallthrough();
+  spm->add_option("--spm-steps", o.spm_steps, "its steps")->check(CLI::PositiveNumber);
+  spm->add_option("--spm-learning-rate", o.spm_rate, "AdamW's");
   auto* const train = app.add_subcommand("run", "align the base model by one method, and measure it")->fallthrough();
-  train->add_option("--method", o.method, "lpo, dpo, grpo, or base, which trains nothing");
+  train->add_option("--method", o.method, "lpo, dpo, grpo, spo, or base, which trains nothing");
   train->add_option("--out", o.out, "the run's JSON file");
   train->add_option("--seed", o.seed, "seed of the training");
   train->add_option("--cpu-seconds", o.cpu_seconds, "CPU time of the training, without measuring")->check(CLI::PositiveNumber);
@@ -67,6 +70,7 @@ int main(int argc, char** argv) {
   return examples::run("compare", [&] {
     if (pairs->parsed()) compare::make_pairs(o);
     if (reward->parsed()) compare::make_reward_model(o);
+    if (spm->parsed()) compare::make_preference_model(o);
     if (train->parsed()) run(o);
   });
 }

@@ -15,6 +15,7 @@ using Method = void (*)(demo::Studio& studio, const Options& options, Recorder& 
 void train_lpo(demo::Studio& studio, const Options& options, Recorder& recorder);
 void train_dpo(demo::Studio& studio, const Options& options, Recorder& recorder);
 void train_grpo(demo::Studio& studio, const Options& options, Recorder& recorder);
+void train_spo(demo::Studio& studio, const Options& options, Recorder& recorder);
 
 /// ValueError names the methods if there is none of this name.
 Method method_of(const std::string& name);

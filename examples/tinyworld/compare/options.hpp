@@ -23,6 +23,8 @@ struct Options {
   index_t prompts = 32;          ///< of a roll-out
   // reward models
   std::string reward_model = "lrm";  ///< folder in `data`
+  index_t spm_steps = 400;  ///< SPO's preference model, which begins with drawn weights
+  double spm_rate = 1e-3;
   // LPO
   int divert_start_step = 0, divert_end_step = 0;
   std::string threshold = "quantile";  ///< quantile, range or constant

@@ -14,4 +14,7 @@ void make_pairs(const Options& options);
 /// its costs and accuracy are in `reward_model`.json.
 void make_reward_model(const Options& options);
 
+/// Trains SPO's preference model `data`/`reward_model` on the same pairs.
+void make_preference_model(const Options& options);
+
 }  // namespace compare
