@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The methods that are compared. Each trains the adapters of the studio's generator until the recorder says that its time is
-// used up; a further method is a function like these and a line in method_of().
+// The methods that are compared. Each trains the adapters of the studio's generator until the recorder says that its
+// time is used up; a further method is a function like these and a line in method_of().
 #pragma once
 
 #include <string>

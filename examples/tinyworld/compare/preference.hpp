@@ -10,7 +10,8 @@ namespace compare {
 
 /// Drawn weights: there is no CLIP model of this world to begin with.
 struct Preference {
-  using Model = lpo::StepAwarePreferenceModel<tinyworld::vision_config, tinyworld::preference_text_config, float, tinyworld::Device>;
+  using Model = lpo::StepAwarePreferenceModel<tinyworld::vision_config, tinyworld::preference_text_config, float,
+                                              tinyworld::Device>;
 
   Model model;
   tinyworld::Store store;
