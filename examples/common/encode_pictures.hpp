@@ -32,8 +32,8 @@ using lpo::index_t;
 
 /// Which pairs a program trains on, and how it makes latents of their pictures.
 struct PairSettings {
-  ModelSource model;    ///< its autoencoder encodes
-  int resolution = 0;   ///< pictures are resized to this square
+  ModelSource model;       ///< its autoencoder encodes
+  int resolution = 0;      ///< pictures are resized to this square
   std::string score_file;  ///< MPCF by these scores; empty keeps all pairs
   lpo::MpcfOptions mpcf;
   bool training = true;  ///< false: pairs to validate on, of which all are kept
@@ -121,7 +121,8 @@ EncodeReport encode_data_set(const PairSettings& pairs, lpo::Tape<Device>& tape,
   if (pairs.training) settings["mpcf_strategy"] = pairs.score_file.empty() ? 0 : pairs.mpcf.strategy;
   if (!pairs.score_file.empty())
     settings["mpcf_tie_abs"] = pairs.mpcf.tie_abs, settings["mpcf_inclusive"] = pairs.mpcf.inclusive;
-  auto filter = pairs.score_file.empty() ? lpo::PreferenceFilter() : lpo::PreferenceFilter(pairs.score_file, pairs.mpcf);
+  auto filter =
+      pairs.score_file.empty() ? lpo::PreferenceFilter() : lpo::PreferenceFilter(pairs.score_file, pairs.mpcf);
   const index_t side = pairs.resolution / F.vae.factor(), channels = F.unet.in_channels;
   lpo::PosteriorCacheWriter cache(folder, lpo::Extents<3>{side, side, channels}, std::move(settings));
   std::unique_ptr<PictureEncoder<F>> encoder;  // read only if there is something to encode

@@ -20,9 +20,9 @@ struct PolicySettings {
   ModelSource model;
   bool full_finetuning = false;
   lpo::index_t rank = 4;
-  double lora_alpha = 0;  ///< 0 is the rank
+  double lora_alpha = 0;                  ///< 0 is the rank
   std::vector<std::string> lora_targets;  ///< ends of projections' names
-  std::uint64_t seed = 42;  ///< of the adapters
+  std::uint64_t seed = 42;                ///< of the adapters
 };
 
 /// Constructed without memory: `read` takes it. With full fine-tuning the reference is a copy of the UNet.
@@ -38,9 +38,9 @@ struct Policy {
   explicit Policy(PolicySettings settings) : text(settings.model.tokenizers(F)), settings_(std::move(settings)) {
     if (!settings_.full_finetuning) {
       const double alpha = settings_.lora_alpha > 0 ? settings_.lora_alpha : static_cast<double>(settings_.rank);
-      const int adapted = lpo::enable_lora<T, Device>(unet, settings_.rank, static_cast<float>(alpha), [&](const auto& name) {
-        return lpo::is_lora_target(name, settings_.lora_targets);
-      });
+      const int adapted = lpo::enable_lora<T, Device>(
+          unet, settings_.rank, static_cast<float>(alpha),
+          [&](const auto& name) { return lpo::is_lora_target(name, settings_.lora_targets); });
       if (adapted == 0) {
         std::string targets;
         for (const std::string& one : settings_.lora_targets) targets += (targets.empty() ? "" : ",") + one;
@@ -103,8 +103,8 @@ class WithAverages {
   Ema* ema_;
 };
 
-/// Writes the policy into a checkpoint's folder, and what its averages make of it into ema/. Nothing where the whole UNet
-/// trains: state.safetensors has the weights, all of them.
+/// Writes the policy into a checkpoint's folder, and what its averages make of it into ema/. Nothing where the whole
+/// UNet trains: state.safetensors has the weights, all of them.
 template <const ModelFamily& F, class T, class Ema>
 void save_checkpoint_policy(Policy<F, T>& policy, Ema* ema, const std::string& folder) {
   if (policy.reference) return;

@@ -90,8 +90,8 @@ inline std::vector<std::pair<std::string, std::string>> settings_facts(const std
 }
 
 /// Sections of the first and the last validation pictures in `folder`, of whichever session drew them.
-inline void add_validation_pictures(RunReport& report, const std::string& folder, const std::vector<std::string>& prompts,
-                                    int images, int resolution) {
+inline void add_validation_pictures(RunReport& report, const std::string& folder,
+                                    const std::vector<std::string>& prompts, int images, int resolution) {
   std::vector<std::string> drawn;
   std::error_code error;
   for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
@@ -103,7 +103,8 @@ inline void add_validation_pictures(RunReport& report, const std::string& folder
     for (std::size_t p = 0; p < prompts.size(); ++p)
       for (int i = 0; i < images; ++i) {
         const std::string path = lpo::message(folder, "/", name, "/", p, "-", i, ".png");
-        if (lpo::file_exists(path)) section.pictures.push_back({prompts[p], lpo::read_text_file(path), resolution, resolution});
+        if (lpo::file_exists(path))
+          section.pictures.push_back({prompts[p], lpo::read_text_file(path), resolution, resolution});
       }
     report.sections.push_back(std::move(section));
   };

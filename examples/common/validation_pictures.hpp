@@ -89,17 +89,19 @@ class ValidationPictures {
   std::string parameters(const std::string& prompt, int image, lpo::index_t count) const {
     char guidance[32];
     std::snprintf(guidance, sizeof guidance, "%g", settings_.guidance_scale);
-    return lpo::message(prompt, "\nSteps: ", settings_.steps, ", Sampler: DDIM, CFG scale: ", guidance, ", Seed: ",
-                        settings_.seed + static_cast<std::uint64_t>(image), ", Size: ", settings_.resolution, "x",
-                        settings_.resolution, ", Model: ", settings_.model.name(), ", ", settings_.method, " ", settings_.unit,
-                        ": ", count, ", RNG: CPU, Version: lpo ", LPO_VERSION_STRING);
+    return lpo::message(prompt, "\nSteps: ", settings_.steps, ", Sampler: DDIM, CFG scale: ", guidance,
+                        ", Seed: ", settings_.seed + static_cast<std::uint64_t>(image),
+                        ", Size: ", settings_.resolution, "x", settings_.resolution,
+                        ", Model: ", settings_.model.name(), ", ", settings_.method, " ", settings_.unit, ": ", count,
+                        ", RNG: CPU, Version: lpo ", LPO_VERSION_STRING);
   }
 
   std::vector<lpo::RgbImage> draw_prompt(const std::string& prompt) {
     lpo::Tape<Device> tape(context_);
     const int side = settings_.resolution / F.vae.factor();
     const std::vector<std::string> prompts(static_cast<std::size_t>(settings_.images), prompt);
-    const auto states = policy_.text.encode(tape, prompts, "", settings_.empty, settings_.resolution, settings_.resolution);
+    const auto states =
+        policy_.text.encode(tape, prompts, "", settings_.empty, settings_.resolution, settings_.resolution);
     lpo::GuidedDenoiser<typename Policy<F, T>::UNet> guided(tape, policy_.unet, settings_.guidance_scale);
     guided.set_prompts(states);
     lpo::Tensor<float, 4, Device> latents(lpo::Extents<4>{settings_.images, side, side, F.unet.in_channels});

@@ -76,10 +76,10 @@ void align(const Job& job) {
     results.finish(trainer.train(pairs, progress));
   } catch (...) {
     if (job.processes.first()) try {
-      results.write("stopped");
-    } catch (const lpo::FileError& error) {  // why it stopped matters more
-      std::fprintf(stderr, "\nno report: %s\n", error.what());
-    }
+        results.write("stopped");
+      } catch (const lpo::FileError& error) {  // why it stopped matters more
+        std::fprintf(stderr, "\nno report: %s\n", error.what());
+      }
     throw;
   }
   if (!job.processes.first()) return;

@@ -25,7 +25,8 @@ void print_plan(const Job& job) {
   std::printf("size         %d x %d, latents %d x %d x %d\n", job.resolution, job.resolution, side, side,
               F.unet.in_channels);
   std::printf("steps        %lld of %lld pairs, %lld at once, in %s\n", static_cast<long long>(t.max_train_steps),
-              static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size), o.output_dir.c_str());
+              static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size),
+              o.output_dir.c_str());
   std::printf("optimizer    beta %g, learning rate %g (%s, %lld steps of warm-up)\n", t.beta_dpo, t.learning_rate,
               o.lr_scheduler.c_str(), static_cast<long long>(t.lr_warmup_steps));
 
@@ -67,7 +68,8 @@ void print_plan(const Job& job) {
   encoder += 4 * examples::vae_activations(F.vae, job.resolution, job.resolution);
   std::printf("activations  about %s (%.0f rows%s)\n", examples::memory_text(activations).c_str(), rows,
               t.gradient_checkpointing ? ", checkpointed" : "");
-  std::printf("memory       about %s\n", examples::memory_text(std::max(total + optimizer + activations, encoder)).c_str());
+  std::printf("memory       about %s\n",
+              examples::memory_text(std::max(total + optimizer + activations, encoder)).c_str());
 
   auto context = examples::make_context(o.threads);
   const double rate = examples::measured_rate<T, Device>(context);
@@ -78,8 +80,8 @@ void print_plan(const Job& job) {
   const double step = static_cast<double>(t.train_batch_size) * per_pair;
   const double seconds = step / rate;
   std::printf("work         %.4g TFLOP a step\n", step / 1e12);
-  std::printf("time         at least %.2f s a step, %s in all, at the %.0f GFLOP/s that matrix products reach here\n", seconds,
-              examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str(), rate / 1e9);
+  std::printf("time         at least %.2f s a step, %s in all, at the %.0f GFLOP/s that matrix products reach here\n",
+              seconds, examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str(), rate / 1e9);
   if (job.data.has_pictures())
     std::printf("encoding     at least %.2g s a picture, once; the cache is in %s\n",
                 examples::vae_encoder_work(F.vae, job.resolution, job.resolution) /

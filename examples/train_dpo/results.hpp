@@ -42,9 +42,9 @@ class Results {
     report.sections.push_back(curves(log));
     if (data_.counts.seen() > 0)
       report.sections.push_back({"Data",
-                                 lpo::message(data_.counts.seen(), " labelled pairs, ", data_.counts.kept(), " kept, of which ",
-                                              data_.counts.kept_ties, " are ties; ", data_.unlabelled, " without a label; ",
-                                              data_.images, " pictures."),
+                                 lpo::message(data_.counts.seen(), " labelled pairs, ", data_.counts.kept(),
+                                              " kept, of which ", data_.counts.kept_ties, " are ties; ",
+                                              data_.unlabelled, " without a label; ", data_.images, " pictures."),
                                  {},
                                  {}});
     examples::add_validation_pictures(report, job_.options.output_dir + "/validation", job_.options.validation_prompts,
@@ -64,7 +64,8 @@ class Results {
     };
     add("train_loss", "Loss", "Starts at ln 2, where policy and reference agree.", {{0.693147, "ln 2"}});
     add("implicit_acc", "Implicit accuracy",
-        "Share of pairs where the policy denoises the preferred picture better than the other, relative to the reference.",
+        "Share of pairs where the policy denoises the preferred picture better than the other, relative to the "
+        "reference.",
         {{0.5, "chance"}}, true);
     add("train_margin", "Margin", "Mean of what the loss's sigmoid sees: positive where the preferred picture gains.",
         {{0, ""}});

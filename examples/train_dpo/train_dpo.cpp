@@ -98,7 +98,8 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
 int main(int argc, char** argv) {
   Options o;
   CLI::App app{
-      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with Diffusion-DPO, on pairs of pictures."};
+      "Align a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world) with Diffusion-DPO, on pairs of "
+      "pictures."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
   const auto add = [&](const char* name, auto& value, const char* text) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// train_dpo on forty pictures of the tiny world: what it writes, train_lrm's cache, interruptions, presets, the plan, what
-// is refused.
+// train_dpo on forty pictures of the tiny world: what it writes, train_lrm's cache, interruptions, presets, the plan,
+// what is refused.
 #if defined(LPO_PROGRAM_TRAIN_DPO) && defined(LPO_PROGRAM_TXT2IMG)
 #include <doctest/doctest.h>
 
@@ -62,7 +62,8 @@ struct DpoSetting : PreferencePictures {
     }
     return all;
   }
-  ProgramResult train(const std::string& data, const std::string& out, const std::vector<std::string>& more = {}) const {
+  ProgramResult train(const std::string& data, const std::string& out,
+                      const std::vector<std::string>& more = {}) const {
     return run_program(LPO_PROGRAM_TRAIN_DPO, arguments(data, out, more));
   }
   std::string lora(const std::string& out) const { return directory.read(out + "/pytorch_lora_weights.safetensors"); }
@@ -70,9 +71,22 @@ struct DpoSetting : PreferencePictures {
   lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
     static int number = 0;
     const std::string out = directory.file("drawn-" + std::to_string(number++));
-    std::vector<std::string> all = {"--pretrained_model_name_or_path", from, "--prompt", "a red circle", "--num_inference_steps",
-                                    "4", "--guidance_scale", "2", "--scheduler", "ddim", "--seed", "42", "--threads", "1",
-                                    "--output_dir", out};
+    std::vector<std::string> all = {"--pretrained_model_name_or_path",
+                                    from,
+                                    "--prompt",
+                                    "a red circle",
+                                    "--num_inference_steps",
+                                    "4",
+                                    "--guidance_scale",
+                                    "2",
+                                    "--scheduler",
+                                    "ddim",
+                                    "--seed",
+                                    "42",
+                                    "--threads",
+                                    "1",
+                                    "--output_dir",
+                                    out};
     all.insert(all.end(), more.begin(), more.end());
     const auto run = run_program(LPO_PROGRAM_TXT2IMG, all);
     CAPTURE(run.printed);
@@ -89,8 +103,8 @@ int farthest(const lpo::RgbImage& a, const lpo::RgbImage& b) {
   return worst;
 }
 
-const std::vector<std::string> validated = {"--validation_prompt", "a red circle", "--num_validation_images", "1",
-                                            "--validation_steps",  "3"};
+const std::vector<std::string> validated = {
+    "--validation_prompt", "a red circle", "--num_validation_images", "1", "--validation_steps", "3"};
 
 }  // namespace
 
@@ -149,11 +163,12 @@ TEST_CASE("train_dpo writes a LoRA with which txt2img draws what validation drew
 TEST_CASE("pictures that train_lrm encoded are not encoded again") {
   const DpoSetting setting;
   const auto encoded = run_program(LPO_PROGRAM_TRAIN_LRM,
-                                   {"--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures, "--output_dir",
-                                    setting.directory.file("lrm"), "--encode_only", "--threads", "1"});
+                                   {"--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
+                                    "--output_dir", setting.directory.file("lrm"), "--encode_only", "--threads", "1"});
   REQUIRE(encoded.status == 0);
   REQUIRE(setting.train(setting.pictures, "own").status == 0);
-  const auto shared = setting.train(setting.pictures, "shared", {"--cache_dir", setting.directory.file("lrm/cache/train")});
+  const auto shared =
+      setting.train(setting.pictures, "shared", {"--cache_dir", setting.directory.file("lrm/cache/train")});
   CAPTURE(shared.printed);
   REQUIRE(shared.status == 0);
   CHECK(has_part(shared.printed, "40 pictures, 0 encoded now"));
@@ -192,10 +207,11 @@ TEST_CASE("killed or told to stop, and resumed, train_dpo ends with the same bit
 
 TEST_CASE("train_dpo trains some projections, or the whole UNet, with averages and less memory") {
   const DpoSetting setting;
-  const auto few = setting.train(
-      setting.pictures, "few",
-      {"--lora_targets", "attn2.to_k,attn2.to_v", "--lora_alpha", "4", "--lr_scheduler", "cosine", "--lr_warmup_steps", "2",
-       "--max_grad_norm", "0", "--proportion_empty_prompts", "1", "--score_file", setting.scores, "--mpcf_strategy", "3"});
+  const auto few =
+      setting.train(setting.pictures, "few",
+                    {"--lora_targets", "attn2.to_k,attn2.to_v", "--lora_alpha", "4", "--lr_scheduler", "cosine",
+                     "--lr_warmup_steps", "2", "--max_grad_norm", "0", "--proportion_empty_prompts", "1",
+                     "--score_file", setting.scores, "--mpcf_strategy", "3"});
   CAPTURE(few.printed);
   REQUIRE(few.status == 0);
   CHECK(has_part(few.printed, "kept 15 of 19 win-lose pairs and 1 of 1 ties (MPCF strategy 3)"));
@@ -235,16 +251,17 @@ TEST_CASE("the presets are settings of train_dpo, and --dry-run shows the plan a
   const DpoSetting setting;
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
     const std::string preset = std::string(LPO_TEST_SOURCE_DIR) + "/examples/train_dpo/configs/dpo_" + name + ".toml";
-    const auto plan = run_program(LPO_PROGRAM_TRAIN_DPO,
-                                  {"--config", preset, "--pretrained_model_name_or_path", model, "--train_data_dir",
-                                   setting.pictures, "--dry-run", "--resolution", "32", "--output_dir",
-                                   setting.directory.file("out")});
+    const auto plan =
+        run_program(LPO_PROGRAM_TRAIN_DPO,
+                    {"--config", preset, "--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
+                     "--dry-run", "--resolution", "32", "--output_dir", setting.directory.file("out")});
     CAPTURE(plan.printed);
     REQUIRE(plan.status == 0);
     for (const char* part :
-         {"(tiny world)", "pairs.jsonl, 20 pairs of pictures", "32 x 32, latents 8 x 8 x 4", "2000 of 2048 pairs, 1 at once",
-          "beta 5000, learning rate 2.048e-05 (constant_with_warmup, ", "  reference               2801700      11.2 MB",
-          "TFLOP a step", "memory       about ", "encoding     at least "})
+         {"(tiny world)", "pairs.jsonl, 20 pairs of pictures", "32 x 32, latents 8 x 8 x 4",
+          "2000 of 2048 pairs, 1 at once", "beta 5000, learning rate 2.048e-05 (constant_with_warmup, ",
+          "  reference               2801700      11.2 MB", "TFLOP a step", "memory       about ",
+          "encoding     at least "})
       CHECK_MESSAGE(has_part(plan.printed, part), part);
   }
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
@@ -267,9 +284,10 @@ TEST_CASE("train_dpo says what is wrong") {
   says({"--proportion_empty_prompts", "1.5"}, "--proportion_empty_prompts");
   says({"--dtype", "float64"}, "dtype is float64; this program is compiled for ");
   says({"--lr_scheduler", "log"}, "--lr_scheduler");
-  says({"--train_data_dir", setting.directory.write("ties.jsonl",
-                                                    "{\"caption\": \"a red circle\", \"image_0\": \"pictures/good0.png\", "
-                                                    "\"image_1\": \"pictures/bad0.png\", \"label_0\": 0.5, \"label_1\": 0.5}\n")},
+  says({"--train_data_dir",
+        setting.directory.write("ties.jsonl",
+                                "{\"caption\": \"a red circle\", \"image_0\": \"pictures/good0.png\", "
+                                "\"image_1\": \"pictures/bad0.png\", \"label_0\": 0.5, \"label_1\": 0.5}\n")},
        "[DpoTrainer] none of 1 pairs has a preferred image");
 
   REQUIRE(setting.train(setting.pictures, "used").status == 0);
@@ -278,8 +296,9 @@ TEST_CASE("train_dpo says what is wrong") {
   const auto changed = setting.train(setting.pictures, "used", {"--resume", "--beta_dpo", "7"});
   CHECK(changed.status == 1);
   CHECK(has_part(changed.printed, "beta_dpo: saved 200"));
-  const auto fewer = setting.train(setting.pictures, "used",
-                                   {"--resume", "--score_file", setting.scores, "--cache_dir", setting.directory.file("filtered")});
+  const auto fewer =
+      setting.train(setting.pictures, "used",
+                    {"--resume", "--score_file", setting.scores, "--cache_dir", setting.directory.file("filtered")});
   CHECK(has_part(fewer.printed, "pairs: saved 19, now 10"));
 }
 #endif

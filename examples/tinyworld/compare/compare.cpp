@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// compare: one run of the comparison of methods on the tiny world, or what all runs need. tools/compare_methods starts many.
+// compare: one run of the comparison of methods on the tiny world, or what all runs need. tools/compare_methods starts
+// many.
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -35,19 +36,27 @@ int main(int argc, char** argv) {
   app.add_option("--data", o.data, "folder of pictures, pairs and reward models");
   app.add_option("--data-seed", o.world.seed, "seed of the data, the reward model and the measuring");
   app.add_option("--threads", o.world.threads, "threads; 0 takes all");
-  app.add_option("--rated-captions", o.world.rated_captions, "captions drawn by the base model for the raters, 4 pictures each")->check(CLI::PositiveNumber);
-  app.add_option("--held-out-captions", o.world.held_out_captions, "captions whose pairs measure the reward model")->check(CLI::PositiveNumber);
+  app.add_option("--rated-captions", o.world.rated_captions,
+                 "captions drawn by the base model for the raters, 4 pictures each")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--held-out-captions", o.world.held_out_captions, "captions whose pairs measure the reward model")
+      ->check(CLI::PositiveNumber);
   app.add_option("--reward-model", o.reward_model, "name of a reward model in the data folder");
   app.add_option("--lrm-steps", o.world.lrm_steps, "reward model steps")->check(CLI::PositiveNumber);
   app.add_option("--lrm-guidance", o.world.lrm_guidance, "visual feature enhancement g; 1 = off");
-  app.add_option("--mpcf-strategy", o.world.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")->check(CLI::Range(0, 3));
+  app.add_option("--mpcf-strategy", o.world.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")
+      ->check(CLI::Range(0, 3));
   auto* const pairs = app.add_subcommand("pairs", "draw and rate the pictures")->fallthrough();
   auto* const reward = app.add_subcommand("reward-model", "train a latent reward model")->fallthrough();
+  auto* const spm = app.add_subcommand("preference-model", "train SPO's preference model")->fallthrough();
+  spm->add_option("--spm-steps", o.spm_steps, "its steps")->check(CLI::PositiveNumber);
+  spm->add_option("--spm-learning-rate", o.spm_rate, "AdamW's");
   auto* const train = app.add_subcommand("run", "align the base model by one method, and measure it")->fallthrough();
-  train->add_option("--method", o.method, "lpo, dpo, grpo, or base, which trains nothing");
+  train->add_option("--method", o.method, "lpo, dpo, grpo, spo, or base, which trains nothing");
   train->add_option("--out", o.out, "the run's JSON file");
   train->add_option("--seed", o.seed, "seed of the training");
-  train->add_option("--cpu-seconds", o.cpu_seconds, "CPU time of the training, without measuring")->check(CLI::PositiveNumber);
+  train->add_option("--cpu-seconds", o.cpu_seconds, "CPU time of the training, without measuring")
+      ->check(CLI::PositiveNumber);
   train->add_flag("--tuning", o.tuning, "measure on validation captions");
   train->add_option("--learning-rate", o.learning_rate, "AdamW's");
   train->add_option("--beta", o.beta, "the method's: weight of the preference, or of the divergence (GRPO)");
@@ -56,17 +65,21 @@ int main(int argc, char** argv) {
   train->add_option("--rank", o.world.lora_rank, "LoRA rank")->check(CLI::Range(1, 32));
   train->add_option("--divert-start-step", o.divert_start_step, "LPO: steps before it are not compared");
   train->add_option("--divert-end-step", o.divert_end_step, "LPO: the roll-out ends before it; 0 is at the end");
-  train->add_option("--threshold", o.threshold, "LPO: quantile fits a range to the reward model, range and constant are given")
+  train
+      ->add_option("--threshold", o.threshold,
+                   "LPO: quantile fits a range to the reward model, range and constant are given")
       ->check(CLI::IsMember({"quantile", "range", "constant"}));
   train->add_option("--threshold-min", o.threshold_min, "LPO: at the least noise, or the constant");
   train->add_option("--threshold-max", o.threshold_max, "LPO: at the most noise");
   train->add_option("--captions", o.captions, "captions of the last measurement")->check(CLI::PositiveNumber);
   train->add_option("--pictures", o.pictures, "pictures per caption")->check(CLI::PositiveNumber);
-  train->add_option("--curve-captions", o.curve_captions, "captions of the measurements while training; 0 is none")->check(CLI::NonNegativeNumber);
+  train->add_option("--curve-captions", o.curve_captions, "captions of the measurements while training; 0 is none")
+      ->check(CLI::NonNegativeNumber);
   CLI11_PARSE(app, argc, argv);
   return examples::run("compare", [&] {
     if (pairs->parsed()) compare::make_pairs(o);
     if (reward->parsed()) compare::make_reward_model(o);
+    if (spm->parsed()) compare::make_preference_model(o);
     if (train->parsed()) run(o);
   });
 }

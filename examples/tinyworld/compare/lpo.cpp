@@ -5,23 +5,6 @@
 
 namespace compare {
 
-namespace {
-
-/// Thresholds as the options say; those of the demo are fitted to a quantile of the reward model's gaps.
-void set_threshold(lpo::LpoTrainerOptions& trainer, const Options& o) {
-  if (o.threshold == "quantile") {
-    trainer.threshold_quantile = o.world.threshold_quantile;
-  } else if (o.threshold == "range") {
-    trainer.threshold.minimum = o.threshold_min;
-    trainer.threshold.maximum = o.threshold_max;
-  } else {
-    trainer.threshold.mode = lpo::ThresholdMode::constant;
-    trainer.threshold.constant = o.threshold_min;
-  }
-}
-
-}  // namespace
-
 void train_lpo(demo::Studio& studio, const Options& o, Recorder& recorder) {
   tw::RewardModel reward(o.world.model, studio.generator.tokenizer, static_cast<float>(o.world.lrm_guidance), 1);
   load_reward_model(reward, o);

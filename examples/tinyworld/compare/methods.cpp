@@ -6,7 +6,8 @@
 namespace compare {
 
 Method method_of(const std::string& name) {
-  static constexpr std::pair<const char*, Method> methods[] = {{"lpo", train_lpo}, {"dpo", train_dpo}, {"grpo", train_grpo}};
+  static constexpr std::pair<const char*, Method> methods[] = {
+      {"lpo", train_lpo}, {"dpo", train_dpo}, {"grpo", train_grpo}, {"spo", train_spo}};
   std::string names;
   for (const auto& [known, method] : methods) {
     if (name == known) return method;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The methods that are compared. Each trains the adapters of the studio's generator until the recorder says that its time is
-// used up; a further method is a function like these and a line in method_of().
+// The methods that are compared. Each trains the adapters of the studio's generator until the recorder says that its
+// time is used up; a further method is a function like these and a line in method_of().
 #pragma once
 
 #include <string>
@@ -15,6 +15,7 @@ using Method = void (*)(demo::Studio& studio, const Options& options, Recorder& 
 void train_lpo(demo::Studio& studio, const Options& options, Recorder& recorder);
 void train_dpo(demo::Studio& studio, const Options& options, Recorder& recorder);
 void train_grpo(demo::Studio& studio, const Options& options, Recorder& recorder);
+void train_spo(demo::Studio& studio, const Options& options, Recorder& recorder);
 
 /// ValueError names the methods if there is none of this name.
 Method method_of(const std::string& name);

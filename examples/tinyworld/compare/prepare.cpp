@@ -55,7 +55,8 @@ void make_reward_model(const Options& o) {
   train.latents = lpo::load_latent_pairs(pairs_file(o, world.mpcf_strategy));
   held_out.latents = lpo::load_latent_pairs(o.data + "/held-out.safetensors");
   lpo::make_directories(world.out);
-  tw::RewardModel reward(world.model, studio.generator.tokenizer, static_cast<float>(world.lrm_guidance), world.seed + 1);
+  tw::RewardModel reward(world.model, studio.generator.tokenizer, static_cast<float>(world.lrm_guidance),
+                         world.seed + 1);
   tw::DemoReport report;
   const double begin = cpu_seconds();
   demo::train_reward_model(studio, world, reward, train, held_out, report);

@@ -6,12 +6,15 @@
 
 namespace compare {
 
-/// Draws and rates the pictures; writes `data`/pairs-<strategy>.safetensors for every strategy, held-out.safetensors and
-/// pairs.json. Pictures that are there are taken up again, but then pairs.json tells no time of drawing.
+/// Draws and rates the pictures; writes `data`/pairs-<strategy>.safetensors for every strategy, held-out.safetensors
+/// and pairs.json. Pictures that are there are taken up again, but then pairs.json tells no time of drawing.
 void make_pairs(const Options& options);
 
-/// Trains the latent reward model `data`/`reward_model` on the pairs of `world.mpcf_strategy`, with `world.lrm_guidance`;
-/// its costs and accuracy are in `reward_model`.json.
+/// Trains the latent reward model `data`/`reward_model` on the pairs of `world.mpcf_strategy`, with
+/// `world.lrm_guidance`; its costs and accuracy are in `reward_model`.json.
 void make_reward_model(const Options& options);
+
+/// Trains SPO's preference model `data`/`reward_model` on the same pairs.
+void make_preference_model(const Options& options);
 
 }  // namespace compare

@@ -42,7 +42,8 @@ Recorder::Scores Recorder::measure(index_t captions, bool adapters) {
   generate.guidance_scale = options_.world.guidance_scale;
   generate.seed = options_.world.seed + 700;
   generate.adapters = adapters;
-  const std::vector<std::string> some(captions_.begin(), captions_.begin() + std::min<index_t>(captions, options_.captions));
+  const std::vector<std::string> some(captions_.begin(),
+                                      captions_.begin() + std::min<index_t>(captions, options_.captions));
   const auto repeated = demo::repeat_captions(some, options_.pictures);
   const auto latents = studio_.generate(repeated, generate, [](index_t) { return examples::interrupted() == 0; });
   const auto images = studio_.decode(latents.view());
@@ -120,7 +121,6 @@ void Recorder::write(bool done) const {
 #else
   json["compiler"] = "g++ " __VERSION__;
 #endif
-  json["notes"] = notes_;
   json["points"] = points_;
   json["final"] = final_;
   json["done"] = done;

@@ -22,8 +22,6 @@ class Recorder {
 
   /// Adds what training has cost; the CPU time is read from the clock.
   void add(const Work& work) { work_ += work; }
-  /// Keeps a number with the run.
-  void note(const std::string& name, double value) { notes_[name] = value; }
 
   /// The trainers' progress callback: measures when it is time to, and false when the time is used up.
   bool operator()(const lpo::Progress& progress);
@@ -49,7 +47,7 @@ class Recorder {
   double begin_ = 0, paused_ = 0;
   index_t iteration_ = -1;
   std::size_t mark_ = 0;
-  lpo::OrderedJson points_ = lpo::OrderedJson::array(), final_, notes_ = lpo::OrderedJson::object();
+  lpo::OrderedJson points_ = lpo::OrderedJson::array(), final_;
 };
 
 }  // namespace compare

@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include <lpo/io/latent_reward_folder.hpp>
-#include <lpo/train/rollout_trainer_options.hpp>
+#include <lpo/train/pair_objective.hpp>
 
 #include "methods.hpp"
 
@@ -24,8 +24,10 @@ inline lpo::PromptTokens prompt_tokens(const demo::Studio& studio, const Options
   return tokens;
 }
 
-/// Options and costs: `scoring` are the operations of scoring one candidate. The recorder must outlive the trainer.
-inline void set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, double scoring, Recorder& recorder) {
+/// Options and costs: `scoring` are the operations of scoring one candidate. With `foresight` scoring includes the
+/// prediction with which the chain goes on. The recorder must outlive the trainer.
+inline void set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, double scoring, Recorder& recorder,
+                        bool foresight = false) {
   trainer.max_train_iterations = 1 << 20;
   trainer.sample_batch_size = o.prompts;
   trainer.train_batch_size = o.batch;
@@ -43,13 +45,27 @@ inline void set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, d
   const double steps = o.divert_end_step > 0 ? o.divert_end_step : trainer.sample_steps;
   const double prompts = static_cast<double>(o.prompts);
   const double candidates = prompts * (steps - o.divert_start_step) * trainer.rollout.candidates;
-  const double sampling = network.denoising(prompts, steps) + candidates * scoring + 2 * prompts * network.text;
+  const double denoised = foresight ? o.divert_start_step + 1 : steps;
+  const double sampling = network.denoising(prompts, denoised) + candidates * scoring + 2 * prompts * network.text;
   trainer.on_metrics = [=, &recorder](index_t, const lpo::MetricValues& values) {
     double kept = 0;
     for (const auto& [name, value] : values)
       if (name == "kept") kept = value;
     recorder.add({.flops = sampling + network.training(2 * kept), .samples = kept, .pictures = prompts});
   };
+}
+
+/// Thresholds as the options say; those of the demo are fitted to a quantile of the reward model's gaps.
+inline void set_threshold(lpo::LpoTrainerOptions& trainer, const Options& o) {
+  if (o.threshold == "quantile") {
+    trainer.threshold_quantile = o.world.threshold_quantile;
+  } else if (o.threshold == "range") {
+    trainer.threshold.minimum = o.threshold_min;
+    trainer.threshold.maximum = o.threshold_max;
+  } else {
+    trainer.threshold.mode = lpo::ThresholdMode::constant;
+    trainer.threshold.constant = o.threshold_min;
+  }
 }
 
 /// Operations of scoring one candidate with the latent reward model.

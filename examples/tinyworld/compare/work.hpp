@@ -48,4 +48,16 @@ struct NetworkWork {
   double training(double rows) const { return rows * unet * (2 + 1.16); }
 };
 
+/// Predicting the picture of one noisy latent under guidance and decoding it, which is about 2.25 times encoding it.
+inline double predicted_picture_work() {
+  return 2 * NetworkWork().unet + 2.25 * examples::vae_encoder_work(tinyworld::vae_config, 32, 32);
+}
+
+/// SPO's vision tower for one picture.
+inline double vision_work() {
+  constexpr auto c = tinyworld::vision_config;
+  const double side = c.image_size / c.patch, n = side * side + 1, w = c.width;
+  return c.layers * n * (8 * w * w + 4 * n * w + 4 * w * c.hidden);
+}
+
 }  // namespace compare
