@@ -36,18 +36,22 @@ __attribute__((noinline, target("avx2,fma"))) inline void multiply_and_add_256(l
   multiply_and_add<32>(steps, numbers);
 }
 #endif
-__attribute__((noinline)) inline void multiply_and_add_128(lpo::index_t steps, float* numbers) { multiply_and_add<16>(steps, numbers); }
+__attribute__((noinline)) inline void multiply_and_add_128(lpo::index_t steps, float* numbers) {
+  multiply_and_add<16>(steps, numbers);
+}
 
 /// `steps` turns of that loop with the instruction set that the products use on this machine; returns its operations.
 inline double multiply_and_add(lpo::index_t steps) {
   const int lanes = lpo::detail::tile_kernel<float>().lanes;
   float numbers[24 * 16];
   std::fill(std::begin(numbers), std::end(numbers), 0.999f);
+  asm volatile("" : : "r"(numbers) : "memory");  // they are read and written by somebody else, as far as anyone knows
 #if defined(__x86_64__)
   if (lanes == 16) multiply_and_add_512(steps, numbers);
   if (lanes == 8) multiply_and_add_256(steps, numbers);
 #endif
   if (lanes == 4) multiply_and_add_128(steps, numbers);
+  asm volatile("" : : "r"(numbers) : "memory");
   return 2.0 * (lanes == 16 ? 24 : 12) * lanes * static_cast<double>(steps);
 }
 
