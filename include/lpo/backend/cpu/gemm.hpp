@@ -83,8 +83,8 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   if (g.transpose_b) {
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
-                               valid);
+                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first,
+                               last, to, valid);
                 });
   } else {
     if constexpr (std::is_same_v<S, T>) {
