@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(norm_block_threads)
 /// A warp per (image, group): group_means = means over the group's elements of weight * dz and weight * dz * hat.
 template <class Number>
 __global__ void __launch_bounds__(128)
-    group_norm_gradient_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, const double* group_sums, Number* group_means) {
+    group_norm_gradient_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, const double* group_sums,
+                                    Number* group_means) {
   const index_t which = static_cast<index_t>(blockIdx.x) * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (which >= count) return;
   double sums[2] = {};
