@@ -3688,9 +3688,9 @@ struct TileKernel {
   Run run[4];
 
   index_t columns() const { return lanes * packs; }
-  /// Steps of k after which a tile stops, so that its part of a panel of B is read from the first-level cache by all rows
-  /// of a job: measured 0.85 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return 16384 / (columns() * static_cast<index_t>(sizeof(S))); }
+  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
+  /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
+  index_t depth() const { return (packs == 4 ? 32768 : 16384) / (columns() * static_cast<index_t>(sizeof(S))); }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -3889,16 +3889,20 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   }
 }
 
-/// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product.
+/// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
+/// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
 void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutput<T>& out, T* c, const S* bias,
                  index_t row, index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
   constexpr index_t most = 96;  // rows that a part of a panel serves; a multiple of both tile heights
+  constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
   const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
-                     (out.bias == nullptr || bias != nullptr);
-  alignas(64) S sums[(most + tile_rows_max) * tile_columns_max * sizeof(float) / sizeof(S)];
+                     p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
+  // Sums that do not go straight to C wait here, for as many panels as fit.
+  alignas(64) S sums[(most + tile_rows_max) * kept];
+  const index_t together = plain ? panel_end - panel : kept / columns;
   const S* left[most + tile_rows_max];
   const S* init[most + tile_rows_max];
   S* to[most + tile_rows_max];
@@ -3911,33 +3915,34 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
       offset[i] = target.offset();
     }
     for (int i = count; i < count + tile_rows_max; ++i) left[i] = left[0];  // computed and dropped
-    for (index_t at = panel; at < panel_end; ++at) {
-      const index_t width = std::min(columns, p.n - at * columns);
-      const int packs = static_cast<int>((width + kernel.lanes - 1) / kernel.lanes);
-      const int rows = kernel.rows(packs);
-      const auto run = kernel.run[packs - 1];
-      const S* right = b + at * p.panel_step;
-      const bool direct = plain && width == packs * kernel.lanes;
-      for (int i = 0; i < count + tile_rows_max; ++i) {
-        to[i] = sums + i * columns;
-        if constexpr (std::is_same_v<S, T>) {
-          if (direct && i < count) to[i] = c + offset[i] + at * columns;
-        }
-        if (bias != nullptr) init[i] = bias + at * columns;
-      }
-      bool begun = direct && bias != nullptr;  // whether init is to be read
+    for (index_t group = panel; group < panel_end; group += together) {
+      const index_t group_end = std::min(panel_end, group + together);
       index_t l = first;
       do {
         const index_t depth = std::min(kernel.depth(), last - l);
-        for (int r = 0; r < count; r += rows)
-          run(depth, left + r, p.a_step + l, right, p.b_step + l, begun ? init + r : nullptr, to + r);
-        if (l == first) std::copy(to, to + count + tile_rows_max, init);
-        begun = true;
+        for (index_t at = group; at < group_end; ++at) {
+          const int packs =
+              static_cast<int>((std::min(columns, p.n - at * columns) + kernel.lanes - 1) / kernel.lanes);
+          const int rows = kernel.rows(packs);
+          const auto run = kernel.run[packs - 1];
+          for (int i = 0; i < count + tile_rows_max; ++i) {
+            to[i] = sums + i * kept + (plain ? 0 : (at - group) * columns);
+            if constexpr (std::is_same_v<S, T>) {
+              if (plain && i < count) to[i] = c + offset[i] + at * columns;
+            }
+            init[i] = to[i];
+            if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
+          }
+          const bool begun = l > first || (plain && bias != nullptr);
+          for (int r = 0; r < count; r += rows)
+            run(depth, left + r, p.a_step + l, b + at * p.panel_step, p.b_step + l, begun ? init + r : nullptr, to + r);
+        }
         l += depth;
       } while (l < last);
-      for (int r = 0; r < count && !direct; r += tile_rows_max)
-        store_tile(out, c, sums + r * columns, columns, offset + r, std::min(tile_rows_max, count - r), row + r,
-                   at * columns, width);
+      const index_t width = std::min(group_end * columns, p.n) - group * columns;
+      for (int r = 0; r < count && !plain; r += tile_rows_max)
+        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(tile_rows_max, count - r), row + r,
+                   group * columns, width);
     }
   }
 }
@@ -5321,8 +5326,8 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   if (g.transpose_b) {
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
-                               valid);
+                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first,
+                               last, to, valid);
                 });
   } else {
     if constexpr (std::is_same_v<S, T>) {
@@ -6210,9 +6215,9 @@ struct SpatialMean<Cpu> {
 
 namespace lpo::inline LPO_ABI {
 
-/// Keys and values of a text, by layer. While a tape that does not record has one (`Tape::keeping`), attention to a text
-/// computes them in the first pass and reads them in the others. They hold for one text and one state of the weights:
-/// `clear()` when either changes.
+/// Keys and values of a text, by layer. While a tape that does not record has one (`Tape::keeping`), attention to a
+/// text computes them in the first pass and reads them in the others. They hold for one text and one state of the
+/// weights: `clear()` when either changes.
 template <class Device>
 class KeptProjections {
  public:
@@ -7216,47 +7221,6 @@ Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std:
 
 }  // namespace lpo::inline LPO_ABI
 
-// <lpo/kernel/residual_product.hpp>
-// Contract of the projection onto a residual with a low-rank term, for devices that make all of it in one kernel.
-
-namespace lpo::inline LPO_ABI {
-namespace kernel {
-
-/// y = x W^T + b + addend + inner U^T. x [rows, in] has row stride x_row; W [out, in], addend and y [rows, out], inner
-/// [rows, rank] and U [out, rank] are dense. y is none of the others.
-template <class T>
-struct ResidualProductParams {
-  index_t rows = 0, in = 0, out = 0, rank = 0;
-  const T* x = nullptr;
-  index_t x_row = 0;
-  const T* weight = nullptr;
-  const T* bias = nullptr;    ///< [out]; may be null
-  const T* addend = nullptr;
-  const T* inner = nullptr;   ///< null with rank 0
-  const T* up = nullptr;
-  T* y = nullptr;
-};
-
-/// For devices without such a kernel `can_run` says so, and products of kernel::Gemm do the work.
-template <class Device>
-struct ResidualProduct {
-  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
-                "lpo kernel: no residual_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
-
-  /// Whether the device has a kernel for these operands. Does not look at the low-rank term, whose zeros leave the bits
-  /// of a product without it.
-  template <class T>
-  static bool can_run(Context<Device>&, const ResidualProductParams<T>&) {
-    return false;
-  }
-  /// Only where can_run; the rank a multiple of 8.
-  template <class T>
-  static void run(Context<Device>&, const ResidualProductParams<T>&) {}
-};
-
-}  // namespace kernel
-}  // namespace lpo::inline LPO_ABI
-
 // <lpo/autograd/linear.hpp>
 // Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is
 // one.
@@ -7281,26 +7245,10 @@ void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, 
                              weight.extent(0), "]"));
 }
 
-/// x W^T + b + addend for a kernel of its own, where the device has one; `y` is null otherwise.
-template <class T, class Device>
-kernel::ResidualProductParams<T> residual_product(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
-                                                  const Var<T, 1, Device>& bias, const Var<T, 2, Device>& addend, T* y) {
-  kernel::ResidualProductParams<T> p;
-  if (!addend.present()) return p;
-  p.rows = x.extent(0), p.in = x.extent(1), p.out = weight.extent(0);
-  p.x = x.data(), p.x_row = x.view().strides[0];
-  p.weight = weight.data(), p.addend = addend.data();
-  p.bias = bias.present() ? bias.data() : nullptr;
-  if (kernel::ResidualProduct<Device>::can_run(x.tape().context(), p)) p.y = y;
-  return p;
-}
-
 /// y = x W^T + b, or + addend.
 template <class T, class Device>
 void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                     const Var<T, 2, Device>& addend, T* y) {
-  if (const auto whole = residual_product(x, weight, bias, addend, y); whole.y != nullptr)
-    return kernel::ResidualProduct<Device>::run(x.tape().context(), whole);
   kernel::GemmParams<T> p{};
   p.m = x.extent(0), p.n = weight.extent(0), p.k = x.extent(1);
   p.a = x.data(), p.lda = x.view().strides[0];
@@ -7812,23 +7760,15 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
                                     down.requires_gradient() || up.requires_gradient() || addend.requires_gradient());
   T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
+  detail::linear_forward(x, weight, bias, addend, y.data());
   detail::linear_forward(x, down, {}, {}, inner);
-  // One kernel for all of it, or a product that adds to another.
-  auto whole = detail::residual_product(x, weight, bias, addend, y.data());
-  const bool together = whole.y != nullptr && rank % 8 == 0 && factor == 1.0f;
-  if (together) {
-    whole.rank = rank, whole.inner = inner, whole.up = up.data();
-    kernel::ResidualProduct<Device>::run(tape.context(), whole);
-  } else {
-    detail::linear_forward(x, weight, bias, addend, y.data());
-  }
   kernel::GemmParams<T> add{};
   add.m = rows, add.n = out, add.k = rank;
   add.a = inner, add.lda = rank;
   add.b = up.data(), add.ldb = rank, add.transpose_b = true;
   add.c = y.data(), add.ldc = out;
   add.alpha = factor, add.beta = 1;
-  if (!together) kernel::Gemm<Device>::run(tape.context(), add);
+  kernel::Gemm<Device>::run(tape.context(), add);
   if (!y.requires_gradient()) return y;
 
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
@@ -7937,8 +7877,8 @@ bool can_project_together(const std::array<ProjectionWeights<T, Device>, N>& par
 }
 
 /// x [b, s, in] -> N Vars [b, s, out], columns of one matrix [b s, N out]. Part i is x W_i^T + s (x A_i^T) B_i^T, as
-/// adapted_linear() without a bias computes it. One product makes all projections, one the inner values of all adapters,
-/// one batch adds these. Only where can_project_together(parts).
+/// adapted_linear() without a bias computes it. One product makes all projections, one the inner values of all
+/// adapters, one batch adds these. Only where can_project_together(parts).
 template <class T, class Device, std::size_t N>
 std::array<Var<T, 3, Device>, N> projections(const Var<T, 3, Device>& input,
                                              const std::array<ProjectionWeights<T, Device>, N>& parts) {

@@ -76,8 +76,8 @@ void check_close(const NormResult<T>& cpu, const NormResult<T>& reference, doubl
   CHECK(distance(cpu.inverse, reference.inverse) < 1e-5);
   CHECK(distance(cpu.y, reference.y) < limit);
   CHECK(distance(cpu.dx, reference.dx) < limit);
-  CHECK(distance(cpu.dweight, reference.dweight) < limit * (1.0 + 0.01 * std::sqrt(terms)));
-  CHECK(distance(cpu.dbias, reference.dbias) < limit * (1.0 + 0.01 * std::sqrt(terms)));
+  CHECK(distance(cpu.dweight, reference.dweight) < limit * (1.0 + 0.03 * std::sqrt(terms)));
+  CHECK(distance(cpu.dbias, reference.dbias) < limit * (1.0 + 0.03 * std::sqrt(terms)));
 }
 
 template <class Device, class T>
@@ -188,7 +188,7 @@ void compare_all_group_norms() {
       {1, 1, 1, 1, 1e-5f, false},     {2, 5, 3, 3, 1e-5f, true},     {3, 7, 32, 8, 1e-5f, true},
       {2, 16, 96, 32, 1e-6f, true},   {5, 64, 64, 32, 1e-5f, true},  {2, 9, 75, 5, 1e-5f, false},
       {1, 300, 160, 32, 1e-5f, true}, {2, 1100, 40, 8, 1e-5f, true}, {9, 4, 128, 32, 1e-5f, false},
-      {1, 24000, 40, 4, 1e-5f, true}};
+      {1, 2100, 80, 2, 1e-5f, true},  {1, 24000, 40, 4, 1e-5f, true}};
   for (const auto& shape : shapes) {
     compare_group_norms<Device, float>(shape, {});
     compare_group_norms<Device, float>(shape, {true, true, true, true});

@@ -90,6 +90,14 @@ class SafetensorsWriter {
     insert(name, Entry{target, std::move(shape), {}, std::move(values)});
   }
 
+  /// Gives a tensor that was added another shape of as many elements. ValueError if it was not, or has more or fewer.
+  void reshape(const std::string& name, std::vector<index_t> shape) {
+    const auto entry = entries_.find(name);
+    if (entry == entries_.end()) throw ValueError(message("[safetensors] no tensor \"", name, "\" was added"));
+    expect_count(name, shape, element_count(name, entry->second.shape));
+    entry->second.shape = std::move(shape);
+  }
+
   std::size_t size() const { return entries_.size(); }
 
   /// All tensors in the order of the file.

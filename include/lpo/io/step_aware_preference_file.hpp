@@ -54,12 +54,16 @@ LoadReport load_clip_model(const std::string& path, StepAwarePreferenceModel<V, 
   return detail::read_parameters(detail::match_parameters(std::move(parameters), source, names), source, names);
 }
 
-/// Writes `directory`/model.safetensors, whole or not at all.
+/// Writes `directory`/model.safetensors, whole or not at all. logit_scale has no axes, as in the authors' files.
 template <ClipVisionConfig V, ClipTextConfig C, class T, class Device>
 void save_preference_model(const std::string& directory, const StepAwarePreferenceModel<V, C, T, Device>&,
                            const ParameterStore<T, Device>& store, DType dtype = DType::F32) {
   make_directories(directory);
-  save_parameters(directory + "/model.safetensors", store, dtype);
+  SafetensorsWriter writer;
+  writer.set_metadata("format", "pt");
+  add_parameters(writer, store, dtype);
+  writer.reshape("logit_scale", {});
+  writer.write(directory + "/model.safetensors");
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -46,16 +46,12 @@ struct AdamW<Cuda> {
     if (count <= 0) return;
     constexpr int vector = static_cast<int>(16 / sizeof(T));
     const index_t groups = detail::common_alignment(parameter, gradient, m, v) == 16 ? count / vector : 0, done = groups * vector, rest = count - done;
-    if (groups > 0) {
-      detail::adamw_kernel<vector>
-          <<<detail::blocks_for(groups, 256), 256, 0, context.stream()>>>(params, groups, parameter, gradient, m, v);
-      context.check_launch("adamw_kernel");
-    }
-    if (rest > 0) {
-      detail::adamw_kernel<1><<<detail::blocks_for(rest, 256), 256, 0, context.stream()>>>(
-          params, rest, parameter + done, gradient + done, m + done, v + done);
-      context.check_launch("adamw_kernel");
-    }
+    if (groups > 0)
+      context.launch("adamw_kernel", {detail::blocks_for(groups, 256), 256}, detail::adamw_kernel<vector, T, Gradient>, params, groups,
+                     parameter, gradient, m, v);
+    if (rest > 0)
+      context.launch("adamw_kernel", {detail::blocks_for(rest, 256), 256}, detail::adamw_kernel<1, T, Gradient>, params, rest,
+                     parameter + done, gradient + done, m + done, v + done);
   }
 };
 

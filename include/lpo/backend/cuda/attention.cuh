@@ -48,7 +48,7 @@ struct AttentionForwardWarp {
       if constexpr (keep_queries)
 #pragma unroll
         for (int step = 0; step < Steps; ++step)
-          load_matrices(query[t][step], q_tile + tile_offset<Width>(16 * t, 16 * step));
+          load_matrices(query[t][step], q_tile + rows_first_step<Width>(16 * t, step));
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
 #pragma unroll
@@ -64,14 +64,14 @@ struct AttentionForwardWarp {
 #pragma unroll
       for (int n = 0; n < KeyTile / 16; ++n) {
         unsigned b[4];
-        load_matrices(b, k_tile + tile_offset<Width>(16 * n, 16 * step));
+        load_matrices(b, k_tile + depth_first_step<Width>(16 * n, step));
 #pragma unroll
         for (int t = 0; t < Tiles; ++t) {
           if constexpr (keep_queries) {
             multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], query[t][step], b, step);
           } else {
             unsigned a[4];
-            load_matrices(a, q_tile + tile_offset<Width>(16 * t, 16 * step));
+            load_matrices(a, q_tile + rows_first_step<Width>(16 * t, step));
             multiply_step<T, Width>(score[t][2 * n], score[t][2 * n + 1], a, b, step);
           }
         }
@@ -84,7 +84,7 @@ struct AttentionForwardWarp {
 #pragma unroll
       for (int step = 0; step < Steps; ++step) {
         unsigned b[4];
-        load_matrices_transposed(b, v_tile + tile_offset<Width>(16 * n, 16 * step));
+        load_matrices_transposed(b, v_tile + rows_first_step<Width>(16 * n, step));
 #pragma unroll
         for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(total[t], weight[t][n], b, step);
       }
@@ -255,14 +255,12 @@ __global__ void __launch_bounds__(attention_threads, AttentionForwardWarp<T, Wid
 template <int Width, int Tiles, class T>
 void launch_attention_forward(Context<Cuda>& context, const AttentionForwardArguments<T>& arguments) {
   constexpr int QueryTile = 16 * Tiles * attention_warps, KeyTile = AttentionForwardWarp<T, Width, Tiles>::KeyTile;
-  constexpr int bytes = (tile_elements<QueryTile, Width> + 6 * tile_elements<KeyTile, Width>)*2 + tile_slack;
-  const auto kernel = attention_forward_streaming_kernel<T, Width, Tiles>;
-  allow_shared_memory(kernel, bytes, "attention_forward_streaming_kernel");
+  constexpr int bytes = (tile_elements<QueryTile, Width> + 6 * tile_elements<KeyTile, Width>)*2;
   const auto& shape = arguments.shape;
   const dim3 grid(blocks_for(shape.queries, QueryTile), static_cast<unsigned>(shape.heads),
                   static_cast<unsigned>(shape.batch));
-  kernel<<<grid, attention_threads, bytes, context.stream()>>>(arguments);
-  context.check_launch("attention_forward_streaming_kernel");
+  context.launch("attention_forward_streaming_kernel", {grid, attention_threads, bytes},
+                 attention_forward_streaming_kernel<T, Width, Tiles>, arguments);
 }
 
 /// Two rows of fragments per warp halve the reads of shared memory, where registers allow and blocks remain for most of
@@ -303,8 +301,8 @@ struct Attention<Cuda> {
     if (shape.batch * shape.heads * shape.queries * shape.width == 0) return;
     if (shape.keys == 0) {
       const unsigned blocks = detail::blocks_for(shape.batch * shape.queries * shape.heads * shape.width, 256);
-      detail::attention_without_keys_kernel<<<blocks, 256, 0, context.stream()>>>(shape, out, log_sum_exp);
-      context.check_launch("attention_without_keys_kernel");
+      context.launch("attention_without_keys_kernel", {blocks, 256}, detail::attention_without_keys_kernel<T>, shape, out,
+                     log_sum_exp);
       return;
     }
     if constexpr (sizeof(T) == 2)

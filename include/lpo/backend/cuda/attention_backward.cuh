@@ -55,9 +55,9 @@ struct AttentionGradientWarp {
     for (int t = 0; t < Tiles; ++t) {
 #pragma unroll
       for (int step = 0; step < tile_steps<Width>; ++step) {
-        if constexpr (Plan::keep_rows) load_matrices(row[t][step], rows + tile_offset<Width>(16 * t, 16 * step));
+        if constexpr (Plan::keep_rows) load_matrices(row[t][step], rows + rows_first_step<Width>(16 * t, step));
         if constexpr (Plan::keep_slopes)
-          load_matrices(row_slope[t][step], slopes + tile_offset<Width>(16 * t, 16 * step));
+          load_matrices(row_slope[t][step], slopes + rows_first_step<Width>(16 * t, step));
       }
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
@@ -92,14 +92,14 @@ struct AttentionGradientWarp {
         unsigned a[Tiles][4], a_slope[Tiles][4];
 #pragma unroll
         for (int t = 0; t < Tiles; ++t) {
-          if constexpr (!Plan::keep_rows) load_matrices(a[t], rows + tile_offset<Width>(16 * t, 16 * depth));
-          if constexpr (!Plan::keep_slopes) load_matrices(a_slope[t], slopes + tile_offset<Width>(16 * t, 16 * depth));
+          if constexpr (!Plan::keep_rows) load_matrices(a[t], rows + rows_first_step<Width>(16 * t, depth));
+          if constexpr (!Plan::keep_slopes) load_matrices(a_slope[t], slopes + rows_first_step<Width>(16 * t, depth));
         }
 #pragma unroll
         for (int n = 0; n < Chunk / 16; ++n) {
           unsigned b[4], b_slope[4];
-          load_matrices(b, column_tile + across + tile_offset<Width>(begin + 16 * n, 16 * depth));
-          load_matrices(b_slope, slope_tile + across + tile_offset<Width>(begin + 16 * n, 16 * depth));
+          load_matrices(b, column_tile + across + depth_first_step<Width>(begin + 16 * n, depth));
+          load_matrices(b_slope, slope_tile + across + depth_first_step<Width>(begin + 16 * n, depth));
 #pragma unroll
           for (int t = 0; t < Tiles; ++t) {
             const auto& left = Plan::keep_rows ? row[Plan::keep_rows ? t : 0][depth] : a[t];
@@ -143,11 +143,11 @@ struct AttentionGradientWarp {
 #pragma unroll
         for (int d = 0; d < tile_steps<Width>; ++d) {
           unsigned b[4];
-          load_matrices_transposed(b, column_tile + down + tile_offset<Width>(begin + 16 * n, 16 * d));
+          load_matrices_transposed(b, column_tile + down + rows_first_step<Width>(begin + 16 * n, d));
 #pragma unroll
           for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(sum[t], change[t], b, d);
           if constexpr (ByKeys) {
-            load_matrices_transposed(b, slope_tile + down + tile_offset<Width>(begin + 16 * n, 16 * d));
+            load_matrices_transposed(b, slope_tile + down + rows_first_step<Width>(begin + 16 * n, d));
 #pragma unroll
             for (int t = 0; t < Tiles; ++t) multiply_columns<T, Width>(value_sum[t], weight[t], b, d);
           }
@@ -304,9 +304,7 @@ void launch_attention_gradient(Context<Cuda>& context, AttentionGradientArgument
   using Plan = AttentionGradientPlan<Width, Tiles, ByKeys>;
   constexpr int RowTile = 16 * Tiles * attention_warps;
   constexpr int bytes = (2 * tile_elements<RowTile, Width> + 4 * tile_elements<Plan::ColumnTile, Width>)*2 +
-                        (ByKeys ? 2 * Plan::ColumnTile * static_cast<int>(sizeof(QueryTerms<float>)) : tile_slack);
-  const auto kernel = attention_gradient_streaming_kernel<T, Width, Tiles, ByKeys>;
-  allow_shared_memory(kernel, bytes, "attention_gradient_streaming_kernel");
+                        (ByKeys ? 2 * Plan::ColumnTile * static_cast<int>(sizeof(QueryTerms<float>)) : 0);
   const unsigned row_tiles = blocks_for(p.rows.length, RowTile);
   const index_t pairs = p.shape.batch * p.shape.heads, blocks = pairs * row_tiles;
   const index_t column_tiles = (p.columns.length + Plan::ColumnTile - 1) / Plan::ColumnTile;
@@ -324,12 +322,11 @@ void launch_attention_gradient(Context<Cuda>& context, AttentionGradientArgument
   }
   const dim3 grid(row_tiles * static_cast<unsigned>(splits), static_cast<unsigned>(p.shape.heads),
                   static_cast<unsigned>(p.shape.batch));
-  kernel<<<grid, attention_threads, bytes, context.stream()>>>(p);
-  context.check_launch("attention_gradient_streaming_kernel");
+  context.launch("attention_gradient_streaming_kernel", {grid, attention_threads, bytes},
+                 attention_gradient_streaming_kernel<T, Width, Tiles, ByKeys>, p);
   if (splits == 1) return;
   const dim3 sums(blocks_for(pairs * p.shape.keys * p.shape.width, 256), 2);
-  attention_sum_splits_kernel<<<sums, 256, 0, context.stream()>>>(p, splits);
-  context.check_launch("attention_sum_splits_kernel");
+  context.launch("attention_sum_splits_kernel", {sums, 256}, attention_sum_splits_kernel<T>, p, splits);
 }
 
 /// `terms` in powers of two.
@@ -370,13 +367,9 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
   if (rows > 0) {
     const float level_scale = streaming ? 1.44269504f : 1.0f;
     const dim3 blocks(blocks_for(shape.queries * shape.heads, 32), static_cast<unsigned>(shape.batch));
-    if (strides % count == 0 && address_bits(out, dout) % 16 == 0)
-      attention_terms_kernel<count>
-          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
-    else
-      attention_terms_kernel<1>
-          <<<blocks, 256, 0, context.stream()>>>(shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
-    context.check_launch("attention_terms_kernel");
+    const bool vectors = strides % count == 0 && address_bits(out, dout) % 16 == 0;
+    context.launch("attention_terms_kernel", {blocks, 256}, vectors ? attention_terms_kernel<count, T> : attention_terms_kernel<1, T>,
+                   shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
   }
   if constexpr (sizeof(T) == 2) {
     if (warpgroups)

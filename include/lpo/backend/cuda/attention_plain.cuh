@@ -328,10 +328,9 @@ void attention_forward_plain(Context<Cuda>& context, const kernel::AttentionShap
   with_plain_columns(shape.width, [&](auto columns, unsigned passes) {
     const unsigned tiles = blocks_for(shape.queries, PlainTile<T>::Side);
     const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads) * tiles, passes);
-    attention_forward_tiled_kernel<T, decltype(columns)::value><<<grid, 256, 0, context.stream()>>>(
-        shape, HeadRows<const T>{q, shape.q_row, shape.queries}, HeadRows<const T>{k, shape.k_row, shape.keys},
-        HeadRows<const T>{v, shape.v_row, shape.keys}, HeadRows<T>{out, shape.out_row, shape.queries}, log_sum_exp);
-    context.check_launch("attention_forward_tiled_kernel");
+    context.launch("attention_forward_tiled_kernel", {grid, 256}, attention_forward_tiled_kernel<T, decltype(columns)::value>, shape,
+                   HeadRows<const T>{q, shape.q_row, shape.queries}, HeadRows<const T>{k, shape.k_row, shape.keys},
+                   HeadRows<const T>{v, shape.v_row, shape.keys}, HeadRows<T>{out, shape.out_row, shape.queries}, log_sum_exp);
   });
 }
 
@@ -341,8 +340,8 @@ void attention_gradient_plain(Context<Cuda>& context, const PlainGradient<T>& gr
   with_plain_columns(gradient.shape.width, [&](auto columns, unsigned passes) {
     const unsigned tiles = blocks_for(gradient.target.length, PlainTile<T>::Side);
     const dim3 grid(static_cast<unsigned>(gradient.shape.batch * gradient.shape.heads) * tiles, passes);
-    attention_gradient_tiled_kernel<T, decltype(columns)::value><<<grid, 256, 0, context.stream()>>>(gradient);
-    context.check_launch("attention_gradient_tiled_kernel");
+    context.launch("attention_gradient_tiled_kernel", {grid, 256}, attention_gradient_tiled_kernel<T, decltype(columns)::value>,
+                   gradient);
   });
 }
 

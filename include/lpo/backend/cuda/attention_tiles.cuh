@@ -15,12 +15,9 @@ inline constexpr int attention_threads = 32 * attention_warps;
 /// Elements between two rows of a tile: an odd number of 16-byte units, so that eight rows never meet in a bank.
 template <int Width>
 inline constexpr int tile_pitch = (Width / 8 | 1) * 8;
-/// Fragments of 16 columns. Where Width is an odd number of eights, the last one is read past the row's end, and its
-/// second half is not used.
+/// Fragments of 16 columns. Where Width is an odd number of eights, the second half of the last one is not used.
 template <int Width>
 inline constexpr int tile_steps = (Width + 15) / 16;
-/// What the last row may be read past its end.
-inline constexpr int tile_slack = 16;
 template <int Rows, int Width>
 inline constexpr int tile_elements = Rows * tile_pitch<Width>;
 
@@ -89,6 +86,19 @@ __device__ __forceinline__ unsigned depth_first_offset() {
   return tile_offset<Width>(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8);
 }
 
+/// What is added to the addresses of such lanes for the fragment `step` of the rows from `row` on. Lanes whose half of a last
+/// fragment is not used read the half that is: past the row's end lie rows that may be on their way.
+template <int Width>
+__device__ __forceinline__ unsigned rows_first_step(int row, int step) {
+  const unsigned half = 16 * step + 16 <= Width ? 0 : threadIdx.x % 32 / 16 * 16;
+  return tile_offset<Width>(row, 16 * step) - half;
+}
+template <int Width>
+__device__ __forceinline__ unsigned depth_first_step(int row, int step) {
+  const unsigned half = 16 * step + 16 <= Width ? 0 : threadIdx.x % 32 / 8 % 2 * 16;
+  return tile_offset<Width>(row, 16 * step) - half;
+}
+
 /// sum[16 x 8] += a[16 x Depth] b[Depth x 8]; Depth 8 takes the first halves of both fragments. Lane l holds columns
 /// 2 (l % 4) and one more of rows l / 4 (sum[0], sum[1]) and l / 4 + 8 (sum[2], sum[3]).
 template <class T, int Depth>
@@ -154,13 +164,6 @@ __device__ __forceinline__ float2 unpack_pair(unsigned packed) {
   low.bits = static_cast<std::uint16_t>(packed & 0xffffu);
   high.bits = static_cast<std::uint16_t>(packed >> 16);
   return {widen(low), widen(high)};
-}
-
-/// 2^value to 2 units in the last place.
-__device__ __forceinline__ float exp2_approximate(float value) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
-  return power;
 }
 
 /// The left operand of the next product: 16 columns of sums, that is two neighbouring fragments, rounded to T.
@@ -232,13 +235,6 @@ void with_tile_width(index_t width, Body&& body) {
   if (width <= 80) return body(std::integral_constant<int, 80>{});
   if (width <= 128) return body(std::integral_constant<int, 128>{});
   body(std::integral_constant<int, 160>{});
-}
-
-/// Lets a kernel use `bytes` of shared memory. Per call: kernels have one address in each translation unit, so a flag
-/// would have to be one of each unit too, and the call costs little against a launch.
-template <class Kernel>
-void allow_shared_memory(Kernel* kernel, int bytes, const char* name) {
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
 }
 
 }  // namespace detail

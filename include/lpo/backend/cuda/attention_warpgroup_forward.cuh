@@ -259,15 +259,12 @@ void launch_attention_warpgroups(Context<Cuda>& context, const kernel::Attention
                                  const HeadRows<const T>& q, const HeadRows<const T>& k, const HeadRows<const T>& v,
                                  const HeadRows<T>& out, float* log_sum_exp) {
   using Layout = AttentionWarpgroupLayout<Width, Plan, 1>;
-  const auto kernel = attention_warpgroup_kernel<T, Width, Plan>;
-  allow_shared_memory(kernel, Layout::bytes, "attention_warpgroup_kernel");
   const dim3 grid(blocks_for(shape.queries, 64 * Plan::groups), static_cast<unsigned>(shape.heads),
                   static_cast<unsigned>(shape.batch));
-  kernel<<<grid, Layout::threads, Layout::bytes, context.stream()>>>(
-      head_map(q, shape, 64), head_map(k, shape, Plan::column_tile), head_map(v, shape, Plan::column_tile),
-      head_map(out, shape, 64),
-      {static_cast<int>(shape.queries), static_cast<int>(shape.keys), shape.scale, log_sum_exp});
-  context.check_launch("attention_warpgroup_kernel");
+  context.launch("attention_warpgroup_kernel", {grid, Layout::threads, Layout::bytes}, attention_warpgroup_kernel<T, Width, Plan>,
+                 head_map(q, shape, 64), head_map(k, shape, Plan::column_tile), head_map(v, shape, Plan::column_tile),
+                 head_map(out, shape, 64),
+                 AttentionWarpgroupArguments{static_cast<int>(shape.queries), static_cast<int>(shape.keys), shape.scale, log_sum_exp});
 }
 
 /// Up to 80 keys, such as the 77 of a prompt, are one tile; most of the time goes to copies then.

@@ -258,19 +258,18 @@ void launch_attention_gradient_warpgroups(Context<Cuda>& context, const kernel::
                                           const HeadRows<T>& target, bool accumulate, const HeadRows<T>& value_target,
                                           bool accumulate_values) {
   using Layout = AttentionWarpgroupLayout<Width, Plan, 2>;
-  const auto kernel = attention_gradient_warpgroup_kernel<T, Width, part, Plan>;
-  allow_shared_memory(kernel, Layout::bytes, "attention_gradient_warpgroup_kernel");
   const dim3 grid(blocks_for(rows.length, 64 * Plan::groups), static_cast<unsigned>(shape.heads),
                   static_cast<unsigned>(shape.batch));
   const auto map_of = [&](const HeadRows<T>& written) {
     return written.data == nullptr ? CUtensorMap{} : head_map(written, shape, 64);
   };
-  kernel<<<grid, Layout::threads, Layout::bytes, context.stream()>>>(
-      head_map(rows, shape, 64), head_map(row_slopes, shape, 64), head_map(columns, shape, Plan::column_tile),
-      head_map(column_slopes, shape, Plan::column_tile), map_of(target), map_of(value_target),
-      {static_cast<int>(rows.length), static_cast<int>(columns.length), static_cast<int>(shape.width), shape.scale,
-       terms, terms_stride, target, value_target, accumulate, accumulate_values});
-  context.check_launch("attention_gradient_warpgroup_kernel");
+  context.launch("attention_gradient_warpgroup_kernel", {grid, Layout::threads, Layout::bytes},
+                 attention_gradient_warpgroup_kernel<T, Width, part, Plan>, head_map(rows, shape, 64), head_map(row_slopes, shape, 64),
+                 head_map(columns, shape, Plan::column_tile), head_map(column_slopes, shape, Plan::column_tile), map_of(target),
+                 map_of(value_target),
+                 AttentionGradientWarpgroupArguments<T>{static_cast<int>(rows.length), static_cast<int>(columns.length),
+                                                        static_cast<int>(shape.width), shape.scale, terms, terms_stride, target,
+                                                        value_target, accumulate, accumulate_values});
 }
 
 /// Plans of dq, and of dk and dv: the fastest of those tried on an H100.

@@ -25,7 +25,15 @@ bool has_clusters(Kernel* kernel) {
 #endif
 }
 
-/// Says that this thread has come here; what it wrote before, in any block's shared memory, is there for those that waited.
+/// Says that this thread has come here, and nothing about what it wrote.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if !defined(__CUDACC__)
+  emulated_cuda::cluster_arrive();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+/// What this thread wrote before, in any block's shared memory, is there for those that waited.
 __device__ __forceinline__ void cluster_arrive() {
 #if !defined(__CUDACC__)
   emulated_cuda::cluster_arrive();

@@ -102,7 +102,7 @@ class Context<Cuda> {
     if (options_.time_kernels) times_.mark(name, stream_);
   }
 
-  /// For launches that do not go through launch(): reports a failure, and marks its time.
+  /// For the launches of other libraries: reports a failure, and marks its time.
   void check_launch(const char* name) {
     detail::expect_launched(name, stream_, options_.synchronize);
     if (options_.time_kernels) times_.mark(name, stream_);

@@ -120,19 +120,15 @@ template <class T, ConvPass pass, int Blocks, int Columns>
 void launch_boxes_tile(Context<Cuda>& context, int blocks, const BoxedConvolution& p, const CUtensorMap& a,
                        const CUtensorMap& b, const T* bias, T* out, bool accumulate) {
   constexpr int bytes = BoxTile<pass, Blocks, Columns>::shared_bytes;
-  const auto kernel = conv2d_boxes_kernel<T, pass, Blocks, Columns>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv2d_boxes_kernel");
   const int dealt_tiles = p.tiles() - p.whole_tiles;
   Scratch<Cuda> scratch(context);
   float* parts = nullptr;
   if (dealt_tiles > 0) parts = scratch.template allocate<float>(2 * blocks * part_elements<Blocks, Columns / 2>);
-  kernel<<<static_cast<unsigned>(blocks), 384, bytes, context.stream()>>>(a, b, p, bias, out, accumulate, parts);
-  context.check_launch("conv2d_boxes_kernel");
+  context.launch("conv2d_boxes_kernel", {static_cast<unsigned>(blocks), 384, bytes}, conv2d_boxes_kernel<T, pass, Blocks, Columns>, a,
+                 b, p, bias, out, accumulate, parts);
   if (dealt_tiles == 0) return;
   const dim3 grid(2 * Blocks, static_cast<unsigned>(dealt_tiles), Columns / 32);
-  join_parts_kernel<T, pass, Blocks, Columns>
-      <<<grid, 128, 0, context.stream()>>>(p, blocks, parts, bias, out, accumulate);
-  context.check_launch("join_parts_kernel");
+  context.launch("join_parts_kernel", {grid, 128}, join_parts_kernel<T, pass, Blocks, Columns>, p, blocks, parts, bias, out, accumulate);
 }
 
 template <class T, ConvPass pass>

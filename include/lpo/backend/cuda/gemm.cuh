@@ -44,9 +44,8 @@ struct Gemm<Cuda> {
     const T* const start = p.start != nullptr ? p.start : p.c;
     if (p.k <= 0) {
       const dim3 grid(detail::blocks_for(p.m * p.n, 256), static_cast<unsigned>(p.batch));
-      detail::scale_rows_kernel<<<grid, 256, 0, context.stream()>>>(p.c, start, p.m, p.n, p.ldc, p.batch_stride_c,
-                                                                    p.beta, p.bias);
-      context.check_launch("scale_rows_kernel");
+      context.launch("scale_rows_kernel", {grid, 256}, detail::scale_rows_kernel<T>, p.c, start, p.m, p.n, p.ldc, p.batch_stride_c,
+                     p.beta, p.bias);
       return;
     }
     detail::ProductKey key;

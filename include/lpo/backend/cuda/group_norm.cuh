@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(norm_block_threads)
     });
   }
   const RowSums<Vector, Number> rows(launched_numbers<Number>(), sum, squares);
-  const index_t pixels = min(g.spatial, first + g.chunk) - first;
-  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
-    const ChunkStatistics<Vector, T> statistics(g, origin_pixel + group * g.width(), rows, pixels, at, lane, lanes);
+  for_groups_of_tile(g, [&](int group, int local, int lane) {
+    const ChunkStatistics<Vector, T> statistics(g, origin_pixel + group * g.width, rows, g.pixels_of(blockIdx.x), local * g.width,
+                                                lane);
     if (lane != 0) return;
     double* to = chunk_statistics + ((blockIdx.z * g.groups + group) * g.chunks + blockIdx.x) * 2;
     to[0] = statistics.mean;
@@ -56,18 +56,18 @@ __global__ void __launch_bounds__(128)
   const index_t which = static_cast<index_t>(blockIdx.x) * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (which >= count) return;
   const double* statistics = chunk_statistics + which * g.chunks * 2;
-  const auto pixels = [&](index_t chunk) { return static_cast<double>(min(g.spatial, (chunk + 1) * g.chunk) - chunk * g.chunk); };
+  const auto pixels = [&](index_t chunk) { return static_cast<double>(g.pixels_of(chunk)); };
   double sum = 0;
   for (index_t chunk = lane; chunk < g.chunks; chunk += 32) sum += statistics[chunk * 2] * pixels(chunk);
   const double center = warp_sum(sum) / static_cast<double>(g.spatial);
   double squares = 0;
   for (index_t chunk = lane; chunk < g.chunks; chunk += 32) {
     const double distance = statistics[chunk * 2] - center;
-    squares += statistics[chunk * 2 + 1] + pixels(chunk) * static_cast<double>(g.width()) * distance * distance;
+    squares += statistics[chunk * 2 + 1] + pixels(chunk) * g.width * distance * distance;
   }
   squares = warp_sum(squares);
   if (lane != 0) return;
-  const double variance = ::fmax(squares, 0.0) / (static_cast<double>(g.spatial) * static_cast<double>(g.width()));
+  const double variance = ::fmax(squares, 0.0) * g.per_element;
   mean[which] = static_cast<Number>(center);
   mean_rest[which] = static_cast<Number>(center - static_cast<double>(static_cast<Number>(center)));
   inverse_deviation[which] = static_cast<Number>(1 / ::sqrt(variance + epsilon));
@@ -137,20 +137,21 @@ __global__ void __launch_bounds__(norm_block_threads)
     });
   }
   const RowSums<Vector, Number> rows(launched_numbers<Number>(), plain, along);
-  const index_t start = static_cast<index_t>(blockIdx.y) * g.tile;
-  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
+  const index_t start = static_cast<index_t>(blockIdx.y) * static_cast<index_t>(g.tile);
+  for_groups_of_tile(g, [&](int group, int local, int lane) {
+    const int at = local * g.width;
     Number sums[2] = {};
-    for (index_t i = lane; i < g.width(); i += lanes)
+    for (int i = lane; i < g.width; i += group_lanes)
       for (int which = 0; which < 2; ++which) sums[which] += widen(weight[start + at + i]) * rows.sums[which][at + i];
     double* to = group_sums + ((blockIdx.z * g.groups + group) * g.chunks + blockIdx.x) * 2;
     for (int which = 0; which < 2; ++which) {
-      const Number total = sum_of_lanes(sums[which], lanes);
+      const Number total = sum_of_lanes(sums[which]);
       if (lane == 0) to[which] = static_cast<double>(total);
     }
   });
   if (channel_sums == nullptr) return;
   const index_t thread = threadIdx.y * blockDim.x + threadIdx.x;
-  for (index_t at = thread; at < min(g.tile, g.c - start); at += blockDim.x * blockDim.y) {
+  for (index_t at = thread; at < min(static_cast<index_t>(g.tile), g.c - start); at += blockDim.x * blockDim.y) {
     Number* to = channel_sums + ((blockIdx.z * g.chunks + blockIdx.x) * g.c + start + at) * 2;
     to[0] = rows.sums[0][at];
     to[1] = rows.sums[1][at];
@@ -160,16 +161,16 @@ __global__ void __launch_bounds__(norm_block_threads)
 /// A warp per (image, group): group_means = means over the group's elements of weight * dz and weight * dz * hat.
 template <class Number>
 __global__ void __launch_bounds__(128)
-    group_norm_gradient_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, const double* group_sums, Number* group_means) {
+    group_norm_gradient_join_kernel(const __grid_constant__ GroupNormLaunch g, index_t count, const double* group_sums,
+                                    Number* group_means) {
   const index_t which = static_cast<index_t>(blockIdx.x) * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (which >= count) return;
   double sums[2] = {};
   for (index_t chunk = lane; chunk < g.chunks; chunk += 32)
     for (int part = 0; part < 2; ++part) sums[part] += group_sums[(which * g.chunks + chunk) * 2 + part];
-  const double elements = static_cast<double>(g.spatial) * static_cast<double>(g.width());
   for (int part = 0; part < 2; ++part) {
     const double total = warp_sum(sums[part]);
-    if (lane == 0) group_means[which * 2 + part] = static_cast<Number>(total / elements);
+    if (lane == 0) group_means[which * 2 + part] = static_cast<Number>(total * g.per_element);
   }
 }
 
@@ -230,18 +231,16 @@ __global__ void __launch_bounds__(norm_block_threads)
 /// device. `vector` is 1 or divides c.
 inline GroupNormGrid group_norm_grid(Context<Cuda>& context, const kernel::GroupNormShape& s, int vector, std::size_t number_bytes) {
   GroupNormGrid launch;
-  auto& g = launch.sizes;
-  g.spatial = s.spatial, g.c = s.c, g.groups = s.groups, g.silu = s.silu;
-  const index_t unit = std::lcm(static_cast<index_t>(vector), g.width()), most = norm_block_threads * vector;
+  auto& g = launch.sizes = GroupNormLaunch(s);
+  const index_t unit = std::lcm(static_cast<index_t>(vector), static_cast<index_t>(g.width)), most = norm_block_threads * vector;
   if (unit > most)
-    throw ShapeError(message("[group_norm] groups of ", g.width(), " channels; the CUDA backend covers at most ", most, " (",
+    throw ShapeError(message("[group_norm] groups of ", g.width, " channels; the CUDA backend covers at most ", most, " (",
                              g.c, " channels in ", g.groups, " groups)"));
-  g.tile = std::min(g.c, most / unit * unit);
-  const index_t columns = (g.tile + vector - 1) / vector, rows = std::min<index_t>(norm_block_threads / columns, s.spatial);
+  g.set_tile(std::min(g.c, most / unit * unit));
+  const index_t columns = (g.tile + vector - 1) / vector, rows = norm_block_threads / columns;
   const index_t tiles = (g.c + g.tile - 1) / g.tile;
   const index_t wanted = std::max<index_t>(1, 6 * context.multiprocessors() / std::max<index_t>(1, s.n * tiles));
-  g.chunk = std::max<index_t>(8 * rows, (s.spatial + wanted - 1) / wanted);
-  g.chunks = (s.spatial + g.chunk - 1) / g.chunk;
+  g.set_chunks(std::clamp<index_t>(wanted, 1, std::max<index_t>(1, s.spatial / (8 * rows))));
   launch.grid = dim3(static_cast<unsigned>(g.chunks), static_cast<unsigned>(tiles), static_cast<unsigned>(s.n));
   launch.block = dim3(static_cast<unsigned>(columns), static_cast<unsigned>(rows));
   launch.shared = static_cast<std::size_t>(row_sums_numbers(rows * columns, vector)) * number_bytes;

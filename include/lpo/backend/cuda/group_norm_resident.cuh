@@ -31,19 +31,18 @@ struct ResidentLayout {
 
   __device__ __forceinline__ explicit ResidentLayout(const GroupNormLaunch& g) {
     unsigned char* at = launched_shared_memory();
-    const index_t groups = g.tile / g.width();
     for (int k = 0; k < Inputs; ++k, at += g.chunk * g.tile * static_cast<index_t>(sizeof(T))) staged[k] = reinterpret_cast<T*>(at);
     exchanged = reinterpret_cast<double*>(at);
-    at += g.chunks * groups * 16;
+    at += g.chunks * g.tile_groups * 16;
     sums = reinterpret_cast<compute_t<T>*>(at);
-    group_numbers = sums + row_sums_numbers(static_cast<index_t>(blockDim.x * blockDim.y), 16 / static_cast<int>(sizeof(T)));
+    group_numbers = sums + row_sums_numbers(static_cast<int>(blockDim.x * blockDim.y), 16 / static_cast<int>(sizeof(T)));
   }
 };
 template <class T>
 index_t resident_bytes(const GroupNormLaunch& g, int inputs, index_t threads) {
-  const index_t groups = g.tile / g.width(), number = sizeof(compute_t<T>);
-  return inputs * g.chunk * g.tile * static_cast<index_t>(sizeof(T)) + g.chunks * groups * 16 +
-         row_sums_numbers(threads, 16 / static_cast<int>(sizeof(T))) * number + groups * 3 * number;
+  const index_t number = sizeof(compute_t<T>);
+  return inputs * g.chunk * g.tile * static_cast<index_t>(sizeof(T)) + g.chunks * g.tile_groups * 16 +
+         row_sums_numbers(threads, 16 / static_cast<int>(sizeof(T))) * number + g.tile_groups * 3 * number;
 }
 
 /// This thread's pieces of the chunk: 16 bytes of a pixel, in every blockDim.y-th one.
@@ -53,21 +52,24 @@ class ResidentPieces {
   using Number = compute_t<T>;
 
   __device__ __forceinline__ ResidentPieces(const GroupNormLaunch& g, const ResidentLayout<Inputs, T>& layout) : layout_(layout) {
-    const int pixels = static_cast<int>(min(g.chunk, g.spatial - blockIdx.x * g.chunk)), row = static_cast<int>(threadIdx.y);
+    const int pixels = static_cast<int>(g.pixels_of(blockIdx.x)), row = static_cast<int>(threadIdx.y);
     const int step = static_cast<int>(blockDim.y);
     const bool inside = first_channel<Vector>(g) < g.c;
     count_ = inside && row < pixels ? (pixels - row + step - 1) / step : 0;
-    offset_ = row * static_cast<int>(g.tile) + static_cast<int>(threadIdx.x) * Vector;
-    offset_step_ = step * static_cast<int>(g.tile);
+    offset_ = row * g.tile + static_cast<int>(threadIdx.x) * Vector;
+    offset_step_ = step * g.tile;
     global_ = (blockIdx.z * g.spatial + blockIdx.x * g.chunk + row) * g.c + first_channel<Vector>(g);
     global_step_ = step * g.c;
   }
 
-  /// Starts all copies, in resident_stages groups.
+  /// Starts all copies, in resident_stages groups. Loops stay loops here and below: what is executed once per block would be
+  /// fetched for longer than it runs.
   __device__ __forceinline__ void fetch(const T* const (&inputs)[Inputs]) const {
-    const int part = (count_ + resident_stages - 1) / resident_stages;
+    int i = 0;
+#pragma unroll 1
     for (int stage = 0; stage < resident_stages; ++stage) {
-      for (int i = stage * part; i < min((stage + 1) * part, count_); ++i)
+#pragma unroll 1
+      for (const int end = end_of(stage); i < end; ++i)
 #pragma unroll
         for (int k = 0; k < Inputs; ++k)
           copy_16_async(layout_.staged[k] + offset_ + i * offset_step_, inputs[k] + global_ + i * global_step_);
@@ -78,8 +80,17 @@ class ResidentPieces {
   /// Calls `body(values)` for the pieces as they arrive.
   template <class Body>
   __device__ __forceinline__ void walk_arriving(Body&& body) const {
-    const int part = (count_ + resident_stages - 1) / resident_stages;
-    walk_stage<0>(part, body);
+    int i = 0;
+#pragma unroll 1
+    for (int stage = 0; stage < resident_stages; ++stage) {
+      wait_for_stage<0>(stage);
+#pragma unroll 1
+      for (const int end = end_of(stage); i < end; ++i) {
+        Number values[Inputs][Vector];
+        load(i, values);
+        body(values);
+      }
+    }
   }
 
   /// Calls `body(global offset, values)` for the pieces.
@@ -94,20 +105,21 @@ class ResidentPieces {
   }
 
  private:
+  __device__ __forceinline__ int end_of(int stage) const {
+    return min((stage + 1) * ((count_ + resident_stages - 1) / resident_stages), count_);
+  }
+  template <int Stage>
+  __device__ __forceinline__ void wait_for_stage(int stage) const {
+    if constexpr (Stage < resident_stages) {
+      if (stage == Stage)
+        wait_for_groups<resident_stages - 1 - Stage>();
+      else
+        wait_for_stage<Stage + 1>(stage);
+    }
+  }
   __device__ __forceinline__ void load(int i, Number (&values)[Inputs][Vector]) const {
 #pragma unroll
     for (int k = 0; k < Inputs; ++k) load_numbers<Vector>(layout_.staged[k] + offset_ + i * offset_step_, values[k]);
-  }
-  template <int Stage, class Body>
-  __device__ __forceinline__ void walk_stage(int part, Body&& body) const {
-    wait_for_groups<resident_stages - 1 - Stage>();
-#pragma unroll 2
-    for (int i = Stage * part; i < min((Stage + 1) * part, count_); ++i) {
-      Number values[Inputs][Vector];
-      load(i, values);
-      body(values);
-    }
-    if constexpr (Stage + 1 < resident_stages) walk_stage<Stage + 1>(part, body);
   }
 
   const ResidentLayout<Inputs, T>& layout_;
@@ -115,24 +127,21 @@ class ResidentPieces {
   index_t global_, global_step_;
 };
 
-/// Sends two numbers of a group (number `local` of the tile) to all blocks of the cluster, which have begun.
-__device__ __forceinline__ void send_to_cluster(double* exchanged, const GroupNormLaunch& g, index_t local, index_t lane, index_t lanes,
-                                                double first, double second) {
-  double* own = exchanged + (blockIdx.x * (g.tile / g.width()) + local) * 2;
-  for (index_t block = lane; block < g.chunks; block += lanes) {
-    double* to = g.chunks > 1 ? in_cluster_block(own, static_cast<unsigned>(block)) : own;
-    to[0] = first;
-    to[1] = second;
-  }
+/// Sends two numbers of a group (number `local` of the tile) to all blocks of the cluster, which have begun; a lane to each.
+__device__ __forceinline__ void send_to_cluster(double* exchanged, const GroupNormLaunch& g, int local, int lane, double first,
+                                                double second) {
+  static_assert(most_cluster_blocks <= group_lanes);
+  if (lane >= g.chunks) return;
+  double* to = exchanged + (static_cast<int>(blockIdx.x) * g.tile_groups + local) * 2;
+  if (g.chunks > 1) to = in_cluster_block(to, static_cast<unsigned>(lane));
+  to[0] = first;
+  to[1] = second;
 }
 /// What was sent is there for all blocks of the cluster.
 __device__ __forceinline__ void meet_cluster(const GroupNormLaunch& g) {
-  if (g.chunks > 1) {
-    cluster_arrive();
-    cluster_wait();
-  } else {
-    __syncthreads();
-  }
+  if (g.chunks == 1) return __syncthreads();
+  cluster_arrive();  // by all, though few have written: with two kinds of arrival in one warp the cluster hung
+  cluster_wait();
 }
 
 template <int Vector, class T>
@@ -140,11 +149,16 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
     group_norm_resident_kernel(const __grid_constant__ GroupNormLaunch g, double epsilon, const T* x, const T* weight, const T* bias,
                                T* y, compute_t<T>* mean, compute_t<T>* inverse_deviation) {
   using Number = compute_t<T>;
-  if (g.chunks > 1) cluster_arrive();
+  if (g.chunks > 1) cluster_arrive_relaxed();
   const ResidentLayout<1, T> layout(g);
   const ResidentPieces<Vector, 1, T> pieces(g, layout);
   pieces.fetch({x});
   const index_t channel = first_channel<Vector>(g);
+  NumberVector<T, Vector> weights{}, biases{};  // fetched before they are needed
+  if (channel < g.c) {
+    weights = *reinterpret_cast<const NumberVector<T, Vector>*>(weight + channel);
+    biases = *reinterpret_cast<const NumberVector<T, Vector>*>(bias + channel);
+  }
   Number sum[Vector] = {}, squares[Vector] = {};
   {
     Number origin[Vector] = {};
@@ -160,27 +174,22 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
   }
   const RowSums<Vector, Number> rows(layout.sums, sum, squares);
   if (g.chunks > 1) cluster_wait();  // the other blocks have begun
-  const auto pixels = [&](index_t chunk) { return min(g.spatial, (chunk + 1) * g.chunk) - chunk * g.chunk; };
-  const index_t groups = g.tile / g.width();
-  for_groups_of_tile(g, [&](index_t, index_t at, index_t lane, index_t lanes) {
-    const ChunkStatistics<Vector, T> own(g, layout.staged[0] + at, rows, pixels(blockIdx.x), at, lane, lanes);
-    send_to_cluster(layout.exchanged, g, at / g.width(), lane, lanes, own.mean, own.squares);
+  for_groups_of_tile(g, [&](int, int local, int lane) {
+    const int at = local * g.width;
+    const ChunkStatistics<Vector, T> own(g, layout.staged[0] + at, rows, g.pixels_of(blockIdx.x), at, lane);
+    send_to_cluster(layout.exchanged, g, local, lane, own.mean, own.squares);
   });
   meet_cluster(g);
-  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
-    const index_t local = at / g.width();
-    const auto statistics = [&](index_t chunk) { return layout.exchanged + (chunk * groups + local) * 2; };
-    double total = 0, spread = 0;
-    for (index_t chunk = lane; chunk < g.chunks; chunk += lanes) total += statistics(chunk)[0] * static_cast<double>(pixels(chunk));
-    const double center = sum_of_lanes(total, lanes) / static_cast<double>(g.spatial);
-    for (index_t chunk = lane; chunk < g.chunks; chunk += lanes) {  // as group_norm_join_kernel
-      const double distance = statistics(chunk)[0] - center;
-      spread += statistics(chunk)[1] + static_cast<double>(pixels(chunk) * g.width()) * distance * distance;
-    }
-    spread = sum_of_lanes(spread, lanes);
+  for_groups_of_tile(g, [&](int group, int local, int lane) {
+    const double* statistics = layout.exchanged + (lane * g.tile_groups + local) * 2;
+    const bool there = lane < g.chunks;
+    const double pixels = there ? static_cast<double>(g.pixels_of(lane)) : 0.0, own_mean = there ? statistics[0] : 0.0;
+    const double center = sum_of_lanes(own_mean * pixels) * (g.per_element * g.width);
+    const double distance = own_mean - center;  // joined as in group_norm_join_kernel
+    const double spread = sum_of_lanes((there ? statistics[1] : 0.0) + pixels * g.width * distance * distance);
     if (lane != 0) return;
-    const double variance = ::fmax(spread, 0.0) / static_cast<double>(g.spatial * g.width());
-    const auto inverse = static_cast<Number>(1 / ::sqrt(variance + epsilon)), rounded = static_cast<Number>(center);
+    const auto variance = static_cast<Number>(::fmax(spread, 0.0) * g.per_element + epsilon);
+    const Number inverse = 1 / ::sqrt(variance), rounded = static_cast<Number>(center);
     Number* to = layout.group_numbers + local * 3;
     to[0] = rounded;
     to[1] = static_cast<Number>(center - static_cast<double>(rounded));
@@ -192,14 +201,12 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
   __syncthreads();
   if (channel >= g.c) return;
   Number center[Vector], scale[Vector], shift[Vector];
-  load_numbers<Vector>(weight + channel, scale);
-  load_numbers<Vector>(bias + channel, shift);
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
-    const Number* of_group = layout.group_numbers + (g.group_of(channel + i) - g.group_of(blockIdx.y * g.tile)) * 3;
+    const Number* of_group = layout.group_numbers + g.group_of(static_cast<int>(threadIdx.x) * Vector + i) * 3;
     center[i] = of_group[0];
-    scale[i] *= of_group[2];
-    shift[i] -= of_group[1] * scale[i];
+    scale[i] = widen(weights.at[i]) * of_group[2];
+    shift[i] = widen(biases.at[i]) - of_group[1] * scale[i];
   }
   pieces.walk([&](index_t offset, const Number(&value)[1][Vector]) {
     Number out[Vector];
@@ -219,11 +226,11 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
                                         const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx,
                                         bool accumulate, compute_t<T>* channel_sums) {
   using Number = compute_t<T>;
-  if (g.chunks > 1) cluster_arrive();
+  if (g.chunks > 1) cluster_arrive_relaxed();
   const ResidentLayout<2, T> layout(g);
   const ResidentPieces<Vector, 2, T> pieces(g, layout);
   pieces.fetch({x, dy});
-  const index_t channel = first_channel<Vector>(g), start = static_cast<index_t>(blockIdx.y) * g.tile;
+  const index_t channel = first_channel<Vector>(g), start = static_cast<index_t>(blockIdx.y) * static_cast<index_t>(g.tile);
   const index_t first_group = blockIdx.z * g.groups;
   Number center[Vector] = {}, scale[Vector] = {}, shift[Vector] = {};
   if (channel < g.c) {
@@ -250,34 +257,34 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
   });
   const RowSums<Vector, Number> rows(layout.sums, plain, along);
   if (g.chunks > 1) cluster_wait();  // the other blocks have begun
-  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
+  for_groups_of_tile(g, [&](int group, int local, int lane) {
+    const int at = local * g.width;
     Number sums[2] = {};
-    for (index_t i = lane; i < g.width(); i += lanes)
+#pragma unroll 1
+    for (int i = lane; i < g.width; i += group_lanes)
+#pragma unroll
       for (int which = 0; which < 2; ++which) sums[which] += widen(weight[start + at + i]) * rows.sums[which][at + i];
     const Number inverse = inverse_deviation[first_group + group];
-    const Number first = sum_of_lanes(sums[0], lanes), second = sum_of_lanes(sums[1], lanes) * inverse;
-    send_to_cluster(layout.exchanged, g, at / g.width(), lane, lanes, static_cast<double>(first), static_cast<double>(second));
+    const Number first = sum_of_lanes(sums[0]), second = sum_of_lanes(sums[1]) * inverse;
+    send_to_cluster(layout.exchanged, g, local, lane, static_cast<double>(first), static_cast<double>(second));
   });
   if (channel_sums != nullptr) {
     const index_t thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (index_t at = thread; at < min(g.tile, g.c - start); at += blockDim.x * blockDim.y) {
+#pragma unroll 1
+    for (index_t at = thread; at < min(static_cast<index_t>(g.tile), g.c - start); at += blockDim.x * blockDim.y) {
       Number* to = channel_sums + ((blockIdx.z * g.chunks + blockIdx.x) * g.c + start + at) * 2;
       to[0] = rows.sums[0][at];
       to[1] = rows.sums[1][at] * inverse_deviation[first_group + g.group_of(start + at)];
     }
   }
   meet_cluster(g);
-  for_groups_of_tile(g, [&](index_t group, index_t at, index_t lane, index_t lanes) {
-    const index_t local = at / g.width(), groups = g.tile / g.width();
-    const double elements = static_cast<double>(g.spatial * g.width());
-    double sums[2] = {};
-    for (index_t chunk = lane; chunk < g.chunks; chunk += lanes)
-      for (int which = 0; which < 2; ++which) sums[which] += layout.exchanged[(chunk * groups + local) * 2 + which];
-    for (int which = 0; which < 2; ++which) sums[which] = sum_of_lanes(sums[which], lanes) / elements;
+  for_groups_of_tile(g, [&](int group, int local, int lane) {
+    const double* sums = layout.exchanged + (lane * g.tile_groups + local) * 2;
+    const double first = sum_of_lanes(lane < g.chunks ? sums[0] : 0.0), second = sum_of_lanes(lane < g.chunks ? sums[1] : 0.0);
     if (lane != 0) return;
     const Number inverse = inverse_deviation[first_group + group];
-    layout.group_numbers[local * 3] = static_cast<Number>(sums[0]) * inverse;
-    layout.group_numbers[local * 3 + 1] = static_cast<Number>(sums[1]) * inverse * inverse;
+    layout.group_numbers[local * 3] = static_cast<Number>(first * g.per_element) * inverse;
+    layout.group_numbers[local * 3 + 1] = static_cast<Number>(second * g.per_element) * inverse * inverse;
   });
   __syncthreads();
   if (channel >= g.c) return;
@@ -285,7 +292,7 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
   Number of_plain[Vector], of_along[Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
-    const Number* of_group = layout.group_numbers + (g.group_of(channel + i) - g.group_of(start)) * 3;
+    const Number* of_group = layout.group_numbers + g.group_of(static_cast<int>(threadIdx.x) * Vector + i) * 3;
     of_plain[i] = of_group[0];
     of_along[i] = of_group[1];
   }
@@ -301,37 +308,41 @@ __global__ void __launch_bounds__(norm_block_threads, 2)
   });
 }
 
-/// A launch whose clusters hold `inputs` tensors of T, tile by tile; `chunks` is 0 where that does not fit. `clusters`: whether
+/// A launch whose clusters hold Inputs tensors of T, tile by tile; `chunks` is 0 where that does not fit. `clusters`: whether
 /// they may have more than one block.
-template <class T>
-GroupNormGrid resident_grid(Context<Cuda>& context, const kernel::GroupNormShape& s, int inputs, bool clusters) {
-  constexpr index_t vector = 16 / static_cast<index_t>(sizeof(T));
+template <int Inputs, class T>
+GroupNormGrid resident_grid(Context<Cuda>& context, const kernel::GroupNormShape& s, bool clusters) {
+  constexpr index_t vector = 16 / static_cast<index_t>(sizeof(T)), threads = norm_block_threads;
   GroupNormGrid launch;
-  auto& g = launch.sizes;
-  g.spatial = s.spatial, g.c = s.c, g.groups = s.groups, g.silu = s.silu;
-  // Whole groups, whole vectors, and at least two sectors of 32 bytes side by side.
-  const index_t unit = std::lcm(vector, g.width());
-  g.tile = std::min(g.c, unit * std::max<index_t>(1, 4 * vector / unit));
-  if (g.tile > norm_block_threads * vector || s.n > 65535 || g.spatial > (index_t{1} << 30) / g.c) return launch;
-  const index_t columns = (g.tile + vector - 1) / vector, rows = std::min(norm_block_threads / columns, s.spatial);
-  const index_t threads = rows * columns, tiles = (g.c + g.tile - 1) / g.tile;
+  auto& g = launch.sizes = GroupNormLaunch(s);
+  const index_t unit = std::lcm(vector, static_cast<index_t>(g.width)), most = clusters ? most_cluster_blocks : 1;
+  if (unit > threads * vector || s.n > 65535) return launch;
+  index_t columns = 0, rows = 0, tiles = 0;
   const auto bytes_with = [&](index_t chunks) {
-    g.chunk = (s.spatial + chunks - 1) / chunks, g.chunks = chunks;
-    return resident_bytes<T>(g, inputs, threads);
+    g.set_chunks(chunks);
+    return resident_bytes<T>(g, Inputs, rows * columns);
   };
-  // The fewest blocks that leave room for a second one on the multiprocessor, whose copies run beside this one's arithmetic.
-  const index_t most = clusters ? most_cluster_blocks : 1, all = context.shared_memory(), half = (all - 2048) / 2;
+  const auto take_tile = [&](index_t channels) {
+    g.set_tile(std::min(g.c, channels));
+    columns = g.tile / vector, rows = threads / columns, tiles = (g.c + g.tile - 1) / g.tile;
+  };
+  // Whole groups and whole vectors; and whole sectors of 32 bytes, two or more, where the blocks stay small enough for a second
+  // one on the multiprocessor, whose copies run beside this one's arithmetic.
+  const index_t all = context.shared_memory(), half = (all - 2048) / 2;
+  const index_t sectors = std::lcm(unit, 2 * vector);
+  take_tile(std::min(threads * vector / unit * unit, std::max(sectors, 4 * vector / sectors * sectors)));
+  if (bytes_with(most) > half) take_tile(unit);
   index_t chunks = 1;
   while (chunks < most && bytes_with(chunks) > half) chunks *= 2;
   while (chunks < most && s.n * tiles * chunks < 2 * context.multiprocessors() && s.spatial >= 8 * rows * chunks) chunks *= 2;
-  while (chunks > 1 && (chunks - 1) * ((s.spatial + chunks - 1) / chunks) >= s.spatial) chunks /= 2;  // none without pixels
-  if (bytes_with(chunks) > all) {
+  launch.shared = static_cast<std::size_t>(bytes_with(chunks));  // g.chunks is smaller where some would have no pixel
+  if (launch.shared > static_cast<std::size_t>(all)) {
     g.chunks = 0;
     return launch;
   }
+  chunks = g.chunks;
   launch.grid = dim3(static_cast<unsigned>(chunks), static_cast<unsigned>(tiles), static_cast<unsigned>(s.n));
   launch.block = dim3(static_cast<unsigned>(columns), static_cast<unsigned>(rows));
-  launch.shared = static_cast<std::size_t>(resident_bytes<T>(g, inputs, threads));
   return launch;
 }
 
@@ -340,7 +351,7 @@ template <class T>
 bool group_norm_resident(Context<Cuda>& context, const kernel::GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                          compute_t<T>* mean, compute_t<T>* inverse_deviation) {
   const auto kernel = group_norm_resident_kernel<16 / static_cast<int>(sizeof(T)), T>;
-  const auto l = resident_grid<T>(context, shape, 1, has_clusters(kernel));
+  const auto l = resident_grid<1, T>(context, shape, has_clusters(kernel));
   if (l.sizes.chunks == 0) return false;
   context.launch("group_norm_resident_kernel", {l.grid, l.block, l.shared, l.grid.x}, kernel, l.sizes,
                  static_cast<double>(shape.epsilon), x, weight, bias, y, mean, inverse_deviation);
@@ -353,7 +364,7 @@ bool group_norm_resident_gradient(Context<Cuda>& context, const kernel::GroupNor
                                   const T* bias, const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx,
                                   bool accumulate, bool wants_weights, WriteWeights&& write_weights) {
   const auto kernel = group_norm_resident_gradient_kernel<16 / static_cast<int>(sizeof(T)), T>;
-  const auto l = resident_grid<T>(context, shape, 2, has_clusters(kernel));
+  const auto l = resident_grid<2, T>(context, shape, has_clusters(kernel));
   if (l.sizes.chunks == 0) return false;
   const index_t rows = shape.n * l.sizes.chunks;
   Scratch<Cuda> scratch(context);

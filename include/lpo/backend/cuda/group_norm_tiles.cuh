@@ -10,18 +10,36 @@ namespace detail {
 
 inline constexpr int norm_block_threads = 320;
 
-/// Sizes that all kernels of one group norm share.
+/// Sizes that all kernels of one group norm share. What would be a division on the device is done before: divisions of 64 bits
+/// would take as long as the pixels of a short chunk.
 struct GroupNormLaunch {
   index_t spatial = 0, c = 0, groups = 0;
-  index_t chunk = 0, chunks = 0;  ///< pixels
-  index_t tile = 0;               ///< channels
+  index_t chunk = 0;  ///< pixels
+  int chunks = 0;
+  int tile = 0, tile_groups = 0;  ///< channels of a tile, and their groups
+  int width = 1;                  ///< channels of a group
+  double per_element = 0;         ///< 1 / elements of a group in an image
+  FastDivisor by_width;
   bool silu = false;
 
-  __host__ __device__ index_t width() const { return c / groups; }
-  /// Divisions of 64 bits would take as long as the pixels of a short chunk.
-  __device__ index_t group_of(index_t channel) const {
-    return static_cast<unsigned>(channel) / (static_cast<unsigned>(c) / static_cast<unsigned>(groups));
+  GroupNormLaunch() = default;
+  explicit GroupNormLaunch(const kernel::GroupNormShape& s)
+      : spatial(s.spatial), c(s.c), groups(s.groups), width(static_cast<int>(s.c / s.groups)),
+        per_element(1.0 / (static_cast<double>(s.spatial) * static_cast<double>(width))), by_width(static_cast<unsigned>(width)),
+        silu(s.silu) {}
+
+  void set_tile(index_t channels) {
+    tile = static_cast<int>(channels);
+    tile_groups = tile / width;
   }
+  void set_chunks(index_t count) {
+    chunk = (spatial + count - 1) / count;
+    chunks = static_cast<int>((spatial + chunk - 1) / chunk);
+  }
+  __device__ __forceinline__ int group_of(index_t channel) const {
+    return static_cast<int>(by_width.quotient(static_cast<unsigned>(channel)));
+  }
+  __device__ __forceinline__ index_t pixels_of(index_t which) const { return min(spatial, (which + 1) * chunk) - which * chunk; }
 };
 
 /// A launch of kernels that walk pixels.
@@ -31,11 +49,11 @@ struct GroupNormGrid {
   std::size_t shared = 0;
 };
 
-/// silu(z), and its derivative, from the device's fast exponential: relative error about 1e-6 in float.
+/// 1 / (1 + exp(-z)), and the derivative of silu(z), from the device's fast exponential: relative error about 1e-6 in float.
 template <class Number>
 __device__ __forceinline__ Number sigmoid_number(Number z) {
   if constexpr (std::is_same_v<Number, float>)
-    return __fdividef(1.0f, 1.0f + __expf(-z));
+    return reciprocal_approximate(1.0f + exp2_approximate(z * -1.44269504f));
   else
     return 1 / (1 + ::exp(-z));
 }
@@ -48,8 +66,8 @@ __device__ __forceinline__ Number silu_slope(Number z) {
 /// The first channel of this thread; c and more for threads without one.
 template <int Vector>
 __device__ __forceinline__ index_t first_channel(const GroupNormLaunch& g) {
-  const index_t in_tile = static_cast<index_t>(threadIdx.x) * Vector;
-  return in_tile < g.tile ? static_cast<index_t>(blockIdx.y) * g.tile + in_tile : g.c;
+  const int in_tile = static_cast<int>(threadIdx.x) * Vector;
+  return in_tile < g.tile ? static_cast<index_t>(blockIdx.y) * static_cast<index_t>(g.tile) + in_tile : g.c;
 }
 
 /// Reads Vector channels of this thread's pixels of the chunk, Inputs arrays side by side, and calls `body(offset, values)`. Four
@@ -59,7 +77,7 @@ __device__ __forceinline__ void for_pixels_of_chunk(const GroupNormLaunch& g, in
                                                     Body&& body) {
   constexpr int ahead = Inputs == 1 ? 4 : 2;
   using Number = compute_t<T>;
-  const index_t first = blockIdx.x * g.chunk, last = min(g.spatial, first + g.chunk), step = blockDim.y;
+  const index_t first = blockIdx.x * g.chunk, last = first + g.pixels_of(blockIdx.x), step = blockDim.y;
   const index_t origin = blockIdx.z * g.spatial * g.c + channel;
   const auto offset = [&](index_t at) { return origin + (Backwards ? first + last - 1 - at : at) * g.c; };
   index_t pixel = first + threadIdx.y;
@@ -94,28 +112,30 @@ struct RowSums {
 
   __device__ __forceinline__ RowSums(Number* shared, const Number (&a)[Vector], const Number (&b)[Vector]) {
     const int channels = static_cast<int>(blockDim.x) * Vector, rows = static_cast<int>(blockDim.y);
-    const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x), threads = static_cast<int>(blockDim.x * blockDim.y);
-    Number* own = shared + (static_cast<int>(threadIdx.y) * channels + static_cast<int>(threadIdx.x) * Vector);
-    store_numbers<Vector>(own, a);
-    store_numbers<Vector>(own + rows * channels, b);
+    const int first = static_cast<int>(threadIdx.x) * Vector, row = static_cast<int>(threadIdx.y);
+    store_numbers<Vector>(shared + row * channels + first, a);
+    store_numbers<Vector>(shared + (rows + row) * channels + first, b);
     __syncthreads();
-    // Several threads share a column, each a part of its rows; then one adds the parts, which lie in their first rows.
-    const int columns = 2 * channels, parts = max(1, min(threads / columns, rows));
-    for (int at = thread; at < parts * columns; at += threads) {
-      const int part = at / columns, column = at % columns, first = part * rows / parts, last = (part + 1) * rows / parts;
-      Number* from = shared + (column < channels ? column : column - channels + rows * channels);
-      Number total = from[first * channels];
-#pragma unroll 4
-      for (int row = first + 1; row < last; ++row) total += from[row * channels];
-      from[first * channels] = total;
+    // Where there are many rows, several threads share a channel's, and one adds their parts.
+    constexpr int sums_of_column = 2 * Vector;
+    const int parts = max(1, rows / sums_of_column);
+    const auto place = [&](int sum, int from_row) {
+      return shared + (sum / Vector * rows + from_row) * channels + first + sum % Vector;
+    };
+    for (int at = row; at < parts * sums_of_column; at += rows) {
+      const int part = at / sums_of_column, sum = at % sums_of_column;
+      Number total = *place(sum, part);
+#pragma unroll 2
+      for (int other = part + parts; other < rows; other += parts) total += *place(sum, other);
+      *place(sum, part) = total;
     }
     __syncthreads();
     if (parts > 1) {
-      if (thread < columns) {
-        Number* from = shared + (thread < channels ? thread : thread - channels + rows * channels);
-        Number total = from[0];
-        for (int part = 1; part < parts; ++part) total += from[part * rows / parts * channels];
-        from[0] = total;
+      if (row < sums_of_column) {
+        Number total = *place(row, 0);
+#pragma unroll 1
+        for (int part = 1; part < parts; ++part) total += *place(row, part);
+        *place(row, 0) = total;
       }
       __syncthreads();
     }
@@ -127,57 +147,55 @@ struct RowSums {
 /// What RowSums needs for `threads` threads.
 __host__ __device__ constexpr index_t row_sums_numbers(index_t threads, int vector) { return 2 * threads * vector; }
 
-/// Calls `body(group, first channel in the tile, lane, lanes)` for every group of this block's tile; 8 lanes of a warp share a
-/// group, and all threads of the block's whole warps take part.
+/// Lanes that share a group.
+inline constexpr int group_lanes = 8;
+
+/// Calls `body(group, its number in the tile, lane)` for every group of this block's tile, with group_lanes lanes of a warp.
 template <class Body>
 __device__ __forceinline__ void for_groups_of_tile(const GroupNormLaunch& g, Body&& body) {
-  constexpr int lanes = 8;
-  const int start = static_cast<int>(blockIdx.y * g.tile), width = static_cast<int>(g.width());
-  const int count = static_cast<int>(min(g.tile, g.c - start)) / width;
+  const int first = static_cast<int>(blockIdx.y) * g.tile_groups, count = min(g.tile_groups, static_cast<int>(g.groups) - first);
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  const int threads = static_cast<int>(blockDim.x * blockDim.y) / lanes * lanes;  // no group of lanes is cut at the end
-  if (threads == 0) {
-    if (thread == 0)
-      for (int group = 0; group < count; ++group) body(start / width + group, group * width, 0, 1);
-    return;
-  }
-  if (thread >= threads) return;
-  for (int group = thread / lanes; group < count; group += threads / lanes)
-    body(start / width + group, group * width, thread % lanes, lanes);
+  const int at_once = static_cast<int>(blockDim.x * blockDim.y) / group_lanes;  // no group of lanes is cut at the end
+  if (thread >= at_once * group_lanes) return;
+#pragma unroll 1
+  for (int local = thread / group_lanes; local < count; local += at_once) body(first + local, local, thread % group_lanes);
 }
 
-/// Sum over `lanes` (1 or 8) neighbouring lanes; the first one has it.
+/// Sum over the lanes that share a group; all get it.
 template <class Number>
-__device__ __forceinline__ Number sum_of_lanes(Number value, index_t lanes) {
-  if (lanes == 1) return value;
-  const unsigned mask = 0xffu << (threadIdx.y * blockDim.x + threadIdx.x) % 32 / 8 * 8;
-  for (int step = 4; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, 8);
+__device__ __forceinline__ Number sum_of_lanes(Number value) {
+  const unsigned mask = 0xffu << (threadIdx.y * blockDim.x + threadIdx.x) % 32 / group_lanes * group_lanes;
+#pragma unroll
+  for (int step = group_lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, group_lanes);
   return value;
 }
 
 /// Mean and sum of squared distances from it of a group's elements in a chunk of pixels, from the sums of each channel's
 /// distances from the chunk's first pixel, and of their squares. `origin` is that pixel, at the group's first channel `at` of
-/// the tile. `lanes` lanes share the work, and all get the result.
+/// the tile. The group's lanes share the work, and all get the result.
 template <int Vector, class T>
 struct ChunkStatistics {
   double mean, squares;
 
   __device__ __forceinline__ ChunkStatistics(const GroupNormLaunch& g, const T* origin, const RowSums<Vector, compute_t<T>>& rows,
-                                             index_t pixel_count, index_t at, index_t lane, index_t lanes) {
+                                             index_t pixel_count, int at, int lane) {
     using Number = compute_t<T>;
     const auto pixels = static_cast<Number>(pixel_count);
+    const Number per_pixel = 1 / pixels, per_channel = 1 / static_cast<Number>(g.width);
     const Number base = widen(origin[0]);  // distances from one number, so that float suffices
-    const auto own_mean = [&](index_t i) { return (widen(origin[i]) - base) + rows.sums[0][at + i] / pixels; };
+    const auto own_mean = [&](int i) { return (widen(origin[i]) - base) + rows.sums[0][at + i] * per_pixel; };
     Number center{};
-    for (index_t i = lane; i < g.width(); i += lanes) center += own_mean(i);
-    center = sum_of_lanes(center, lanes) / static_cast<Number>(g.width());
+#pragma unroll 1
+    for (int i = lane; i < g.width; i += group_lanes) center += own_mean(i);
+    center = sum_of_lanes(center) * per_channel;
     Number spread{};  // each channel about its own mean, then about the group's
-    for (index_t i = lane; i < g.width(); i += lanes) {
+#pragma unroll 1
+    for (int i = lane; i < g.width; i += group_lanes) {
       const Number distance = own_mean(i) - center;
-      spread += rows.sums[1][at + i] - rows.sums[0][at + i] * (rows.sums[0][at + i] / pixels) + pixels * distance * distance;
+      spread += rows.sums[1][at + i] - rows.sums[0][at + i] * (rows.sums[0][at + i] * per_pixel) + pixels * distance * distance;
     }
     mean = static_cast<double>(base) + static_cast<double>(center);
-    squares = static_cast<double>(sum_of_lanes(spread, lanes));
+    squares = static_cast<double>(sum_of_lanes(spread));
   }
 };
 

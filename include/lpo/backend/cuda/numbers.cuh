@@ -64,6 +64,26 @@ __device__ __forceinline__ void store_numbers(T* p, const Number (&values)[Count
   *reinterpret_cast<NumberVector<T, Count>*>(p) = stored;
 }
 
+/// 2^value to 2 units in the last place, and 1 / value to 1; results and arguments too small for a normal number are zero.
+__device__ __forceinline__ float exp2_approximate(float value) {
+#if defined(__CUDACC__)
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
+#else
+  return ::exp2f(value);
+#endif
+}
+__device__ __forceinline__ float reciprocal_approximate(float value) {
+#if defined(__CUDACC__)
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+  return reciprocal;
+#else
+  return 1.0f / value;
+#endif
+}
+
 /// The address of shared memory as its instructions take it.
 __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
@@ -112,6 +132,19 @@ __device__ __forceinline__ Number block_max(Number value, Number* shared) {
   for (int warp = 1; warp < Threads / 32; ++warp) largest = largest < shared[warp] ? shared[warp] : largest;
   return largest;
 }
+
+/// Division of 32-bit numbers below 2^31 by one divisor: a multiplication and a shift (Granlund and Montgomery 1994).
+struct FastDivisor {
+  unsigned divisor = 1, multiplier = 0, shift = 0;
+
+  FastDivisor() = default;
+  explicit FastDivisor(unsigned d) : divisor(d) {
+    while (shift < 31 && (1u << shift) < d) ++shift;
+    const std::uint64_t numerator = (std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - d);
+    multiplier = static_cast<unsigned>(numerator / d + 1);
+  }
+  __device__ __forceinline__ unsigned quotient(unsigned n) const { return (__umulhi(n, multiplier) + n) >> shift; }
+};
 
 /// The largest power of two, at most 16, that divides every address.
 template <class... Pointers>

@@ -10,19 +10,6 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Division of 32-bit numbers below 2^31 by one divisor: a multiplication and a shift (Granlund and Montgomery 1994).
-struct FastDivisor {
-  unsigned divisor = 1, multiplier = 0, shift = 0;
-
-  FastDivisor() = default;
-  explicit FastDivisor(unsigned d) : divisor(d) {
-    while (shift < 31 && (1u << shift) < d) ++shift;
-    const std::uint64_t numerator = (std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - d);
-    multiplier = static_cast<unsigned>(numerator / d + 1);
-  }
-  __device__ __forceinline__ unsigned quotient(unsigned n) const { return (__umulhi(n, multiplier) + n) >> shift; }
-};
-
 /// Axes in the order of the loop nest, the innermost first.
 template <int Operands>
 struct AxisList {
