@@ -6,5 +6,7 @@ find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(nlohmann_json 3.9 REQUIRED)
 find_package(PNG QUIET)
 find_package(JPEG QUIET)
-set(MPI_CXX_SKIP_MPICXX ON)  # the C functions are enough
-find_package(MPI QUIET COMPONENTS CXX)
+if(LPO_MPI)
+  set(MPI_CXX_SKIP_MPICXX ON)  # the C functions are enough
+  find_package(MPI QUIET COMPONENTS CXX)
+endif()

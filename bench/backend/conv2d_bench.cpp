@@ -32,11 +32,15 @@ void conv2d(benchmark::State& state) {
   std::vector<T> x(static_cast<std::size_t>(s.n * s.h * s.w * s.c), T(0.5f)), y(static_cast<std::size_t>(outputs)),
       weight(static_cast<std::size_t>(weights), T(0.25f)), bias(static_cast<std::size_t>(s.o), T(1.0f));
   using Conv = lpo::kernel::Conv2d<lpo::Cpu>;
-  for (auto _ : state) {
+  const auto run = [&] {
     if (state.range(6) == 0) Conv::forward(context, s, x.data(), weight.data(), bias.data(), y.data());
     if (state.range(6) == 1) Conv::backward_data(context, s, y.data(), weight.data(), x.data(), false);
     if (state.range(6) == 2)
       Conv::backward_weights(context, s, x.data(), y.data(), weight.data(), false, bias.data(), false);
+  };
+  run();  // maps the pages that it needs
+  for (auto _ : state) {
+    run();
     benchmark::ClobberMemory();
   }
   bench::count_operations(
@@ -48,12 +52,14 @@ void shapes(benchmark::internal::Benchmark* benchmark) {
       {8, 8, 64, 64, 3, 1},   {64, 8, 64, 64, 3, 1},   {64, 8, 4, 64, 3, 1},    {64, 8, 64, 4, 3, 1},
       {64, 8, 64, 64, 3, 2},  {64, 4, 128, 128, 3, 1}, {64, 4, 256, 128, 3, 1}, {64, 2, 192, 192, 3, 1},
       {8, 2, 192, 192, 3, 1}, {64, 8, 128, 64, 1, 1},  {16, 32, 3, 32, 3, 1},   {16, 32, 32, 32, 3, 1},
-      {16, 32, 64, 3, 3, 1},  {16, 16, 64, 64, 3, 1},  {1, 64, 320, 320, 3, 1}, {1, 16, 1280, 1280, 3, 1}};
+      {16, 32, 64, 3, 3, 1},  {16, 16, 64, 64, 3, 1},  {1, 64, 320, 320, 3, 1}, {1, 16, 1280, 1280, 3, 1},
+      {1, 32, 640, 640, 3, 1}, {1, 8, 1280, 1280, 3, 1}, {1, 16, 2560, 1280, 3, 1}, {1, 64, 320, 320, 3, 2},
+      {1, 64, 960, 320, 1, 1}};
   for (const auto& size : sizes)
     for (index_t pass : {0, 1, 2})
-      for (index_t threads : {1, 2})
+      for (index_t threads : bench::thread_counts())
         benchmark->Args({size[0], size[1], size[2], size[3], size[4], size[5], pass, threads});
-  benchmark->ArgNames({"n", "side", "c", "o", "kernel", "stride", "pass", "threads"})->UseRealTime()->MinTime(0.05);
+  benchmark->ArgNames({"n", "side", "c", "o", "kernel", "stride", "pass", "threads"})->UseRealTime();
 }
 
 }  // namespace

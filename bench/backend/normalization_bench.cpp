@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include <backend/peak.hpp>
+
 namespace {
 
 using lpo::index_t;
@@ -109,10 +111,10 @@ void softmax_forward(benchmark::State& state) {
   report(state, p.count, 2);
 }
 
-/// SD1.5's largest map, a deep one, and the tiny models' maps; each with one and two threads.
+/// SD1.5's largest map, a deep one, and the tiny models' maps; each with one, two and all threads.
 void shapes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"n", "spatial", "c", "groups", "threads"});
-  for (const index_t threads : {1, 2}) {
+  for (const index_t threads : bench::thread_counts()) {
     bench->Args({2, 4096, 320, 32, threads});
     bench->Args({2, 256, 1280, 32, threads});
     bench->Args({64, 256, 32, 8, threads});

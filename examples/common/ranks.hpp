@@ -94,15 +94,16 @@ void on_first(Processes processes, const Work& work) {
   if (!failed.empty()) throw lpo::ValueError(failed);
 }
 
-/// examples::run() for programs of ranks: `body(processes)` returns the exit status. Ranks but 0 print nothing, unless one
-/// of them fails alone; the others are ended then, for they would wait for it.
+/// examples::run() for programs of ranks: `body(processes)` returns the exit status. Ranks but 0 print nothing, unless
+/// one of them fails alone; the others are ended then, for they would wait for it.
 template <class Body>
 int run_ranks(const char* program, Body&& body) {
   handle_interrupts();
   try {
     Processes processes;
     if (processes.size() == 1 && lpo::launched_processes() > 1)
-      throw lpo::ValueError(lpo::message("[ranks] mpirun started ", lpo::launched_processes(), " processes, but ", program,
+      throw lpo::ValueError(lpo::message("[ranks] mpirun started ", lpo::launched_processes(), " processes, but ",
+                                         program,
                                          " is built without MPI; build it where MPI is installed (LPO_MPI=ON)"));
     const bool first = processes.first();
     const int errors = ::dup(2);

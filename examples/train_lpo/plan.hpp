@@ -88,7 +88,8 @@ void print_run(const Job& job) {
                                : stored * examples::unet_activations(R.unet, lrm_rows * scored, side, side);
   const double training =
       stored * pass *
-      (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : (1 + examples::gradient_share) * work.kept);
+      (t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer
+                                : (1 + examples::gradient_share) * work.kept);
   std::printf("activations  about %s denoising, %s scoring, %s training (%.0f rows%s)\n",
               examples::memory_text(denoising).c_str(), examples::memory_text(scoring).c_str(),
               examples::memory_text(training).c_str(), pass, t.gradient_checkpointing ? ", checkpointed" : "");

@@ -19,4 +19,3 @@
 #include <lpo/backend/cuda/random.cuh>
 #include <lpo/backend/cuda/reduce.cuh>
 #include <lpo/backend/cuda/resample.cuh>
-#include <lpo/backend/cuda/residual_product.cuh>

@@ -2735,6 +2735,42 @@ struct AdamW<Cpu> {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/backend/cpu/isa.hpp>
+// Instruction sets that inner loops are compiled for beside the translation unit's own, and the choice when they run.
+//
+// A loop `body<bytes>` over vectors of that many bytes is written once, always inlined, and called by one function per
+// instruction set that carries LPO_TARGET_256 or LPO_TARGET_512: that function's target decides what the body becomes.
+// Vectors wider than the translation unit's own must not be arguments or results of a function, inlined or not.
+
+#if LPO_HOST_PASS
+#if defined(__x86_64__) && !defined(__AVX512F__)
+#  define LPO_TARGET_512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
+#endif
+#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
+#  define LPO_TARGET_256 __attribute__((target("avx2,fma")))
+#endif
+
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Bytes of the widest registers, of those that inner loops are compiled for, that this machine has.
+inline int machine_simd_bytes() {
+  static const int bytes = [] {
+#if defined(LPO_TARGET_512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return 64;
+#endif
+#if defined(LPO_TARGET_256)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 32;
+#endif
+    return LPO_SIMD_BYTES;
+  }();
+  return bytes;
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
 // <lpo/backend/cpu/attention_tiles.hpp>
 // Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 
@@ -2742,20 +2778,30 @@ struct AdamW<Cpu> {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Rows of a register tile of `Packs` packs: as many accumulators as leave room for the operands.
-template <int Packs>
-inline constexpr int attention_tile_rows = LPO_SIMD_BYTES == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+/// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
+template <int bytes, int Packs>
+inline constexpr int attention_tile_rows = bytes == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+
+template <class S, int bytes>
+struct AttentionVector {
+  typedef S type __attribute__((vector_size(bytes)));
+};
+template <>
+struct AttentionVector<double, 8> {
+  using type = double;
+};
 
 /// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane], `Rows` rows of `Packs`
-/// packs.
-template <class V, int Rows, int Packs, bool Add, class S>
+/// vectors.
+template <class S, int bytes, int Rows, int Packs, bool Add>
 LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
                                      index_t depth, S* c, index_t c_row) {
-  constexpr int width = LaneTraits<V>::width;
+  using V = typename AttentionVector<S, bytes>::type;
+  constexpr int width = bytes / static_cast<int>(sizeof(S));
   V sum[Rows * Packs] = {};
   for (index_t t = 0; t < depth; ++t) {
     V column[Packs];
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) { column[i] = load_lanes<V>(b + i * width); });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) { std::memcpy(&column[i], b + i * width, sizeof(V)); });
     unroll<Rows>([&](auto r) __attribute__((always_inline)) {
       const S factor = a[r * a_row];
       unroll<Packs>([&](auto i) __attribute__((always_inline)) { sum[r * Packs + i] += factor * column[i]; });
@@ -2766,21 +2812,23 @@ LPO_ALWAYS_INLINE void multiply_tile(const S* a, index_t a_row, index_t a_step, 
   unroll<Rows>([&](auto r) __attribute__((always_inline)) {
     unroll<Packs>([&](auto i) __attribute__((always_inline)) {
       S* const target = c + r * c_row + i * width;
-      if constexpr (Add)
-        store_lanes(target, load_lanes<V>(target) + sum[r * Packs + i]);
-      else
-        store_lanes(target, sum[r * Packs + i]);
+      if constexpr (Add) {
+        V before;
+        std::memcpy(&before, target, sizeof(V));
+        sum[r * Packs + i] += before;
+      }
+      std::memcpy(target, &sum[r * Packs + i], sizeof(V));
     });
   });
 }
 
 /// The same for any number of rows.
-template <class V, int Packs, bool Add, class S>
-void multiply_rows(index_t rows, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step, index_t depth,
-                   S* c, index_t c_row) {
-  constexpr int tile = attention_tile_rows<Packs>;
+template <class S, int bytes, int Packs, bool Add>
+LPO_ALWAYS_INLINE void multiply_some(index_t rows, const S* a, index_t a_row, index_t a_step, const S* b,
+                                     index_t b_step, index_t depth, S* c, index_t c_row) {
+  constexpr int tile = attention_tile_rows<bytes, Packs>;
   const auto step = [&](auto count) __attribute__((always_inline)) {
-    multiply_tile<V, decltype(count)::value, Packs, Add>(a, a_row, a_step, b, b_step, depth, c, c_row);
+    multiply_tile<S, bytes, decltype(count)::value, Packs, Add>(a, a_row, a_step, b, b_step, depth, c, c_row);
     a += count * a_row;
     c += count * c_row;
     rows -= count;
@@ -2795,18 +2843,62 @@ void multiply_rows(index_t rows, const S* a, index_t a_row, index_t a_step, cons
   if (rows >= 1) step(std::integral_constant<int, 1>{});
 }
 
-/// The same for a result of `columns` lanes, a multiple of the pack.
-template <class V, bool Add, class S>
-void multiply_any(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
-                  index_t depth, S* c, index_t c_row) {
-  constexpr index_t width = LaneTraits<V>::width;
+/// The same for a result of `columns` lanes, a multiple of the translation unit's pack, in vectors of up to `bytes`.
+template <class S, int bytes, bool Add>
+LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step,
+                                      const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
+  constexpr index_t width = bytes / static_cast<int>(sizeof(S));
   index_t at = 0;
   for (; at + 4 * width <= columns; at += 4 * width)
-    multiply_rows<V, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+    multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + 2 * width <= columns; at += 2 * width)
-    multiply_rows<V, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
-  for (; at < columns; at += width)
-    multiply_rows<V, 1, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+    multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  for (; at + width <= columns; at += width)
+    multiply_some<S, bytes, 1, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  if constexpr (bytes > LPO_SIMD_BYTES) {
+    if (at < columns)
+      multiply_lanes<S, bytes / 2, Add>(rows, columns - at, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  }
+}
+
+template <class S, int bytes, bool Add>
+__attribute__((noinline)) void multiply_native(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step,
+                                               const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
+  multiply_lanes<S, bytes, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#if defined(LPO_TARGET_256)
+template <class S, bool Add>
+LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t columns, const S* a, index_t a_row,
+                                                           index_t a_step, const S* b, index_t b_step, index_t depth,
+                                                           S* c, index_t c_row) {
+  multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#endif
+#if defined(LPO_TARGET_512)
+template <class S, bool Add>
+LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t columns, const S* a, index_t a_row,
+                                                           index_t a_step, const S* b, index_t b_step, index_t depth,
+                                                           S* c, index_t c_row) {
+  multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+}
+#endif
+
+/// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane] in this machine's widest
+/// registers; `columns` is a multiple of the pack.
+template <class V, bool Add, class S>
+void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
+                   index_t depth, S* c, index_t c_row) {
+  auto run = &multiply_native<S, static_cast<int>(sizeof(V)), Add>;
+  if constexpr (std::is_same_v<S, float>) {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_256)
+    if (bytes == 32) run = &multiply_256<S, Add>;
+#endif
+#if defined(LPO_TARGET_512)
+    if (bytes == 64) run = &multiply_512<S, Add>;
+#endif
+  }
+  run(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
 }
 
 /// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are
@@ -3117,7 +3209,11 @@ inline index_t attention_grain(index_t products) {
   return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
 }
 
-/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2 or 4) that hold `count` lanes.
+/// Packs of a block of queries or keys: narrow packs are many, because products run in the machine's registers.
+template <class T>
+inline constexpr int attention_packs = std::is_same_v<lanes_t<T>, Pack> ? std::max(4, 32 / pack_width) : 4;
+
+/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2, 4 or attention_packs) that hold `count` lanes.
 template <class T, class Body>
 void with_packs(index_t count, Body&& body) {
   constexpr index_t width = LaneTraits<lanes_t<T>>::width;
@@ -3125,8 +3221,10 @@ void with_packs(index_t count, Body&& body) {
     body(std::integral_constant<int, 1>{});
   else if (count <= 2 * width)
     body(std::integral_constant<int, 2>{});
-  else
+  else if (count <= 4 * width)
     body(std::integral_constant<int, 4>{});
+  else if constexpr (attention_packs<T> > 4)
+    body(std::integral_constant<int, attention_packs<T>>{});
 }
 
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
@@ -3136,7 +3234,7 @@ struct AttentionBackward {
   using V = lanes_t<T>;
   using S = compute_t<T>;
   static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t most_lanes = 4 * width_of_pack;
+  static constexpr index_t most_lanes = attention_packs<T> * width_of_pack;
   static constexpr index_t many_pairs = 8;
 
   const kernel::AttentionShape& shape;
@@ -3267,9 +3365,9 @@ struct AttentionBackward {
       const auto dout_rows =
           attention_rows<V>(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
                             shape.out_row, block, width, dout_space);
-      multiply_rows<V, Packs, false>(block, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
+      multiply_rows<V, false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
-        multiply_rows<V, Packs, false>(block, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
+        multiply_rows<V, false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
       for (index_t i = 0; i < block; ++i)
         unroll<Packs>([&](auto part) __attribute__((always_inline)) {
           const index_t at = i * lanes + part * width_of_pack;
@@ -3281,9 +3379,9 @@ struct AttentionBackward {
           store_lanes(p + at, probability);
           if (slopes) store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - delta[begin + i]));
         });
-      if (dv) multiply_rows<V, Packs, true>(width, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
-      if (dk) multiply_rows<V, Packs, true>(width, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum) multiply_any<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
+      if (dv) multiply_rows<V, true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
+      if (dk) multiply_rows<V, true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
+      if (dq_sum) multiply_rows<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
     }
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     if (dk)
@@ -3325,8 +3423,8 @@ struct AttentionBackward {
                                             shape.k_row, block, width, k_space);
       const auto v_rows = attention_rows<V>(v_packed, pair * shape.keys + begin, v + key_at(pair, begin, shape.v_row),
                                             shape.v_row, block, width, v_space);
-      multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      multiply_rows<V, Packs, false>(block, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
+      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      multiply_rows<V, false>(block, lanes, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
       for (index_t j = 0; j < block; ++j)
         unroll<Packs>([&](auto part) __attribute__((always_inline)) {
           const index_t lane = part * width_of_pack, at = j * lanes + lane;
@@ -3337,7 +3435,7 @@ struct AttentionBackward {
           }
           store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - load_lanes<V>(offset + lane)));
         });
-      multiply_rows<V, Packs, true>(width, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
+      multiply_rows<V, true>(width, lanes, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
     }
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     store_columns<V>(dquery, lanes, factor, count, width, dq + query_at(pair, first, shape.q_row), shape.q_row,
@@ -3418,7 +3516,7 @@ struct AttentionForward {
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
       const auto k_rows = attention_rows<V>(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<V, Packs, false>(block, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
       if (shape.causal && begin + block > first + 1) hide_later_keys(score, first, begin, block);
       // All packs side by side: their maxima and exponentials do not wait for each other.
       V top[Packs], shrink[Packs];
@@ -3444,9 +3542,9 @@ struct AttentionForward {
           });
       const auto v_rows = attention_rows<V>(v + begin * v_row, v_row, block, width, v_space);
       if (begin == 0)
-        multiply_rows<V, Packs, false>(width, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<V, false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
       else
-        multiply_rows<V, Packs, true>(width, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<V, true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
     }
     for (int i = 0; i < Packs; ++i) {
       store_lanes(factor + i * width_of_pack, S(1) / sum[i]);
@@ -3493,10 +3591,11 @@ struct Attention<Cpu> {
       if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
       return;
     }
-    constexpr index_t lanes = detail::AttentionForward<T, 4>::lanes;
+    using Block = detail::AttentionForward<T, detail::attention_packs<T>>;
+    constexpr index_t lanes = Block::lanes;
     const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
     Scratch<Cpu> scratch(ctx);
-    detail::WorkerScratch<S> workspaces(ctx, scratch, detail::AttentionForward<T, 4>::scratch_size(width));
+    detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
     const index_t padded = detail::padded<detail::lanes_t<T>>(std::min(shape.queries, lanes));
     const auto run = [&](auto&& keys_of) {
       ctx.executor().parallel_for(
@@ -3564,8 +3663,10 @@ struct Attention<Cpu> {
 //   out[r, j] = sum_l a[row(r) + a_step[l]] * b(l)[j],   r < m, j < n, l < k
 //
 // Rows of A are addressed through a row map and a table of steps, so that one kernel serves plain and transposed
-// matrices and, without im2col, every convolution. B is read as panels of `tile_packs` registers, packed or in place.
+// matrices and, without im2col, every convolution. B is read as panels of two or four registers, packed or in place.
 // One tile keeps 24 accumulators (12 where there are 16 registers); measured at 80-90 % of the FMA peak from k = 64 on.
+// The tile is compiled for every instruction set that beats the one of the translation unit and chosen when the program
+// runs (TileKernel): no -march is needed for it.
 // All splits depend on m, n and k alone and partial sums are added in slice order: any thread count gives the same
 // bits.
 
@@ -3573,18 +3674,31 @@ struct Attention<Cpu> {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-typedef double PackDouble __attribute__((vector_size(LPO_SIMD_BYTES)));
-template <class S>
-using TilePack = std::conditional_t<std::is_same_v<S, double>, PackDouble, Pack>;
-
-template <class S>
-inline constexpr int tile_lanes = LPO_SIMD_BYTES / static_cast<int>(sizeof(S));
-inline constexpr int tile_packs = LPO_SIMD_BYTES == 64 ? 4 : 2;
-template <class S>
-inline constexpr index_t tile_columns = tile_packs* tile_lanes<S>;
 inline constexpr int tile_rows_max = 8;
-/// Rows of a tile that is `packs` registers wide. Job heights are multiples of 24, which both heights divide.
-constexpr int tile_rows(int packs) { return tile_packs == 4 && packs < 4 ? 8 : 6; }
+inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+
+/// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
+///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
+///   without `init` the sums start from zero.
+template <class S>
+struct TileKernel {
+  using Run = void (*)(index_t k, const S* const* a, const index_t* a_step, const S* b, const index_t* b_step,
+                       const S* const* init, S* const* out);
+  int lanes, packs;
+  Run run[4];
+
+  index_t columns() const { return lanes * packs; }
+  /// Steps of k after which a tile stops, so that its part of a panel of B is read from the first-level cache by all rows
+  /// of a job: measured 0.85 of the FMA peak instead of 0.55 with 256-bit registers.
+  index_t depth() const { return 16384 / (columns() * static_cast<index_t>(sizeof(S))); }
+  /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
+  constexpr int rows(int used) const { return tile_rows(packs, used); }
+  static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
+};
+
+/// The kernel for this machine; tile_kernels() below lists all that run on it.
+template <class S>
+const TileKernel<S>& tile_kernel();
 
 /// Offsets of rows that enumerate (image, line, column).
 struct RowMap {
@@ -3622,13 +3736,14 @@ class RowCursor {
 /// memory up to a multiple of the lanes.
 template <class S>
 struct TileProduct {
+  const TileKernel<S>* kernel = &tile_kernel<S>();
   index_t m = 0, n = 0, k = 0;
   const S* a = nullptr;
   RowMap rows;
   const index_t* a_step = nullptr;  ///< [k]
   const S* b = nullptr;
   const index_t* b_step = nullptr;  ///< [k]
-  index_t panel_step = 0;           ///< from one panel of tile_columns to the next
+  index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
   index_t batch = 1, batch_a = 0, batch_b = 0;
 };
 
@@ -3644,13 +3759,14 @@ struct TileOutput {
   index_t batch_c = 0;
 };
 
-/// One tile: out[r][0, packs) = init + sum over k. `a` and `out` hold a pointer per row.
-template <class S, int packs>
-__attribute__((noinline)) void product_tile(index_t k, const S* const* a, const index_t* a_step, const S* b,
-                                            const index_t* b_step, const S* init, S* const* out) {
-  using V = TilePack<S>;
-  constexpr int rows = tile_rows(packs);
-  constexpr int lanes = tile_lanes<S>;
+/// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
+/// compiled to is decided by the target of that function.
+template <class S, int bytes, int tile_packs, int packs>
+LPO_ALWAYS_INLINE void product_tile(index_t k, const S* const* a, const index_t* a_step, const S* b,
+                                    const index_t* b_step, const S* const* init, S* const* out) {
+  typedef S V __attribute__((vector_size(bytes)));
+  constexpr int rows = TileKernel<S>::tile_rows(tile_packs, packs);
+  constexpr int lanes = bytes / static_cast<int>(sizeof(S));
   V sum[rows][packs];
   const S* row[rows];
 LPO_UNROLL(8)
@@ -3659,19 +3775,15 @@ LPO_UNROLL(8)
 LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
-      if (init != nullptr) std::memcpy(&sum[r][p], init + p * lanes, sizeof(V));
+      if (init != nullptr) std::memcpy(&sum[r][p], init[r] + p * lanes, sizeof(V));
     }
   }
-  const index_t ahead = k > 1 ? 4 * (b_step[1] - b_step[0]) : 0;  // a panel lives in L2: fetched four steps early
   for (index_t l = 0; l < k; ++l) {
     const index_t at = a_step[l];
     const S* line = b + b_step[l];
     V right[packs];
 LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) {
-      std::memcpy(&right[p], line + p * lanes, sizeof(V));
-      __builtin_prefetch(line + ahead + p * lanes);
-    }
+    for (int p = 0; p < packs; ++p) std::memcpy(&right[p], line + p * lanes, sizeof(V));
 LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) {
       const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
@@ -3686,19 +3798,56 @@ LPO_UNROLL(4)
   }
 }
 
+/// Defines the kernel `Name` whose tiles have the function attribute `target`.
+#define LPO_TILE_KERNEL(Name, bytes, tile_packs, target)                                                           \
+  template <class S>                                                                                               \
+  struct Name {                                                                                                    \
+    template <int packs>                                                                                           \
+    target static __attribute__((noinline)) void run(index_t k, const S* const* a, const index_t* a_step,          \
+                                                     const S* b, const index_t* b_step, const S* const* init,      \
+                                                     S* const* out) {                                              \
+      product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
+    }                                                                                                              \
+    static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
+                                          tile_packs,                                                              \
+                                          {&run<1>, &run<2>, &run<tile_packs == 4 ? 3 : 2>, &run<tile_packs>}};    \
+  };
+LPO_TILE_KERNEL(NativeTile, LPO_SIMD_BYTES, (LPO_SIMD_BYTES == 64 ? 4 : 2), )
+#if defined(LPO_TARGET_256)
+LPO_TILE_KERNEL(Tile256, 32, 2, LPO_TARGET_256)
+#endif
+#if defined(LPO_TARGET_512)
+LPO_TILE_KERNEL(Tile512, 64, 4, LPO_TARGET_512)
+#endif
+#undef LPO_TILE_KERNEL
+
+/// The kernels that run on this machine, the widest first.
 template <class S>
-void product_tile(int packs, index_t k, const S* const* a, const index_t* a_step, const S* b, const index_t* b_step,
-                  const S* init, S* const* out) {
-  switch (packs) {
-    case 1:
-      return product_tile<S, 1>(k, a, a_step, b, b_step, init, out);
-    case 2:
-      return product_tile<S, 2>(k, a, a_step, b, b_step, init, out);
-    case 3:
-      return product_tile<S, std::min(3, tile_packs)>(k, a, a_step, b, b_step, init, out);
-    default:
-      return product_tile<S, tile_packs>(k, a, a_step, b, b_step, init, out);
+struct TileKernels {
+  const TileKernel<S>* kernel[3] = {};
+  int count = 0;
+
+  TileKernels() {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_512)
+    if (bytes >= 64) kernel[count++] = &Tile512<S>::kernel;
+#endif
+#if defined(LPO_TARGET_256)
+    if (bytes >= 32) kernel[count++] = &Tile256<S>::kernel;
+#endif
+    kernel[count++] = &NativeTile<S>::kernel;
   }
+};
+
+template <class S>
+const TileKernels<S>& tile_kernels() {
+  static const TileKernels<S> kernels;
+  return kernels;
+}
+
+template <class S>
+const TileKernel<S>& tile_kernel() {
+  return *tile_kernels<S>().kernel[0];
 }
 
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
@@ -3744,38 +3893,51 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
 template <class S, class T>
 void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutput<T>& out, T* c, const S* bias,
                  index_t row, index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t columns = tile_columns<S>;
-  constexpr int lanes = tile_lanes<S>;
+  constexpr index_t most = 96;  // rows that a part of a panel serves; a multiple of both tile heights
+  const TileKernel<S>& kernel = *p.kernel;
+  const index_t columns = kernel.columns();
   const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
                      (out.bias == nullptr || bias != nullptr);
-  alignas(64) S tile[tile_rows_max * columns];
-  for (; panel < panel_end; ++panel) {
-    const index_t width = std::min(columns, p.n - panel * columns);
-    const int packs = static_cast<int>((width + lanes - 1) / lanes);
-    const int rows = tile_rows(packs);
-    const S* right = b + panel * p.panel_step;
-    const S* init = bias == nullptr ? nullptr : bias + panel * columns;
-    RowCursor left(p.rows, row), target(out.rows, row);
-    for (index_t r = row; r < row_end; r += rows) {
-      const int count = static_cast<int>(std::min<index_t>(rows, row_end - r));
-      const S* left_rows[tile_rows_max];
-      index_t offset[tile_rows_max];
-      S* to[tile_rows_max];
-      for (int i = 0; i < count; ++i, left.next(), target.next()) {
-        left_rows[i] = a + left.offset();
-        offset[i] = target.offset();
-      }
-      for (int i = count; i < rows; ++i) left_rows[i] = left_rows[0];  // computed and dropped
-      for (int i = 0; i < rows; ++i) to[i] = tile + i * columns;
-      if constexpr (std::is_same_v<S, T>) {
-        if (plain && count == rows && width == packs * lanes) {
-          for (int i = 0; i < rows; ++i) to[i] = c + offset[i] + panel * columns;
-          product_tile(packs, last - first, left_rows, p.a_step + first, right, p.b_step + first, init, to);
-          continue;
+  alignas(64) S sums[(most + tile_rows_max) * tile_columns_max * sizeof(float) / sizeof(S)];
+  const S* left[most + tile_rows_max];
+  const S* init[most + tile_rows_max];
+  S* to[most + tile_rows_max];
+  index_t offset[most];
+  for (; row < row_end; row += most) {
+    const int count = static_cast<int>(std::min(most, row_end - row));
+    RowCursor source(p.rows, row), target(out.rows, row);
+    for (int i = 0; i < count; ++i, source.next(), target.next()) {
+      left[i] = a + source.offset();
+      offset[i] = target.offset();
+    }
+    for (int i = count; i < count + tile_rows_max; ++i) left[i] = left[0];  // computed and dropped
+    for (index_t at = panel; at < panel_end; ++at) {
+      const index_t width = std::min(columns, p.n - at * columns);
+      const int packs = static_cast<int>((width + kernel.lanes - 1) / kernel.lanes);
+      const int rows = kernel.rows(packs);
+      const auto run = kernel.run[packs - 1];
+      const S* right = b + at * p.panel_step;
+      const bool direct = plain && width == packs * kernel.lanes;
+      for (int i = 0; i < count + tile_rows_max; ++i) {
+        to[i] = sums + i * columns;
+        if constexpr (std::is_same_v<S, T>) {
+          if (direct && i < count) to[i] = c + offset[i] + at * columns;
         }
+        if (bias != nullptr) init[i] = bias + at * columns;
       }
-      product_tile<S>(packs, last - first, left_rows, p.a_step + first, right, p.b_step + first, nullptr, to);
-      store_tile(out, c, tile, columns, offset, count, r, panel * columns, width);
+      bool begun = direct && bias != nullptr;  // whether init is to be read
+      index_t l = first;
+      do {
+        const index_t depth = std::min(kernel.depth(), last - l);
+        for (int r = 0; r < count; r += rows)
+          run(depth, left + r, p.a_step + l, right, p.b_step + l, begun ? init + r : nullptr, to + r);
+        if (l == first) std::copy(to, to + count + tile_rows_max, init);
+        begun = true;
+        l += depth;
+      } while (l < last);
+      for (int r = 0; r < count && !direct; r += tile_rows_max)
+        store_tile(out, c, sums + r * columns, columns, offset + r, std::min(tile_rows_max, count - r), row + r,
+                   at * columns, width);
     }
   }
 }
@@ -3785,7 +3947,7 @@ struct ProductCut {
   index_t rows, panels, slice;
 };
 
-inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch, index_t b_line) {
+inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch) {
   const double target = 2e6;  // operations per job, about 10 us
   const index_t panels = (n + columns - 1) / columns;
   const double per_row =
@@ -3797,12 +3959,8 @@ inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, 
   const double per_panel = per_row / static_cast<double>(n) * static_cast<double>(columns * std::min(rows, m));
   const index_t wide = std::clamp<index_t>(static_cast<index_t>(target / per_panel), 1, panels);
   const index_t jobs = batch * ((m + rows - 1) / rows) * ((panels + wide - 1) / wide);
-  // The lines of a slice of one panel should stay in L2: half a MiB of it, less where distant lines share cache sets.
-  const index_t longest = b_line > 2 * columns ? 512 : 2048;
-  index_t slices = (k + longest - 1) / longest;
   // A product with few rows and columns is also split over k, for the threads' sake.
-  if (jobs < 16 && k >= 2048) slices = std::max(slices, std::min((k + 1023) / 1024, (15 + jobs) / jobs));
-  slices = std::max<index_t>(slices, 1);
+  const index_t slices = jobs < 64 && k >= 2048 ? std::min((k + 1023) / 1024, (63 + jobs) / jobs) : 1;
   return {rows, wide, (k + slices - 1) / slices};
 }
 
@@ -3810,8 +3968,8 @@ inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, 
 template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  constexpr index_t columns = tile_columns<S>;
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch, p.k > 1 ? p.b_step[1] - p.b_step[0] : 0);
+  const index_t columns = p.kernel->columns();
+  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
@@ -3879,9 +4037,8 @@ namespace detail {
 inline constexpr index_t packed_rows = 24;
 
 /// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
-template <class S>
-index_t packed_size(index_t k, index_t n) {
-  return k * ((n + tile_columns<S> - 1) / tile_columns<S> * tile_columns<S>);
+inline index_t packed_size(index_t k, index_t n, index_t columns) {
+  return k * ((n + columns - 1) / columns * columns);
 }
 
 /// A table of `count` steps: 0, step, 2 step, …
@@ -3891,29 +4048,38 @@ inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t s
   return table;
 }
 
+/// `count` elements in the arithmetic type.
+template <class S, class T>
+void convert_line(const T* from, index_t count, S* to) {
+  if constexpr (std::is_same_v<S, T>) {
+    std::copy_n(from, count, to);
+  } else {
+    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+  }
+}
+
+// The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
+
 /// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
-template <class S>
-void pack_rows(const S* from, const index_t* offset, index_t first, index_t last, S* to, index_t valid) {
-  constexpr index_t columns = tile_columns<S>, lanes = tile_lanes<S>;
+template <class S, class T>
+void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
+               index_t valid) {
+  const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
-    const S* row = from + offset[l];
     S* target = to + l * columns;
-    if (valid == columns) {  // a constant length becomes register moves
-      std::memcpy(target, row, sizeof(S) * static_cast<std::size_t>(columns));
-      continue;
-    }
-    for (index_t j = 0; j < valid; ++j) target[j] = row[j];
+    convert_line(from + offset[l], valid, target);
     for (index_t j = valid; j < width; ++j) target[j] = S{};
   }
 }
 
 /// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
-template <class S>
-void pack_columns(const S* from, index_t step, index_t first, index_t last, S* to, index_t valid) {
+template <class S, class T>
+void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
+                  index_t valid) {
   using V = lanes_t<S>;
-  constexpr index_t columns = tile_columns<S>, lanes = LaneTraits<V>::width;
-  const index_t width = (valid + tile_lanes<S> - 1) / tile_lanes<S> * tile_lanes<S>;
+  constexpr index_t lanes = LaneTraits<V>::width;
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   index_t l = first;
   for (; l + lanes <= last; l += lanes) {
     for (index_t j = 0; j < width; j += lanes) {
@@ -3924,16 +4090,17 @@ void pack_columns(const S* from, index_t step, index_t first, index_t last, S* t
     }
   }
   for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? from[j * step + l] : S{};
+    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
 }
 
 /// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
 /// rows [first, last) of the panel that begins at `column`.
 template <class S, class PackPanel>
 void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
-  constexpr index_t columns = tile_columns<S>, block = 64;
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns();
   const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
-  const index_t size = packed_size<S>(p.k, p.n), k = p.k, n = p.n;
+  const index_t size = packed_size(p.k, p.n, columns), k = p.k, n = p.n;
   S* to = scratch.allocate<S>(items * size);
   p.b = to;
   p.b_step = even_steps(scratch, k, columns);
@@ -3991,16 +4158,6 @@ void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>
   p.batch_a = items == 1 ? 0 : size;
   p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
   p.a_step = even_steps(scratch, p.k, packed_rows);
-}
-
-/// `count` elements in the arithmetic type.
-template <class S, class T>
-void convert_line(const T* from, index_t count, S* to) {
-  if constexpr (std::is_same_v<S, T>) {
-    std::copy_n(from, count, to);
-  } else {
-    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
-  }
 }
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
@@ -4258,7 +4415,7 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
   if constexpr (std::is_same_v<S, T>) {
     if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_lanes<S>);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_kernel<S>().lanes);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -4295,7 +4452,6 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
-  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
   TileProduct<S> p;
   p.m = s.n * out_h * out_w;
   p.n = s.o;
@@ -4304,7 +4460,7 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
   pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_columns(weights + column * taps, taps, first, last, to, valid);
+    pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
   });
   TileOutput<T> out;
   out.c = y;
@@ -4318,14 +4474,13 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
                           bool accumulate) {
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t stride = s.stride, taps = s.kernel_h * s.kernel_w * s.c;
+  const index_t stride = s.stride;
   // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
   // and dy is read at base + q - t with base = (phase + pad - first) / stride.
   const index_t pad_h = (s.kernel_h + stride - 1) / stride - 1, pad_w = (s.kernel_w + stride - 1) / stride - 1;
   const auto images = pad_images<S>(context, scratch, dy, s.n, s.out_h(), s.out_w(), s.o, pad_h, pad_w,
                                     pad_h + (stride - 1 + s.pad_top) / stride + (s.h + stride - 1) / stride,
                                     pad_w + (stride - 1 + s.pad_left) / stride + (s.w + stride - 1) / stride);
-  const S* weights = as_compute<S>(context, scratch, weight, s.o * taps);
   for (index_t phase = 0; phase < stride * stride; ++phase) {
     const index_t phase_h = phase / stride, phase_w = phase % stride;
     const index_t first_u = (phase_h + s.pad_top) % stride, first_v = (phase_w + s.pad_left) % stride;
@@ -4346,7 +4501,7 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
     pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(weights + column, from, first, last, to, valid);
+      pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
     });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
     p.a = images.data;
@@ -4367,9 +4522,11 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  TileProduct<S> p;
+  const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
-                    s.w + s.pad_left + s.pad_right, run >= 2 * tile_lanes<S> && run % tile_lanes<S> != 0);
+                    s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   index_t* steps = scratch.allocate<index_t>(pixels);
   const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
@@ -4377,12 +4534,11 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     RowCursor pixel(map, begin);
     for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
   });
-  TileProduct<S> p;
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
-  if (run >= 2 * tile_lanes<S>) {
+  if (run >= 2 * lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
     p.m = s.o;
     p.n = run;
@@ -4390,7 +4546,7 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     use_transposed(context, scratch, p, gradients, s.o, 1, 0);
     p.b = images.data;
     p.b_step = steps;
-    p.panel_step = tile_columns<S>;
+    p.panel_step = p.kernel->columns();
     p.batch_b = images.line();
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
@@ -4402,14 +4558,14 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.rows = {run, s.kernel_h, 1, images.line(), 0};
     p.a_step = steps;
     const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % tile_lanes<S> == 0) {
+    if (s.o % lanes == 0) {
       p.b = gradients;
       p.b_step = lines;
-      p.panel_step = tile_columns<S>;
+      p.panel_step = p.kernel->columns();
     } else {
       pack_panels(context, scratch, p, 1,
                   [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(gradients + column, lines, first, last, to, valid);
+                    pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
                   });
     }
     out.rows = even_rows(p.m, 1);
@@ -5112,16 +5268,16 @@ struct StoredMatrix {
 
 /// The stored matrices of a batch in the arithmetic type; a shared operand (batch step 0) is converted once.
 template <class S, class T>
-StoredMatrix<S> stored_matrix(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* data, index_t rows, index_t width,
-                              index_t step, index_t batch, index_t batch_step) {
+StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const StoredMatrix<T>& from, index_t rows,
+                           index_t width, index_t batch) {
   if constexpr (std::is_same_v<S, T>) {
-    return {data, step, batch_step};
+    return from;
   } else {
-    const index_t items = batch_step == 0 ? 1 : batch;
+    const index_t items = from.batch_step == 0 ? 1 : batch;
     S* copy = scratch.allocate<S>(items * rows * width);
     for (index_t item = 0; item < items; ++item)
-      convert_block(context, rows, width, data + item * batch_step, step, copy + item * rows * width);
-    return {copy, width, batch_step == 0 ? 0 : rows * width};
+      convert_block(context, rows, width, from.data + item * from.batch_step, from.step, copy + item * rows * width);
+    return {copy, width, from.batch_step == 0 ? 0 : rows * width};
   }
 }
 
@@ -5129,10 +5285,7 @@ template <class T>
 void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const auto a = stored_matrix<S>(context, scratch, g.a, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.lda,
-                                  g.batch, g.batch_stride_a);
-  const auto b = stored_matrix<S>(context, scratch, g.b, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.ldb,
-                                  g.batch, g.batch_stride_b);
+  const StoredMatrix<T> a{g.a, g.lda, g.batch_stride_a}, b{g.b, g.ldb, g.batch_stride_b};
   TileProduct<S> p;
   TileOutput<T> out;
   p.k = g.k;
@@ -5146,10 +5299,11 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
   const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
-  const auto& left = swap ? b : a;
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
+  const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
+                                  g.transpose_a ? p.m : g.k, g.batch);
   if (g.transpose_a) {
     use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
   } else {
@@ -5167,19 +5321,23 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   if (g.transpose_b) {
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
+                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first, last, to,
                                valid);
                 });
-  } else if (g.n % tile_lanes<S> == 0 && (right.step <= tile_columns<S> || g.m <= 48)) {
-    p.b = right.data;
-    p.b_step = even_steps(scratch, g.k, right.step);
-    p.panel_step = tile_columns<S>;
-    p.batch_b = right.batch_step;
   } else {
+    if constexpr (std::is_same_v<S, T>) {
+      if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
+        p.b = right.data;
+        p.b_step = even_steps(scratch, g.k, right.step);
+        p.panel_step = p.kernel->columns();
+        p.batch_b = right.batch_step;
+        return run_product(context, p, out);
+      }
+    }
     const index_t* lines = even_steps(scratch, g.k, right.step);
     pack_panels(context, scratch, p, items,
                 [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_rows(right.data + item * right.batch_step + column, lines, first, last, to, valid);
+                  pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
                 });
   }
   run_product(context, p, out);
@@ -6045,6 +6203,55 @@ struct SpatialMean<Cpu> {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/autograd/kept_projections.hpp>
+// KeptProjections: what layers make of inputs that stay the same over many passes, kept between them.
+
+#include <unordered_map>
+
+namespace lpo::inline LPO_ABI {
+
+/// Keys and values of a text, by layer. While a tape that does not record has one (`Tape::keeping`), attention to a text
+/// computes them in the first pass and reads them in the others. They hold for one text and one state of the weights:
+/// `clear()` when either changes.
+template <class Device>
+class KeptProjections {
+ public:
+  using Block = typename DeviceMemory<Device>::Block;
+
+  /// Memory of a layer's result, and whether it was filled before under the same adapters.
+  struct Place {
+    std::byte* data;
+    bool filled;
+  };
+
+  Place place(const void* layer, std::size_t bytes, bool adapters) {
+    if (adapters != adapters_) clear();
+    adapters_ = adapters;
+    Kept& kept = layers_[layer];
+    const bool filled = kept.filled && kept.bytes == bytes;
+    if (kept.block.bytes() < bytes) kept.block = Block(bytes);
+    kept.filled = true;
+    kept.bytes = bytes;
+    return {kept.block.data(), filled};
+  }
+
+  /// Forgets the values; the memory stays for the next ones.
+  void clear() {
+    for (auto& [layer, kept] : layers_) kept.filled = false;
+  }
+
+ private:
+  struct Kept {
+    Block block;
+    std::size_t bytes = 0;
+    bool filled = false;
+  };
+  std::unordered_map<const void*, Kept> layers_;
+  bool adapters_ = true;
+};
+
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/autograd/tape.hpp>
 // Tape: the linear record of a forward pass; backward walks it once in reverse and rewinds memory as it goes.
 
@@ -6058,6 +6265,10 @@ struct Slot {
   bool requires_gradient = false;
   bool written = false;     ///< the gradient holds something: later writers add
   bool persistent = false;  ///< a parameter: its gradient belongs to a flat buffer, not to the pool
+  // Results of several projections side by side (see projections()): each part has a first writer of its own.
+  unsigned parts = 1;
+  std::size_t part_bytes = 0;       ///< of one row of a part
+  std::uint32_t written_parts = 0;  ///< a bit for each
 };
 
 /// Records operations while they run. Operations with no input that requires a gradient leave no node, so nothing below the
@@ -6122,6 +6333,23 @@ class Tape {
   };
   [[nodiscard]] ModeGuard inference() { return ModeGuard(*this, false, adapters_); }
   [[nodiscard]] ModeGuard without_adapters() { return ModeGuard(*this, recording_, false); }
+
+  /// Restores what was kept before when it goes out of scope.
+  class KeepGuard {
+   public:
+    KeepGuard(Tape& tape, KeptProjections<Device>* kept) : tape_(tape), before_(std::exchange(tape.kept_, kept)) {}
+    KeepGuard(const KeepGuard&) = delete;
+    KeepGuard& operator=(const KeepGuard&) = delete;
+    ~KeepGuard() { tape_.kept_ = before_; }
+
+   private:
+    Tape& tape_;
+    KeptProjections<Device>* before_;
+  };
+  /// Until the guard goes, passes that are not recorded keep the keys and values of their text in `kept`.
+  [[nodiscard]] KeepGuard keeping(KeptProjections<Device>& kept) { return KeepGuard(*this, &kept); }
+  /// Null where nothing is kept.
+  KeptProjections<Device>* kept_projections() const { return recording_ ? nullptr : kept_; }
 
   Arena::Mark mark() { return context_.activations().mark(); }
 
@@ -6230,6 +6458,7 @@ class Tape {
     context_.gradients().release(slot->gradient, slot->bytes);
     slot->gradient = nullptr;
     slot->written = false;
+    slot->written_parts = 0;
   }
 
   Context<Device>& context_;
@@ -6241,6 +6470,7 @@ class Tape {
   bool adapters_ = true;
   bool checkpointing_ = false;
   bool met_trainable_ = false;
+  KeptProjections<Device>* kept_ = nullptr;
 };
 
 }  // namespace lpo::inline LPO_ABI
@@ -6361,22 +6591,41 @@ struct GradientTarget {
 
 namespace detail {
 
-/// First writer stores, later writers add: returns the buffer and which of the two applies, and marks it written. A part of
-/// a slot (a slice) clears the whole first, then adds.
+/// Zeros in the gradient of one part of a slot, row by row: only for parts that nothing, or a slice alone, was made of.
+template <class Device>
+void clear_part(Tape<Device>& tape, Slot* slot, unsigned part) {
+  const std::size_t row = slot->parts * slot->part_bytes;
+  for (std::size_t at = part * slot->part_bytes; at < slot->bytes; at += row)
+    tape.context().fill_zero(tape.gradient(slot) + at, slot->part_bytes);
+  slot->written_parts |= 1u << part;
+}
+
+/// First writer stores, later writers add: returns the buffer and which of the two applies, and marks it written. What is
+/// neither a whole slot nor one of its parts is cleared first, then added to.
 template <class T, class Device>
 GradientTarget<T> gradient_target(Tape<Device>& tape, Slot* slot, const void* data, index_t elements, bool dense) {
   if (slot == nullptr || !slot->requires_gradient) return {};
   std::byte* base = tape.gradient(slot);
-  const bool whole = dense && static_cast<std::size_t>(elements) * sizeof(T) == slot->bytes;
+  const auto offset = static_cast<std::size_t>(static_cast<const std::byte*>(data) - slot->data),
+             bytes = static_cast<std::size_t>(elements) * sizeof(T);
   bool accumulate = true;
-  if (!slot->written) {
-    if (whole)
+  if (slot->parts > 1) {
+    const auto part = static_cast<unsigned>(offset % (slot->parts * slot->part_bytes) / slot->part_bytes);
+    if ((slot->written_parts >> part & 1u) == 0) {
+      if (bytes == slot->bytes / slot->parts)
+        accumulate = false, slot->written_parts |= 1u << part;
+      else
+        clear_part(tape, slot, part);
+    }
+    slot->written = true;
+  } else if (!slot->written) {
+    if (dense && bytes == slot->bytes)
       accumulate = false;
     else
       tape.context().fill_zero(base, slot->bytes);
     slot->written = true;
   }
-  return {reinterpret_cast<T*>(base + (static_cast<const std::byte*>(data) - slot->data)), accumulate};
+  return {reinterpret_cast<T*>(base + offset), accumulate};
 }
 
 }  // namespace detail
@@ -6504,23 +6753,12 @@ inline SavedLeaf save_leaf(const Leaf& leaf) {
   return saved;
 }
 
-/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
-/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+/// Pushes the node of a statement whose value is in `out` already; `mark` is where the arena stood before `out`.
 template <class T, int Rank, class Device, class E>
-Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+void push_statement(E e, const Var<T, Rank, Device>& out, Arena::Mark mark) {
   using Tree = typename E::tree_type;
   constexpr int leaves = Tree::leaves;
-  auto& tape = *static_cast<Tape<Device>*>(e.tape);
-  const auto mark = tape.mark();
-  bool requires_gradient = false;
-  for (const auto& leaf : e.leaves)
-    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
-  if (width != dynamic && e.extents[Rank - 1] != width)
-    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
-  const auto out = make_output<T>(tape, e.extents, requires_gradient);
-  evaluate(&tape.context(), out.view(), e);
-  if (!out.requires_gradient()) return out;
-
+  auto& tape = out.tape();
   struct Saved {
     Tree tree;
     SavedLeaf leaf[leaves];
@@ -6557,6 +6795,22 @@ Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
                                                     leaf_count);
     Evaluator<Device>::backward(&t.context(), space, saved.tree, output_gradient(out), data, gradients, accumulate);
   });
+}
+
+/// Evaluates a statement and pushes its node. Static widths are no part of the types here: networks of many widths share one
+/// instantiation per tree. `width` is what the result's innermost axis must measure, or `dynamic`.
+template <class T, int Rank, class Device, class E>
+Var<T, Rank, Device, dynamic> record_statement(E e, int width) {
+  auto& tape = *static_cast<Tape<Device>*>(e.tape);
+  const auto mark = tape.mark();
+  bool requires_gradient = false;
+  for (const auto& leaf : e.leaves)
+    requires_gradient = requires_gradient || (leaf.slot != nullptr && static_cast<Slot*>(leaf.slot)->requires_gradient);
+  if (width != dynamic && e.extents[Rank - 1] != width)
+    throw ShapeError(message("[Var] innermost axis of ", to_string(e.extents), " must have size ", width));
+  const auto out = make_output<T>(tape, e.extents, requires_gradient);
+  evaluate(&tape.context(), out.view(), e);
+  if (out.requires_gradient()) push_statement(std::move(e), out, mark);
   return out;
 }
 
@@ -6962,6 +7216,47 @@ Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std:
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/kernel/residual_product.hpp>
+// Contract of the projection onto a residual with a low-rank term, for devices that make all of it in one kernel.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// y = x W^T + b + addend + inner U^T. x [rows, in] has row stride x_row; W [out, in], addend and y [rows, out], inner
+/// [rows, rank] and U [out, rank] are dense. y is none of the others.
+template <class T>
+struct ResidualProductParams {
+  index_t rows = 0, in = 0, out = 0, rank = 0;
+  const T* x = nullptr;
+  index_t x_row = 0;
+  const T* weight = nullptr;
+  const T* bias = nullptr;    ///< [out]; may be null
+  const T* addend = nullptr;
+  const T* inner = nullptr;   ///< null with rank 0
+  const T* up = nullptr;
+  T* y = nullptr;
+};
+
+/// For devices without such a kernel `can_run` says so, and products of kernel::Gemm do the work.
+template <class Device>
+struct ResidualProduct {
+  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
+                "lpo kernel: no residual_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
+
+  /// Whether the device has a kernel for these operands. Does not look at the low-rank term, whose zeros leave the bits
+  /// of a product without it.
+  template <class T>
+  static bool can_run(Context<Device>&, const ResidualProductParams<T>&) {
+    return false;
+  }
+  /// Only where can_run; the rank a multiple of 8.
+  template <class T>
+  static void run(Context<Device>&, const ResidualProductParams<T>&) {}
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/autograd/linear.hpp>
 // Differentiable y = x W^T + b, the projection behind every Linear and 1x1 convolution, onto an addend where there is
 // one.
@@ -6986,10 +7281,26 @@ void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, 
                              weight.extent(0), "]"));
 }
 
+/// x W^T + b + addend for a kernel of its own, where the device has one; `y` is null otherwise.
+template <class T, class Device>
+kernel::ResidualProductParams<T> residual_product(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
+                                                  const Var<T, 1, Device>& bias, const Var<T, 2, Device>& addend, T* y) {
+  kernel::ResidualProductParams<T> p;
+  if (!addend.present()) return p;
+  p.rows = x.extent(0), p.in = x.extent(1), p.out = weight.extent(0);
+  p.x = x.data(), p.x_row = x.view().strides[0];
+  p.weight = weight.data(), p.addend = addend.data();
+  p.bias = bias.present() ? bias.data() : nullptr;
+  if (kernel::ResidualProduct<Device>::can_run(x.tape().context(), p)) p.y = y;
+  return p;
+}
+
 /// y = x W^T + b, or + addend.
 template <class T, class Device>
 void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                     const Var<T, 2, Device>& addend, T* y) {
+  if (const auto whole = residual_product(x, weight, bias, addend, y); whole.y != nullptr)
+    return kernel::ResidualProduct<Device>::run(x.tape().context(), whole);
   kernel::GemmParams<T> p{};
   p.m = x.extent(0), p.n = weight.extent(0), p.k = x.extent(1);
   p.a = x.data(), p.lda = x.view().strides[0];
@@ -7501,15 +7812,23 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
                                     down.requires_gradient() || up.requires_gradient() || addend.requires_gradient());
   T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
-  detail::linear_forward(x, weight, bias, addend, y.data());
   detail::linear_forward(x, down, {}, {}, inner);
+  // One kernel for all of it, or a product that adds to another.
+  auto whole = detail::residual_product(x, weight, bias, addend, y.data());
+  const bool together = whole.y != nullptr && rank % 8 == 0 && factor == 1.0f;
+  if (together) {
+    whole.rank = rank, whole.inner = inner, whole.up = up.data();
+    kernel::ResidualProduct<Device>::run(tape.context(), whole);
+  } else {
+    detail::linear_forward(x, weight, bias, addend, y.data());
+  }
   kernel::GemmParams<T> add{};
   add.m = rows, add.n = out, add.k = rank;
   add.a = inner, add.lda = rank;
   add.b = up.data(), add.ldb = rank, add.transpose_b = true;
   add.c = y.data(), add.ldc = out;
   add.alpha = factor, add.beta = 1;
-  kernel::Gemm<Device>::run(tape.context(), add);
+  if (!together) kernel::Gemm<Device>::run(tape.context(), add);
   if (!y.requires_gradient()) return y;
 
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
@@ -7538,6 +7857,237 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
     detail::linear_backward(x, down, {}, {}, static_cast<const T*>(gradient));
   });
   return y;
+}
+
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/autograd/projections.hpp>
+// Several projections of one input, with or without low-rank adapters, in the products of one: queries, keys and
+// values.
+
+namespace lpo::inline LPO_ABI {
+
+/// Weights of one of several projections: [out, in], and those of its adapter, `down` [rank, in] and `up` [out, rank],
+/// or absent.
+template <class T, class Device>
+struct ProjectionWeights {
+  Var<T, 2, Device> weight, down, up;
+  double scale = 1;  ///< of the adapter
+};
+
+namespace detail {
+
+/// Matrices of equal extents that lie equally far apart in memory, and so do their gradients: the operand of one
+/// product.
+template <class T, class Device, std::size_t N>
+struct EquallySpaced {
+  bool found = true;
+  index_t step = 0;  ///< elements from one to the next
+
+  explicit EquallySpaced(const std::array<Var<T, 2, Device>, N>& matrices) {
+    const auto& first = matrices[0];
+    if (!first.present()) {
+      for (const auto& other : matrices) found = found && !other.present();
+      return;
+    }
+    for (std::size_t i = 0; i < N && found; ++i) {
+      const auto& one = matrices[i];
+      found = one.present() && one.extents() == first.extents() && one.view().dense() &&
+              one.requires_gradient() == first.requires_gradient();
+      if (!found) return;
+      if (i == 1) step = one.data() - first.data();
+      const auto apart = static_cast<index_t>(i) * step;
+      found = one.data() - first.data() == apart && step >= 0;
+      if (found && one.requires_gradient())
+        found = one.slot()->persistent && reinterpret_cast<T*>(one.slot()->gradient) -
+                                                  reinterpret_cast<T*>(first.slot()->gradient) == apart;
+    }
+  }
+};
+
+/// The gradients of equally spaced matrices: that of the first, with one flag for all.
+template <class T, class Device, std::size_t N>
+GradientTarget<T> joint_target(const std::array<Var<T, 2, Device>, N>& matrices) {
+  std::array<GradientTarget<T>, N> targets;
+  bool accumulate = false;
+  for (std::size_t i = 0; i < N; ++i) {
+    targets[i] = gradient_target(matrices[i]);
+    accumulate = accumulate || targets[i].accumulate;
+  }
+  for (std::size_t i = 0; i < N; ++i)
+    if (targets[i] && accumulate && !targets[i].accumulate)
+      matrices[i].tape().context().fill_zero(targets[i].data, static_cast<std::size_t>(matrices[i].size()) * sizeof(T));
+  return {targets[0].data, accumulate};
+}
+
+}  // namespace detail
+
+/// Whether projections() takes these: their weights are equally spaced in memory, as a ParameterStore lays out those of
+/// one layer, and so are their adapters, if they have any.
+template <class T, class Device, std::size_t N>
+bool can_project_together(const std::array<ProjectionWeights<T, Device>, N>& parts) {
+  std::array<Var<T, 2, Device>, N> weights, down, up;
+  bool same_scale = true;
+  for (std::size_t i = 0; i < N; ++i) {
+    weights[i] = parts[i].weight, down[i] = parts[i].down, up[i] = parts[i].up;
+    same_scale = same_scale && parts[i].scale == parts[0].scale;
+  }
+  return same_scale && detail::EquallySpaced(weights).found && detail::EquallySpaced(down).found &&
+         detail::EquallySpaced(up).found;
+}
+
+/// x [b, s, in] -> N Vars [b, s, out], columns of one matrix [b s, N out]. Part i is x W_i^T + s (x A_i^T) B_i^T, as
+/// adapted_linear() without a bias computes it. One product makes all projections, one the inner values of all adapters,
+/// one batch adds these. Only where can_project_together(parts).
+template <class T, class Device, std::size_t N>
+std::array<Var<T, 3, Device>, N> projections(const Var<T, 3, Device>& input,
+                                             const std::array<ProjectionWeights<T, Device>, N>& parts) {
+  static_assert(N >= 2 && N <= 32);
+  constexpr auto count = static_cast<index_t>(N);
+  const auto x = input.reshape(Extents<2>{input.extent(0) * input.extent(1), input.extent(2)});
+  std::array<Var<T, 2, Device>, N> weights, down, up;
+  bool requires_gradient = x.requires_gradient();
+  for (std::size_t i = 0; i < N; ++i) {
+    weights[i] = parts[i].weight, down[i] = parts[i].down, up[i] = parts[i].up;
+    requires_gradient = requires_gradient || weights[i].requires_gradient() || down[i].requires_gradient() ||
+                        up[i].requires_gradient();
+  }
+  const detail::EquallySpaced weight_steps(weights), down_steps(down), up_steps(up);
+  if (!weight_steps.found || !down_steps.found || !up_steps.found)
+    throw ValueError("[projections] the weights are not equally spaced in memory; project one by one");
+  detail::expect_linear(x, weights[0], Var<T, 1, Device>(), Var<T, 2, Device>());
+  const bool adapted = down[0].present();
+  const index_t rows = x.extent(0), in = x.extent(1), out = weights[0].extent(0), width = count * out;
+  const index_t rank = adapted ? down[0].extent(0) : 0, inner_width = count * rank;
+  const index_t x_row = x.view().strides[0];
+  if (adapted && (down[0].extent(1) != in || up[0].extents() != Extents<2>{out, rank}))
+    throw ShapeError(message("[projections] adapters ", to_string(down[0].extents()), " and ",
+                             to_string(up[0].extents()), " do not fit weights ", to_string(weights[0].extents())));
+  const auto factor = static_cast<float>(parts[0].scale);
+  const index_t weight_step = weight_steps.step, down_step = down_steps.step, up_step = up_steps.step;
+  auto& tape = x.tape();
+  auto& context = tape.context();
+  const auto mark = tape.mark();
+  const auto y = make_output<T>(tape, Extents<2>{rows, width}, requires_gradient);
+  y.slot()->parts = static_cast<unsigned>(N);
+  y.slot()->part_bytes = static_cast<std::size_t>(out) * sizeof(T);
+
+  // One product where the weights follow each other, else a batch of N.
+  kernel::GemmParams<T> main{};
+  main.m = rows, main.n = out, main.k = in;
+  main.a = x.data(), main.lda = x_row;
+  main.b = weights[0].data(), main.ldb = in, main.transpose_b = true;
+  main.c = y.data(), main.ldc = width;
+  if (weight_step == out * in) {
+    main.n = width;
+  } else {
+    main.batch = count, main.batch_stride_b = weight_step, main.batch_stride_c = out;
+  }
+  kernel::Gemm<Device>::run(context, main);
+
+  // The inner values x A_i^T, [rows, N rank].
+  T* const inner = adapted ? tape.template allocate<T>(rows * inner_width) : nullptr;
+  const auto gather_down = [=](Context<Device>& c, Scratch<Device>& scratch) {  // A_0, A_1, ... as [N rank, in]
+    T* const joint = scratch.template allocate<T>(inner_width * in);
+    kernel::CopyRows<Device>::run(c, count, rank * in, static_cast<const T*>(down[0].data()), down_step, joint,
+                                  rank * in, false);
+    return static_cast<const T*>(joint);
+  };
+  if (adapted) {
+    Scratch<Device> scratch(context);
+    kernel::GemmParams<T> p{};
+    p.m = rows, p.n = inner_width, p.k = in;
+    p.a = x.data(), p.lda = x_row;
+    p.b = gather_down(context, scratch), p.ldb = in, p.transpose_b = true;
+    p.c = inner, p.ldc = inner_width;
+    kernel::Gemm<Device>::run(context, p);
+    kernel::GemmParams<T> add{};
+    add.m = rows, add.n = out, add.k = rank;
+    add.a = inner, add.lda = inner_width;
+    add.b = up[0].data(), add.ldb = rank, add.transpose_b = true;
+    add.c = y.data(), add.ldc = width;
+    add.alpha = factor, add.beta = 1;
+    add.batch = count, add.batch_stride_a = rank, add.batch_stride_b = up_step, add.batch_stride_c = out;
+    kernel::Gemm<Device>::run(context, add);
+  }
+  const auto joined = y.reshape(Extents<3>{input.extent(0), input.extent(1), width});
+  std::array<Var<T, 3, Device>, N> results;
+  for (std::size_t i = 0; i < N; ++i) {
+    const auto begin = static_cast<index_t>(i) * out;
+    results[i] = joined.slice(2, begin, begin + out);
+  }
+  if (!y.requires_gradient()) return results;
+
+  tape.push(mark, y.slot(), [=](Tape<Device>& t) {
+    auto& c = t.context();
+    for (unsigned part = 0; part < N; ++part)
+      if ((y.slot()->written_parts >> part & 1u) == 0) detail::clear_part(t, y.slot(), part);
+    const T* dy = output_gradient(y);
+    if (const auto dx = gradient_target(x)) {  // dy [rows, N out] W, as one product or as N that add up
+      kernel::GemmParams<T> p{};
+      p.m = rows, p.n = in, p.lda = width;
+      p.ldb = in, p.c = dx.data, p.ldc = x_row;
+      p.beta = dx.accumulate ? 1.0f : 0.0f;
+      const index_t products = weight_step == out * in ? 1 : count;
+      p.k = width / products;
+      for (index_t i = 0; i < products; ++i) {
+        p.a = dy + i * out, p.b = weights[0].data() + i * weight_step;
+        kernel::Gemm<Device>::run(c, p);
+        p.beta = 1;
+      }
+    }
+    if (const auto dw = detail::joint_target(weights)) {
+      kernel::GemmParams<T> p{};
+      p.m = out, p.n = in, p.k = rows;
+      p.a = dy, p.lda = width, p.transpose_a = true;
+      p.b = x.data(), p.ldb = x_row;
+      p.c = dw.data, p.ldc = in, p.beta = dw.accumulate ? 1.0f : 0.0f;
+      p.batch = count, p.batch_stride_a = out, p.batch_stride_c = weight_step;
+      kernel::Gemm<Device>::run(c, p);
+    }
+    if (!adapted) return;
+    if (const auto db = detail::joint_target(up)) {  // s dy_i^T (x A_i^T)
+      kernel::GemmParams<T> p{};
+      p.m = out, p.n = rank, p.k = rows;
+      p.a = dy, p.lda = width, p.transpose_a = true;
+      p.b = inner, p.ldb = inner_width;
+      p.c = db.data, p.ldc = rank;
+      p.alpha = factor, p.beta = db.accumulate ? 1.0f : 0.0f;
+      p.batch = count, p.batch_stride_a = out, p.batch_stride_b = rank, p.batch_stride_c = up_step;
+      kernel::Gemm<Device>::run(c, p);
+    }
+    if (!down[0].requires_gradient() && !x.requires_gradient()) return;
+    Scratch<Device> scratch(c);
+    T* const gradient = scratch.template allocate<T>(rows * inner_width);  // of the inner values: s dy_i B_i
+    kernel::GemmParams<T> p{};
+    p.m = rows, p.n = rank, p.k = out;
+    p.a = dy, p.lda = width;
+    p.b = up[0].data(), p.ldb = rank;
+    p.c = gradient, p.ldc = inner_width;
+    p.alpha = factor;
+    p.batch = count, p.batch_stride_a = out, p.batch_stride_b = up_step, p.batch_stride_c = rank;
+    kernel::Gemm<Device>::run(c, p);
+    if (const auto dx = gradient_target(x)) {
+      kernel::GemmParams<T> add{};
+      add.m = rows, add.n = in, add.k = inner_width;
+      add.a = gradient, add.lda = inner_width;
+      add.b = gather_down(c, scratch), add.ldb = in;
+      add.c = dx.data, add.ldc = x_row, add.beta = 1;
+      kernel::Gemm<Device>::run(c, add);
+    }
+    if (const auto da = detail::joint_target(down)) {
+      T* const joint = scratch.template allocate<T>(inner_width * in);
+      kernel::GemmParams<T> sum{};
+      sum.m = inner_width, sum.n = in, sum.k = rows;
+      sum.a = gradient, sum.lda = inner_width, sum.transpose_a = true;
+      sum.b = x.data(), sum.ldb = x_row;
+      sum.c = joint, sum.ldc = in;
+      kernel::Gemm<Device>::run(c, sum);
+      kernel::CopyRows<Device>::run(c, count, rank * in, static_cast<const T*>(joint), rank * in, da.data, down_step,
+                                    da.accumulate);
+    }
+  });
+  return results;
 }
 
 }  // namespace lpo::inline LPO_ABI
@@ -7655,6 +8205,14 @@ struct LoraLinear {
                                         static_cast<double>(lora.scale), onto)
                        : linear(rows, weight.on(tape), b, onto);
     return detail::with_rows_of<Out>(x, y);
+  }
+
+  /// What projections() takes of it; without a bias.
+  ProjectionWeights<T, Device> weights_on(Tape<Device>& tape) {
+    static_assert(!Bias, "lpo LoraLinear: projections with a bias run by themselves");
+    ProjectionWeights<T, Device> weights{weight.on(tape), {}, {}, static_cast<double>(lora.scale)};
+    if (lora.rank > 0 && tape.adapters()) weights.down = lora.down.on(tape), weights.up = lora.up.on(tape);
+    return weights;
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -7923,6 +8481,89 @@ struct Upsample2D {
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/kernel/gated_product.hpp>
+// Contract of the product with a gate behind GEGLU, for devices that make both in one kernel.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// (value, gate) = x W^T + b with W [2 hidden, in], values first; out = value * gelu(gate). x [rows, in] has row stride
+/// x_row; `out` [rows, hidden] and `both` [rows, 2 hidden] are dense. Value and gate are rounded to T, as they are in
+/// `both`, before they meet.
+template <class T>
+struct GatedProductParams {
+  index_t rows = 0, in = 0, hidden = 0;
+  const T* x = nullptr;
+  index_t x_row = 0;
+  const T* weight = nullptr;
+  const T* bias = nullptr;  ///< [2 hidden]; may be null
+  T* both = nullptr;        ///< value and gate, for a backward; may be null
+  T* out = nullptr;
+};
+
+/// For devices without such a kernel `can_run` says so, and a product and a statement do the work.
+template <class Device>
+struct GatedProduct {
+  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
+                "lpo kernel: no gated_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
+
+  /// Whether the device has a kernel for these operands. Does not look at the results, so that passes with and without
+  /// a backward give the same bits.
+  template <class T>
+  static bool can_run(Context<Device>&, const GatedProductParams<T>&) {
+    return false;
+  }
+  /// Only where can_run. Results are aligned to 16 bytes.
+  template <class T>
+  static void run(Context<Device>&, const GatedProductParams<T>&) {}
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/autograd/geglu.hpp>
+// Differentiable GEGLU (arXiv 2002.05202): a projection to values and gates, and values times gelu(gates).
+
+namespace lpo::inline LPO_ABI {
+
+/// x [rows, in], weight [2 hidden, in], bias [2 hidden] or absent -> value * gelu(gate) [rows, hidden], where
+/// (value, gate) = x W^T + b. In inference, values and gates need no memory where the device has a kernel for both.
+template <class T, class Device>
+Var<T, 2, Device> geglu(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias) {
+  detail::expect_linear(x, weight, bias, Var<T, 2, Device>());
+  const index_t rows = x.extent(0), width = weight.extent(0), hidden = width / 2;
+  if (width % 2 != 0) throw ShapeError(message("[geglu] the weight makes ", width, " values, expected an even number"));
+  auto& tape = x.tape();
+  const bool requires_gradient = x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient();
+  const auto gate = [&](const Var<T, 2, Device>& both) {
+    return both.slice(1, 0, hidden) * gelu(both.slice(1, hidden, width));
+  };
+  kernel::GatedProductParams<T> p;
+  p.rows = rows, p.in = x.extent(1), p.hidden = hidden;
+  p.x = x.data(), p.x_row = x.view().strides[0];
+  p.weight = weight.data();
+  p.bias = bias.present() ? bias.data() : nullptr;
+  if (!kernel::GatedProduct<Device>::can_run(tape.context(), p))
+    return Var<T, 2, Device>(gate(linear(x, weight, bias)));
+
+  const auto mark = tape.mark();
+  Var<T, 2, Device> both;
+  if (requires_gradient && tape.recording()) both = make_output<T>(tape, Extents<2>{rows, width}, true);
+  const auto gated_mark = tape.mark();
+  const auto gated = make_output<T>(tape, Extents<2>{rows, hidden}, requires_gradient);
+  p.both = both.present() ? both.data() : nullptr;
+  p.out = gated.data();
+  kernel::GatedProduct<Device>::run(tape.context(), p);
+  if (!gated.requires_gradient()) return gated;
+  tape.push(mark, both.slot(), [=](Tape<Device>&) {
+    detail::linear_backward(x, weight, bias, Var<T, 2, Device>(), output_gradient(both));
+  });
+  detail::push_statement(detail::forget_channels(gate(both)), gated, gated_mark);
+  return gated;
+}
+
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/nn/attention.hpp>
 // Multi-head attention layer of diffusion transformers: self-attention, or cross-attention to a text context.
 
@@ -7940,7 +8581,20 @@ struct Attention {
   template <int CX, int CC>
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, CX>& x, const Var<T, 3, Device, CC>& context,
                                       const Var<T, 3, Device, Width>& residual) {
-    const Var<T, 3, Device> q = to_q(x), k = to_k(context), v = to_v(context);
+    const Var<T, 3, Device> input = x, text = context;
+    if constexpr (Width == ContextWidth) {
+      if (input.data() == text.data() && input.slot() == text.slot()) {
+        const std::array parts = {to_q.weights_on(x.tape()), to_k.weights_on(x.tape()), to_v.weights_on(x.tape())};
+        if (can_project_together(parts)) {
+          const auto [q, k, v] = projections(input, parts);
+          return to_out(attention(q, k, v, Heads), residual);
+        }
+        const Var<T, 3, Device> q = to_q(x), k = to_k(context), v = to_v(context);
+        return to_out(attention(q, k, v, Heads), residual);
+      }
+    }
+    const Var<T, 3, Device> q = to_q(x);
+    const auto [k, v] = keys_and_values(text);
     return to_out(attention(q, k, v, Heads), residual);
   }
 
@@ -7949,6 +8603,35 @@ struct Attention {
     v("to_k", to_k);
     v("to_v", to_v);
     v("to_out.0", to_out);
+  }
+
+ private:
+  using KeysAndValues = std::array<Var<T, 3, Device>, 2>;
+
+  /// Of a text: kept from an earlier pass where the tape keeps them.
+  KeysAndValues keys_and_values(const Var<T, 3, Device>& text) {
+    auto& tape = text.tape();
+    auto* const kept = tape.kept_projections();
+    if (kept == nullptr) return project_text(text);
+    const Extents<3> extents{text.extent(0), text.extent(1), Width};
+    const index_t size = extents.size();
+    const auto place = kept->place(this, static_cast<std::size_t>(2 * size) * sizeof(T), tape.adapters());
+    T* const keys = reinterpret_cast<T*>(place.data);
+    if (!place.filled) {
+      const auto start = tape.snapshot();
+      const auto made = project_text(text);
+      for (std::size_t i = 0; i < 2; ++i)
+        evaluate(&tape.context(), View<T, 3, Device>(keys + static_cast<index_t>(i) * size, extents), made[i].view());
+      tape.rewind(start);
+    }
+    return {constant(tape, View<const T, 3, Device>(keys, extents)),
+            constant(tape, View<const T, 3, Device>(keys + size, extents))};
+  }
+
+  KeysAndValues project_text(const Var<T, 3, Device>& text) {
+    const std::array parts = {to_k.weights_on(text.tape()), to_v.weights_on(text.tape())};
+    if (can_project_together(parts)) return projections(text, parts);
+    return {to_k(text), to_v(text)};
   }
 };
 
@@ -7969,9 +8652,10 @@ struct GegluFeedForward {
 
   template <int C>
   Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, C>& x, const Var<T, 3, Device, Width>& residual) {
-    const Var<T, 3, Device> both = project(x);                                                // [n, s, 2 * hidden]
-    Var gated = both.slice(2, 0, hidden) * gelu(both.slice(2, hidden, 2 * hidden));           // [n, s, hidden]
-    return out(gated, residual);
+    detail::expect_channels<Width, C>();
+    const Var<T, 3, Device> plain = x;
+    const auto gated = geglu(detail::as_rows(plain), project.weight.on(x.tape()), project.bias.on(x.tape()));
+    return out(detail::with_rows_of<hidden>(plain, gated), residual);  // [n, s, Width]
   }
 
   void visit(ParameterVisitor<T, Device>& v) {
@@ -8459,6 +9143,55 @@ struct AutoencoderKL {
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/model/clip_layers.hpp>
+// What CLIP's text and vision towers are made of: multi-head self-attention and the two-layer network after it.
+
+namespace lpo::inline LPO_ABI::detail {
+
+/// Multi-head self-attention with biases; `Causal`: positions attend to earlier ones only. Keys: q_proj, k_proj,
+/// v_proj, out_proj. All four can carry a LoRA.
+template <int Width, int Heads, bool Causal, class T, class Device>
+struct ClipAttention {
+  static_assert(Width % Heads == 0, "lpo CLIP: the width must be a multiple of the heads");
+  LoraLinear<Width, Width, T, Device, true> q_proj, k_proj, v_proj, out_proj;
+
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& x) {
+    const Var<T, 3, Device> q = q_proj(x), k = k_proj(x), v = v_proj(x);
+    return out_proj(attention(q, k, v, Heads, Causal));
+  }
+
+  void visit(ParameterVisitor<T, Device>& v) {
+    v("k_proj", k_proj);
+    v("v_proj", v_proj);
+    v("q_proj", q_proj);
+    v("out_proj", out_proj);
+  }
+};
+
+template <int Width, int Hidden, bool QuickGelu, class T, class Device>
+struct ClipMlp {
+  Linear<Width, Hidden, T, Device> fc1;
+  Linear<Hidden, Width, T, Device> fc2;
+
+  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& x) {
+    const auto wide = fc1(x);  // [n, s, Hidden]
+    if constexpr (QuickGelu) {
+      Var active = quick_gelu(wide);
+      return fc2(active);
+    } else {
+      Var active = gelu(wide);
+      return fc2(active);
+    }
+  }
+
+  void visit(ParameterVisitor<T, Device>& v) {
+    v("fc1", fc1);
+    v("fc2", fc2);
+  }
+};
+
+}  // namespace lpo::inline LPO_ABI::detail
+
 // <lpo/model/clip_text_config.hpp>
 // ClipTextConfig: the architecture of a CLIP text encoder as a compile-time value, and the presets of Stable Diffusion.
 
@@ -8510,53 +9243,12 @@ struct ClipTextOutput {
 
 namespace detail {
 
-/// Causal multi-head self-attention with biases. Keys: q_proj, k_proj, v_proj, out_proj. All four can carry a LoRA.
-template <int Width, int Heads, class T, class Device>
-struct ClipAttention {
-  static_assert(Width % Heads == 0, "lpo CLIPTextModel: the width must be a multiple of the heads");
-  LoraLinear<Width, Width, T, Device, true> q_proj, k_proj, v_proj, out_proj;
-
-  Var<T, 3, Device, Width> operator()(const Var<T, 3, Device, Width>& x) {
-    const Var<T, 3, Device> q = q_proj(x), k = k_proj(x), v = v_proj(x);
-    return out_proj(attention(q, k, v, Heads, true));
-  }
-
-  void visit(ParameterVisitor<T, Device>& v) {
-    v("k_proj", k_proj);
-    v("v_proj", v_proj);
-    v("q_proj", q_proj);
-    v("out_proj", out_proj);
-  }
-};
-
-template <ClipTextConfig C, class T, class Device>
-struct ClipMlp {
-  Linear<C.width, C.hidden, T, Device> fc1;
-  Linear<C.hidden, C.width, T, Device> fc2;
-
-  Var<T, 3, Device, C.width> operator()(const Var<T, 3, Device, C.width>& x) {
-    const auto wide = fc1(x);  // [n, s, hidden]
-    if constexpr (C.quick_gelu) {
-      Var active = quick_gelu(wide);
-      return fc2(active);
-    } else {
-      Var active = gelu(wide);
-      return fc2(active);
-    }
-  }
-
-  void visit(ParameterVisitor<T, Device>& v) {
-    v("fc1", fc1);
-    v("fc2", fc2);
-  }
-};
-
 /// Pre-norm layer: x += attention(norm1 x); x += mlp(norm2 x).
 template <ClipTextConfig C, class T, class Device>
 struct ClipLayer {
-  ClipAttention<C.width, C.heads, T, Device> self_attn;
+  ClipAttention<C.width, C.heads, true, T, Device> self_attn;
   LayerNorm<C.width, T, Device> layer_norm1, layer_norm2;
-  ClipMlp<C, T, Device> mlp;
+  ClipMlp<C.width, C.hidden, C.quick_gelu, T, Device> mlp;
 
   Var<T, 3, Device, C.width> operator()(const Var<T, 3, Device, C.width>& input) {
     const Var x = input + self_attn(layer_norm1(input));
@@ -10980,6 +11672,13 @@ struct StepStatistics {
   }
 };
 
+/// What all steps kept.
+inline index_t kept_in_all(std::span<const StepStatistics> steps) {
+  index_t kept = 0;
+  for (const auto& step : steps) kept += step.kept;
+  return kept;
+}
+
 /// Kept pairs by noise level, as the original run logs them.
 struct KeptBuckets {
   int very_large = 0;  ///< t > 751
@@ -11029,6 +11728,7 @@ struct RolloutOptions {
 template <class T, class Device>
 struct StepCandidates {
   int step = 0;                           ///< index into the chain
+  index_t first_prompt = 0;               ///< where b = 0 stands in the batch of prompts (Rollout::set_part)
   View<const T, 4, Device> x_t;           ///< their parents [b, h, w, c]
   View<const T, 4, Device> prediction;    ///< the (guided) network output for the parents [b, h, w, c]
   View<const T, 5, Device> candidates;    ///< [k, b, h, w, c]
@@ -11089,10 +11789,12 @@ class Rollout {
     if (prompts < 0 || prompts > extents_[0])
       throw ValueError(message("[Rollout] ", prompts, " prompts, but there is room for ", extents_[0]));
     prompts_ = prompts == 0 ? extents_[0] : prompts;
+    if (all_ > 0 && first_ + prompts_ > all_)
+      throw ValueError(message("[Rollout] prompts ", first_, " to ", first_ + prompts_, " of a batch of ", all_));
     pairs_.clear();
     statistics_.clear();
     const View<T, 4, Device> x = rows(latents_, prompts_), prediction = rows(prediction_, prompts_);
-    fill_normal(context_, x, {options_.seed, random_operation::initial_latents, iteration});
+    fill_noise(x, 1, {options_.seed, random_operation::initial_latents, iteration});
     const int total = step_limit();
     for (int i = 0; i < total; ++i) {
       const GaussianStep& step = steps_[static_cast<std::size_t>(i)];
@@ -11109,10 +11811,19 @@ class Rollout {
     }
   }
 
+  /// Says that the prompts of the next runs are those from `first` on of a batch of `all`, whose other prompts are rolled
+  /// out elsewhere: noise, choices and records are those of the whole batch. (0, 0): there are no others.
+  void set_part(index_t first, index_t all) {
+    first_ = first;
+    all_ = all;
+  }
+
   /// Pairs kept by the last run.
   const PairStore<T, Device>& pairs() const { return pairs_; }
   /// One entry per step that drew pairs in the last run.
   std::span<const StepStatistics> statistics() const { return statistics_; }
+  /// Puts those of the whole batch in their place.
+  void set_statistics(std::vector<StepStatistics> statistics) { statistics_ = std::move(statistics); }
   /// Where the chains ended, [b, h, w, c].
   View<const T, 4, Device> latents() const { return {latents_.data(), batch_extents(prompts_)}; }
 
@@ -11138,9 +11849,18 @@ class Rollout {
     return options_.divert_end_step > 0 ? std::min(all, options_.divert_end_step) : all;
   }
 
+  /// Noise of `copies` copies of the batch, of the prompts that are here.
+  void fill_noise(const View<T, 4, Device>& noise, index_t copies, const RandomKey& key) {
+    const index_t all = all_ > 0 ? all_ : prompts_, width = extents_.size() / extents_[0];
+    if (prompts_ == all) return fill_normal(context_, noise, key);
+    for (index_t k = 0; k < copies; ++k)
+      fill_normal(context_, noise.slice(0, k * prompts_, (k + 1) * prompts_), key,
+                  static_cast<std::uint64_t>((k * all + first_) * width));
+  }
+
   void advance(const GaussianStep& step, std::uint32_t counter) {
     const View<T, 4, Device> x = rows(latents_, prompts_), noise = rows(candidates_, prompts_);
-    fill_normal(context_, noise, {options_.seed, random_operation::candidate_noise, counter});
+    fill_noise(noise, 1, {options_.seed, random_operation::candidate_noise, counter});
     evaluate(&context_, x, step.next(x, rows(prediction_, prompts_), noise));
   }
 
@@ -11150,7 +11870,7 @@ class Rollout {
     const View<T, 4, Device> x = rows(latents_, prompts_), all = rows(candidates_, k_count * prompts_);
     const View<T, 5, Device> by_candidate =
         all.reshape(Extents<5>{k_count, prompts_, extents_[1], extents_[2], extents_[3]});  // [k, b, h, w, c]
-    fill_normal(context_, all, {options_.seed, random_operation::candidate_noise, counter});
+    fill_noise(all, k_count, {options_.seed, random_operation::candidate_noise, counter});
     evaluate(&context_, by_candidate, step.next(x, rows(prediction_, prompts_), by_candidate));
 
     const std::span<float> scores(scores_.data(), static_cast<std::size_t>(k_count * prompts_));
@@ -11167,13 +11887,15 @@ class Rollout {
     for (const float score : scores) statistics.scores.add(static_cast<double>(score));
     for (index_t b = 0; b < prompts_; ++b)
       statistics.gaps.add(select_pair(scores, b, prompts_, options_.candidates).gap);
-    statistics.kept = keep(StepCandidates<T, Device>{i, x, rows(prediction_, prompts_), by_candidate, scores});
+    statistics.kept = keep(StepCandidates<T, Device>{i, first_, x, rows(prediction_, prompts_), by_candidate, scores});
     statistics_.push_back(statistics);
 
     RandomStream choice(RandomKey{options_.seed, random_operation::continuation, counter});
     std::vector<int> chosen;
-    for (index_t b = 0; b < prompts_; ++b) {
+    for (index_t row = 0; row < first_ + prompts_; ++row) {
       const int k = static_cast<int>(choice.uniform_int(static_cast<std::uint32_t>(options_.candidates)));
+      const index_t b = row - first_;
+      if (b < 0) continue;
       chosen.push_back(k);
       kernel::CopyRows<Device>::run(context_, 1, width, static_cast<const T*>(candidate(k, b)), width,
                                     x.data + b * width, width, false);
@@ -11194,7 +11916,7 @@ class Rollout {
     for (index_t b = 0; b < prompts_; ++b) {
       const CandidatePair pair = select_pair(drawn.scores, b, prompts_, options_.candidates);
       if (!pair.kept(thresholds_[i])) continue;
-      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(b), static_cast<float>(pair.gap)},
+      pairs_.append(context_, {drawn.step, steps_[i].timestep, static_cast<int>(first_ + b), static_cast<float>(pair.gap)},
                     drawn.x_t.data + b * width, candidate(pair.win, b), candidate(pair.lose, b));
       ++kept;
     }
@@ -11206,7 +11928,7 @@ class Rollout {
   std::vector<double> thresholds_;
   RolloutOptions options_;
   Extents<4> extents_;
-  index_t prompts_ = 0;
+  index_t prompts_ = 0, first_ = 0, all_ = 0;
   Tensor<T, 4, Device> latents_, prediction_, candidates_;
   std::vector<float> scores_;
   PairStore<T, Device> pairs_;

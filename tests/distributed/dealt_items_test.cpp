@@ -48,7 +48,8 @@ std::vector<std::vector<Pair>> dealt(Context<Cpu>& context, const DealtItems<Sto
       pairs.push_back(pair);
       const PairRecord& record = gathered.records()[static_cast<std::size_t>(i)];
       if (pair[0] != static_cast<float>(1000 * record.step + 100 * record.prompt)) ++mistakes;
-      if (record.timestep != 50 * record.step + 1 || record.gap != 0.25f * static_cast<float>(record.prompt)) ++mistakes;
+      if (record.timestep != 50 * record.step + 1) ++mistakes;
+      if (record.gap != 0.25f * static_cast<float>(record.prompt)) ++mistakes;
     }
   }
   return batches;

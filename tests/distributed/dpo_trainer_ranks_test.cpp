@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// DpoTrainer over ranks: weights and logs of one rank at the same batch, 16-bit networks too; resuming with another number
-// of ranks.
+// DpoTrainer over ranks: weights and logs of one rank at the same batch, 16-bit networks too; resuming with another
+// number of ranks.
 #include <doctest/doctest.h>
 
 #include <lpo/distributed/thread_communicator.hpp>
@@ -47,8 +47,8 @@ TEST_CASE("bfloat16 networks: gradients are added in float, all ranks end with t
   const auto outcomes = train_on<bfloat16>(3, options);
   CHECK(outcomes[1].weights == outcomes[0].weights);
   CHECK(outcomes[2].weights == outcomes[0].weights);
-  CHECK(outcomes[0].lines[0][0].second == doctest::Approx(alone.lines[0][0].second).epsilon(1e-6));   // the loss
-  CHECK(outcomes[0].lines[0][3].second == doctest::Approx(alone.lines[0][3].second).epsilon(2e-2));   // the norm
+  CHECK(outcomes[0].lines[0][0].second == doctest::Approx(alone.lines[0][0].second).epsilon(1e-6));  // the loss
+  CHECK(outcomes[0].lines[0][3].second == doctest::Approx(alone.lines[0][3].second).epsilon(2e-2));  // the norm
 }
 
 TEST_CASE("a run of three ranks is stopped and goes on with two") {

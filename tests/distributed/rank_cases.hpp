@@ -18,8 +18,8 @@ namespace rank_cases {
 /// What a run leaves behind.
 struct Outcome {
   std::vector<float> weights;
-  double accuracy = 0;                      ///< of the reward model's validation
-  std::vector<lpo::MetricValues> lines;     ///< of the log, on rank 0
+  double accuracy = 0;                   ///< of the reward model's validation
+  std::vector<lpo::MetricValues> lines;  ///< of the log, on rank 0
 };
 
 /// Options under which updates are nearly proportional to gradients, so that rounding stays rounding.
@@ -88,8 +88,8 @@ inline lpo::LpoTrainerOptions lpo_options(const std::string& folder = "") {
 /// Trainer: LpoTrainer or GrpoTrainer.
 template <template <class...> class Trainer, class Ranks, class Options>
 Outcome train_on_rollouts(lpo::Context<small_world::Device>& context, Ranks ranks, Options options,
-                          const lpo::ProgressCallback& progress = {},
-                          lpo::RolloutTrainerReport* report = nullptr, bool broken_scores = false) {
+                          const lpo::ProgressCallback& progress = {}, lpo::RolloutTrainerReport* report = nullptr,
+                          bool broken_scores = false) {
   using namespace small_world;
   Policy policy;
   Reward reward;
@@ -100,8 +100,9 @@ Outcome train_on_rollouts(lpo::Context<small_world::Device>& context, Ranks rank
   const lpo::NoiseSchedule schedule;
   Outcome outcome;
   options.on_metrics = [&](lpo::index_t, const lpo::MetricValues& line) { outcome.lines.push_back(line); };
+  const lpo::Extents<3> latent{4, 4, 4};
   Trainer<UNet, Lrm, Encoder, Encoder, Ranks> trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm,
-                                                      reward.encoder, schedule, lpo::Extents<3>{4, 4, 4}, options, ranks);
+                                                      reward.encoder, schedule, latent, options, ranks);
   const auto done = trainer.train(prompts(), progress);
   if (report != nullptr) *report = done;
   outcome.weights = weights(policy.store);

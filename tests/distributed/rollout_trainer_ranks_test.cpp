@@ -25,7 +25,8 @@ std::vector<Run> train_on(int size, const Options& options, const ProgressCallba
   run_on_threads(size, [&](ThreadCommunicator ranks) {
     Context<Cpu> context(1);
     Run& run = runs[static_cast<std::size_t>(ranks.rank())];
-    run.outcome = train_on_rollouts<Trainer>(context, ranks, options, progress, &run.report, ranks.rank() == broken_rank);
+    const bool broken = ranks.rank() == broken_rank;
+    run.outcome = train_on_rollouts<Trainer>(context, ranks, options, progress, &run.report, broken);
   });
   return runs;
 }

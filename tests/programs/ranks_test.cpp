@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Training programs under mpirun: the results of one process, who talks and writes, a rank that dies, stopping together.
+// Training programs under mpirun: the results of one process, who talks and writes, a rank that dies, stopping
+// together.
 #if defined(LPO_MPIEXEC) && defined(LPO_PROGRAM_TRAIN_LPO) && defined(LPO_PROGRAM_TRAIN_LRM)
 #include <doctest/doctest.h>
 
@@ -31,12 +32,42 @@ struct RankSetting {
   RankSetting() { write_reward_model(lrm); }
 
   std::vector<std::string> arguments(const std::string& out, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path", model, "--lrm", lrm, "--prompt_file", prompts,
-                                    "--threads", "1", "--output_dir", directory.file(out), "--max_train_iterations", "6",
-                                    "--sample_batch_size", "3", "--num_inference_steps", "4", "--num_candidates", "2",
-                                    "--guidance_scale", "2", "--threshold_mode", "const", "--threshold_const", "0",
-                                    "--train_batch_size", "5", "--rank", "2", "--beta", "20", "--learning_rate", "0.05",
-                                    "--adam_epsilon", "1", "--checkpointing_iterations", "1"};
+    std::vector<std::string> all = {"--pretrained_model_name_or_path",
+                                    model,
+                                    "--lrm",
+                                    lrm,
+                                    "--prompt_file",
+                                    prompts,
+                                    "--threads",
+                                    "1",
+                                    "--output_dir",
+                                    directory.file(out),
+                                    "--max_train_iterations",
+                                    "6",
+                                    "--sample_batch_size",
+                                    "3",
+                                    "--num_inference_steps",
+                                    "4",
+                                    "--num_candidates",
+                                    "2",
+                                    "--guidance_scale",
+                                    "2",
+                                    "--threshold_mode",
+                                    "const",
+                                    "--threshold_const",
+                                    "0",
+                                    "--train_batch_size",
+                                    "5",
+                                    "--rank",
+                                    "2",
+                                    "--beta",
+                                    "20",
+                                    "--learning_rate",
+                                    "0.05",
+                                    "--adam_epsilon",
+                                    "1",
+                                    "--checkpointing_iterations",
+                                    "1"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -95,8 +126,8 @@ TEST_CASE("mpirun train_lpo makes the LoRA that one process makes; rank 0 alone 
   REQUIRE(alone.status == 0);
   for (const int ranks : {2, 3}) {
     const std::string name = "ranks-" + std::to_string(ranks), out = setting.directory.file(name);
-    const auto run = run_ranks(ranks, LPO_PROGRAM_TRAIN_LPO,
-                               setting.arguments(name, {"--validation_prompt", "a red circle", "--num_validation_images", "1"}));
+    const std::vector<std::string> validated = {"--validation_prompt", "a red circle", "--num_validation_images", "1"};
+    const auto run = run_ranks(ranks, LPO_PROGRAM_TRAIN_LPO, setting.arguments(name, validated));
     CAPTURE(run.printed);
     REQUIRE(run.status == 0);
     CHECK(occurrences(run.printed, out + "/pytorch_lora_weights.safetensors") == 1);
@@ -132,6 +163,8 @@ TEST_CASE("a rank that is killed ends the job; its last checkpoint is whole, and
   }
   CAPTURE(setting.directory.read("log"));
   CHECK(has_part(setting.directory.read("log"), "illed"));  // mpirun's words: "exited on signal 9 (Killed)"
+  for (int i = 0; i < 100 && process_of(LPO_PROGRAM_TRAIN_LPO, out) > 0; ++i)  // mpirun may end a moment before them
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
   CHECK(process_of(LPO_PROGRAM_TRAIN_LPO, out) == 0);
   for (const lpo::index_t step : lpo::CheckpointFolder(out, 0).steps())
     CHECK_NOTHROW(lpo::SafetensorsFile(out + "/checkpoint-" + std::to_string(step) + "/state.safetensors")
@@ -175,11 +208,32 @@ TEST_CASE("what all ranks refuse is told once") {
 TEST_CASE("mpirun train_lrm trains the reward model that one process trains, encoding the pictures once") {
   const PreferencePictures fixture;
   const auto arguments = [&](const std::string& out) {
-    return std::vector<std::string>{
-        "--pretrained_model_name_or_path", model, "--train_data_dir", fixture.pictures, "--output_dir",
-        fixture.directory.file(out), "--threads", "1", "--max_train_steps", "6", "--train_batch_size", "5",
-        "--num_validation_pairs", "6", "--validation_steps", "3", "--checkpointing_steps", "2", "--learning-rate", "0.01",
-        "--adam_epsilon", "1", "--lr_scheduler", "constant", "--seed", "3"};
+    return std::vector<std::string>{"--pretrained_model_name_or_path",
+                                    model,
+                                    "--train_data_dir",
+                                    fixture.pictures,
+                                    "--output_dir",
+                                    fixture.directory.file(out),
+                                    "--threads",
+                                    "1",
+                                    "--max_train_steps",
+                                    "6",
+                                    "--train_batch_size",
+                                    "5",
+                                    "--num_validation_pairs",
+                                    "6",
+                                    "--validation_steps",
+                                    "3",
+                                    "--checkpointing_steps",
+                                    "2",
+                                    "--learning-rate",
+                                    "0.01",
+                                    "--adam_epsilon",
+                                    "1",
+                                    "--lr_scheduler",
+                                    "constant",
+                                    "--seed",
+                                    "3"};
   };
   REQUIRE(run_program(LPO_PROGRAM_TRAIN_LRM, arguments("alone")).status == 0);
   const auto run = run_ranks(3, LPO_PROGRAM_TRAIN_LRM, arguments("ranks"));

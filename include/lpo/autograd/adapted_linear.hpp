@@ -27,23 +27,15 @@ Var<T, 2, Device> adapted_linear(const Var<T, 2, Device>& x, const Var<T, 2, Dev
                                 x.requires_gradient() || weight.requires_gradient() || bias.requires_gradient() ||
                                     down.requires_gradient() || up.requires_gradient() || addend.requires_gradient());
   T* const inner = tape.template allocate<T>(rows * rank);  // x A^T [rows, rank]
+  detail::linear_forward(x, weight, bias, addend, y.data());
   detail::linear_forward(x, down, {}, {}, inner);
-  // One kernel for all of it, or a product that adds to another.
-  auto whole = detail::residual_product(x, weight, bias, addend, y.data());
-  const bool together = whole.y != nullptr && rank % 8 == 0 && factor == 1.0f;
-  if (together) {
-    whole.rank = rank, whole.inner = inner, whole.up = up.data();
-    kernel::ResidualProduct<Device>::run(tape.context(), whole);
-  } else {
-    detail::linear_forward(x, weight, bias, addend, y.data());
-  }
   kernel::GemmParams<T> add{};
   add.m = rows, add.n = out, add.k = rank;
   add.a = inner, add.lda = rank;
   add.b = up.data(), add.ldb = rank, add.transpose_b = true;
   add.c = y.data(), add.ldc = out;
   add.alpha = factor, add.beta = 1;
-  if (!together) kernel::Gemm<Device>::run(tape.context(), add);
+  kernel::Gemm<Device>::run(tape.context(), add);
   if (!y.requires_gradient()) return y;
 
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {

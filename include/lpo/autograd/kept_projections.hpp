@@ -9,9 +9,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Keys and values of a text, by layer. While a tape that does not record has one (`Tape::keeping`), attention to a text
-/// computes them in the first pass and reads them in the others. They hold for one text and one state of the weights:
-/// `clear()` when either changes.
+/// Keys and values of a text, by layer. While a tape that does not record has one (`Tape::keeping`), attention to a
+/// text computes them in the first pass and reads them in the others. They hold for one text and one state of the
+/// weights: `clear()` when either changes.
 template <class Device>
 class KeptProjections {
  public:

@@ -6,7 +6,6 @@
 #include <lpo/autograd/var.hpp>
 #include <lpo/kernel/gemm.hpp>
 #include <lpo/kernel/reduce.hpp>
-#include <lpo/kernel/residual_product.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -28,26 +27,10 @@ void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, 
                              weight.extent(0), "]"));
 }
 
-/// x W^T + b + addend for a kernel of its own, where the device has one; `y` is null otherwise.
-template <class T, class Device>
-kernel::ResidualProductParams<T> residual_product(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight,
-                                                  const Var<T, 1, Device>& bias, const Var<T, 2, Device>& addend, T* y) {
-  kernel::ResidualProductParams<T> p;
-  if (!addend.present()) return p;
-  p.rows = x.extent(0), p.in = x.extent(1), p.out = weight.extent(0);
-  p.x = x.data(), p.x_row = x.view().strides[0];
-  p.weight = weight.data(), p.addend = addend.data();
-  p.bias = bias.present() ? bias.data() : nullptr;
-  if (kernel::ResidualProduct<Device>::can_run(x.tape().context(), p)) p.y = y;
-  return p;
-}
-
 /// y = x W^T + b, or + addend.
 template <class T, class Device>
 void linear_forward(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                     const Var<T, 2, Device>& addend, T* y) {
-  if (const auto whole = residual_product(x, weight, bias, addend, y); whole.y != nullptr)
-    return kernel::ResidualProduct<Device>::run(x.tape().context(), whole);
   kernel::GemmParams<T> p{};
   p.m = x.extent(0), p.n = weight.extent(0), p.k = x.extent(1);
   p.a = x.data(), p.lda = x.view().strides[0];

@@ -81,8 +81,8 @@ bool can_project_together(const std::array<ProjectionWeights<T, Device>, N>& par
 }
 
 /// x [b, s, in] -> N Vars [b, s, out], columns of one matrix [b s, N out]. Part i is x W_i^T + s (x A_i^T) B_i^T, as
-/// adapted_linear() without a bias computes it. One product makes all projections, one the inner values of all adapters,
-/// one batch adds these. Only where can_project_together(parts).
+/// adapted_linear() without a bias computes it. One product makes all projections, one the inner values of all
+/// adapters, one batch adds these. Only where can_project_together(parts).
 template <class T, class Device, std::size_t N>
 std::array<Var<T, 3, Device>, N> projections(const Var<T, 3, Device>& input,
                                              const std::array<ProjectionWeights<T, Device>, N>& parts) {

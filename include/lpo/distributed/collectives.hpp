@@ -31,7 +31,8 @@ Share own_share(const Ranks& ranks, index_t count) {
 /// The values of all ranks, those of rank 0 first.
 template <class T, class Ranks>
 std::vector<T> gather_values(Ranks& ranks, const std::vector<T>& own) {
-  static_assert(std::is_trivially_copyable_v<T>, "lpo gather_values: ranks exchange bytes, so values must be plain data");
+  static_assert(std::is_trivially_copyable_v<T>,
+                "lpo gather_values: ranks exchange bytes, so values must be plain data");
   if (ranks.size() == 1) return own;
   HostBytes bytes(own.size() * sizeof(T));
   if (!own.empty()) std::memcpy(bytes.data(), own.data(), bytes.size());

@@ -9,8 +9,9 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Dense [own rows, width] -> [rows of all ranks, width], rank 0's first. Only a rank's own rows carry gradients on. So when
-/// every rank computes the same loss of all rows, the sum over ranks of their gradients is the gradient of that loss.
+/// Dense [own rows, width] -> [rows of all ranks, width], rank 0's first. Only a rank's own rows carry gradients on. So
+/// when every rank computes the same loss of all rows, the sum over ranks of their gradients is the gradient of that
+/// loss.
 template <class T, class Device, class Ranks>
 Var<T, 2, Device> gather_rows(Ranks& ranks, const Var<T, 2, Device>& own) {
   if (ranks.size() == 1) return own;

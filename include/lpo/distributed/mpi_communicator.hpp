@@ -17,8 +17,8 @@
 namespace lpo::inline LPO_ABI {
 
 /// All processes of an mpirun, or those of a communicator of the program's own. The first one that a process makes
-/// initialises MPI, and the last of its copies finalises it, unless the program did so itself. Without mpirun a process is
-/// alone and MPI is not touched.
+/// initialises MPI, and the last of its copies finalises it, unless the program did so itself. Without mpirun a process
+/// is alone and MPI is not touched.
 ///
 /// Calls come from one thread. When the last copy dies by an exception, the other ranks, which would wait for ever, are
 /// ended: catch errors that all ranks have together (CancelledError) inside its scope.
@@ -39,8 +39,8 @@ class MpiCommunicator {
     if (size() == 1) return;
     detail::on_host(context, values, static_cast<std::size_t>(count) * sizeof(float), [&](std::byte* host) {
       in_parts(static_cast<std::size_t>(count), [&](std::size_t begin, int part) {
-        check(MPI_Allreduce(MPI_IN_PLACE, reinterpret_cast<float*>(host) + begin, part, MPI_FLOAT, MPI_SUM, job_->world),
-              "all_reduce");
+        float* const sums = reinterpret_cast<float*>(host) + begin;
+        check(MPI_Allreduce(MPI_IN_PLACE, sums, part, MPI_FLOAT, MPI_SUM, job_->world), "all_reduce");
       });
     });
   }
@@ -73,8 +73,8 @@ class MpiCommunicator {
       at(arrived, from).resize(receive);
       std::vector<MPI_Request> pending;
       in_parts(receive, [&](std::size_t begin, int bytes) {
-        check(MPI_Irecv(at(arrived, from).data() + begin, bytes, MPI_BYTE, from, 1, job_->world, &pending.emplace_back()),
-              "exchange");
+        std::byte* const to_here = at(arrived, from).data() + begin;
+        check(MPI_Irecv(to_here, bytes, MPI_BYTE, from, 1, job_->world, &pending.emplace_back()), "exchange");
       });
       in_parts(send, [&](std::size_t begin, int bytes) {
         check(MPI_Isend(sent.data() + begin, bytes, MPI_BYTE, to, 1, job_->world, &pending.emplace_back()), "exchange");
@@ -93,8 +93,8 @@ class MpiCommunicator {
     if (size() > 1) MPI_Abort(job_->world, 1);
   }
 
-  /// Whether all ranks call it within `seconds` of each other. A rank that failed learns so whether all did, and for the
-  /// same reason then, or it is the only one. Not to be followed by other calls when the answer is no.
+  /// Whether all ranks call it within `seconds` of each other. A rank that failed learns so whether all did, and for
+  /// the same reason then, or it is the only one. Not to be followed by other calls when the answer is no.
   bool all_arrive(double seconds) { return size() == 1 || wait_for_all(job_->errors, seconds); }
 
  private:
@@ -168,8 +168,8 @@ class MpiCommunicator {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
     MPI_Error_string(status, text, &length);
-    throw DeviceError(message("[MpiCommunicator] ", operation, ": ", std::string(text, static_cast<std::size_t>(length)),
-                              "; did another rank end?"));
+    const std::string reason(text, static_cast<std::size_t>(length));
+    throw DeviceError(message("[MpiCommunicator] ", operation, ": ", reason, "; did another rank end?"));
   }
 
   std::shared_ptr<Job> job_;

@@ -15,8 +15,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Adds NCCL for what lies on the device to a communicator of hosts (MpiCommunicator, ThreadCommunicator), which does the
-/// rest and brings the ranks together. `context` is on this rank's own GPU:
+/// Adds NCCL for what lies on the device to a communicator of hosts (MpiCommunicator, ThreadCommunicator), which does
+/// the rest and brings the ranks together. `context` is on this rank's own GPU:
 ///
 ///   MpiCommunicator processes;
 ///   Context<Cuda> context({.device = processes.local_rank()});
@@ -64,8 +64,8 @@ class NcclCommunicator {
  private:
   static void check(ncclResult_t status, const char* operation) {
     if (status == ncclSuccess || status == ncclInProgress) return;
-    throw DeviceError(message("[NcclCommunicator] ", operation, ": ", ncclGetErrorString(status), ", ",
-                              ncclGetLastError(nullptr)));
+    throw DeviceError(
+        message("[NcclCommunicator] ", operation, ": ", ncclGetErrorString(status), ", ", ncclGetLastError(nullptr)));
   }
 
   Host host_;

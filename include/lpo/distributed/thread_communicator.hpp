@@ -113,7 +113,8 @@ class ThreadCommunicator {
   int rank_;
 };
 
-/// Calls `body(communicator)` on `ranks` threads. A rank that throws ends the others; rethrows what the first one threw.
+/// Calls `body(communicator)` on `ranks` threads. A rank that throws ends the others; rethrows what the first one
+/// threw.
 template <class Body>
 void run_on_threads(int ranks, const Body& body) {
   if (ranks < 1) throw ValueError(message("[run_on_threads] ", ranks, " ranks; expected at least 1"));

@@ -127,14 +127,17 @@ void save_latent_reward_model(const std::string& directory,
   SafetensorsWriter head;
   TorchWriter state;
   head.set_metadata("format", "pt");
+  std::vector<std::vector<T>> kept;  // on the host, until both files are written
   for (const auto& [name, parameter] : detail::reward_head_parameters(model)) {
+    auto& values = kept.emplace_back(static_cast<std::size_t>(parameter->size()));
+    DeviceMemory<Device>::copy_to_host(values.data(), parameter->data(), values.size() * sizeof(T));
     if (name == "logit_scale") {  // one number: nothing is gained by rounding it
-      head.add_converted(name, DType::F32, {}, parameter->data());
-      state.add_number("", name, static_cast<float>(*parameter->data()));
+      head.add_converted(name, DType::F32, {}, values.data());
+      state.add_number("", name, static_cast<float>(values.front()));
     } else {
       const auto shape = detail::file_shape(*parameter);
-      head.add_converted(name, dtype, shape, parameter->data());
-      state.add(name.substr(0, name.find('.')), "weight", dtype, shape, parameter->data());
+      head.add_converted(name, dtype, shape, values.data());
+      state.add(name.substr(0, name.find('.')), "weight", dtype, shape, values.data());
     }
   }
   head.write(directory + "/" + detail::reward_head);

@@ -2,8 +2,10 @@
 // CLIPVisionModel: CLIP's vision tower with projection as a type; normalised pictures to one embedding each.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <type_traits>
+#include <vector>
 
 #include <lpo/autograd/checkpoint.hpp>
 #include <lpo/autograd/concat.hpp>

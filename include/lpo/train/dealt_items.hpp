@@ -12,10 +12,10 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Numbers the items of all ranks by step and prompt, as one rank that drew them all would have them, shuffles them, and
-/// cuts them into mini-batches. Each rank gets a share of every mini-batch (lpo-method D1 drops what does not divide; here
-/// nothing is lost, and the optimiser steps are those of one rank). Store: PairStore or CandidateStore, with records that
-/// count prompts over all ranks.
+/// Numbers the items of all ranks by step and prompt, as one rank that drew them all would have them, shuffles them,
+/// and cuts them into mini-batches. Each rank gets a share of every mini-batch (lpo-method D1 drops what does not
+/// divide; here nothing is lost, and the optimiser steps are those of one rank). Store: PairStore or CandidateStore,
+/// with records that count prompts over all ranks.
 template <class Store, class Device>
 class DealtItems {
  public:
@@ -76,8 +76,8 @@ class DealtItems {
       for (int to = 0; to < ranks.size(); ++to) {
         const Share share = share_of(batches_[b].total, to, ranks.size());
         for (index_t i = share.begin; i < share.end; ++i) {
-          const auto at = static_cast<std::size_t>(order[b * static_cast<std::size_t>(batch_size) + static_cast<std::size_t>(i)]);
-          const Place& place = places[at];
+          const auto at = b * static_cast<std::size_t>(batch_size) + static_cast<std::size_t>(i);
+          const Place& place = places[static_cast<std::size_t>(order[at])];
           if (place.rank == ranks.rank()) {
             HostBytes& parcel = parcels[static_cast<std::size_t>(to)];
             parcel.resize(parcel.size() + bytes);

@@ -64,7 +64,8 @@ class RolloutTrainer {
         options_(std::move(options)), objective_(std::move(objective)), tape_(context),
         denoiser_(tape_, policy, options_.guidance_scale), scorer_(make_scorer(tape_)),
         rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta), objective_.thresholds(),
-                 Extents<4>{largest_share(options_.sample_batch_size, ranks_.size()), latent[0], latent[1], latent[2]}, rollout_options(options_)),
+                 Extents<4>{largest_share(options_.sample_batch_size, ranks_.size()), latent[0], latent[1], latent[2]},
+                 rollout_options(options_)),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
     const auto refuse = [&](const auto&... parts) { throw ValueError(message("[", names_.trainer, "] ", parts...)); };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The product with a gate on a CUDA device against sums and gelu in double on the host; with and without value and gate.
+// The product with a gate on a CUDA device against sums and gelu in double on the host, with and without value and
+// gate.
 #include <lpo/backend/cuda/gated_product.cuh>
 
 #include <doctest/doctest.h>
@@ -62,10 +63,12 @@ void compare(index_t rows, index_t in, index_t hidden, bool bias, index_t gap) {
       };
       const double size = std::sqrt(static_cast<double>(in));
       for (const index_t column : {j, hidden + j})
-        worst_half = std::max(worst_half, std::fabs(half_at(column) - product(column)) / (size + std::fabs(product(column))));
+        worst_half = std::max(worst_half,
+                              std::fabs(half_at(column) - product(column)) / (size + std::fabs(product(column))));
       // From the value and the gate that were stored: one rounding, and gelu.
       const double gate = half_at(hidden + j), gelu = gate * 0.5 * std::erfc(-gate / std::sqrt(2.0));
-      const double wanted = half_at(j) * gelu, found = parity::as_double(got[static_cast<std::size_t>(row * hidden + j)]);
+      const double wanted = half_at(j) * gelu;
+      const double found = parity::as_double(got[static_cast<std::size_t>(row * hidden + j)]);
       worst = std::max(worst, std::fabs(found - wanted) / (0x1p-14 + std::fabs(wanted)));  // half's least normal number
       same = same && got[static_cast<std::size_t>(row * hidden + j)].bits ==
                          with_both[static_cast<std::size_t>(row * hidden + j)].bits;

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Trainers on two GPUs: the weights and logs of one, and the same weights on both.
+// Trainers of two ranks on GPUs: the weights and logs of one rank, and the same weights on both. Each rank has a GPU of
+// its own, and NCCL, where there are two; otherwise they share one, and sums go through the host.
 #define LPO_SMALL_WORLD_DEVICE lpo::Cuda
 
 #include <doctest/doctest.h>
+
+#include <optional>
 
 #include <lpo/cuda.cuh>
 #include <lpo/distributed/nccl_communicator.cuh>
@@ -15,13 +18,28 @@ using rank_cases::Outcome;
 
 namespace {
 
-/// What `train(context, ranks)` gives on each of `size` GPUs.
+struct GpuRanks : lpo::ThreadCommunicator {
+  std::optional<lpo::NcclCommunicator<lpo::ThreadCommunicator>> devices;
+
+  void all_reduce(lpo::Context<Cuda>& context, float* values, lpo::index_t count) {
+    devices ? devices->all_reduce(context, values, count) : ThreadCommunicator::all_reduce(context, values, count);
+  }
+  void broadcast(lpo::Context<Cuda>& context, void* memory, std::size_t bytes) {
+    devices ? devices->broadcast(context, memory, bytes) : ThreadCommunicator::broadcast(context, memory, bytes);
+  }
+};
+
+/// What `train(context, ranks)` gives on each of `size` ranks.
 template <class Train>
 std::vector<Outcome> on_gpus(int size, const Train& train) {
+  int gpus = 0;
+  REQUIRE(cudaGetDeviceCount(&gpus) == cudaSuccess);
   std::vector<Outcome> outcomes(static_cast<std::size_t>(size));
   lpo::run_on_threads(size, [&](lpo::ThreadCommunicator threads) {
-    lpo::Context<Cuda> context(lpo::CudaOptions{.device = threads.rank()});
-    outcomes[static_cast<std::size_t>(threads.rank())] = train(context, lpo::NcclCommunicator(context, threads));
+    lpo::Context<Cuda> context(lpo::CudaOptions{.device = threads.rank() % gpus});
+    GpuRanks ranks{threads, std::nullopt};
+    if (gpus >= size) ranks.devices.emplace(context, threads);
+    outcomes[static_cast<std::size_t>(threads.rank())] = train(context, ranks);
   });
   return outcomes;
 }
@@ -41,7 +59,7 @@ void check_two_as_one(const Train& train) {
 
 }  // namespace
 
-TEST_CASE("two GPUs train the reward model that one trains") {
+TEST_CASE("two ranks train the reward model that one trains, on GPUs") {
   auto options = rank_cases::lrm_options();
   SUBCASE("pair loss") {}
   SUBCASE("both losses") { options.loss.kind = lpo::RewardLossOptions::Kind::both; }
@@ -51,13 +69,13 @@ TEST_CASE("two GPUs train the reward model that one trains") {
   });
 }
 
-TEST_CASE("two GPUs run LPO as one does") {
+TEST_CASE("two ranks run LPO as one does, on GPUs") {
   check_two_as_one([](lpo::Context<Cuda>& context, auto ranks) {
     return rank_cases::train_on_rollouts<lpo::LpoTrainer>(context, ranks, rank_cases::lpo_options());
   });
 }
 
-TEST_CASE("two GPUs run Diffusion-DPO as one does, in bfloat16 both have the same weights") {
+TEST_CASE("two ranks run Diffusion-DPO as one does, on GPUs; in bfloat16 both have the same weights") {
   check_two_as_one([](lpo::Context<Cuda>& context, auto ranks) {
     return rank_cases::train_dpo<float>(context, ranks, rank_cases::dpo_options());
   });

@@ -5,8 +5,10 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <tuple>
 
 #include <lpo/cuda.cuh>
+#include <lpo/io/latent_reward_folder.hpp>
 
 #include "train/small_world.hpp"
 
@@ -47,6 +49,15 @@ TEST_CASE("the reward model learns an obvious preference on a CUDA device") {
   options.train_batch_size = 8;
   options.largest_timestep = 101;
   CHECK(train(reward, options).validation_accuracy > 0.9);
+}
+
+TEST_CASE("a reward model in device memory is saved and read back") {
+  TemporaryFolder folder;
+  Reward saved, read;
+  read.store.initialize(9);
+  lpo::save_latent_reward_model(folder.path(), saved.lrm, saved.store, std::tie(saved.text));
+  lpo::load_latent_reward_model(folder.path(), read.lrm, read.store, std::tie(read.text));
+  CHECK(weights(read.store) == weights(saved.store));
 }
 
 TEST_CASE("with LoRA B = 0 the first LPO loss is ln 2 and both ratios are exactly 1 on a CUDA device") {

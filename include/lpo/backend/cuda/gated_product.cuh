@@ -45,8 +45,10 @@ __device__ __forceinline__ float gated_gelu(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(a * a * -0.72134752044448170f));
   const float p =
-      ((((-0.09049919247627258f * t + 0.20043335855007172f) * t + 0.08345574140548706f) * t + 0.15764164924621582f) * t +
-       0.14896917343139648f) * t;
+      ((((-0.09049919247627258f * t + 0.20043335855007172f) * t + 0.08345574140548706f) * t + 0.15764164924621582f) *
+           t +
+       0.14896917343139648f) *
+      t;
   return 0.5f * (x + fabsf(x)) - a * (p * power);
 }
 
@@ -74,8 +76,8 @@ __device__ __forceinline__ void write_gated(const GatedArguments<T>& p, int firs
     for (int k = 0; k < 4; ++k) {
       const int column = first_column + group * 32 + k * 8 + lane * 2;
       const bool biased = p.bias != nullptr && column < p.hidden;
-      const unsigned v = biased ? *reinterpret_cast<const unsigned*>(p.bias + column) : 0u;
-      const unsigned g = biased ? *reinterpret_cast<const unsigned*>(p.bias + p.hidden + column) : 0u;
+      const unsigned v = biased ? __ldg(reinterpret_cast<const unsigned*>(p.bias + column)) : 0u;
+      const unsigned g = biased ? __ldg(reinterpret_cast<const unsigned*>(p.bias + p.hidden + column)) : 0u;
       value_bias[2 * k] = widen_half_of<T>(v, 0), value_bias[2 * k + 1] = widen_half_of<T>(v, 1);
       gate_bias[2 * k] = widen_half_of<T>(g, 0), gate_bias[2 * k + 1] = widen_half_of<T>(g, 1);
     }

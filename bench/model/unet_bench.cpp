@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// Stable Diffusion 1.5's UNet at full size on the CPU, random weights: a forward, and forward + backward with LoRA.
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <lpo/lpo.hpp>
+
+#include <backend/peak.hpp>
+
+namespace {
+
+using lpo::Extents;
+using lpo::index_t;
+
+constexpr auto config = lpo::presets::sd15;
+constexpr double row_operations = 803.3e9;  // products, convolutions and attention of one latent of 64 x 64
+
+template <class T>
+struct Denoiser {
+  lpo::Context<lpo::Cpu> context;
+  lpo::Tape<lpo::Cpu> tape{context};
+  std::unique_ptr<lpo::UNet2DCondition<config, T, lpo::Cpu>> unet =
+      std::make_unique<lpo::UNet2DCondition<config, T, lpo::Cpu>>();
+  lpo::ParameterStore<T, lpo::Cpu> store;
+  lpo::Tensor<T, 4> latents;
+  lpo::Tensor<T, 3> text;
+  std::vector<float> timesteps;
+
+  Denoiser(int threads, index_t rows, index_t lora_rank)
+      : context(threads),
+        latents(lpo::Tensor<T, 4>::zeros({rows, 64, 64, 4})),
+        text(lpo::Tensor<T, 3>::zeros({rows, 77, config.context_width})),
+        timesteps(static_cast<std::size_t>(rows), 501.0f) {
+    if (lora_rank > 0) lpo::enable_lora<T, lpo::Cpu>(*unet, lora_rank, static_cast<float>(lora_rank));
+    store.add("", *unet);
+    store.allocate([](const std::string& name) { return lpo::is_lora_name(name); });
+    for (const auto& entry : store.entries()) initialize(*entry.parameter);
+    draw(latents.data(), latents.size(), 1.7f);
+    draw(text.data(), text.size(), 1.7f);
+  }
+
+  auto predict() {
+    return (*unet)(lpo::constant(tape, latents), {timesteps, lpo::constant(tape, text), {}, {}});
+  }
+
+ private:
+  /// Uniform numbers in +-scale: the store's own start takes longer than what is measured.
+  void draw(T* to, index_t count, float scale) {
+    for (index_t i = 0; i < count; ++i) {
+      seed_ = seed_ * 1664525u + 1013904223u;
+      to[i] = static_cast<T>(static_cast<float>(static_cast<std::int32_t>(seed_)) * (scale / 2147483648.0f));
+    }
+  }
+
+  void initialize(lpo::AnyParameter<T, lpo::Cpu>& p) {
+    using Kind = lpo::Initialization::Kind;
+    const auto [kind, scale] = p.initialization;
+    const bool drawn = kind == Kind::uniform || kind == Kind::normal || p.trainable();
+    const float constant = kind == Kind::ones ? 1.0f : kind == Kind::constant ? scale : 0.0f;
+    if (drawn)
+      draw(p.data(), p.size(), scale == 0.0f ? 0.01f : scale);
+    else
+      std::fill_n(p.data(), p.size(), static_cast<T>(constant));
+  }
+
+  std::uint32_t seed_ = 7;
+};
+
+/// Arguments: rows, threads.
+template <class T>
+void unet_forward(benchmark::State& state) {
+  const index_t rows = state.range(0);
+  const int threads = static_cast<int>(state.range(1));
+  Denoiser<T> denoiser(threads, rows, 0);
+  const auto guard = denoiser.tape.inference();
+  const auto run = [&] {
+    denoiser.predict();
+    denoiser.tape.clear();
+  };
+  run();  // maps the pages that it needs
+  for (auto _ : state) run();
+  bench::count_operations(state, row_operations * static_cast<double>(rows), threads);
+  state.counters["MiB"] = static_cast<double>(denoiser.context.reserved_bytes()) / 1048576.0;
+}
+
+/// LoRA of rank 16 on the attention projections; the weights themselves are frozen. Arguments: rows, threads.
+template <class T>
+void lora_forward_backward(benchmark::State& state) {
+  const index_t rows = state.range(0);
+  const int threads = static_cast<int>(state.range(1));
+  Denoiser<T> denoiser(threads, rows, 16);
+  const auto run = [&] {
+    denoiser.store.reset_gradients();
+    const auto out = denoiser.predict();
+    lpo::backward(out, std::as_const(denoiser.latents).view());
+    denoiser.store.finish_gradients();
+    denoiser.tape.clear();
+  };
+  run();  // maps the pages that it needs
+  for (auto _ : state) run();
+  // About: the gradient towards activations costs what the forward did, and attention 2.5 times that.
+  bench::count_operations(state, 2.2 * row_operations * static_cast<double>(rows), threads);
+  state.counters["MiB"] = static_cast<double>(denoiser.context.reserved_bytes()) / 1048576.0;
+}
+
+void rows_and_threads(benchmark::internal::Benchmark* benchmark) {
+  for (const index_t threads : bench::thread_counts())
+    if (threads > 1)
+      for (const index_t rows : {1, 2}) benchmark->Args({rows, threads});
+  benchmark->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
+}
+
+BENCHMARK_TEMPLATE(unet_forward, float)->Apply(rows_and_threads);
+BENCHMARK_TEMPLATE(unet_forward, lpo::bfloat16)->Apply(rows_and_threads);
+BENCHMARK_TEMPLATE(lora_forward_backward, float)->Apply(rows_and_threads);
+BENCHMARK_TEMPLATE(lora_forward_backward, lpo::bfloat16)->Apply(rows_and_threads);
+
+}  // namespace
