@@ -77,8 +77,7 @@ int main(int argc, char** argv) {
   t.checkpointing_steps = 100;
   CLI::App app{
       "Train SPO's step-aware preference model on pairs of pictures: it rates what a Stable Diffusion model (SD1.5, "
-      "SD2.1 "
-      "or lpo's tiny world) predicts from noisy latents. train_lpo --objective spo aligns the model with it."};
+      "SD2.1 or lpo's tiny world) predicts from noisy latents. train_lpo --objective spo aligns the model with it."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
   const auto add = [&](const char* name, auto& value, const char* text) {
