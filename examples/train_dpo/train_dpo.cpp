@@ -6,10 +6,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include <lpo/train/training_checkpoint.hpp>
-
-#include "../common/config_file.hpp"
-#include "../common/options.hpp"
+#include "../common/training_program.hpp"
 #include "job.hpp"
 
 namespace {
@@ -71,9 +68,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
 
 void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
   const examples::ModelSource model(o.model, o.variant, o.tokenizer);
-  if (!o.resume && !o.dry_run && !o.encode_only && !lpo::CheckpointFolder(o.output_dir, 0).steps().empty())
-    throw lpo::ValueError("[train_dpo] --output_dir " + o.output_dir +
-                          " has checkpoints of an earlier run; go on with it with --resume, or name another folder");
+  if (!o.resume && !o.dry_run && !o.encode_only) examples::refuse_earlier_run("train_dpo", o.output_dir);
   examples::with_family(
       model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
       [&]<const examples::ModelFamily & F>() {
@@ -82,12 +77,7 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
         job.processes = processes;
         examples::with_storage(o.dtype, [&]<class T>() {
           if (o.dry_run) return train_dpo::print_plan<F, T>(job);
-          if (processes.first()) {
-            lpo::make_directories(o.output_dir);
-            const std::string settings = o.output_dir + "/config.toml";
-            examples::save_resolved_config(app, settings);
-            job.settings = lpo::read_text_file(settings);
-          }
+          if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
           train_dpo::align<F, T>(job);
         });
       });
@@ -109,13 +99,7 @@ int main(int argc, char** argv) {
     return app.add_flag(examples::both_spellings(name), value, text);
   };
   examples::add_config_option(app);
-  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
-      ->required();
-  add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
-  add("tokenizer", o.tokenizer,
-      "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
-  add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
-      ->check(CLI::IsMember({"epsilon", "v_prediction"}));
+  examples::add_model_options(app, o);
   add("train_data_dir", o.train_data,
       "pairs: a folder with pairs.jsonl, a folder of *.tar shards, the cache of an earlier run (of train_lrm, too), or "
       "one such file")
@@ -184,9 +168,7 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   return examples::run_ranks("train_dpo", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
-    std::string command = "train_dpo";
-    for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
-    program(o, app, command, processes);
+    program(o, app, examples::command_line("train_dpo", argc, argv), processes);
     return 0;
   });
 }

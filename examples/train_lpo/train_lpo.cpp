@@ -9,10 +9,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include <lpo/train/training_checkpoint.hpp>
-
-#include "../common/config_file.hpp"
-#include "../common/options.hpp"
+#include "../common/training_program.hpp"
 #include "job.hpp"
 
 namespace {
@@ -105,9 +102,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
 
 void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
   const examples::ModelSource model(o.model, o.variant, o.tokenizer);
-  if (!o.resume && !o.dry_run && !lpo::CheckpointFolder(o.output_dir, 0).steps().empty())
-    throw lpo::ValueError("[train_lpo] --output_dir " + o.output_dir +
-                          " has checkpoints of an earlier run; go on with it with --resume, or name another folder");
+  if (!o.resume && !o.dry_run) examples::refuse_earlier_run("train_lpo", o.output_dir);
   examples::with_family(
       model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
       [&]<const examples::ModelFamily & F>() {
@@ -116,12 +111,7 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
         job.processes = processes;
         examples::with_storage(o.dtype, [&]<class T>() {
           if (o.dry_run) return train_lpo::print_plan<F, T>(job);
-          if (processes.first()) {
-            lpo::make_directories(o.output_dir);
-            const std::string settings = o.output_dir + "/config.toml";
-            examples::save_resolved_config(app, settings);
-            job.settings = lpo::read_text_file(settings);
-          }
+          if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
           train_lpo::align<F, T>(job);
         });
       });
@@ -143,13 +133,7 @@ int main(int argc, char** argv) {
     return app.add_flag(examples::both_spellings(name), value, text);
   };
   examples::add_config_option(app);
-  add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
-      ->required();
-  add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
-  add("tokenizer", o.tokenizer,
-      "for single files, which have none: a pipeline's or tokenizer's folder, or a tokenizer's file");
-  add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
-      ->check(CLI::IsMember({"epsilon", "v_prediction"}));
+  examples::add_model_options(app, o);
   add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors");
   add("objective", o.objective,
       "lpo: clear pairs by the reward model; grpo: all candidates, weighted by its scores; spo: clear pairs by a "
@@ -249,9 +233,7 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   return examples::run_ranks("train_lpo", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
-    std::string command = "train_lpo";
-    for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
-    program(o, app, command, processes);
+    program(o, app, examples::command_line("train_lpo", argc, argv), processes);
     return 0;
   });
 }

@@ -6,8 +6,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "../common/config_file.hpp"
-#include "../common/options.hpp"
+#include "../common/training_program.hpp"
 #include "options.hpp"
 
 namespace {
@@ -43,10 +42,7 @@ void check(const Options& o) {
     fail("--mpcf_strategy needs the scores of the pairs; give --score_file");
   if (!o.validation_data.empty() && o.validation_pairs > 0)
     fail("--validation_data_dir and --num_validation_pairs both say what to validate on; give one of them");
-  const bool begun = !lpo::CheckpointFolder(o.output_dir, 0).steps().empty();
-  if (begun && !o.training.resume && !o.dry_run && !o.encode_only)
-    fail("--output_dir " + o.output_dir +
-         " has checkpoints of an earlier run; --resume goes on with it, another folder begins anew");
+  if (!o.training.resume && !o.dry_run && !o.encode_only) examples::refuse_earlier_run("train_lrm", o.output_dir);
 }
 
 int program(Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
@@ -72,10 +68,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
           throw lpo::ValueError(
               lpo::message("[train_lrm] --resolution is ", job.resolution, "; expected a multiple of ", multiple));
         job.options = o;
-        if (!o.dry_run && processes.first()) {
-          lpo::make_directories(o.output_dir);
-          examples::save_resolved_config(app, o.output_dir + "/config.toml");
-        }
+        if (!o.dry_run && processes.first()) examples::keep_settings(app, o.output_dir);
         status = train_lrm::train<F>(job);
       });
   return status;
@@ -177,8 +170,6 @@ int main(int argc, char** argv) {
   flag("dry_run", o.dry_run, "print the plan and stop");
   return examples::run_ranks("train_lrm", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
-    std::string command;
-    for (int i = 0; i < argc; ++i) command += (i == 0 ? "" : " ") + std::string(argv[i]);
-    return program(o, app, command, processes);
+    return program(o, app, examples::command_line("train_lrm", argc, argv), processes);
   });
 }

@@ -5,8 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "../common/config_file.hpp"
-#include "../common/options.hpp"
+#include "../common/training_program.hpp"
 #include "job.hpp"
 
 namespace {
@@ -19,9 +18,7 @@ void check(const Options& o) {
     fail("--clip_model and --preference_model both say what to start from; give one of them");
   if (!o.validation_data.empty() && o.validation_pairs > 0)
     fail("--validation_data_dir and --num_validation_pairs both say what to validate on; give one of them");
-  if (!lpo::CheckpointFolder(o.output_dir, 0).steps().empty() && !o.training.resume && !o.dry_run)
-    fail("--output_dir " + o.output_dir +
-         " has checkpoints of an earlier run; --resume goes on with it, another folder begins anew");
+  if (!o.training.resume && !o.dry_run) examples::refuse_earlier_run("train_spm", o.output_dir);
 }
 
 int program(Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
@@ -51,12 +48,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
           throw lpo::ValueError(
               lpo::message("[train_spm] --resolution is ", job.resolution, "; expected a multiple of ", multiple));
         job.options = o;
-        if (!o.dry_run && processes.first()) {
-          lpo::make_directories(o.output_dir);
-          const std::string settings = o.output_dir + "/config.toml";
-          examples::save_resolved_config(app, settings);
-          job.settings = lpo::read_text_file(settings);
-        }
+        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
         status = train_spm::train<F>(job);
       });
   return status;
@@ -143,8 +135,6 @@ int main(int argc, char** argv) {
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   return examples::run_ranks("train_spm", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
-    std::string command;
-    for (int i = 0; i < argc; ++i) command += (i == 0 ? "" : " ") + std::string(argv[i]);
-    return program(o, app, command, processes);
+    return program(o, app, examples::command_line("train_spm", argc, argv), processes);
   });
 }

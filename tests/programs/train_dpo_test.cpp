@@ -15,6 +15,7 @@
 
 #include "preference_pictures.hpp"
 #include "program.hpp"
+#include "training_runs.hpp"
 
 namespace {
 
@@ -52,56 +53,17 @@ struct DpoSetting : PreferencePictures {
                                     "4",
                                     "--checkpointing_steps",
                                     "2"};
-    // An option that is named again has its new value.
-    for (std::size_t i = 0; i < more.size(); ++i) {
-      const auto found = std::find(all.begin(), all.end(), more[i]);
-      if (more[i].starts_with("--") && found != all.end() && i + 1 < more.size())
-        *(found + 1) = more[++i];
-      else
-        all.push_back(more[i]);
-    }
-    return all;
+    return changed(std::move(all), more);
   }
   ProgramResult train(const std::string& data, const std::string& out,
                       const std::vector<std::string>& more = {}) const {
     return run_program(LPO_PROGRAM_TRAIN_DPO, arguments(data, out, more));
   }
   std::string lora(const std::string& out) const { return directory.read(out + "/pytorch_lora_weights.safetensors"); }
-
   lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
-    static int number = 0;
-    const std::string out = directory.file("drawn-" + std::to_string(number++));
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    from,
-                                    "--prompt",
-                                    "a red circle",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--scheduler",
-                                    "ddim",
-                                    "--seed",
-                                    "42",
-                                    "--threads",
-                                    "1",
-                                    "--output_dir",
-                                    out};
-    all.insert(all.end(), more.begin(), more.end());
-    const auto run = run_program(LPO_PROGRAM_TXT2IMG, all);
-    CAPTURE(run.printed);
-    REQUIRE(run.status == 0);
-    return lpo::read_png(out + "/00000.png").image;
+    return draw_circle(directory, from, more);
   }
 };
-
-int farthest(const lpo::RgbImage& a, const lpo::RgbImage& b) {
-  REQUIRE(a.pixels.size() == b.pixels.size());
-  int worst = 0;
-  for (std::size_t i = 0; i < a.pixels.size(); ++i)
-    worst = std::max(worst, std::abs(int{a.pixels[i]} - int{b.pixels[i]}));
-  return worst;
-}
 
 const std::vector<std::string> validated = {
     "--validation_prompt", "a red circle", "--num_validation_images", "1", "--validation_steps", "3"};
@@ -132,8 +94,8 @@ TEST_CASE("train_dpo writes a LoRA with which txt2img draws what validation drew
              after = lpo::read_png(out + "/validation/step-000006/0-0.png");
   CHECK(lpo::file_exists(out + "/validation/step-000003/0-0.png"));
   CHECK(before.image == setting.draw(model));
-  CHECK(farthest(before.image, after.image) > 8);
-  CHECK(farthest(after.image, setting.draw(model, {"--lora", lora})) <= 1);
+  CHECK(largest_difference(before.image, after.image) > 8);
+  CHECK(largest_difference(after.image, setting.draw(model, {"--lora", lora})) <= 1);
   CHECK(has_part(after.texts.at(0).text, "Model: model, Diffusion-DPO step: 6"));
 
   const std::string page = setting.directory.read("out/report.html");

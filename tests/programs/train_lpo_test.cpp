@@ -18,6 +18,7 @@
 #include "../io/temporary_directory.hpp"
 #include "program.hpp"
 #include "tiny_reward_model.hpp"
+#include "training_runs.hpp"
 
 namespace {
 
@@ -66,53 +67,14 @@ struct Setting {
                                     "1",
                                     "--checkpoints_total_limit",
                                     "2"};
-    // An option that is named again has its new value.
-    for (std::size_t i = 0; i < more.size(); ++i) {
-      const auto found = std::find(all.begin(), all.end(), more[i]);
-      if (more[i].starts_with("--") && found != all.end() && i + 1 < more.size())
-        *(found + 1) = more[++i];
-      else
-        all.push_back(more[i]);
-    }
-    return all;
+    return changed(std::move(all), more);
   }
   ProgramResult train(const std::string& out, const std::vector<std::string>& more = {}) const {
     return run_program(LPO_PROGRAM_TRAIN_LPO, arguments(out, more));
-  }
-  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
-    static int number = 0;
-    const std::string out = directory.file("drawn-" + std::to_string(number++));
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    from,
-                                    "--prompt",
-                                    "a red circle",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--scheduler",
-                                    "ddim",
-                                    "--seed",
-                                    "42",
-                                    "--threads",
-                                    "1",
-                                    "--output_dir",
-                                    out};
-    all.insert(all.end(), more.begin(), more.end());
-    const auto run = run_program(LPO_PROGRAM_TXT2IMG, all);
-    CAPTURE(run.printed);
-    REQUIRE(run.status == 0);
-    return lpo::read_png(out + "/00000.png").image;
+  }  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
+    return draw_circle(directory, from, more);
   }
 };
-
-int largest_difference(const lpo::RgbImage& a, const lpo::RgbImage& b) {
-  REQUIRE(a.pixels.size() == b.pixels.size());
-  int worst = 0;
-  for (std::size_t i = 0; i < a.pixels.size(); ++i)
-    worst = std::max(worst, std::abs(int{a.pixels[i]} - int{b.pixels[i]}));
-  return worst;
-}
 
 const std::vector<std::string> validated = {"--validation_prompt", "a red circle", "--num_validation_images", "1"};
 

@@ -164,7 +164,7 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
     CHECK_FALSE(std::filesystem::exists(f.directory.file(out + "/lrm-last")));
     CHECK(lpo::file_exists(f.directory.file(out + "/report.html")) == (signal == SIGTERM));
     CHECK(has_part(f.train(f.pictures, out, long_run).printed,
-                   "has checkpoints of an earlier run; --resume goes on with it"));
+                   "has checkpoints of an earlier run; go on with it with --resume"));
     const auto resumed = f.train(f.pictures, out, with(long_run, {"--resume"}));
     CAPTURE(resumed.printed);
     REQUIRE(resumed.status == 0);

@@ -14,23 +14,12 @@
 #include "preference_pictures.hpp"
 #include "program.hpp"
 #include "tiny_reward_model.hpp"
+#include "training_runs.hpp"
 
 namespace {
 
 const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
 const std::string presets = std::string(LPO_TEST_SOURCE_DIR) + "/examples/";
-
-/// `all`, in which an option that is named again has its new value.
-std::vector<std::string> changed(std::vector<std::string> all, const std::vector<std::string>& more) {
-  for (std::size_t i = 0; i < more.size(); ++i) {
-    const auto found = std::find(all.begin(), all.end(), more[i]);
-    if (more[i].starts_with("--") && found != all.end() && i + 1 < more.size())
-      *(found + 1) = more[++i];
-    else
-      all.push_back(more[i]);
-  }
-  return all;
-}
 
 struct RivalSetting : PreferencePictures {
   std::string lrm = directory.file("lrm");
