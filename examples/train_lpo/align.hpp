@@ -4,74 +4,28 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
-#include <type_traits>
 
-#include "../common/console.hpp"
-#include "../common/tensorboard.hpp"
-#include "../common/validation_pictures.hpp"
+#include "../common/train_policy.hpp"
 #include "models.hpp"
 #include "results.hpp"
 
 namespace train_lpo {
 
-/// What every objective shares. `make(add_hooks)` gives the trainer, after it has called `add_hooks(options)`.
+/// What every objective shares; `make` as train_policy wants it.
 template <const examples::ModelFamily& F, class T, class Make>
 void train(const Job& job, examples::Policy<F, T>& policy, examples::ValidationPictures<F, T>& validation,
            const lpo::PromptTokens& tokens, const Make& make) {
-  const Options& o = job.options;
-  const std::string& folder = o.output_dir;
-  std::unique_ptr<examples::EventWriter> events;
-  std::function<void(const std::string&)> save_checkpoint;  // the trainer that it needs comes later
-  auto trainer = make([&](lpo::RolloutTrainerOptions& options) {
-    options.on_metrics = [&](index_t iteration, const lpo::MetricValues& values) { events->scalars(iteration, values); };
-    options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
-  });
-  if (policy.reference) trainer.set_reference(*policy.reference);
-  using Averages = examples::WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
-  save_checkpoint = [&](const std::string& into) { examples::save_checkpoint_policy(policy, trainer.ema(), into); };
-
   Results results(job);
-  examples::ProgressBar bar;
-  index_t drawn_at = -1;
-  const auto progress = [&](const lpo::Progress& p) {
-    if (!job.processes.first()) return bar(p);
-    if (!events) events = std::make_unique<examples::EventWriter>(folder, p.first_step);
-    const bool go_on = bar(p);
-    const index_t epoch = p.step / job.iterations_per_epoch;
-    const bool due = p.step % job.iterations_per_epoch == 0 && (epoch % o.validation_epochs == 0 || p.step == p.total);
-    if (!go_on || !due || drawn_at == p.step || !validation.wanted()) return go_on;
-    drawn_at = p.step;
-    const Averages averages(trainer.ema());
-    try {
-      for (const auto& picture : validation.draw(epoch))
-        events->picture(p.step, picture.tag, picture.height, picture.width, picture.png);
-    } catch (const lpo::CancelledError&) {
-      return false;
-    }
-    return true;
-  };
-
-  try {
-    results.finish(trainer.train(tokens, progress));
-  } catch (...) {
-    if (job.processes.first()) try {
-      results.write("stopped");
-    } catch (const lpo::FileError& error) {  // why it stopped matters more
-      std::fprintf(stderr, "\nno report: %s\n", error.what());
-    }
-    throw;
-  }
-  if (!job.processes.first()) return;
-  std::string saved;
-  {
-    const Averages averages(trainer.ema());
-    saved = policy.save(folder);
-  }
-  results.write("finished");
-  std::printf("%s\n%s/report.html\n", saved.c_str(), folder.c_str());
+  examples::train_policy(job.processes, job.options.output_dir, policy, validation, tokens, results, make,
+                         [&](const lpo::Progress& p) {
+                           const index_t epoch = p.step / job.iterations_per_epoch;
+                           const bool due = p.step % job.iterations_per_epoch == 0 &&
+                                            (epoch % job.options.validation_epochs == 0 || p.step == p.total);
+                           return due ? std::optional(epoch) : std::nullopt;
+                         });
 }
 
 /// The run of a policy of family F with a reward model of family R, or with a preference model.

@@ -18,6 +18,7 @@
 #include <lpo/train/finite_guard.hpp>
 #include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/latent_scorer.hpp>
+#include <lpo/train/optimizer_buffers.hpp>
 #include <lpo/train/progress.hpp>
 #include <lpo/train/rollout_trainer_options.hpp>
 #include <lpo/train/text_states.hpp>
@@ -349,17 +350,8 @@ class RolloutTrainer {
     s["ema_decay"] = options_.ema_decay;
     s["thresholds"] = rollout_.thresholds();
     if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
-    const auto count = static_cast<std::size_t>(store_.trainable_size());
-    float* weights = nullptr;
-    if constexpr (AdamW<T, Device>::has_masters)
-      weights = optimizer_.masters().data;
-    else
-      weights = store_.trainable_values();
-    state.buffers = {device_buffer<Device>("weights", weights, count),
-                     device_buffer<Device>("first_moment", optimizer_.first_moment().data, count),
-                     device_buffer<Device>("second_moment", optimizer_.second_moment().data, count),
-                     {"counters", counters}};
-    if (ema_) state.buffers.push_back(device_buffer<Device>("ema", ema_->average().data, count));
+    add_optimizer_buffers(state, store_, optimizer_, ema_);
+    state.buffers.push_back({"counters", counters});
     return state;
   }
 
