@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One LPO iteration at Stable Diffusion 1.5's full size on the CPU, random weights: 1 prompt, 4 steps, 4 candidates, all 4
-// pairs. bench/peers/lpo_torch.py --device cpu is the same in PyTorch. Needs 10 GiB.
+// One LPO iteration at Stable Diffusion 1.5's full size on the CPU, random weights: 1 prompt, 4 steps, 4 candidates,
+// all 4 pairs. bench/peers/lpo_torch.py --device cpu is the same in PyTorch. Needs 10 GiB.
 #include <array>
 #include <chrono>
 #include <memory>

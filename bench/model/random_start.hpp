@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Starting values of a model for measurements: uniform numbers, because a store's own start takes longer than what is timed.
+// Starting values of a model for measurements: uniform numbers, because a store's own start takes longer than what is
+// timed.
 #pragma once
 
 #include <algorithm>

@@ -113,11 +113,13 @@ def main():
             for key, ms in theirs.items():
                 if not math.isnan(ms):
                     ratios[key].append(ms / ours)
-            columns = "  ".join(f"{ms:9.3f}" for ms in theirs.values()) + "  " + "  ".join(f"{ms / ours:5.2f}" for ms in theirs.values())
-            print(f"{name.rstrip('/'):78s} {ours:9.3f}  {columns}  {of_peak:5.2f}", flush=True)
+            milliseconds = "  ".join(f"{ms:9.3f}" for ms in theirs.values())
+            over_ours = "  ".join(f"{ms / ours:5.2f}" for ms in theirs.values())
+            print(f"{name.rstrip('/'):78s} {ours:9.3f}  {milliseconds}  {over_ours}  {of_peak:5.2f}", flush=True)
         for key, values in ratios.items():
             if values:
-                print(f"{group.__name__}: geometric mean of {len(values)} ratios to {key} {statistics.geometric_mean(values):.2f}", flush=True)
+                mean = statistics.geometric_mean(values)
+                print(f"{group.__name__}: geometric mean of {len(values)} ratios to {key} {mean:.2f}", flush=True)
 
 
 if __name__ == "__main__":

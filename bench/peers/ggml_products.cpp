@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// ggml alone on one CPU: its mul_mat at the products of bench/peers/cpu_torch.py, float32. Prints a line `name milliseconds`
-// per case, the median of its turns.
+// ggml alone on one CPU: its mul_mat at the products of bench/peers/cpu_torch.py, float32. Prints a line
+// `name milliseconds` per case, the median of its turns.
 //
 //   cmake -S ggml -B ggml/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_BUILD_TESTS=OFF
 //         -DGGML_BUILD_EXAMPLES=OFF && cmake --build ggml/build
@@ -20,8 +20,8 @@ int main(int count, char** values) {
   using clock = std::chrono::steady_clock;
   const int threads = count > 1 ? std::atoi(values[1]) : 1;
   const double seconds = count > 2 ? std::atof(values[2]) : 0.15;
-  const int products[][3] = {{4096, 320, 320}, {4096, 2560, 320}, {1024, 640, 640}, {1024, 5120, 640},
-                             {256, 1280, 1280}, {64, 1280, 1280}, {77, 320, 768},  {77, 1280, 768}};
+  const int products[][3] = {{4096, 320, 320},  {4096, 2560, 320}, {1024, 640, 640}, {1024, 5120, 640},
+                             {256, 1280, 1280}, {64, 1280, 1280},  {77, 320, 768},   {77, 1280, 768}};
   for (const auto& [rows, out, in] : products) {
     std::vector<char> space(std::size_t{256} << 20);
     ggml_context* const context = ggml_init({space.size(), space.data(), false});
@@ -30,7 +30,8 @@ int main(int count, char** values) {
     ggml_tensor* const x = ggml_new_tensor_2d(context, GGML_TYPE_F32, in, rows);
     for (ggml_tensor* tensor : {weight, x}) {
       float* const numbers = static_cast<float*>(tensor->data);
-      for (std::int64_t i = 0; i < ggml_nelements(tensor); ++i) numbers[i] = static_cast<float>(i % 101) / 101.0f - 0.5f;
+      for (std::int64_t i = 0; i < ggml_nelements(tensor); ++i)
+        numbers[i] = static_cast<float>(i % 101) / 101.0f - 0.5f;
     }
     ggml_cgraph* const graph = ggml_new_graph(context);
     ggml_build_forward_expand(graph, ggml_mul_mat(context, weight, x));

@@ -29,7 +29,8 @@ memory::desc shape(const memory::dims& dims, Tag tag) { return {dims, memory::da
 memory filled(const memory::desc& layout) {
   memory block(layout, engine);
   auto* const values = static_cast<float*>(block.get_data_handle());
-  for (std::size_t i = 0; i < layout.get_size() / sizeof(float); ++i) values[i] = static_cast<float>(i % 101) / 101.0f - 0.5f;
+  for (std::size_t i = 0; i < layout.get_size() / sizeof(float); ++i)
+    values[i] = static_cast<float>(i % 101) / 101.0f - 0.5f;
   return block;
 }
 
@@ -58,9 +59,10 @@ void product(int rows, int out, int in) {
     const dnnl::matmul::primitive_desc plan({a, b, c}, engine);
     char name[96];
     std::snprintf(name, sizeof(name), "gemm<float>/rows:%d/out:%d/in:%d/form:%d", rows, out, in, form);
-    time_case(name, dnnl::matmul(plan), {{DNNL_ARG_SRC, filled(plan.src_desc())},
-                                         {DNNL_ARG_WEIGHTS, filled(plan.weights_desc())},
-                                         {DNNL_ARG_DST, filled(plan.dst_desc())}});
+    time_case(name, dnnl::matmul(plan),
+              {{DNNL_ARG_SRC, filled(plan.src_desc())},
+               {DNNL_ARG_WEIGHTS, filled(plan.weights_desc())},
+               {DNNL_ARG_DST, filled(plan.dst_desc())}});
   }
 }
 
@@ -72,22 +74,25 @@ void convolution(int side, int c, int o, int kernel, int stride) {
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const dnnl::convolution_forward::primitive_desc forward(
       {dnnl::prop_kind::forward_training, algorithm, x, w, bias, y, strides, padding, padding}, engine);
-  const dnnl::convolution_backward_data::primitive_desc data({algorithm, x, w, y, strides, padding, padding}, engine, forward);
-  const dnnl::convolution_backward_weights::primitive_desc weights({algorithm, x, w, bias, y, strides, padding, padding}, engine,
-                                                                   forward);
+  const dnnl::convolution_backward_data::primitive_desc data({algorithm, x, w, y, strides, padding, padding}, engine,
+                                                             forward);
+  const dnnl::convolution_backward_weights::primitive_desc weights(
+      {algorithm, x, w, bias, y, strides, padding, padding}, engine, forward);
   char name[128];
   const auto title = [&](int pass) {
-    std::snprintf(name, sizeof(name), "conv2d<float>/n:1/side:%d/c:%d/o:%d/kernel:%d/stride:%d/pass:%d", side, c, o, kernel, stride,
-                  pass);
+    std::snprintf(name, sizeof(name), "conv2d<float>/n:1/side:%d/c:%d/o:%d/kernel:%d/stride:%d/pass:%d", side, c, o,
+                  kernel, stride, pass);
     return name;
   };
-  time_case(title(0), dnnl::convolution_forward(forward), {{DNNL_ARG_SRC, filled(forward.src_desc())},
-                                                           {DNNL_ARG_WEIGHTS, filled(forward.weights_desc())},
-                                                           {DNNL_ARG_BIAS, filled(forward.bias_desc())},
-                                                           {DNNL_ARG_DST, filled(forward.dst_desc())}});
-  time_case(title(1), dnnl::convolution_backward_data(data), {{DNNL_ARG_DIFF_SRC, filled(data.diff_src_desc())},
-                                                              {DNNL_ARG_WEIGHTS, filled(data.weights_desc())},
-                                                              {DNNL_ARG_DIFF_DST, filled(data.diff_dst_desc())}});
+  time_case(title(0), dnnl::convolution_forward(forward),
+            {{DNNL_ARG_SRC, filled(forward.src_desc())},
+             {DNNL_ARG_WEIGHTS, filled(forward.weights_desc())},
+             {DNNL_ARG_BIAS, filled(forward.bias_desc())},
+             {DNNL_ARG_DST, filled(forward.dst_desc())}});
+  time_case(title(1), dnnl::convolution_backward_data(data),
+            {{DNNL_ARG_DIFF_SRC, filled(data.diff_src_desc())},
+             {DNNL_ARG_WEIGHTS, filled(data.weights_desc())},
+             {DNNL_ARG_DIFF_DST, filled(data.diff_dst_desc())}});
   time_case(title(2), dnnl::convolution_backward_weights(weights),
             {{DNNL_ARG_SRC, filled(weights.src_desc())},
              {DNNL_ARG_DIFF_WEIGHTS, filled(weights.diff_weights_desc())},
@@ -99,10 +104,11 @@ void convolution(int side, int c, int o, int kernel, int stride) {
 
 int main(int count, char** values) {
   if (count > 1) seconds_per_case = std::atof(values[1]);
-  const int products[][3] = {{4096, 320, 320}, {4096, 2560, 320}, {1024, 640, 640}, {1024, 5120, 640},
-                             {256, 1280, 1280}, {64, 1280, 1280}, {77, 320, 768},  {77, 1280, 768}};
+  const int products[][3] = {{4096, 320, 320},  {4096, 2560, 320}, {1024, 640, 640}, {1024, 5120, 640},
+                             {256, 1280, 1280}, {64, 1280, 1280},  {77, 320, 768},   {77, 1280, 768}};
   for (const auto& p : products) product(p[0], p[1], p[2]);
-  const int convolutions[][5] = {{64, 320, 320, 3, 1},  {32, 640, 640, 3, 1}, {16, 1280, 1280, 3, 1}, {8, 1280, 1280, 3, 1},
-                                 {16, 2560, 1280, 3, 1}, {64, 320, 320, 3, 2}, {64, 960, 320, 1, 1}};
+  const int convolutions[][5] = {{64, 320, 320, 3, 1},  {32, 640, 640, 3, 1},   {16, 1280, 1280, 3, 1},
+                                 {8, 1280, 1280, 3, 1}, {16, 2560, 1280, 3, 1}, {64, 320, 320, 3, 2},
+                                 {64, 960, 320, 1, 1}};
   for (const auto& p : convolutions) convolution(p[0], p[1], p[2], p[3], p[4]);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Fused element-wise statements on the CPU: packs of this machine's width for float and 16-bit storage, scalars for double,
-// all threads.
+// Fused element-wise statements on the CPU, on all threads: packs of this machine's width for float and 16-bit storage,
+// scalars for double.
 #pragma once
 
 #include <lpo/backend/cpu/lane_dispatch.hpp>
