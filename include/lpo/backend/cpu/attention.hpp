@@ -158,7 +158,7 @@ struct Attention<Cpu> {
             }
           });
     };
-    if (blocks > 2 && (heads > 1 || !std::is_same_v<T, S>)) {
+    if (blocks > 2 && (std::is_same_v<T, S> ? heads > 1 && shape.keys > detail::attention_block : true)) {
       const S* const k_packed =
           detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
       const S* const v_packed =
