@@ -104,7 +104,7 @@ void kernels(benchmark::State& state) {
 }
 
 BENCHMARK(kernels)->ArgNames({"rows", "lora"})->Args({2, 0})->Args({20, 0})->Args({8, 16})->Iterations(1);
-BENCHMARK(unet_forward)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(unet_forward)->ArgName("rows")->Arg(2)->Arg(20)->Arg(40)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(unet_forward_graph)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lora_forward_backward)->ArgName("rows")->Arg(2)->Arg(8)->UseManualTime()->Unit(benchmark::kMillisecond);
 
