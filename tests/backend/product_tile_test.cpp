@@ -84,24 +84,29 @@ void run_plain(const detail::PairWork& work) {
     }
 }
 
-const detail::PairTiles plain_pairs = {
-    2,
-    [](const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to) {
-      detail::pack_pair_lines<false>(lines, k, first, blocks, to);
-    },
-    [](const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to) {
-      detail::pack_pair_lines<true>(lines, k, first, blocks, to);
-    },
-    [](const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first, index_t blocks,
-       lpo::bfloat16* to) { detail::pack_pair_rows(from, offset, valid, k, first, blocks, to); },
-    &run_plain};
+template <bool right>
+void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to) {
+  detail::pack_pair_lines<right>(lines, k, first, blocks, to);
+}
+template <bool right>
+void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first,
+                       index_t blocks, lpo::bfloat16* to) {
+  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to);
+}
 
-/// A's lines in runs of `run`, which have a gap of 3 elements behind each; B along k or along n.
+const detail::PairTiles plain_pairs = {2,
+                                       {&pack_plain_lines<false>, &pack_plain_lines<true>},
+                                       {&pack_plain_across<false>, &pack_plain_across<true>},
+                                       &run_plain};
+
+/// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
+/// or along n.
 void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run, index_t batch, int threads,
                    bool columns_of_b) {
   using lpo::bfloat16;
   const index_t m = size.m, n = size.n, k = size.k;
-  const index_t runs = k / run, line = runs * (run + 3);
+  const bool across = run == 0;
+  const index_t line = across ? k : k / run * (run + 3);
   const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
   const auto a = sixteenths<float>(batch * m * line, 1), b = sixteenths<float>(n * k, 2), bias = sixteenths<float>(n, 3);
   const auto stored = [](const std::vector<float>& from) {
@@ -117,9 +122,10 @@ void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run
   detail::PairProduct p;
   p.tiles = &tiles;
   p.m = m, p.n = n, p.k = k, p.batch = batch;
-  p.a = {left.data(), detail::even_rows(m, line), run, run + 3, m * line};
-  p.b = {right.data(), detail::even_rows(n, k), k, 0, 0};
-  if (!columns_of_b) p.b_offset = detail::even_steps(scratch, k, n);
+  p.a = {left.data(), m * line, detail::even_rows(m, line), run, run + 3};
+  p.b = {right.data(), 0, detail::even_rows(n, k), k};
+  if (across) p.a.offset = detail::even_steps(scratch, k, m);
+  if (!columns_of_b) p.b.offset = detail::even_steps(scratch, k, n);
   detail::TileOutput<bfloat16> out;
   out.c = c.data();
   out.rows = detail::even_rows(m, n);
@@ -131,8 +137,10 @@ void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run
   for (index_t i = 0; i < batch * m; ++i)
     for (index_t j = 0; j < n; ++j) {
       float sum = bias[at(j)] + 0.5f * static_cast<float>(before[at(i * n + j)]);
-      for (index_t l = 0; l < k; ++l)
-        sum += a[at(i * line + l / run * (run + 3) + l % run)] * b[at(columns_of_b ? j * k + l : l * n + j)];
+      for (index_t l = 0; l < k; ++l) {
+        const index_t in_a = across ? i / m * m * line + l * m + i % m : i * line + l / run * (run + 3) + l % run;
+        sum += a[at(in_a)] * b[at(columns_of_b ? j * k + l : l * n + j)];
+      }
       if (c[at(i * n + j)].bits != bfloat16(sum).bits) ++wrong;
     }
   CAPTURE(m);
@@ -154,7 +162,8 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
   };
   const Case cases[] = {{{1, 1, 1}, 1, 1},      {{16, 16, 32}, 32, 1},  {{17, 33, 3}, 3, 2},    {{31, 47, 64}, 32, 1},
                         {{33, 65, 66}, 11, 1},  {{77, 130, 96}, 96, 1}, {{100, 33, 520}, 40, 1}, {{300, 20, 36}, 12, 1},
-                        {{300, 90, 288}, 96, 1}, {{5, 191, 1}, 1, 3},    {{64, 70, 1100}, 550, 1}};
+                        {{300, 90, 288}, 96, 1}, {{5, 191, 1}, 1, 3},    {{64, 70, 1100}, 550, 1},
+                        {{70, 90, 133}, 0, 2},  {{16, 16, 32}, 0, 1},   {{310, 5, 64}, 0, 1}};
   for (const auto* tiles : list)
     for (const Case& x : cases)
       for (const bool columns_of_b : {false, true})

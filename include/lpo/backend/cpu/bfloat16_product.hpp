@@ -17,20 +17,20 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// An operand stored along k: lines at data + rows, each k = runs of `run` elements, `run_step` apart.
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
+/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
 struct PairOperand {
   const bfloat16* data = nullptr;
+  index_t batch_step = 0;
   RowMap rows;
   index_t run = 1, run_step = 0;
-  index_t batch_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
 };
 
 struct PairProduct {
   const PairTiles* tiles = pair_tiles().tiles[0];
   index_t m = 0, n = 0, k = 0, batch = 1;
-  PairOperand a;
-  PairOperand b;                      ///< its lines are columns of the product; or, with `b_offset`,
-  const index_t* b_offset = nullptr;  ///< [k], B is stored along n: element (l, j) is b.data[b_offset[l] + j]
+  PairOperand a, b;
 };
 
 /// Whether products of T run on pairs here.
@@ -66,35 +66,19 @@ inline PairCut cut_pairs(index_t groups, index_t panels, index_t batch, index_t 
   return cut;
 }
 
-/// Calls `lines(group)` for the 16 lines of each group, which repeat line 0 behind the last one.
-class PairLineReader {
- public:
-  PairLineReader(const PairOperand& operand, index_t item, index_t count)
-      : operand_(operand), data_(operand.data + item * operand.batch_step), count_(count) {}
-
-  PairLines operator()(index_t group) const {
-    PairLines lines;
-    lines.run = operand_.run, lines.run_step = operand_.run_step;
-    RowCursor cursor(operand_.rows, group * pair_lanes);
-    for (index_t i = 0; i < pair_lanes; ++i, cursor.next())
-      lines.line[i] = group * pair_lanes + i < count_ ? data_ + cursor.offset() : data_;
-    return lines;
-  }
-
- private:
-  const PairOperand& operand_;
-  const bfloat16* data_;
-  index_t count_;
-};
-
-/// Packs `blocks` blocks of one panel of B.
-inline void pack_pair_panel(const PairProduct& p, index_t item, index_t panel, index_t first_block, index_t blocks,
-                            bfloat16* to) {
-  if (p.b_offset == nullptr)
-    return p.tiles->pack_right(PairLineReader(p.b, item, p.n)(panel), p.k, first_block, blocks, to);
-  const index_t column = panel * pair_lanes;
-  p.tiles->pack_rows(p.b.data + item * p.b.batch_step + column, p.b_offset, std::min(pair_lanes, p.n - column), p.k,
-                     first_block, blocks, to);
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+template <bool right>
+void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
+                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+  const bfloat16* data = operand.data + item * operand.batch_step;
+  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
+  if (operand.offset != nullptr)
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+  PairLines lines;
+  lines.run = operand.run, lines.run_step = operand.run_step;
+  RowCursor cursor(operand.rows, line);
+  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
+  tiles.pack_lines[right](lines, k, first_block, blocks, to);
 }
 
 /// Runs the product (all items of the batch) on the context's threads.
@@ -116,8 +100,8 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
                           [&](index_t begin, index_t end) {
       for (index_t at = begin; at < end; ++at) {
         const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
-        pack_pair_panel(p, item, panel, first, std::min<index_t>(32, blocks - first),
-                        packed + item * item_size + (panel * blocks + first) * pair_block);
+        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
+                         packed + item * item_size + (panel * blocks + first) * pair_block);
       }
     });
   }
@@ -133,7 +117,6 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
     for (index_t job = begin; job < end; ++job) {
       const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
                     panel = job / row_jobs % panel_jobs * cut.panels;
-      const PairLineReader lines(p.a, item, p.m);
       PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, left, 0, right, 0,
                     sums, width, false};
       if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
@@ -141,14 +124,14 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
         work.blocks = std::min(depth, blocks - first);
         work.group_step = work.blocks * pair_block;
         for (index_t i = 0; i < work.groups; ++i)
-          p.tiles->pack_left(lines(group + i), p.k, first, work.blocks, left + i * work.group_step);
+          pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks, left + i * work.group_step);
         if (packed != nullptr) {
           work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
           work.panel_step = blocks * pair_block;
         } else {
           work.panel_step = work.group_step;
           for (index_t i = 0; i < work.panels; ++i)
-            pack_pair_panel(p, item, panel + i, first, work.blocks, right + i * work.panel_step);
+            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
         }
         p.tiles->run(work);
         work.begun = true;

@@ -44,11 +44,11 @@ struct PairWork {
 /// packing, at element `k`: what lies behind it is zero in both operands.
 struct PairTiles {
   index_t depth;  ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
-  void (*pack_left)(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
-  void (*pack_right)(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
-  /// From lines of k: element l of the first of `valid` columns is from[offset[l]].
-  void (*pack_rows)(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
-                    index_t blocks, bfloat16* to);
+  /// Left or right blocks from lines along k.
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
+  void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
+                         index_t blocks, bfloat16* to);
   void (*run)(const PairWork& work);
 };
 
@@ -111,39 +111,43 @@ LPO_UNROLL(16)
   }
 }
 
-LPO_ALWAYS_INLINE void pack_pair_rows(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                      index_t first_block, index_t blocks, bfloat16* to) {
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                        index_t first_block, index_t blocks, bfloat16* to) {
   typedef std::uint16_t Half __attribute__((vector_size(32)));
   const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
-  for (index_t block = 0; block < blocks; ++block)
-    for (index_t i = 0; i < pair_lanes; ++i, to += 2 * pair_lanes) {
-      const index_t l = (first_block + block) * pair_depth + 2 * i;
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    const bool whole = valid == pair_lanes && l + pair_depth <= k;
+    PairVector pairs[16];
+    for (int i = 0; i < 16; ++i) {
+      const index_t at = l + 2 * i;
       Half low = {}, high = {};
-      if (valid == pair_lanes && l + 1 < k) {
-        std::memcpy(&low, from + offset[l], sizeof(Half));
-        std::memcpy(&high, from + offset[l + 1], sizeof(Half));
+      if (whole) {
+        std::memcpy(&low, from + offset[at], sizeof(Half));
+        std::memcpy(&high, from + offset[at + 1], sizeof(Half));
       } else {
-        if (l < k) std::memcpy(&low, from + offset[l], bytes);
-        if (l + 1 < k) std::memcpy(&high, from + offset[l + 1], bytes);
+        if (at < k) std::memcpy(&low, from + offset[at], bytes);
+        if (at + 1 < k) std::memcpy(&high, from + offset[at + 1], bytes);
       }
-      const PairVector pairs =
-          __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
-      std::memcpy(static_cast<void*>(to), &pairs, sizeof(pairs));
+      pairs[i] = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
     }
+    if constexpr (!right) transpose_pairs(pairs);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i], sizeof(PairVector));
+  }
 }
 
 #if defined(LPO_TARGET_PAIRS)
-LPO_TARGET_PAIRS inline void pack_left_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                           bfloat16* to) {
-  pack_pair_lines<false>(lines, k, first_block, blocks, to);
+template <bool right>
+LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                     bfloat16* to) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to);
 }
-LPO_TARGET_PAIRS inline void pack_right_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                            bfloat16* to) {
-  pack_pair_lines<true>(lines, k, first_block, blocks, to);
-}
-LPO_TARGET_PAIRS inline void pack_rows_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                           index_t first_block, index_t blocks, bfloat16* to) {
-  pack_pair_rows(from, offset, valid, k, first_block, blocks, to);
+template <bool right>
+LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                      index_t first_block, index_t blocks, bfloat16* to) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
 }
 
 /// 8 rows of a group by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
@@ -205,7 +209,9 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
   }
 }
 
-inline constexpr PairTiles pair_tiles_512{8, &pack_left_512, &pack_right_512, &pack_rows_512, &run_pairs_512};
+inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_512};
 
 // One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
 // and tmm7. Compilers do not allocate these registers themselves.
@@ -256,12 +262,15 @@ inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16*
 #undef LPO_TILE_ZERO
 #undef LPO_TILE_DOT
 
+/// All eight tile registers of full size, in the form that `ldtilecfg` reads.
+struct alignas(64) TileConfiguration {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
 inline void run_pairs_amx(const PairWork& work) {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } configuration;
+  const TileConfiguration configuration;
   asm volatile("ldtilecfg %0" : : "m"(configuration));
   for (index_t panel = 0; panel < work.panels; panel += 2) {
     const bfloat16* right = work.right + panel * work.panel_step;
@@ -278,7 +287,9 @@ inline void run_pairs_amx(const PairWork& work) {
   asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, &pack_left_512, &pack_right_512, &pack_rows_512, &run_pairs_amx};
+inline constexpr PairTiles pair_tiles_amx{16, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_amx};
 #endif
 
 /// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.

@@ -82,8 +82,8 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   if constexpr (std::is_same_v<S, bfloat16>) {
     PairProduct p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = {images.data, pixels, s.kernel_w * s.c, images.line(), 0};
-    p.b = {weight, even_rows(s.o, taps), taps, 0, 0};
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = {weight, 0, even_rows(s.o, taps), taps};
     run_pair_product(context, p, out);
   } else {
     TileProduct<S> p;
@@ -136,9 +136,9 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     if constexpr (std::is_same_v<S, bfloat16>) {
       PairProduct p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
-      p.a = {gradients, pixels, std::max<index_t>(taps_w * s.o, 1), images.line(), 0};
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
       p.b.data = weight;
-      p.b_offset = from;
+      p.b.offset = from;
       run_pair_product(context, p, out);
     } else {
       TileProduct<S> p;
@@ -154,24 +154,58 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
   }
 }
 
+/// Where the first tap of each output pixel is read: [pixels].
+template <class S>
+const index_t* pixel_steps(Context<Cpu>& context, Scratch<Cpu>& scratch, const kernel::Conv2dShape& s,
+                           const PaddedImages<S>& x) {
+  const index_t pixels = s.n * s.out_h() * s.out_w();
+  index_t* steps = scratch.allocate<index_t>(pixels);
+  const RowMap map = {s.out_w(), s.out_h(), s.stride * s.c, s.stride * x.line(), x.image()};
+  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
+    RowCursor pixel(map, begin);
+    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
+  });
+  return steps;
+}
+
+/// On tiles of pairs: one product per line u of the kernel, whose taps (v, c) follow each other in memory.
+inline void conv2d_backward_weights_of_pairs(Context<Cpu>& context, const kernel::Conv2dShape& s, const bfloat16* x,
+                                             const bfloat16* dy, bfloat16* dweight, bool accumulate) {
+  Scratch<Cpu> scratch(context);
+  const index_t run = s.kernel_w * s.c;
+  const auto images = pad_images<bfloat16>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                           s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  PairProduct p;
+  p.m = s.o, p.n = run, p.k = s.n * s.out_h() * s.out_w(), p.batch = s.kernel_h;
+  p.a.data = dy;
+  p.a.offset = even_steps(scratch, p.k, s.o);
+  p.b.data = images.data;
+  p.b.offset = pixel_steps(context, scratch, s, images);
+  p.b.batch_step = images.line();
+  TileOutput<bfloat16> out;
+  out.c = dweight;
+  out.rows = even_rows(s.o, s.kernel_h * run);
+  out.beta = accumulate ? 1.0f : 0.0f;
+  out.batch_c = run;
+  run_pair_product(context, p, out);
+}
+
 template <class T>
 void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
                              bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (multiplies_pairs<T>()) return conv2d_backward_weights_of_pairs(context, s, x, dy, dweight, accumulate);
+  }
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
   const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
                     s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
-  index_t* steps = scratch.allocate<index_t>(pixels);
-  const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
-    RowCursor pixel(map, begin);
-    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
-  });
+  const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;

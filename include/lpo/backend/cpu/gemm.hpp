@@ -44,14 +44,15 @@ StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const S
   }
 }
 
-/// On tiles of pairs; A must be stored along k.
+/// On tiles of pairs.
 inline void pair_gemm(Context<Cpu>& context, const kernel::GemmParams<bfloat16>& g) {
   Scratch<Cpu> scratch(context);
   PairProduct p;
   p.m = g.m, p.n = g.n, p.k = g.k, p.batch = g.batch;
-  p.a = {g.a, even_rows(g.m, g.lda), std::max<index_t>(g.k, 1), 0, g.batch_stride_a};
-  p.b = {g.b, even_rows(g.n, g.ldb), std::max<index_t>(g.k, 1), 0, g.batch_stride_b};
-  if (!g.transpose_b) p.b_offset = even_steps(scratch, g.k, g.ldb);
+  p.a = {g.a, g.batch_stride_a, even_rows(g.m, g.lda), std::max<index_t>(g.k, 1)};
+  p.b = {g.b, g.batch_stride_b, even_rows(g.n, g.ldb), std::max<index_t>(g.k, 1)};
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, g.lda);
+  if (!g.transpose_b) p.b.offset = even_steps(scratch, g.k, g.ldb);
   TileOutput<bfloat16> out;
   out.c = g.c;
   out.rows = even_rows(g.m, g.ldc);
@@ -176,7 +177,7 @@ struct Gemm<Cpu> {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
     if (p.start != nullptr) return run_from(context, p);
     if constexpr (std::is_same_v<T, bfloat16>) {
-      if (detail::multiplies_pairs<T>() && !p.transpose_a) return detail::pair_gemm(context, p);
+      if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
     }
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
