@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <lpo/base/config.hpp>
@@ -63,6 +65,8 @@ class Executor {
     return value;
   }
 
+  /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine
+  /// with more threads than cores, holds nobody up.
   void run(index_t chunks, Call call, void* context) {
     std::lock_guard one_at_a_time(submit_);
     {
@@ -71,22 +75,24 @@ class Executor {
       context_ = context;
       chunks_ = chunks;
       next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
       error_ = nullptr;
-      ++generation_;
-      signal_.store(generation_, std::memory_order_release);
+      open_ = true;
+      signal_.store(++generation_, std::memory_order_release);
     }
-    wake_.notify_all();
+    if (chunks > static_cast<index_t>(workers_.size()))
+      wake_.notify_all();
+    else
+      for (index_t i = 1; i < chunks; ++i) wake_.notify_one();
     drain();
-    std::exception_ptr error;
     {
-      // Workers of short jobs finish within microseconds: look a while before sleeping.
-      for (int spin = 0; spin < spin_limit && done_.load(std::memory_order_acquire) != generation_; ++spin) pause();
-      std::unique_lock lock(mutex_);
-      idle_.wait(lock, [this] { return busy_ == 0; });
-      error = error_;
+      std::lock_guard lock(mutex_);
+      open_ = false;
     }
-    if (error) std::rethrow_exception(error);
+    // Workers of short jobs finish within microseconds: look a while before sleeping.
+    for (int spin = 0; spin < spin_limit && active_.load(std::memory_order_acquire) != 0; ++spin) pause();
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   void drain() {
@@ -114,13 +120,12 @@ class Executor {
         wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
         if (stop_) return;
         seen = generation_;
+        if (!open_) continue;  // done without this worker
+        active_.fetch_add(1, std::memory_order_relaxed);
       }
       drain();
       std::lock_guard lock(mutex_);
-      if (--busy_ == 0) {
-        done_.store(generation_, std::memory_order_release);
-        idle_.notify_one();
-      }
+      if (active_.fetch_sub(1, std::memory_order_release) == 1) idle_.notify_one();
     }
   }
 
@@ -139,9 +144,10 @@ class Executor {
   void* context_ = nullptr;
   index_t chunks_ = 0;
   std::atomic<index_t> next_{0};
-  std::atomic<std::uint64_t> signal_{0}, done_{0};
+  std::atomic<std::uint64_t> signal_{0};
+  std::atomic<int> active_{0};  // workers inside the current job; changed under the mutex
   std::uint64_t generation_ = 0;
-  int busy_ = 0;
+  bool open_ = false;  // the current job takes workers
   bool stop_ = false;
   std::exception_ptr error_;
 };
