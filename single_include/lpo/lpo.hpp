@@ -312,6 +312,8 @@ class Executor {
     return value;
   }
 
+  /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine
+  /// with more threads than cores, holds nobody up.
   void run(index_t chunks, Call call, void* context) {
     std::lock_guard one_at_a_time(submit_);
     {
@@ -320,22 +322,24 @@ class Executor {
       context_ = context;
       chunks_ = chunks;
       next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
       error_ = nullptr;
-      ++generation_;
-      signal_.store(generation_, std::memory_order_release);
+      open_ = true;
+      signal_.store(++generation_, std::memory_order_release);
     }
-    wake_.notify_all();
+    if (chunks > static_cast<index_t>(workers_.size()))
+      wake_.notify_all();
+    else
+      for (index_t i = 1; i < chunks; ++i) wake_.notify_one();
     drain();
-    std::exception_ptr error;
     {
-      // Workers of short jobs finish within microseconds: look a while before sleeping.
-      for (int spin = 0; spin < spin_limit && done_.load(std::memory_order_acquire) != generation_; ++spin) pause();
-      std::unique_lock lock(mutex_);
-      idle_.wait(lock, [this] { return busy_ == 0; });
-      error = error_;
+      std::lock_guard lock(mutex_);
+      open_ = false;
     }
-    if (error) std::rethrow_exception(error);
+    // Workers of short jobs finish within microseconds: look a while before sleeping.
+    for (int spin = 0; spin < spin_limit && active_.load(std::memory_order_acquire) != 0; ++spin) pause();
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   void drain() {
@@ -363,13 +367,12 @@ class Executor {
         wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
         if (stop_) return;
         seen = generation_;
+        if (!open_) continue;  // done without this worker
+        active_.fetch_add(1, std::memory_order_relaxed);
       }
       drain();
       std::lock_guard lock(mutex_);
-      if (--busy_ == 0) {
-        done_.store(generation_, std::memory_order_release);
-        idle_.notify_one();
-      }
+      if (active_.fetch_sub(1, std::memory_order_release) == 1) idle_.notify_one();
     }
   }
 
@@ -388,9 +391,10 @@ class Executor {
   void* context_ = nullptr;
   index_t chunks_ = 0;
   std::atomic<index_t> next_{0};
-  std::atomic<std::uint64_t> signal_{0}, done_{0};
+  std::atomic<std::uint64_t> signal_{0};
+  std::atomic<int> active_{0};  // workers inside the current job; changed under the mutex
   std::uint64_t generation_ = 0;
-  int busy_ = 0;
+  bool open_ = false;  // the current job takes workers
   bool stop_ = false;
   std::exception_ptr error_;
 };
@@ -2743,6 +2747,13 @@ struct AdamW<Cpu> {
 // Vectors wider than the translation unit's own must not be arguments or results of a function, inlined or not.
 
 #if LPO_HOST_PASS
+#if defined(__x86_64__) && defined(__linux__)
+#  include <cpuid.h>
+#  include <sys/syscall.h>
+#  include <unistd.h>
+/// Of loops around pairs of bfloat16 (bfloat16_tile.hpp).
+#  define LPO_TARGET_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")))
+#endif
 #if defined(__x86_64__) && !defined(__AVX512F__)
 #  define LPO_TARGET_512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #endif
@@ -2766,6 +2777,30 @@ inline int machine_simd_bytes() {
   }();
   return bytes;
 }
+
+#if defined(LPO_TARGET_PAIRS)
+/// Whether the machine multiplies pairs of bfloat16 in 512-bit registers.
+inline bool machine_has_avx512_bfloat16() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
+}
+
+/// Whether the machine has tile registers for bfloat16 and Linux lets this process use them, which it has to ask for.
+inline bool machine_has_amx_bfloat16() {
+  static const bool allowed = [] {
+    if (!machine_has_avx512_bfloat16()) return false;
+    unsigned a = 0, b = 0, c = 0, d = 0, enabled = 0, enabled_high = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, tile_state = 3u << 17;
+    if ((d & amx_bf16) == 0 || (d & amx_tile) == 0) return false;
+    asm volatile("xgetbv" : "=a"(enabled), "=d"(enabled_high) : "c"(0));
+    if ((enabled & tile_state) != tile_state) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return allowed;
+}
+#endif
 
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
@@ -3657,6 +3692,315 @@ struct Attention<Cpu> {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/backend/cpu/bfloat16_tile.hpp>
+// Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
+//
+// Both read the same blocks of 16 x 32 elements, 1 KiB each:
+//   left   [16 rows][32 of k]              right  [16 pairs of k][16 columns][2]
+// so that one packing serves both, and a plain loop that stands for the instruction tests everything around it.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
+// as zero.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t pair_lanes = 16;  ///< rows or columns of a block
+inline constexpr index_t pair_depth = 32;  ///< elements of k in a block
+inline constexpr index_t pair_block = pair_lanes * pair_depth;
+
+/// Sixteen lines of an operand that is stored along k: element l of line i is line[i][l / run * run_step + l % run].
+struct PairLines {
+  const bfloat16* line[pair_lanes];
+  index_t run, run_step;
+};
+
+/// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
+struct PairWork {
+  index_t groups, panels, blocks;
+  const bfloat16* left;
+  index_t group_step;  ///< from one group of 16 rows to the next
+  const bfloat16* right;
+  index_t panel_step;  ///< from one panel of 16 columns to the next
+  float* sums;
+  index_t sums_step;
+  bool begun;  ///< whether `sums` holds something to add to
+};
+
+/// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
+/// packing, at element `k`: what lies behind it is zero in both operands.
+struct PairTiles {
+  index_t depth;  ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  /// Left or right blocks from lines along k.
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
+  void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
+                         index_t blocks, bfloat16* to);
+  void (*run)(const PairWork& work);
+};
+
+typedef std::uint32_t PairVector __attribute__((vector_size(64)));
+typedef float PairSums __attribute__((vector_size(64)));
+
+template <int Step, int... Lane>
+LPO_ALWAYS_INLINE void exchange_pairs(PairVector* rows, int low, std::integer_sequence<int, Lane...>) {
+  const PairVector a = rows[low], b = rows[low + Step];
+#if defined(__clang__)
+  rows[low] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + 16)...);
+  rows[low + Step] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + 16)...);
+#else
+  rows[low] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane : Lane - Step + 16)...});
+  rows[low + Step] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane + Step : Lane + 16)...});
+#endif
+}
+
+/// rows[i][lane] becomes rows[lane][i].
+template <int Step = 1>
+LPO_ALWAYS_INLINE void transpose_pairs(PairVector* rows) {
+  unroll<16>([&](auto row) __attribute__((always_inline)) {
+    if constexpr ((row & Step) == 0) exchange_pairs<Step>(rows, row, std::make_integer_sequence<int, 16>{});
+  });
+  if constexpr (Step < 8) transpose_pairs<2 * Step>(rows);
+}
+
+/// Elements [l, l + 32) of a line with runs of any length, zeros from k on.
+inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k, bfloat16* to) {
+  std::memset(static_cast<void*>(to), 0, pair_depth * sizeof(bfloat16));
+  const index_t end = std::min(k, l + pair_depth);
+  for (index_t at = l; at < end;) {
+    const index_t within = at % lines.run, count = std::min(end - at, lines.run - within);
+    std::memcpy(static_cast<void*>(to + at - l), lines.line[i] + at / lines.run * lines.run_step + within,
+                static_cast<std::size_t>(count) * sizeof(bfloat16));
+    at += count;
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                       bfloat16* to) {
+  const bool whole = lines.run % pair_depth == 0;
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    PairVector rows[16];
+    if (whole) {  // k is a multiple of the runs
+      const index_t at = lines.run == k ? l : l / lines.run * lines.run_step + l % lines.run;
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], lines.line[i] + at, sizeof(PairVector));
+    } else {
+      alignas(64) bfloat16 gathered[pair_block];
+      for (index_t i = 0; i < pair_lanes; ++i) gather_line(lines, i, l, k, gathered + i * pair_depth);
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], gathered + i * pair_depth, sizeof(PairVector));
+    }
+    if constexpr (right) transpose_pairs(rows);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &rows[i], sizeof(PairVector));
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                        index_t first_block, index_t blocks, bfloat16* to) {
+  typedef std::uint16_t Half __attribute__((vector_size(32)));
+  const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    const bool whole = valid == pair_lanes && l + pair_depth <= k;
+    PairVector pairs[16];
+    for (int i = 0; i < 16; ++i) {
+      const index_t at = l + 2 * i;
+      Half low = {}, high = {};
+      if (whole) {
+        std::memcpy(&low, from + offset[at], sizeof(Half));
+        std::memcpy(&high, from + offset[at + 1], sizeof(Half));
+      } else {
+        if (at < k) std::memcpy(&low, from + offset[at], bytes);
+        if (at + 1 < k) std::memcpy(&high, from + offset[at + 1], bytes);
+      }
+      pairs[i] = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
+    }
+    if constexpr (!right) transpose_pairs(pairs);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i], sizeof(PairVector));
+  }
+}
+
+#if defined(LPO_TARGET_PAIRS)
+template <bool right>
+LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                     bfloat16* to) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to);
+}
+template <bool right>
+LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                      index_t first_block, index_t blocks, bfloat16* to) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+}
+
+/// 8 rows of a group by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
+/// memory; in assembler, because compilers differ in the built-in's types.
+template <int panels>
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const bfloat16* left, const bfloat16* right,
+                                                  float* to) {
+  typedef std::uint32_t __attribute__((may_alias)) Pair;
+  constexpr int rows = 8;
+  PairSums sum[rows][panels];
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p) {
+      sum[r][p] = PairSums{};
+      if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
+    }
+  }
+  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
+    for (index_t i = 0; i < pair_lanes; ++i) {
+      PairVector line[panels];
+LPO_UNROLL(3)
+      for (int p = 0; p < panels; ++p)
+        std::memcpy(&line[p], right + p * work.panel_step + i * 2 * pair_lanes, sizeof(PairVector));
+LPO_UNROLL(8)
+      for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+        for (int p = 0; p < panels; ++p) {
+          PairSums one = sum[r][p];  // a name of its own keeps the array in registers
+          asm("vdpbf16ps %2%{1to16%}, %1, %0"
+              : "+v"(one)
+              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left + r * pair_depth + 2 * i)));
+          sum[r][p] = one;
+        }
+      }
+    }
+  }
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p)
+      std::memcpy(to + r * work.sums_step + p * pair_lanes, &sum[r][p], sizeof(PairSums));
+  }
+}
+
+LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
+  for (index_t panel = 0; panel < work.panels; panel += 3) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    for (index_t half = 0; half < 2 * work.groups; ++half) {
+      const bfloat16* left = work.left + half / 2 * work.group_step + half % 2 * (pair_block / 2);
+      float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
+      if (work.panels - panel >= 3)
+        pair_tile<3>(work, left, right, to);
+      else if (work.panels - panel == 2)
+        pair_tile<2>(work, left, right, to);
+      else
+        pair_tile<1>(work, left, right, to);
+    }
+  }
+}
+
+inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_512};
+
+// One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
+// and tmm7. Compilers do not allocate these registers themselves.
+#define LPO_TILE_LOAD(tile, from, step) \
+  asm volatile("tileloadd (%0,%1,1), %%" tile : : "r"(from), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_STORE(tile, to, step) \
+  asm volatile("tilestored %%" tile ", (%0,%1,1)" : : "r"(to), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_ZERO(tile) asm volatile("tilezero %%" tile : :)
+#define LPO_TILE_DOT(right, left, sum) asm volatile("tdpbf16ps %%" right ", %%" left ", %%" sum : :)
+
+/// groups x panels blocks of sums, each 1 or 2.
+template <int groups, int panels>
+inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16* right, float* to) {
+  const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
+  float* const below = to + pair_lanes * work.sums_step;
+  if (work.begun) {
+    LPO_TILE_LOAD("tmm0", to, step);
+    if constexpr (panels > 1) LPO_TILE_LOAD("tmm1", to + pair_lanes, step);
+    if constexpr (groups > 1) LPO_TILE_LOAD("tmm2", below, step);
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_LOAD("tmm3", below + pair_lanes, step);
+  } else {
+    LPO_TILE_ZERO("tmm0");
+    if constexpr (panels > 1) LPO_TILE_ZERO("tmm1");
+    if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
+  }
+  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
+    LPO_TILE_LOAD("tmm4", left, 64);
+    LPO_TILE_LOAD("tmm6", right, 64);
+    LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
+    if constexpr (panels > 1) {
+      LPO_TILE_LOAD("tmm7", right + work.panel_step, 64);
+      LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+    }
+    if constexpr (groups > 1) {
+      LPO_TILE_LOAD("tmm5", left + work.group_step, 64);
+      LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
+      if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+    }
+  }
+  LPO_TILE_STORE("tmm0", to, step);
+  if constexpr (panels > 1) LPO_TILE_STORE("tmm1", to + pair_lanes, step);
+  if constexpr (groups > 1) LPO_TILE_STORE("tmm2", below, step);
+  if constexpr (groups > 1 && panels > 1) LPO_TILE_STORE("tmm3", below + pair_lanes, step);
+}
+#undef LPO_TILE_LOAD
+#undef LPO_TILE_STORE
+#undef LPO_TILE_ZERO
+#undef LPO_TILE_DOT
+
+/// All eight tile registers of full size, in the form that `ldtilecfg` reads.
+struct alignas(64) TileConfiguration {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void run_pairs_amx(const PairWork& work) {
+  const TileConfiguration configuration;
+  asm volatile("ldtilecfg %0" : : "m"(configuration));
+  for (index_t panel = 0; panel < work.panels; panel += 2) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    const bool two = work.panels - panel > 1;
+    for (index_t group = 0; group < work.groups; group += 2) {
+      const bfloat16* left = work.left + group * work.group_step;
+      float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
+      if (work.groups - group > 1)
+        two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
+      else
+        two ? amx_tile<1, 2>(work, left, right, to) : amx_tile<1, 1>(work, left, right, to);
+    }
+  }
+  asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
+}
+
+inline constexpr PairTiles pair_tiles_amx{16, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_amx};
+#endif
+
+/// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.
+struct PairTilesList {
+  const PairTiles* tiles[2] = {};
+  int count = 0;
+
+  PairTilesList() {
+#if defined(LPO_TARGET_PAIRS)
+    if (machine_has_amx_bfloat16()) tiles[count++] = &pair_tiles_amx;
+    if (machine_has_avx512_bfloat16()) tiles[count++] = &pair_tiles_512;
+#endif
+  }
+};
+
+inline const PairTilesList& pair_tiles() {
+  static const PairTilesList list;
+  return list;
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
 // <lpo/backend/cpu/product_tile.hpp>
 // The register-tile product behind the CPU's matrix products and convolutions.
 //
@@ -3676,6 +4020,8 @@ namespace detail {
 
 inline constexpr int tile_rows_max = 8;
 inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+inline constexpr index_t tile_job_rows = 96;     // that a part of a panel serves; a multiple of both tile heights
+inline constexpr index_t tile_part_bytes = 32768;  // of a part of a panel, at most
 
 /// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
 ///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
@@ -3690,7 +4036,7 @@ struct TileKernel {
   index_t columns() const { return lanes * packs; }
   /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
   /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return (packs == 4 ? 32768 : 16384) / (columns() * static_cast<index_t>(sizeof(S))); }
+  index_t depth() const { return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S))); }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -3745,6 +4091,10 @@ struct TileProduct {
   const index_t* b_step = nullptr;  ///< [k]
   index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
   index_t batch = 1, batch_a = 0, batch_b = 0;
+  /// Where B is not packed yet: writes rows [first, last) of the panel at `column`, kernel->columns() apart.
+  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
+               index_t valid) = nullptr;
+  const void* pack_source = nullptr;
 };
 
 /// Where and how a product is stored: c[rows(r) + j * column_step] = alpha * out + beta * c + bias.
@@ -3850,26 +4200,47 @@ const TileKernel<S>& tile_kernel() {
   return *tile_kernels<S>().kernel[0];
 }
 
+/// store_tile() where C is written transposed, down its rows, which are our columns.
+template <class S, class T>
+void store_columns(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
+                   index_t row, index_t column, index_t width) {
+  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
+  const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
+  index_t j = 0;
+  if constexpr (std::is_same_v<S, float>) {
+    if (count == pack_width && offset[count - 1] == offset[0] + count - 1) {
+      const Pack add = by_row ? load_all<Pack>(out.bias + row) : Pack{};
+      for (; j + pack_width <= width; j += pack_width) {
+        Pack lines[pack_width];
+        for (int r = 0; r < pack_width; ++r) lines[r] = load_pack(sums + r * sums_step + j);
+        transpose_lanes(lines);
+        for (int i = 0; i < pack_width; ++i) {
+          T* to = c + (column + j + i) * out.column_step + offset[0];
+          Pack value = lines[i] * alpha + add;
+          if (out.beta != 0.0f) value += load_all<Pack>(to) * beta;
+          if (by_column) value += load_lanes<S>(out.bias + column + j + i);
+          store_lanes(to, value);
+        }
+      }
+    }
+  }
+  for (; j < width; ++j) {
+    T* to = c + (column + j) * out.column_step;
+    for (int r = 0; r < count; ++r) {
+      S value = sums[r * sums_step + j] * alpha + (by_row ? load_lanes<S>(out.bias + row + r) : S{});
+      if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
+      if (by_column) value += load_lanes<S>(out.bias + column + j);
+      store_lanes(to + offset[r], value);
+    }
+  }
+}
+
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
 template <class S, class T>
 void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                 index_t row, index_t column, index_t width) {
+  if (out.column_step != 1) return store_columns(out, c, sums, sums_step, offset, count, row, column, width);
   const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
-  if (out.column_step != 1) {  // C is written transposed: down its rows, which are our columns
-    S add[tile_rows_max] = {};
-    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r)
-      add[r] = load_lanes<S>(out.bias + row + r);
-    for (index_t j = 0; j < width; ++j) {
-      T* to = c + (column + j) * out.column_step;
-      for (int r = 0; r < count; ++r) {
-        S value = sums[r * sums_step + j] * alpha + add[r];
-        if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
-        if (out.bias != nullptr && !out.bias_by_row) value += load_lanes<S>(out.bias + column + j);
-        store_lanes(to + offset[r], value);
-      }
-    }
-    return;
-  }
   for (int r = 0; r < count; ++r) {
     const S* from = sums + r * sums_step;
     T* to = c + offset[r] + column;
@@ -3892,9 +4263,9 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
 /// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
 /// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
-void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutput<T>& out, T* c, const S* bias,
-                 index_t row, index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t most = 96;  // rows that a part of a panel serves; a multiple of both tile heights
+void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out, T* c, const S* bias, index_t row,
+                 index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
+  constexpr index_t most = tile_job_rows;
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
@@ -3902,6 +4273,8 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
                      p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
+  alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
+  const S* const a = p.a + item * p.batch_a;
   const index_t together = plain ? panel_end - panel : kept / columns;
   const S* left[most + tile_rows_max];
   const S* init[most + tile_rows_max];
@@ -3934,14 +4307,21 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
             if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
           }
           const bool begun = l > first || (plain && bias != nullptr);
+          const S* b = p.b + item * p.batch_b + at * p.panel_step;
+          const index_t* b_step = p.b_step + l;
+          if (p.pack != nullptr) {
+            p.pack(p.pack_source, item, at * columns, l, l + depth, part, std::min(columns, p.n - at * columns));
+            b = part, b_step = p.b_step;
+          }
           for (int r = 0; r < count; r += rows)
-            run(depth, left + r, p.a_step + l, b + at * p.panel_step, p.b_step + l, begun ? init + r : nullptr, to + r);
+            run(depth, left + r, p.a_step + l, b, b_step, begun ? init + r : nullptr, to + r);
         }
         l += depth;
       } while (l < last);
       const index_t width = std::min(group_end * columns, p.n) - group * columns;
-      for (int r = 0; r < count && !plain; r += tile_rows_max)
-        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(tile_rows_max, count - r), row + r,
+      constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
+      for (int r = 0; r < count && !plain; r += together_rows)
+        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(together_rows, count - r), row + r,
                    group * columns, width);
     }
   }
@@ -3992,8 +4372,8 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       for (index_t job = begin; job < end; ++job) {
         const index_t item = job / jobs, row = job % jobs % row_jobs * cut.rows,
                       panel = job % jobs / row_jobs * cut.panels;
-        product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, out, out.c + item * out.batch_c, bias, row,
-                    std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), 0, p.k);
+        product_job(p, item, out, out.c + item * out.batch_c, bias, row, std::min(p.m, row + cut.rows), panel,
+                    std::min(panels, panel + cut.panels), 0, p.k);
       }
     });
     return;
@@ -4006,9 +4386,9 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       const index_t row = job % jobs % row_jobs * cut.rows, panel = job % jobs / row_jobs * cut.panels;
       TileOutput<S> partial;
       partial.rows = even_rows(p.m, p.n);
-      product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, partial, parts + part * p.m * p.n,
-                  static_cast<const S*>(nullptr), row, std::min(p.m, row + cut.rows), panel,
-                  std::min(panels, panel + cut.panels), first, std::min(p.k, first + cut.slice));
+      product_job(p, item, partial, parts + part * p.m * p.n, static_cast<const S*>(nullptr), row,
+                  std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), first,
+                  std::min(p.k, first + cut.slice));
     }
   });
   const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
@@ -4023,6 +4403,154 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       }
       const index_t offset = RowCursor(out.rows, row).offset();
       store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
+    }
+  });
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/bfloat16_product.hpp>
+// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
+//
+// A job makes a block of rows x panels. It packs its rows of A, part of k by part of k, into a buffer of its thread, and
+// of B as well where no other job needs the same columns (few rows: nothing but one pass over the weights, in one
+// dispatch); else B is packed once before. Each element adds up k in order, so any cut and any number of threads give
+// the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
+/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
+struct PairOperand {
+  const bfloat16* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
+};
+
+struct PairProduct {
+  const PairTiles* tiles = pair_tiles().tiles[0];
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  PairOperand a, b;
+};
+
+/// Whether products of T run on pairs here.
+template <class T>
+bool multiplies_pairs() {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return pair_tiles().count > 0;
+  else
+    return false;
+}
+
+/// Rows (groups of 16) and panels (of 16 columns) of a job.
+struct PairCut {
+  index_t groups, panels;
+};
+
+inline PairCut cut_pairs(index_t groups, index_t panels, index_t batch, index_t k, int threads) {
+  PairCut cut{groups <= 16 ? groups : 8, std::min<index_t>(16, panels)};
+  const auto jobs = [&] {
+    return batch * ((groups + cut.groups - 1) / cut.groups) * ((panels + cut.panels - 1) / cut.panels);
+  };
+  // A handful of jobs for each thread, but none below a few microseconds.
+  while (jobs() < 3 * threads && cut.groups * cut.panels * k > 16384) {
+    if (cut.panels > 2 && (cut.panels >= cut.groups || groups <= 16))
+      cut.panels = (cut.panels + 1) / 2;
+    else if (cut.groups > 2 && groups > 16)
+      cut.groups /= 2;
+    else
+      break;
+  }
+  const index_t parts = (panels + cut.panels - 1) / cut.panels;  // of about equal width, in pairs
+  cut.panels = ((panels + parts - 1) / parts + 1) / 2 * 2;
+  return cut;
+}
+
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+template <bool right>
+void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
+                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+  const bfloat16* data = operand.data + item * operand.batch_step;
+  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
+  if (operand.offset != nullptr)
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+  PairLines lines;
+  lines.run = operand.run, lines.run_step = operand.run_step;
+  RowCursor cursor(operand.rows, line);
+  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
+  tiles.pack_lines[right](lines, k, first_block, blocks, to);
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
+  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
+  Executor& executor = context.executor();
+  const PairCut cut = cut_pairs(groups, panels, p.batch, p.k, executor.threads());
+  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
+  Scratch<Cpu> scratch(context);
+
+  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
+  bfloat16* packed = nullptr;  // [items, panels, blocks]
+  if (row_jobs * p.batch / items > 1) {
+    packed = scratch.allocate<bfloat16>(items * item_size);
+    const index_t parts = (blocks + 31) / 32;
+    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
+                          [&](index_t begin, index_t end) {
+      for (index_t at = begin; at < end; ++at) {
+        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
+        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
+                         packed + item * item_size + (panel * blocks + first) * pair_block);
+      }
+    });
+  }
+
+  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
+  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
+  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
+  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
+    const WorkerScratch<float>::Lease lease(workspace);
+    float* const sums = lease.data();
+    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
+    bfloat16* const right = left + left_size;
+    for (index_t job = begin; job < end; ++job) {
+      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
+                    panel = job / row_jobs % panel_jobs * cut.panels;
+      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, left, 0, right, 0,
+                    sums, width, false};
+      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
+      for (index_t first = 0; first < blocks; first += depth) {
+        work.blocks = std::min(depth, blocks - first);
+        work.group_step = work.blocks * pair_block;
+        for (index_t i = 0; i < work.groups; ++i)
+          pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks, left + i * work.group_step);
+        if (packed != nullptr) {
+          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
+          work.panel_step = blocks * pair_block;
+        } else {
+          work.panel_step = work.group_step;
+          for (index_t i = 0; i < work.panels; ++i)
+            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
+        }
+        p.tiles->run(work);
+        work.begun = true;
+      }
+      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
+      RowCursor target(out.rows, row);
+      for (index_t r = 0; r < rows; ++r, target.next()) {
+        const index_t offset = target.offset();
+        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
+                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
+      }
     }
   });
 }
@@ -4065,20 +4593,20 @@ void convert_line(const T* from, index_t count, S* to) {
 
 // The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
 
-/// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
   const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
-    S* target = to + l * columns;
+    S* target = to + (l - first) * columns;
     convert_line(from + offset[l], valid, target);
     for (index_t j = valid; j < width; ++j) target[j] = S{};
   }
 }
 
-/// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
+/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
 template <class S, class T>
 void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
                   index_t valid) {
@@ -4091,34 +4619,45 @@ void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, inde
       V rows[lanes];
       for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
       transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l + i) * columns + j, rows[i]);
+      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
     }
   }
   for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
+    for (index_t j = 0; j < width; ++j)
+      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
 }
 
-/// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
-/// rows [first, last) of the panel that begins at `column`.
-template <class S, class PackPanel>
-void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
+/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
+/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
+/// packs its own, else B is packed before, threaded.
+template <class S, class T, class PackPanel>
+void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
+                 index_t items, PackPanel&& pack) {
   constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns();
-  const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
-  const index_t size = packed_size(p.k, p.n, columns), k = p.k, n = p.n;
+  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
+  p.b_step = even_steps(scratch, k, columns);
+  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
+    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
+    };
+    p.pack_source = &pack;
+    return run_product(context, p, out);
+  }
+  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
+  const index_t size = packed_size(k, n, columns);
   S* to = scratch.allocate<S>(items * size);
   p.b = to;
-  p.b_step = even_steps(scratch, k, columns);
   p.panel_step = k * columns;
   p.batch_b = items == 1 ? 0 : size;
   const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
   context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k,
+      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
            std::min(columns, n - column));
     }
   });
+  run_product(context, p, out);
 }
 
 /// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.
@@ -4420,7 +4959,7 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
   if constexpr (std::is_same_v<S, T>) {
     if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_kernel<S>().lanes);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -4449,35 +4988,42 @@ const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_
   return steps;
 }
 
-template <class T>
+// S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
+
+template <class S, class T>
 void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
                     T* y) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
-  TileProduct<S> p;
-  p.m = s.n * out_h * out_w;
-  p.n = s.o;
-  p.k = taps;
-  p.a = images.data;
-  p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-  pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-  });
+  const RowMap pixels = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   TileOutput<T> out;
   out.c = y;
-  out.rows = even_rows(p.m, s.o);
+  out.rows = even_rows(s.n * out_h * out_w, s.o);
   out.bias = bias;
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    PairProduct p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = {weight, 0, even_rows(s.o, taps), taps};
+    run_pair_product(context, p, out);
+  } else {
+    TileProduct<S> p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = images.data;
+    p.rows = pixels;
+    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
+    run_packing(context, scratch, p, out, 1,
+                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
+                });
+  }
 }
 
-template <class T>
+template <class S, class T>
 void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight, T* dx,
                           bool accumulate) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t stride = s.stride;
   // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
@@ -4494,51 +5040,95 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     const index_t lines = (s.h - phase_h + stride - 1) / stride, columns = (s.w - phase_w + stride - 1) / stride;
     if (lines <= 0 || columns <= 0) continue;
     Scratch<Cpu> inner(context);
-    TileProduct<S> p;
-    p.m = s.n * lines * columns;
-    p.n = s.c;
-    p.k = taps_h * taps_w * s.o;
+    const index_t k = taps_h * taps_w * s.o;
     // The taps in the order in which dy is read: t from last to first.
-    index_t* from = inner.allocate<index_t>(p.k);
+    index_t* from = inner.allocate<index_t>(k);
     index_t at = 0;
     for (index_t t = taps_h - 1; t >= 0; --t)
       for (index_t r = taps_w - 1; r >= 0; --r)
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
-    pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-    });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
-    p.a = images.data;
-    if (p.k > 0) p.a += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
-    p.rows = {columns, lines, s.o, images.line(), images.image()};
-    p.a_step = tap_steps(inner, images, taps_h, taps_w);
+    const S* gradients = images.data;
+    if (k > 0) gradients += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
+    const RowMap pixels = {columns, lines, s.o, images.line(), images.image()};
     TileOutput<T> out;
     out.c = dx + (phase_h * s.w + phase_w) * s.c;
     out.rows = {columns, lines, stride * s.c, stride * s.w * s.c, s.h * s.w * s.c};
     out.beta = accumulate ? 1.0f : 0.0f;
-    run_product(context, p, out);
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      PairProduct p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.b.data = weight;
+      p.b.offset = from;
+      run_pair_product(context, p, out);
+    } else {
+      TileProduct<S> p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = gradients;
+      p.rows = pixels;
+      p.a_step = tap_steps(inner, images, taps_h, taps_w);
+      run_packing(context, inner, p, out, 1,
+                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
+                  });
+    }
   }
+}
+
+/// Where the first tap of each output pixel is read: [pixels].
+template <class S>
+const index_t* pixel_steps(Context<Cpu>& context, Scratch<Cpu>& scratch, const kernel::Conv2dShape& s,
+                           const PaddedImages<S>& x) {
+  const index_t pixels = s.n * s.out_h() * s.out_w();
+  index_t* steps = scratch.allocate<index_t>(pixels);
+  const RowMap map = {s.out_w(), s.out_h(), s.stride * s.c, s.stride * x.line(), x.image()};
+  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
+    RowCursor pixel(map, begin);
+    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
+  });
+  return steps;
+}
+
+/// On tiles of pairs: one product per line u of the kernel, whose taps (v, c) follow each other in memory.
+inline void conv2d_backward_weights_of_pairs(Context<Cpu>& context, const kernel::Conv2dShape& s, const bfloat16* x,
+                                             const bfloat16* dy, bfloat16* dweight, bool accumulate) {
+  Scratch<Cpu> scratch(context);
+  const index_t run = s.kernel_w * s.c;
+  const auto images = pad_images<bfloat16>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                           s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  PairProduct p;
+  p.m = s.o, p.n = run, p.k = s.n * s.out_h() * s.out_w(), p.batch = s.kernel_h;
+  p.a.data = dy;
+  p.a.offset = even_steps(scratch, p.k, s.o);
+  p.b.data = images.data;
+  p.b.offset = pixel_steps(context, scratch, s, images);
+  p.b.batch_step = images.line();
+  TileOutput<bfloat16> out;
+  out.c = dweight;
+  out.rows = even_rows(s.o, s.kernel_h * run);
+  out.beta = accumulate ? 1.0f : 0.0f;
+  out.batch_c = run;
+  run_pair_product(context, p, out);
 }
 
 template <class T>
 void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
                              bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (multiplies_pairs<T>()) return conv2d_backward_weights_of_pairs(context, s, x, dy, dweight, accumulate);
+  }
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
   const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
                     s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
-  index_t* steps = scratch.allocate<index_t>(pixels);
-  const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
-    RowCursor pixel(map, begin);
-    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
-  });
+  const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
@@ -4562,19 +5152,17 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.a = images.data;
     p.rows = {run, s.kernel_h, 1, images.line(), 0};
     p.a_step = steps;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes == 0) {
-      p.b = gradients;
-      p.b_step = lines;
-      p.panel_step = p.kernel->columns();
-    } else {
-      pack_panels(context, scratch, p, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                  });
-    }
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
+    const index_t* lines = even_steps(scratch, pixels, s.o);
+    if (s.o % lanes != 0)
+      return run_packing(context, scratch, p, out, 1,
+                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
+                         });
+    p.b = gradients;
+    p.b_step = lines;
+    p.panel_step = p.kernel->columns();
   }
   run_product(context, p, out);
 }
@@ -4587,13 +5175,20 @@ template <>
 struct Conv2d<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* weight, const T* bias, T* y) {
-    detail::conv2d_forward(context, s, x, weight, bias, y);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::conv2d_forward<T>(context, s, x, weight, bias, y);
+    }
+    detail::conv2d_forward<compute_t<T>>(context, s, x, weight, bias, y);
   }
 
   template <class T>
   static void backward_data(Context<Cpu>& context, const Conv2dShape& s, const T* dy, const T* weight, T* dx,
                             bool accumulate) {
-    detail::conv2d_backward_data(context, s, dy, weight, dx, accumulate);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>())
+        return detail::conv2d_backward_data<T>(context, s, dy, weight, dx, accumulate);
+    }
+    detail::conv2d_backward_data<compute_t<T>>(context, s, dy, weight, dx, accumulate);
   }
 
   template <class T>
@@ -5286,6 +5881,25 @@ StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const S
   }
 }
 
+/// On tiles of pairs.
+inline void pair_gemm(Context<Cpu>& context, const kernel::GemmParams<bfloat16>& g) {
+  Scratch<Cpu> scratch(context);
+  PairProduct p;
+  p.m = g.m, p.n = g.n, p.k = g.k, p.batch = g.batch;
+  p.a = {g.a, g.batch_stride_a, even_rows(g.m, g.lda), std::max<index_t>(g.k, 1)};
+  p.b = {g.b, g.batch_stride_b, even_rows(g.n, g.ldb), std::max<index_t>(g.k, 1)};
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, g.lda);
+  if (!g.transpose_b) p.b.offset = even_steps(scratch, g.k, g.ldb);
+  TileOutput<bfloat16> out;
+  out.c = g.c;
+  out.rows = even_rows(g.m, g.ldc);
+  out.alpha = g.alpha;
+  out.beta = g.beta;
+  out.bias = g.bias;
+  out.batch_c = g.batch_stride_c;
+  run_pair_product(context, p, out);
+}
+
 template <class T>
 void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   using S = compute_t<T>;
@@ -5303,7 +5917,7 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
@@ -5324,28 +5938,26 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
   const index_t items = right.batch_step == 0 ? 1 : g.batch;
   if (g.transpose_b) {
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first,
-                               last, to, valid);
-                });
-  } else {
-    if constexpr (std::is_same_v<S, T>) {
-      if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-        p.b = right.data;
-        p.b_step = even_steps(scratch, g.k, right.step);
-        p.panel_step = p.kernel->columns();
-        p.batch_b = right.batch_step;
-        return run_product(context, p, out);
-      }
-    }
-    const index_t* lines = even_steps(scratch, g.k, right.step);
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-                });
+    return run_packing(context, scratch, p, out, items,
+                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
+                                      first, last, to, valid);
+                       });
   }
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, T>) {
+    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
+      p.b = right.data;
+      p.b_step = even_steps(scratch, g.k, right.step);
+      p.panel_step = p.kernel->columns();
+      p.batch_b = right.batch_step;
+      return run_product(context, p, out);
+    }
+  }
+  const index_t* lines = even_steps(scratch, g.k, right.step);
+  run_packing(context, scratch, p, out, items,
+              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
+              });
 }
 
 /// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
@@ -5401,6 +6013,9 @@ struct Gemm<Cpu> {
   static void run(Context<Cpu>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
     if (p.start != nullptr) return run_from(context, p);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
+    }
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
     else
@@ -8206,10 +8821,10 @@ inline bool is_lora_name(const std::string& name) {
 
 namespace lpo::inline LPO_ABI {
 
-/// [count] numbers -> [count, width]: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles in double.
-template <class T, class Device>
-Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
-  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+/// [count] numbers -> [count, width] on the host: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles
+/// in double.
+template <class T>
+std::vector<T> sinusoidal_features(std::span<const float> values, int width) {
   const int half = width / 2;
   std::vector<T> host(values.size() * static_cast<std::size_t>(width));
   for (std::size_t row = 0; row < values.size(); ++row) {
@@ -8220,6 +8835,14 @@ Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float
       at[half + i] = static_cast<T>(static_cast<compute_t<T>>(std::sin(angle)));
     }
   }
+  return host;
+}
+
+/// The same on a tape.
+template <class T, class Device>
+Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
+  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+  const std::vector<T> host = sinusoidal_features<T>(values, width);
   tape.context().copy_from_host(out.data(), host.data(), host.size() * sizeof(T));
   return out;
 }
@@ -9363,6 +9986,9 @@ struct UNetCondition {
   Var<T, 3, Device> context;         ///< text states [rows, tokens, context_width]
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [rows, width]; absent otherwise
   std::span<const float> time_ids;   ///< SDXL: 6 numbers per row of text; empty otherwise
+  /// sinusoidal_features of the timesteps [n, level_channels(0)], in place of `timesteps`: for passes that are captured,
+  /// in which numbers of the host are frozen. Absent otherwise.
+  Var<T, 2, Device> time_features{};
 };
 
 /// Result of the encoder half.
@@ -9465,7 +10091,11 @@ struct UNetEncoder {
 
   static void check(const Var<T, 4, Device>& sample, const UNetCondition<T, Device>& condition) {
     const index_t n = sample.extent(0);
-    if (static_cast<index_t>(condition.timesteps.size()) != n)
+    const bool has_features = condition.time_features.present();
+    if (has_features && condition.time_features.extents() != Extents<2>{n, C.level_channels(0)})
+      throw ShapeError(message("[UNet] time features ", to_string(condition.time_features.extents()), " must be [", n,
+                               ", ", C.level_channels(0), "]"));
+    if (!has_features && static_cast<index_t>(condition.timesteps.size()) != n)
       throw ShapeError(message("[UNet] ", n, " latents need ", n, " timesteps, given ",
                                static_cast<index_t>(condition.timesteps.size())));
     const index_t rows = condition.context.extent(0);
@@ -9480,7 +10110,9 @@ struct UNetEncoder {
   }
 
   Var<T, 2, Device> embed_time(Tape<Device>& tape, const UNetCondition<T, Device>& condition) {
-    const auto features = sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
+    const auto features = condition.time_features.present()
+                              ? condition.time_features
+                              : sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
     const index_t rows = condition.context.extent(0);
     auto embedding = repeat_batch(time_embedding(features), rows);
     if constexpr (C.addition_width > 0) {
@@ -10883,6 +11515,7 @@ struct RewardPrompt {
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [n, width]
   Var<T, 2, Device> text_embedding_empty;
   std::span<const float> time_ids;   ///< SDXL: 6 per row
+  Var<T, 2, Device> time_features{};  ///< in place of timesteps, as in UNetCondition
 };
 
 /// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight,
@@ -10912,7 +11545,7 @@ struct LatentRewardModel {
     const index_t n = latents.extent(0);
     const bool guided = options.guidance != 1.0f;
     std::vector<float> ids(prompt.time_ids.begin(), prompt.time_ids.end());
-    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids};
+    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids, prompt.time_features};
     if (guided) {
       if (!prompt.context_empty.present())
         throw ValueError("[LatentRewardModel] guidance other than 1 needs the text states of the empty prompt");
