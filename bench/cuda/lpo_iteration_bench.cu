@@ -30,7 +30,10 @@ constexpr std::array stage_names = {"text", "denoising", "scoring", "reference",
 
 /// The policy with LoRA of rank 16 and its text encoder; the reward model with its own.
 struct Models {
-  using T = lpo::bfloat16;
+#if !defined(LPO_BENCH_STORAGE)
+#define LPO_BENCH_STORAGE lpo::bfloat16  // or lpo::half
+#endif
+  using T = LPO_BENCH_STORAGE;
   using Text = lpo::CLIPTextModel<lpo::presets::clip_l, T, Cuda>;
   using Lrm = lpo::LatentRewardModel<lpo::presets::sd15, 768, 768, true, T, Cuda>;
   using UNet = lpo::UNet2DCondition<lpo::presets::sd15, T, Cuda>;

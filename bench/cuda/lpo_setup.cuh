@@ -81,6 +81,7 @@ inline lpo::LpoTrainerOptions recipe(index_t iterations, index_t prompts) {
   options.sample_batch_size = prompts;
   options.sample_steps = lpo_steps;
   options.rollout.candidates = lpo_candidates;
+  options.loss_scale = 1024;  // for half; bfloat16 does not need it
   return options;
 }
 

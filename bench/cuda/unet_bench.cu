@@ -14,7 +14,10 @@ namespace {
 using bench::Cuda;
 using bench::index_t;
 using lpo::Extents;
-using T = lpo::bfloat16;
+#if !defined(LPO_BENCH_STORAGE)
+#define LPO_BENCH_STORAGE lpo::bfloat16  // or lpo::half
+#endif
+using T = LPO_BENCH_STORAGE;
 
 constexpr auto config = lpo::presets::sd15;
 

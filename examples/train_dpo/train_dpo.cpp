@@ -78,7 +78,7 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
         examples::with_storage(o.dtype, [&]<class T>() {
           if (o.dry_run) return train_dpo::print_plan<F, T>(job);
           if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
-          train_dpo::align<F, T>(job);
+          examples::run_within_memory([&] { train_dpo::align<F, T>(job); }, [&] { train_dpo::print_plan<F, T>(job); });
         });
       });
 }

@@ -112,7 +112,7 @@ void program(const Options& o, const CLI::App& app, const std::string& command, 
         examples::with_storage(o.dtype, [&]<class T>() {
           if (o.dry_run) return train_lpo::print_plan<F, T>(job);
           if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
-          train_lpo::align<F, T>(job);
+          examples::run_within_memory([&] { train_lpo::align<F, T>(job); }, [&] { train_lpo::print_plan<F, T>(job); });
         });
       });
 }
