@@ -139,6 +139,10 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
       const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
       RowCursor target(out.rows, row);
       for (index_t r = 0; r < rows; ++r, target.next()) {
+        if (out.gated != nullptr) {
+          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
+          continue;
+        }
         const index_t offset = target.offset();
         store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
                    std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
