@@ -76,7 +76,8 @@ void run_plain(const detail::PairWork& work) {
       float& sum = work.sums[row * work.sums_step + column];
       if (!work.begun) sum = 0.0f;
       for (index_t l = 0; l < work.blocks * 32; ++l) {
-        const lpo::bfloat16* left = work.left + row / 16 * work.group_step + l / 32 * 512 + row % 16 * 32 + l % 32;
+        const detail::PairGroup& group = work.left[row / 16];
+        const lpo::bfloat16* left = group.data + group.step[l / 32] + row % 16 * group.row + l % 32;
         const lpo::bfloat16* right =
             work.right + column / 16 * work.panel_step + l / 32 * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
         sum += static_cast<float>(*left) * static_cast<float>(*right);
@@ -94,7 +95,7 @@ void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t
   detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to);
 }
 
-const detail::PairTiles plain_pairs = {2,
+const detail::PairTiles plain_pairs = {16, 2,
                                        {&pack_plain_lines<false>, &pack_plain_lines<true>},
                                        {&pack_plain_across<false>, &pack_plain_across<true>},
                                        &run_plain};
@@ -161,7 +162,7 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
     index_t run, batch;
   };
   const Case cases[] = {{{1, 1, 1}, 1, 1},      {{16, 16, 32}, 32, 1},  {{17, 33, 3}, 3, 2},    {{31, 47, 64}, 32, 1},
-                        {{33, 65, 66}, 11, 1},  {{77, 130, 96}, 96, 1}, {{100, 33, 520}, 40, 1}, {{300, 20, 36}, 12, 1},
+                        {{33, 65, 66}, 11, 1},  {{77, 130, 96}, 32, 2}, {{100, 33, 520}, 40, 1}, {{300, 20, 36}, 12, 1},
                         {{300, 90, 288}, 96, 1}, {{5, 191, 1}, 1, 3},    {{64, 70, 1100}, 550, 1},
                         {{70, 90, 133}, 0, 2},  {{16, 16, 32}, 0, 1},   {{310, 5, 64}, 0, 1}};
   for (const auto* tiles : list)

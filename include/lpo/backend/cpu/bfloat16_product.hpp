@@ -3,14 +3,14 @@
 //
 //   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
 //
-// A job makes a block of rows x panels. It packs its rows of A, part of k by part of k, into a buffer of its thread, and
-// of B as well where no other job needs the same columns (few rows: nothing but one pass over the weights, in one
-// dispatch); else B is packed once before. Each element adds up k in order, so any cut and any number of threads give
-// the same bits.
+// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in place,
+// others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few rows: one
+// pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any cut and
+// any number of threads give the same bits.
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_tile.hpp>
-#include <lpo/backend/cpu/product_tile.hpp>
+#include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/backend/cpu/worker_scratch.hpp>
 
 #if LPO_HOST_PASS
@@ -42,28 +42,35 @@ bool multiplies_pairs() {
     return false;
 }
 
-/// Rows (groups of 16) and panels (of 16 columns) of a job.
+/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole blocks.
+inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
+  return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
+         line % operand.rows.columns + pair_lanes <= operand.rows.columns;
+}
+
+inline constexpr index_t pair_job_groups = 16;
+
+/// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
 struct PairCut {
   index_t groups, panels;
 };
 
-inline PairCut cut_pairs(index_t groups, index_t panels, index_t batch, index_t k, int threads) {
-  PairCut cut{groups <= 16 ? groups : 8, std::min<index_t>(16, panels)};
-  const auto jobs = [&] {
-    return batch * ((groups + cut.groups - 1) / cut.groups) * ((panels + cut.panels - 1) / cut.panels);
-  };
-  // A handful of jobs for each thread, but none below a few microseconds.
-  while (jobs() < 3 * threads && cut.groups * cut.panels * k > 16384) {
-    if (cut.panels > 2 && (cut.panels >= cut.groups || groups <= 16))
-      cut.panels = (cut.panels + 1) / 2;
-    else if (cut.groups > 2 && groups > 16)
-      cut.groups /= 2;
-    else
-      break;
-  }
-  const index_t parts = (panels + cut.panels - 1) / cut.panels;  // of about equal width, in pairs
-  cut.panels = ((panels + parts - 1) / parts + 1) / 2 * 2;
-  return cut;
+/// The cut whose jobs, shared out to the threads in rounds, take the least time: that of their tiles and of reading both
+/// operands once.
+inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
+  constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
+  const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
+  PairCut best{};
+  index_t least = 0;
+  for (const index_t height : heights)
+    for (index_t width = 16; width >= 2; width -= 2) {
+      if (height > groups || (width > 2 && width >= panels + 2)) continue;
+      const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
+      const index_t rounds = (jobs + threads - 1) / threads;
+      const index_t cost = rounds * (height * width * tiles.cycles + (height + width) * read);
+      if (least == 0 || cost < least) least = cost, best = {height, width};
+    }
+  return best;
 }
 
 /// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
@@ -87,9 +94,13 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
   const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
   const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
   Executor& executor = context.executor();
-  const PairCut cut = cut_pairs(groups, panels, p.batch, p.k, executor.threads());
+  const PairCut cut = cut_pairs(*p.tiles, groups, panels, p.batch, executor.threads());
   const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   Scratch<Cpu> scratch(context);
+  const index_t* packed_steps = even_steps(scratch, depth, pair_block);
+  index_t* steps = scratch.allocate<index_t>(blocks);  // where blocks begin in lines that are read in place
+  for (index_t block = 0, l = 0; block < blocks && p.a.offset == nullptr; ++block, l += pair_depth)
+    steps[block] = l / p.a.run * p.a.run_step + l % p.a.run;
 
   const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
   bfloat16* packed = nullptr;  // [items, panels, blocks]
@@ -117,19 +128,28 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
     for (index_t job = begin; job < end; ++job) {
       const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
                     panel = job / row_jobs % panel_jobs * cut.panels;
-      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, left, 0, right, 0,
+      PairGroup rows_of[pair_job_groups];
+      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, rows_of, right, 0,
                     sums, width, false};
       if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
       for (index_t first = 0; first < blocks; first += depth) {
         work.blocks = std::min(depth, blocks - first);
-        work.group_step = work.blocks * pair_block;
-        for (index_t i = 0; i < work.groups; ++i)
-          pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks, left + i * work.group_step);
+        for (index_t i = 0; i < work.groups; ++i) {
+          const index_t line = (group + i) * pair_lanes;
+          if (in_place(p.a, line, std::min(pair_lanes, p.m - line))) {
+            rows_of[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, line).offset(), p.a.rows.column_step,
+                          steps + first};
+          } else {
+            rows_of[i] = {left + i * work.blocks * pair_block, pair_depth, packed_steps};
+            pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks,
+                              left + i * work.blocks * pair_block);
+          }
+        }
         if (packed != nullptr) {
           work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
           work.panel_step = blocks * pair_block;
         } else {
-          work.panel_step = work.group_step;
+          work.panel_step = work.blocks * pair_block;
           for (index_t i = 0; i < work.panels; ++i)
             pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
         }
@@ -139,6 +159,10 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
       const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
       RowCursor target(out.rows, row);
       for (index_t r = 0; r < rows; ++r, target.next()) {
+        if (out.gated != nullptr) {
+          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
+          continue;
+        }
         const index_t offset = target.offset();
         store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
                    std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));

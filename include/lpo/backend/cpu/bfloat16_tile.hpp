@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
 //
-// Both read the same blocks of 16 x 32 elements, 1 KiB each:
-//   left   [16 rows][32 of k]              right  [16 pairs of k][16 columns][2]
-// so that one packing serves both, and a plain loop that stands for the instruction tests everything around it.
+// Both read the same blocks of 16 x 32 elements:
+//   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
+// so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
 // The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
 // as zero.
 #pragma once
@@ -28,11 +28,17 @@ struct PairLines {
   index_t run, run_step;
 };
 
+/// 16 rows of the left operand: element l of row r, of block b, is data[step[b] + r * row + l].
+struct PairGroup {
+  const bfloat16* data;
+  index_t row;
+  const index_t* step;
+};
+
 /// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
 struct PairWork {
   index_t groups, panels, blocks;
-  const bfloat16* left;
-  index_t group_step;  ///< from one group of 16 rows to the next
+  const PairGroup* left;
   const bfloat16* right;
   index_t panel_step;  ///< from one panel of 16 columns to the next
   float* sums;
@@ -43,7 +49,8 @@ struct PairWork {
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
 /// packing, at element `k`: what lies behind it is zero in both operands.
 struct PairTiles {
-  index_t depth;  ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  index_t cycles;  ///< that the product of two blocks takes, about
+  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
   /// Left or right blocks from lines along k.
   void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
   /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
@@ -150,11 +157,11 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
   pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
 }
 
-/// 8 rows of a group by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
 /// memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
-LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const bfloat16* left, const bfloat16* right,
-                                                  float* to) {
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
+                                                  const bfloat16* right, float* to) {
   typedef std::uint32_t __attribute__((may_alias)) Pair;
   constexpr int rows = 8;
   PairSums sum[rows][panels];
@@ -166,7 +173,10 @@ LPO_UNROLL(3)
       if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
     }
   }
-  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    const bfloat16* left[rows];
+LPO_UNROLL(8)
+    for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
     for (index_t i = 0; i < pair_lanes; ++i) {
       PairVector line[panels];
 LPO_UNROLL(3)
@@ -179,7 +189,7 @@ LPO_UNROLL(3)
           PairSums one = sum[r][p];  // a name of its own keeps the array in registers
           asm("vdpbf16ps %2%{1to16%}, %1, %0"
               : "+v"(one)
-              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left + r * pair_depth + 2 * i)));
+              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
           sum[r][p] = one;
         }
       }
@@ -197,19 +207,20 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
   for (index_t panel = 0; panel < work.panels; panel += 3) {
     const bfloat16* right = work.right + panel * work.panel_step;
     for (index_t half = 0; half < 2 * work.groups; ++half) {
-      const bfloat16* left = work.left + half / 2 * work.group_step + half % 2 * (pair_block / 2);
+      const PairGroup& group = work.left[half / 2];
+      const index_t first = half % 2 * 8;
       float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
       if (work.panels - panel >= 3)
-        pair_tile<3>(work, left, right, to);
+        pair_tile<3>(work, group, first, right, to);
       else if (work.panels - panel == 2)
-        pair_tile<2>(work, left, right, to);
+        pair_tile<2>(work, group, first, right, to);
       else
-        pair_tile<1>(work, left, right, to);
+        pair_tile<1>(work, group, first, right, to);
     }
   }
 }
 
-inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &run_pairs_512};
 
@@ -224,7 +235,10 @@ inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_line
 
 /// groups x panels blocks of sums, each 1 or 2.
 template <int groups, int panels>
-inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16* right, float* to) {
+inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
+  const PairGroup &upper = left[0], &lower = left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
   const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
   float* const below = to + pair_lanes * work.sums_step;
   if (work.begun) {
@@ -238,8 +252,8 @@ inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16*
     if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
     if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
   }
-  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
-    LPO_TILE_LOAD("tmm4", left, 64);
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
     LPO_TILE_LOAD("tmm6", right, 64);
     LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
     if constexpr (panels > 1) {
@@ -247,7 +261,7 @@ inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16*
       LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
     }
     if constexpr (groups > 1) {
-      LPO_TILE_LOAD("tmm5", left + work.group_step, 64);
+      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
       LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
       if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
     }
@@ -276,7 +290,7 @@ inline void run_pairs_amx(const PairWork& work) {
     const bfloat16* right = work.right + panel * work.panel_step;
     const bool two = work.panels - panel > 1;
     for (index_t group = 0; group < work.groups; group += 2) {
-      const bfloat16* left = work.left + group * work.group_step;
+      const PairGroup* left = work.left + group;
       float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
       if (work.groups - group > 1)
         two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
@@ -287,7 +301,7 @@ inline void run_pairs_amx(const PairWork& work) {
   asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &run_pairs_amx};
 #endif

@@ -20,6 +20,7 @@
 #include <lpo/base/device.hpp>
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/tree.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -114,6 +115,7 @@ struct TileOutput {
   const T* bias = nullptr;   ///< by column, or
   bool bias_by_row = false;  ///< by row
   index_t batch_c = 0;
+  T* gated = nullptr;  ///< see store_gated()
 };
 
 /// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
@@ -267,6 +269,29 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   }
 }
 
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+template <class T>
+void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
+                 index_t panel_end) {
+  const index_t hidden = n / 2;
+  T both[2 * pack_width];
+  for (; panel < panel_end; panel += 2, sums += 2 * columns)
+    for (index_t j = 0; j < columns; j += pack_width) {
+      const index_t column = panel / 2 * columns + j;
+      T* const value = out.c == nullptr ? both : out.c + row * n + column;
+      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
+      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
+      if (out.bias != nullptr) {
+        value_sum += load_all<Pack>(out.bias + column);
+        gate_sum += load_all<Pack>(out.bias + hidden + column);
+      }
+      store_lanes(value, value_sum);
+      store_lanes(gate, gate_sum);
+      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
+    }
+}
+
 /// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
 /// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
@@ -276,7 +301,7 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
                      p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
@@ -325,6 +350,13 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
         }
         l += depth;
       } while (l < last);
+      if constexpr (std::is_same_v<S, float>) {
+        if (out.gated != nullptr) {
+          for (int r = 0; r < count; ++r)
+            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
+          continue;
+        }
+      }
       const index_t width = std::min(group_end * columns, p.n) - group * columns;
       constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
       for (int r = 0; r < count && !plain; r += together_rows)
@@ -361,7 +393,8 @@ template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
   const index_t columns = p.kernel->columns();
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
