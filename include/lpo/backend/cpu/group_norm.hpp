@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads.
+// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads. The loops over rows
+// are compiled for several instruction sets (lane_dispatch.hpp).
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
 
+#include <lpo/backend/cpu/lane_dispatch.hpp>
 #include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/norm_rows.hpp>
@@ -18,9 +20,7 @@ namespace detail {
 /// One group norm call. An image is cut into blocks of rows (positions in space), by its size alone.
 template <class T>
 struct GroupNormBlocks {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t lane_count = LaneTraits<V>::width;
 
   explicit GroupNormBlocks(const kernel::GroupNormShape& s)
       : shape(s),
@@ -59,16 +59,21 @@ struct GroupNormBlocks {
   /// Over the rows of a block: set[0][c] = mean of x - x[row 0], set[1][c] = sum of squared deviations from the mean.
   /// The shift is one of the samples, so that a large mean does not cancel.
   void block_moments(const T* x, index_t row_count, S* set) const {
-    index_t at = 0;
-    for (; at + 4 * lane_count <= c; at += 4 * lane_count)
-      column_moments<4>(x + at, row_count, set + at, AllLanes<V>{});
-    for (; at + 2 * lane_count <= c; at += 2 * lane_count)
-      column_moments<2>(x + at, row_count, set + at, AllLanes<V>{});
-    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { column_moments<1>(x + rest, row_count, set + rest, lanes); });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      constexpr index_t lane_count = LaneTraits<V>::width;
+      index_t at = 0;
+      for (; at + 4 * lane_count <= c; at += 4 * lane_count)
+        column_moments<V, 4>(x + at, row_count, set + at, AllLanes<V>{});
+      for_lanes<V>(
+          at, c, [&](index_t rest, auto lanes) __attribute__((always_inline)) {
+            column_moments<V, 1>(x + rest, row_count, set + rest, lanes);
+          });
+    });
   }
 
-  template <int Packs, class Lanes>
-  void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+  template <class V, int Packs, class Lanes>
+  LPO_ALWAYS_INLINE void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+    constexpr index_t lane_count = LaneTraits<V>::width;
     V shift[Packs], sum[Packs] = {}, square[Packs] = {};
     const S inverse = S(1) / static_cast<S>(row_count);
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { shift[i] = lanes.load(x + i * lane_count); });
@@ -115,7 +120,6 @@ struct GroupNormBlocks {
 /// dx = inverse (dz weight - mean(dz weight) - xhat mean(dz weight xhat)), means over the group.
 template <class T>
 struct GroupNormGradient {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
 
   const GroupNormBlocks<T>& work;
@@ -146,18 +150,21 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto add = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(dy + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        if (Silu && keep) lanes.store(dx + begin + at, dz);
-        lanes.store(sum + at, lanes.load(sum + at) + dz);
-        lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
-      };
-      for_lanes<V>(0, c, add);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(dy + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              lanes.store(sum + at, lanes.load(sum + at) + dz);
+              lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
+            });
+      }
+    });
   }
 
   void combine(index_t image) const {
@@ -185,21 +192,26 @@ struct GroupNormGradient {
     const index_t c = work.c;
     const S* const f = image_factors(image);
     const T* const slopes = keep ? dx : dy;
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto write = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(slopes + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        V value = dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-        if (accumulate) value += lanes.load(dx + begin + at);
-        lanes.store(dx + begin + at, value);
-      };
-      for_lanes<V>(0, c, write);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              V value =
+                  dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
+              if (accumulate) value += lanes.load(dx + begin + at);
+              lanes.store(dx + begin + at, value);
+            });
+      }
+    });
   }
 
   /// d silu(z) / dz
+  template <class V>
   static LPO_ALWAYS_INLINE V slope(V z) {
     const V gate = quick_sigmoid(z);
     return gate * (1.0f + z * (1.0f - gate));
@@ -215,7 +227,6 @@ struct GroupNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                       compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (shape.n == 0 || shape.spatial == 0 || shape.c == 0) return;
     const detail::GroupNormBlocks<T> work(shape);
@@ -249,20 +260,23 @@ struct GroupNorm<Cpu> {
         },
         [&](index_t image, index_t block) {
           const S* const a = affine + image * 3 * c;
-          const index_t begin = work.element(image, block);
-          const auto apply = [&](auto activate) {
-            for (index_t row = 0; row < work.rows(block); ++row)
-              detail::for_lanes<V>(
-                  0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                    const V z = (lanes.load(x + begin + row * c + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
-                                lanes.load(a + 2 * c + at);
-                    lanes.store(y + begin + row * c + at, activate(z));
-                  });
+          const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+          const auto apply = [&](auto silu) {
+            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+              for (index_t row = begin; row < end; row += c)
+                detail::for_lanes<V>(
+                    0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                      V z = (lanes.load(x + row + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
+                            lanes.load(a + 2 * c + at);
+                      if constexpr (decltype(silu)::value) z = z * detail::quick_sigmoid(z);
+                      lanes.store(y + row + at, z);
+                    });
+            });
           };
           if (shape.silu)
-            apply([](V z) __attribute__((always_inline)) { return z * detail::quick_sigmoid(z); });
+            apply(std::true_type{});
           else
-            apply([](V z) __attribute__((always_inline)) { return z; });
+            apply(std::false_type{});
         });
   }
 
