@@ -139,6 +139,12 @@ class DeviceError : public Error {
   explicit DeviceError(std::string text) : Error("lpo.device", std::move(text)) {}
 };
 
+/// The DeviceError of memory that ran out.
+class DeviceMemoryError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 /// A file that cannot be read or written, or whose content is not what it should be.
 class FileError : public Error {
  public:
@@ -1204,16 +1210,20 @@ template <class V, class T>
 LPO_ALWAYS_INLINE V load_lanes(const T* p) {
   if constexpr (LaneTraits<V>::width == 1)
     return static_cast<V>(static_cast<compute_t<T>>(*p));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     return load_pack(p);
+  else
+    return V::load(p);  // WidePack
 }
 
 template <class V, class T>
 LPO_ALWAYS_INLINE void store_lanes(T* p, V value) {
   if constexpr (LaneTraits<V>::width == 1)
     *p = static_cast<T>(static_cast<compute_t<T>>(value));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     store_pack(p, value);
+  else
+    value.store(p);
 }
 
 template <class V>
@@ -1283,6 +1293,178 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE float int_to_float(std::int32_t value) { retur
 }  // namespace detail
 
 }  // namespace lpo::inline LPO_ABI
+
+// <lpo/tensor/wide_pack.hpp>
+// WidePack: a pack wider than the translation unit's own, for loops that are compiled for several instruction sets.
+//
+// It is a struct because vectors wider than the unit's registers must not be arguments or results of functions
+// (isa.hpp); where everything is inlined into a function with the right target, its members are registers. Only the
+// compiler's vector operations occur here: an intrinsic could not be inlined before the target is known.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+template <class S, int bytes>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(bytes), aligned(4)));
+};
+
+/// 32-bit integers beside a WidePack: its bits, or what a comparison gives (all ones or zero).
+template <int bytes>
+struct WideBits {
+  using Vector = typename VectorOf<std::int32_t, bytes>::type;
+  Vector v;
+
+#define LPO_WIDE_OPERATOR(symbol)                                                                          \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(WideBits a, WideBits b) { return {a.v symbol b.v}; }   \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(WideBits a, std::int32_t b) { return {a.v symbol b}; } \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(std::int32_t a, WideBits b) { return {a symbol b.v}; }
+  LPO_WIDE_OPERATOR(+)
+  LPO_WIDE_OPERATOR(-)
+  LPO_WIDE_OPERATOR(&)
+  LPO_WIDE_OPERATOR(|)
+  LPO_WIDE_OPERATOR(<<)
+  LPO_WIDE_OPERATOR(>>)
+#undef LPO_WIDE_OPERATOR
+};
+
+template <int bytes>
+struct WidePack {
+  using Vector = typename VectorOf<float, bytes>::type;
+  using Words = typename VectorOf<std::uint32_t, bytes>::type;
+  using HalfWords = typename VectorOf<std::uint16_t, bytes / 2>::type;
+  using Mask = WideBits<bytes>;
+  static constexpr int lanes = bytes / static_cast<int>(sizeof(float));
+  Vector v;
+
+  static LPO_ALWAYS_INLINE WidePack load(const float* p) {
+    WidePack value;
+    std::memcpy(&value.v, p, sizeof(Vector));
+    return value;
+  }
+  static LPO_ALWAYS_INLINE WidePack load(const bfloat16* p) {
+    Words words;
+    widen(p, words);
+    return {__builtin_bit_cast(Vector, words << 16)};
+  }
+  /// The exponent is moved by a product with 2^112, which is exact for subnormal numbers too.
+  static LPO_ALWAYS_INLINE WidePack load(const half* p) {
+    Words words;
+    widen(p, words);
+    const Words magnitude = (words & 0x7fffu) << 13;
+    const Words number = __builtin_bit_cast(Words, __builtin_bit_cast(Vector, magnitude) * 0x1p112f);
+    const Words special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : number;
+    return {__builtin_bit_cast(Vector, special | ((words & 0x8000u) << 16))};
+  }
+
+  LPO_ALWAYS_INLINE void store(float* p) const { std::memcpy(p, &v, sizeof(Vector)); }
+  LPO_ALWAYS_INLINE void store(bfloat16* p) const {
+    const Words bits = __builtin_bit_cast(Words, v);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    store_narrow(p, v == v ? rounded : (bits >> 16) | 0x40u);
+  }
+  /// To nearest, ties to even. Below 2^-14 the sum with 1/2 leaves the subnormal number in its last bits.
+  LPO_ALWAYS_INLINE void store(half* p) const {
+    const Words bits = __builtin_bit_cast(Words, v), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const Words small = __builtin_bit_cast(Words, __builtin_bit_cast(Vector, magnitude) + 0.5f) - 0x3f000000u;
+    const Words normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Words finite = magnitude < 0x38800000u ? small : normal;
+    const Words large = magnitude > 0x7f800000u ? ((magnitude >> 13) & 0x03ffu) | 0x7e00u : Words{} + 0x7c00u;
+    store_narrow(p, (magnitude >= 0x477ff000u ? large : finite) | sign);
+  }
+
+  LPO_ALWAYS_INLINE float operator[](int lane) const { return v[lane]; }
+  LPO_ALWAYS_INLINE WidePack operator-() const { return {-v}; }
+
+#define LPO_WIDE_OPERATOR(symbol)                                                                        \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(WidePack a, WidePack b) { return {a.v symbol b.v}; } \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(WidePack a, float b) { return {a.v symbol b}; }      \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(float a, WidePack b) { return {a symbol b.v}; }      \
+  LPO_ALWAYS_INLINE WidePack& operator symbol##=(WidePack b) {                                           \
+    v = v symbol b.v;                                                                                    \
+    return *this;                                                                                        \
+  }                                                                                                      \
+  LPO_ALWAYS_INLINE WidePack& operator symbol##=(float b) {                                              \
+    v = v symbol b;                                                                                      \
+    return *this;                                                                                        \
+  }
+  LPO_WIDE_OPERATOR(+)
+  LPO_WIDE_OPERATOR(-)
+  LPO_WIDE_OPERATOR(*)
+  LPO_WIDE_OPERATOR(/)
+#undef LPO_WIDE_OPERATOR
+#define LPO_WIDE_COMPARISON(symbol) \
+  friend LPO_ALWAYS_INLINE Mask operator symbol(WidePack a, WidePack b) { return {a.v symbol b.v}; }
+  LPO_WIDE_COMPARISON(<)
+  LPO_WIDE_COMPARISON(<=)
+  LPO_WIDE_COMPARISON(>)
+  LPO_WIDE_COMPARISON(>=)
+  LPO_WIDE_COMPARISON(==)
+#undef LPO_WIDE_COMPARISON
+
+ private:
+  template <class T>
+  static LPO_ALWAYS_INLINE void widen(const T* p, Words& words) {
+    HalfWords bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    words = __builtin_convertvector(bits, Words);
+  }
+  template <class T>
+  static LPO_ALWAYS_INLINE void store_narrow(T* p, const Words& words) {
+    const HalfWords bits = __builtin_convertvector(words, HalfWords);
+    std::memcpy(static_cast<void*>(p), &bits, sizeof(bits));
+  }
+};
+
+template <int bytes>
+struct LaneTraits<WidePack<bytes>> {
+  using scalar = float;
+  static constexpr int width = WidePack<bytes>::lanes;
+};
+
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> select(WideBits<bytes> mask, WidePack<bytes> yes, WidePack<bytes> no) {
+  return {mask.v ? yes.v : no.v};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> square_root(WidePack<bytes> value) {
+  for (int lane = 0; lane < WidePack<bytes>::lanes; ++lane) value.v[lane] = std::sqrt(value.v[lane]);
+  return value;
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WideBits<bytes> to_bits(WidePack<bytes> value) {
+  return {__builtin_bit_cast(typename WideBits<bytes>::Vector, value.v)};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> from_bits(WideBits<bytes> bits) {
+  return {__builtin_bit_cast(typename WidePack<bytes>::Vector, bits.v)};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> int_to_float(WideBits<bytes> value) {
+  return {__builtin_convertvector(value.v, typename WidePack<bytes>::Vector)};
+}
+/// As shuffle_lanes of Packs.
+template <int... Lane, int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> shuffle_lanes(WidePack<bytes> a, WidePack<bytes> b) {
+#if defined(__clang__)
+  return {__builtin_shufflevector(a.v, b.v, Lane...)};
+#else
+  return {__builtin_shuffle(a.v, b.v, typename WideBits<bytes>::Vector{Lane...})};
+#endif
+}
+template <int bytes>
+LPO_ALWAYS_INLINE float sum_lanes(const WidePack<bytes>& value) {
+  float lane[WidePack<bytes>::lanes];
+  value.store(lane);
+  for (int step = WidePack<bytes>::lanes / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/tensor/math.hpp>
 // Elementary functions written once for scalars and packs: exp, log, tanh, erf and what activations build on them.
@@ -2277,8 +2459,8 @@ struct LeavesOf<tree::Binary<Op, A, B>> {
 
 /// Calls `visit.operator()<T, Splat>(i)` for every leaf.
 template <class Tree, class Visit>
-constexpr void for_each_leaf(Visit&& visit) {
-  [&]<class... Leaves>(LeafTypes<Leaves...>) {
+LPO_ALWAYS_INLINE constexpr void for_each_leaf(Visit&& visit) {
+  [&]<class... Leaves>(LeafTypes<Leaves...>) __attribute__((always_inline)) {
     [[maybe_unused]] int position = 0;
     (visit.template operator()<typename Leaves::type, Leaves::splat>(position++), ...);
   }(typename LeavesOf<Tree>::type{});
@@ -2568,31 +2750,39 @@ LPO_ALWAYS_INLINE V load_all(const T* p) {
 }
 
 /// Loads the first `count` lanes (1 <= count < width) from p; the others are `fill`. Nothing beyond them is read.
-template <class T>
-LPO_ALWAYS_INLINE Pack load_first(const T* p, index_t count, float fill) {
+template <class V, class T>
+LPO_ALWAYS_INLINE V load_first(const T* p, index_t count, float fill) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>)
     return std::bit_cast<Pack>(
         _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1u), p));
 #endif
-  T values[pack_width];
-  std::memset(static_cast<void*>(values), 0, sizeof(values));
-  std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
-  Pack loaded = load_all<Pack>(values);
-  for (index_t lane = count; lane < pack_width; ++lane) loaded[lane] = fill;
-  return loaded;
+  constexpr index_t width = LaneTraits<V>::width;
+  if constexpr (std::is_same_v<T, float>) {
+    float values[width];
+    for (index_t lane = 0; lane < width; ++lane) values[lane] = lane < count ? p[lane] : fill;
+    return load_lanes<V>(values);
+  } else {
+    T values[width];
+    std::memset(static_cast<void*>(values), 0, sizeof(values));
+    std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
+    float numbers[width];
+    store_lanes(numbers, load_all<V>(values));
+    for (index_t lane = count; lane < width; ++lane) numbers[lane] = fill;
+    return load_lanes<V>(numbers);
+  }
 }
 
-template <class T>
-LPO_ALWAYS_INLINE void store_first(T* p, index_t count, Pack value) {
+template <class V, class T>
+LPO_ALWAYS_INLINE void store_first(T* p, index_t count, V value) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), std::bit_cast<__m512>(value));
     return;
   }
 #endif
-  T values[pack_width];
-  store_pack(values, value);
+  T values[LaneTraits<V>::width];
+  store_lanes(values, value);
   std::memcpy(static_cast<void*>(p), values, static_cast<std::size_t>(count) * sizeof(T));
 }
 
@@ -2610,15 +2800,16 @@ struct AllLanes {
 };
 
 /// The last, shorter piece of a row.
+template <class V>
 struct SomeLanes {
   index_t count;
 
   template <class T>
-  LPO_ALWAYS_INLINE Pack load(const T* p, float fill = 0.0f) const {
-    return load_first(p, count, fill);
+  LPO_ALWAYS_INLINE V load(const T* p, float fill = 0.0f) const {
+    return load_first<V>(p, count, fill);
   }
   template <class T>
-  LPO_ALWAYS_INLINE void store(T* p, Pack value) const {
+  LPO_ALWAYS_INLINE void store(T* p, V value) const {
     store_first(p, count, value);
   }
 };
@@ -2631,7 +2822,7 @@ LPO_ALWAYS_INLINE void for_lanes(index_t begin, index_t end, Body&& body) {
   index_t at = begin;
   for (; at + width <= end; at += width) body(at, AllLanes<V>{});
   if constexpr (width > 1) {
-    if (at < end) body(at, SomeLanes{end - at});
+    if (at < end) body(at, SomeLanes<V>{end - at});
   }
 }
 
@@ -2643,24 +2834,28 @@ constexpr index_t padded(index_t count) {
 }
 
 // One step of a transposition by halves: swaps bit `Step` of the row number with the same bit of the lane number.
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
-  const Pack a = low, b = high;
-  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...>(a, b);
-  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...>(a, b);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE void exchange(V& low, V& high, std::integer_sequence<int, Lane...>) {
+  constexpr int width = static_cast<int>(sizeof...(Lane));
+  const V a = low, b = high;
+  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + width)...>(a, b);
+  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + width)...>(a, b);
 }
 
-template <int Step>
-LPO_ALWAYS_INLINE void transpose_step(Pack (&rows)[pack_width]) {
-  unroll<pack_width>([&](auto row) __attribute__((always_inline)) {
+template <int Step, class V, int width>
+LPO_ALWAYS_INLINE void transpose_step(V (&rows)[width]) {
+  unroll<width>([&](auto row) __attribute__((always_inline)) {
     if constexpr ((row & Step) == 0)
-      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, pack_width>{});
+      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, width>{});
   });
-  if constexpr (Step * 2 < pack_width) transpose_step<Step * 2>(rows);
+  if constexpr (Step * 2 < width) transpose_step<Step * 2>(rows);
 }
 
 /// rows[i][lane] becomes rows[lane][i].
-LPO_ALWAYS_INLINE void transpose_lanes(Pack (&rows)[pack_width]) { transpose_step<1>(rows); }
+template <class V>
+LPO_ALWAYS_INLINE void transpose_lanes(V (&rows)[LaneTraits<V>::width]) {
+  transpose_step<1>(rows);
+}
 LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 
 }  // namespace detail
@@ -2806,6 +3001,62 @@ inline bool machine_has_amx_bfloat16() {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/backend/cpu/lane_dispatch.hpp>
+// with_lanes: runs a loop over packs compiled for the widest registers of this machine.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+template <class V, class Body>
+__attribute__((noinline)) void run_native(Body& body) {
+  body.template operator()<V>();
+}
+#if defined(LPO_TARGET_256)
+template <class Body>
+LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
+  body.template operator()<WidePack<32>>();
+}
+#endif
+#if defined(LPO_TARGET_512)
+template <class Body>
+LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
+  body.template operator()<WidePack<64>>();
+}
+#endif
+
+/// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
+/// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower.
+template <class T, class Body>
+void with_lanes(Body&& body) {
+  using V = lanes_t<T>;
+  auto run = &run_native<V, std::remove_reference_t<Body>>;
+  if constexpr (!std::is_same_v<V, double>) {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_256)
+    if (bytes == 32) run = &run_256<std::remove_reference_t<Body>>;
+#endif
+#if defined(LPO_TARGET_512)
+    if (bytes == 64) run = &run_512<std::remove_reference_t<Body>>;
+#endif
+  }
+  run(body);
+}
+
+/// Lanes of the V that with_lanes<T> chooses.
+template <class T>
+int machine_lanes() {
+  if constexpr (std::is_same_v<lanes_t<T>, double>)
+    return 1;
+  else
+    return machine_simd_bytes() / static_cast<int>(sizeof(float));
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
 // <lpo/backend/cpu/attention_tiles.hpp>
 // Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 
@@ -2813,9 +3064,16 @@ inline bool machine_has_amx_bfloat16() {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+/// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
+/// latency of a multiply-add.
+template <int bytes>
+inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
+
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
-inline constexpr int attention_tile_rows = bytes == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                                         : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
 struct AttentionVector {
@@ -2884,8 +3142,10 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
                                       const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
   constexpr index_t width = bytes / static_cast<int>(sizeof(S));
   index_t at = 0;
-  for (; at + 4 * width <= columns; at += 4 * width)
-    multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  if constexpr (attention_tile_packs<bytes> == 4) {
+    for (; at + 4 * width <= columns; at += 4 * width)
+      multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -2919,11 +3179,11 @@ LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t
 #endif
 
 /// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane] in this machine's widest
-/// registers; `columns` is a multiple of the pack.
-template <class V, bool Add, class S>
+/// registers; `columns` is a multiple of the unit's pack.
+template <bool Add, class S>
 void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
                    index_t depth, S* c, index_t c_row) {
-  auto run = &multiply_native<S, static_cast<int>(sizeof(V)), Add>;
+  auto run = &multiply_native<S, static_cast<int>(sizeof(lanes_t<S>)), Add>;
   if constexpr (std::is_same_v<S, float>) {
     [[maybe_unused]] const int bytes = machine_simd_bytes();
 #if defined(LPO_TARGET_256)
@@ -2936,50 +3196,54 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
   run(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
 }
 
-/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are
-/// zero.
-template <class V, class T, class S>
+/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes`, a
+/// multiple of machine_lanes, are zero.
+template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < lanes; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < lanes; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+            });
+            transpose_lanes(square);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
+            });
           });
-          transpose_lanes(square);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
-          });
-        });
+  });
 }
 
 /// rows[lane][d] (+)= factor[lane] * columns[d][lane]
-template <class V, class T, class S>
+template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < count; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          const V scale = load_lanes<V>(factor + lane);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < count; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            const V scale = load_lanes<V>(factor + lane);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+            });
+            transpose_lanes(square);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (lane + i < count) {
+                T* const target = rows + (lane + i) * row_stride + d;
+                if (accumulate) square[i] += part.load(target);
+                part.store(target, square[i]);
+              }
+            });
           });
-          transpose_lanes(square);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (lane + i < count) {
-              T* const target = rows + (lane + i) * row_stride + d;
-              if (accumulate) square[i] += part.load(target);
-              part.store(target, square[i]);
-            }
-          });
-        });
+  });
 }
 
 /// Rows in the type that products read: float and double where they are, 16-bit numbers converted into `space`.
@@ -2988,27 +3252,29 @@ struct AttentionRows {
   const S* data;
   index_t stride;
 };
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count, index_t width, S* space) {
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    for (index_t row = 0; row < count; ++row)
-      for_lanes<V>(
-          0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
-          });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < count; ++row)
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
+            });
+    });
     return {space, width};
   }
 }
 
 /// Rows [begin, …) of one (batch, head) pair, from the dense copy that pack_heads made or, without one, from the
 /// tensor.
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows, index_t row_stride, index_t count,
                                 index_t width, S* space) {
   if (packed) return {packed + position * width, width};
-  return attention_rows<V>(rows, row_stride, count, width, space);
+  return attention_rows(rows, row_stride, count, width, space);
 }
 
 /// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
@@ -3016,30 +3282,22 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
                     index_t width, const T* rows, index_t row_stride) {
-  using V = lanes_t<T>;
   S* const packed = scratch.allocate<S>(batch * length * heads * width);
   const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    for (index_t row = begin; row < end; ++row)
-      for (index_t head = 0; head < heads; ++head) {
-        const T* const from = rows + row * row_stride + head * width;
-        S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
-        for_lanes<V>(
-            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              lanes.store(to + at, lanes.load(from + at));
-            });
-      }
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; ++row)
+        for (index_t head = 0; head < heads; ++head) {
+          const T* const from = rows + row * row_stride + head * width;
+          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          for_lanes<V>(
+              0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                lanes.store(to + at, lanes.load(from + at));
+              });
+        }
+    });
   });
   return packed;
-}
-
-/// The lanes' numbers 0, 1, 2, …
-template <class V>
-LPO_ALWAYS_INLINE V lane_numbers() {
-  V numbers{};
-  if constexpr (LaneTraits<V>::width > 1)
-    for (int lane = 0; lane < LaneTraits<V>::width; ++lane) numbers[lane] = static_cast<float>(lane);
-  return numbers;
 }
 
 }  // namespace detail
@@ -3074,65 +3332,88 @@ LPO_ALWAYS_INLINE Pack smaller(Pack a, Pack b) {
 }
 LPO_ALWAYS_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
-/// exp for |x| <= 86: no range check, and the power of two goes straight into the exponent. Error as detail::exp.
-LPO_ALWAYS_INLINE Pack exp_within(Pack x) {
-  const Pack shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Pack n = shifted - 12582912.0f;
-  Pack r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Pack p = broadcast_lanes<Pack>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const Pack y = p * (r * r) + r + 1.0f;
-  return std::bit_cast<Pack>(std::bit_cast<PackBits32>(y) + (std::bit_cast<PackBits32>(shifted) << 23));
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> larger(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v < b.v ? a.v : b.v};
 }
 
-/// exp for x <= 86, exactly zero below -86, so that no product is subnormal.
-LPO_ALWAYS_INLINE Pack exp_or_zero(Pack x) { return select(x < broadcast_lanes<Pack>(-86.0f), Pack{}, exp_within(x)); }
+inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
+
+/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
+/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  const V r = x - (shifted - 12582912.0f), square = r * r;
+  const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
+  const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
+  return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
+/// subnormal.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x) {
+  return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
+}
+LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// exp for x <= 86, exactly zero below -86.
+template <class V>
+LPO_ALWAYS_INLINE V exp_or_zero(V x) {
+  const V floor = broadcast_lanes<V>(-86.0f);
+  return select(x < floor, V{}, exp2_within(larger(x, floor) * static_cast<float>(log2_of_e)));
+}
 LPO_ALWAYS_INLINE double exp_or_zero(double x) { return x < -86.0 ? 0.0 : std::exp(x); }
 
 /// 1 / x for normal x; under AVX-512 an estimate of 14 bits and one Newton step (1 ulp) instead of a division.
-LPO_ALWAYS_INLINE Pack reciprocal(Pack x) {
+template <class V>
+LPO_ALWAYS_INLINE V reciprocal(V x) {
 #if defined(__AVX512F__)
-  const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
-  return estimate + estimate * (1.0f - x * estimate);
-#else
-  return 1.0f / x;
+  if constexpr (std::is_same_v<V, Pack>) {
+    const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
+    return estimate + estimate * (1.0f - x * estimate);
+  }
 #endif
+  return 1.0f / x;
 }
 
 /// 1 / (1 + e^-x)
-LPO_ALWAYS_INLINE Pack quick_sigmoid(Pack x) {
-  const Pack bounded = larger(smaller(-x, broadcast_lanes<Pack>(80.0f)), broadcast_lanes<Pack>(-80.0f));
-  return reciprocal(1.0f + exp_within(bounded));
+template <class V>
+LPO_ALWAYS_INLINE V quick_sigmoid(V x) {
+  const V bounded = larger(smaller(x, broadcast_lanes<V>(80.0f)), broadcast_lanes<V>(-80.0f));
+  return reciprocal(1.0f + exp2_within(bounded * static_cast<float>(-log2_of_e)));
 }
 LPO_ALWAYS_INLINE double quick_sigmoid(double x) { return sigmoid(x); }
 
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE Pack rotate_lanes(Pack value, std::integer_sequence<int, Lane...>) {
-  return shuffle_lanes<((Lane + Step) % pack_width)...>(value, value);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE V rotate_lanes(V value, std::integer_sequence<int, Lane...>) {
+  return shuffle_lanes<((Lane + Step) % static_cast<int>(sizeof...(Lane)))...>(value, value);
 }
 
-/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order.
-template <int Step = pack_width / 2, class Combine>
-LPO_ALWAYS_INLINE float fold_lanes(Pack value, Combine&& combine) {
-  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, pack_width>{}));
+/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order for a width.
+template <int Step, class V, class Combine>
+LPO_ALWAYS_INLINE float fold_lanes(V value, Combine&& combine) {
+  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, LaneTraits<V>::width>{}));
   if constexpr (Step > 1)
     return fold_lanes<Step / 2>(value, combine);
   else
     return value[0];
 }
-LPO_ALWAYS_INLINE float lane_sum(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return a + b; });
+template <class V>
+LPO_ALWAYS_INLINE float lane_sum(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 LPO_ALWAYS_INLINE double lane_sum(double value) { return value; }
-LPO_ALWAYS_INLINE float lane_max(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return larger(a, b); });
+template <class V>
+LPO_ALWAYS_INLINE float lane_max(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return larger(a, b); });
 }
 LPO_ALWAYS_INLINE double lane_max(double value) { return value; }
 
@@ -3230,7 +3511,7 @@ struct Attention {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/attention_backward.hpp>
-// Gradient of attention on the CPU: probabilities recomputed per block of keys (or queries) that lies across lanes.
+// Gradient of attention on the CPU: probabilities recomputed per block of keys that lies across lanes.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -3244,33 +3525,28 @@ inline index_t attention_grain(index_t products) {
   return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
 }
 
-/// Packs of a block of queries or keys: narrow packs are many, because products run in the machine's registers.
+/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
+/// takes.
 template <class T>
-inline constexpr int attention_packs = std::is_same_v<lanes_t<T>, Pack> ? std::max(4, 32 / pack_width) : 4;
-
-/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2, 4 or attention_packs) that hold `count` lanes.
-template <class T, class Body>
-void with_packs(index_t count, Body&& body) {
-  constexpr index_t width = LaneTraits<lanes_t<T>>::width;
-  if (count <= width)
-    body(std::integral_constant<int, 1>{});
-  else if (count <= 2 * width)
-    body(std::integral_constant<int, 2>{});
-  else if (count <= 4 * width)
-    body(std::integral_constant<int, 4>{});
-  else if constexpr (attention_packs<T> > 4)
-    body(std::integral_constant<int, attention_packs<T>>{});
+index_t attention_lanes() {
+  return 4 * machine_lanes<T>();
+}
+/// Lanes for `count` queries or keys of a block: whole registers.
+template <class T>
+index_t lanes_for(index_t count) {
+  const index_t width = machine_lanes<T>();
+  return (count + width - 1) / width * width;
 }
 
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
-/// dv = p^T dout, dq = scale ds k, dk = scale ds^T q.
+/// dv = p^T dout, dq = scale ds k, dk = scale ds^T q. A task is a part of the queries of one (batch, head) pair: it
+/// takes block after block of keys, finishes dq of its queries, and leaves sums towards dk and dv. Parts depend on the
+/// shape alone, and their sums are added in order.
 template <class T>
 struct AttentionBackward {
   using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t most_lanes = attention_packs<T> * width_of_pack;
-  static constexpr index_t many_pairs = 8;
+  static constexpr index_t tasks = 32;  ///< where the shape gives as many: twice the threads of a usual machine
 
   const kernel::AttentionShape& shape;
   const T *q, *k, *v, *out;
@@ -3278,55 +3554,41 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const S *q_packed = nullptr, *k_packed = nullptr, *v_packed = nullptr, *dout_packed = nullptr;
+  const index_t most_lanes = attention_lanes<T>();
+  const S *q_packed = nullptr, *dout_packed = nullptr;
+  index_t parts = 1, part_rows = 0, key_blocks = 0;
+  S* partial = nullptr;  ///< with several parts [pairs, parts, key_blocks, 2, width, most_lanes]: dk and dv
 
   void run(Context<Cpu>& ctx) {
     const index_t pairs = shape.batch * shape.heads, width = shape.width;
     if (pairs == 0 || width == 0) return;
-    const index_t products = shape.queries * shape.keys * width;
     Scratch<Cpu> scratch(ctx);
     S* const delta = scratch.allocate<S>(pairs * shape.queries);
     sum_rows(ctx, delta);
-    const index_t query_blocks = (shape.queries + most_lanes - 1) / most_lanes;
-    const index_t key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
-    const bool whole_pairs = pairs >= many_pairs || products <= (index_t{1} << 18);
-    const bool strided = shape.heads > 1 || !std::is_same_v<T, S>;
-    if (strided && key_blocks > 1) {
+    key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
+    if (key_blocks > 1 && (shape.heads > 1 || !std::is_same_v<T, S>)) {
       q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
       dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
     }
-    if (strided && query_blocks > 1 && dq && !whole_pairs) {
-      k_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, k, shape.k_row);
-      v_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, v, shape.v_row);
-    }
-    const index_t block_space = (4 * width + 2 * attention_block + 3) * most_lanes + 2 * attention_block * width;
-    const index_t pair_space = whole_pairs && dq ? (shape.queries + most_lanes) * padded<V>(width) : 0;
-    WorkerScratch<S> workspaces(ctx, scratch, block_space + pair_space);
-    using Lease = typename WorkerScratch<S>::Lease;
-    if (whole_pairs) {
-      ctx.executor().parallel_for(pairs, attention_grain(2 * shape.queries * padded<V>(shape.keys) * width),
-                                  [&](index_t begin, index_t end) {
-                                    const Lease space(workspaces);
-                                    S* const dq_sum = dq ? space.data() + block_space : nullptr;
-                                    for (index_t pair = begin; pair < end; ++pair) {
-                                      if (dq) std::fill(dq_sum, dq_sum + shape.queries * padded<V>(width), S(0));
-                                      for (index_t block = 0; block < key_blocks; ++block)
-                                        key_block(pair, block * most_lanes, delta, space.data(), dq_sum);
-                                      if (dq) store_dq(pair, dq_sum);
-                                    }
-                                  });
-      return;
-    }
-    if (dk || dv)
-      ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) {
-        const Lease space(workspaces);
-        key_block(task / key_blocks, task % key_blocks * most_lanes, delta, space.data(), nullptr);
-      });
-    if (dq)
-      ctx.executor().parallel_for(pairs * query_blocks, 1, [&](index_t task, index_t) {
-        const Lease space(workspaces);
-        query_block(task / query_blocks, task % query_blocks * most_lanes, delta, space.data());
-      });
+    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1,
+                                std::max<index_t>(1, shape.queries / (2 * attention_block)));
+    part_rows = (shape.queries + parts - 1) / parts;
+    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * key_blocks * 2 * width * most_lanes);
+    const index_t block_space = (4 * width + 2 * attention_block + 1) * most_lanes + 2 * attention_block * width;
+    WorkerScratch<S> workspaces(ctx, scratch, block_space + (dq ? (part_rows + most_lanes) * padded<V>(width) : 0));
+    ctx.executor().parallel_for(
+        pairs * parts, attention_grain(2 * part_rows * padded<V>(shape.keys) * width), [&](index_t begin, index_t end) {
+          const typename WorkerScratch<S>::Lease space(workspaces);
+          for (index_t task = begin; task < end; ++task) {
+            const index_t row = task % parts * part_rows, row_end = std::min(shape.queries, row + part_rows);
+            S* const dq_sum = dq ? space.data() + block_space : nullptr;
+            if (dq) std::fill(dq_sum, dq_sum + (row_end - row) * padded<V>(width), S(0));
+            for (index_t block = 0; block < key_blocks; ++block)
+              key_lanes(task, block, row, row_end, delta, space.data(), dq_sum);
+            if (dq) store_dq(task / parts, row, row_end, dq_sum);
+          }
+        });
+    if (partial) ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) { add_parts(task); });
   }
 
  private:
@@ -3355,126 +3617,97 @@ struct AttentionBackward {
     });
   }
 
-  void key_block(index_t pair, index_t first, const S* delta, S* space, S* dq_sum) const {
-    const index_t count = std::min(most_lanes, shape.keys - first);
-    with_packs<T>(count, [&](auto packs) {
-      key_lanes<decltype(packs)::value>(pair, first, count, delta + pair * shape.queries, space, dq_sum);
-    });
+  S* partial_sums(index_t pair, index_t part, index_t block) const {
+    return partial + ((pair * parts + part) * key_blocks + block) * 2 * shape.width * most_lanes;
   }
 
-  void query_block(index_t pair, index_t first, const S* delta, S* space) const {
-    const index_t count = std::min(most_lanes, shape.queries - first);
-    with_packs<T>(count, [&](auto packs) {
-      query_lanes<decltype(packs)::value>(pair, first, count, delta + pair * shape.queries, space);
-    });
-  }
-
-  /// dk and dv of the keys [first, first + count), one key per lane, and their part of dq where `dq_sum` is given.
-  template <int Packs>
-  void key_lanes(index_t pair, index_t first, index_t count, const S* delta, S* space, S* dq_sum) const {
-    constexpr index_t lanes = Packs * width_of_pack;
+  /// What the queries [query, query_end) give to dk and dv of a block of keys, one key per lane, and what these keys
+  /// give to dq of the queries where `dq_sum` is given.
+  void key_lanes(index_t task, index_t key_block, index_t query, index_t query_end, const S* deltas, S* space,
+                 S* dq_sum) const {
+    const index_t pair = task / parts, first = key_block * most_lanes;
+    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
+    const S* const delta = deltas + pair * shape.queries;
     const index_t width = shape.width, row = padded<V>(width);
     S* const key = space;
     S* const value = key + width * lanes;
-    S* const dkey = value + width * lanes;
+    S* const dkey = partial ? partial_sums(pair, task % parts, key_block) : value + width * lanes;
     S* const dvalue = dkey + width * lanes;
-    S* const p = dvalue + width * lanes;
+    S* const p = value + 3 * width * lanes;
     S* const ds = p + attention_block * lanes;
     S* const factor = ds + attention_block * lanes;
     S* const q_space = factor + lanes;
     S* const dout_space = q_space + attention_block * width;
-    S* const key_rows = dq_sum ? dq_sum + shape.queries * row : nullptr;
+    S* const key_rows = dq_sum ? dq_sum + part_rows * row : nullptr;
     const T* const k_first = k + key_at(pair, first, shape.k_row);
     const bool slopes = dk || dq_sum;
-    load_columns<V>(k_first, shape.k_row, count, width, static_cast<S>(shape.scale), key, lanes);
-    if (slopes) load_columns<V>(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
+    load_columns(k_first, shape.k_row, count, width, static_cast<S>(shape.scale * log2_of_e), key, lanes);
+    if (slopes) load_columns(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
     if (dk) std::fill(dkey, dkey + width * lanes, S(0));
     if (dv) std::fill(dvalue, dvalue + width * lanes, S(0));
     if (key_rows) pad_rows(k_first, count, key_rows);
     const S* const level = log_sum_exp + pair * shape.queries;
 
-    for (index_t begin = shape.causal ? first : 0; begin < shape.queries; begin += attention_block) {
-      const index_t block = std::min(attention_block, shape.queries - begin);
-      const auto q_rows = attention_rows<V>(q_packed, pair * shape.queries + begin,
-                                            q + query_at(pair, begin, shape.q_row), shape.q_row, block, width, q_space);
+    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += attention_block) {
+      const index_t block = std::min(attention_block, query_end - begin);
+      const auto q_rows = attention_rows(q_packed, pair * shape.queries + begin, q + query_at(pair, begin, shape.q_row),
+                                         shape.q_row, block, width, q_space);
       const auto dout_rows =
-          attention_rows<V>(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
-                            shape.out_row, block, width, dout_space);
-      multiply_rows<V, false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
+          attention_rows(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
+                         shape.out_row, block, width, dout_space);
+      multiply_rows<false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
-        multiply_rows<V, false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
-      for (index_t i = 0; i < block; ++i)
-        unroll<Packs>([&](auto part) __attribute__((always_inline)) {
-          const index_t at = i * lanes + part * width_of_pack;
-          V probability = exp_or_zero(load_lanes<V>(p + at) - level[begin + i]);
-          if (shape.causal) {
-            const V key_number = lane_numbers<V>() + static_cast<S>(first + part * width_of_pack);
-            probability = select(key_number > broadcast_lanes<V>(static_cast<S>(begin + i)), V{}, probability);
+        multiply_rows<false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
+      with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+        for (index_t i = 0; i < block; ++i) {
+          const S base = level[begin + i] * static_cast<S>(log2_of_e), offset = delta[begin + i];
+          S* const row_p = p + i * lanes;
+          S* const row_ds = ds + i * lanes;
+          for (index_t lane = 0; lane < lanes; lane += LaneTraits<W>::width) {
+            const W probability = exp2_above(load_lanes<W>(row_p + lane) - base);
+            store_lanes(row_p + lane, probability);
+            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<W>(row_ds + lane) - offset));
           }
-          store_lanes(p + at, probability);
-          if (slopes) store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - delta[begin + i]));
-        });
-      if (dv) multiply_rows<V, true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
-      if (dk) multiply_rows<V, true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum) multiply_rows<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
+        }
+      });
+      if (shape.causal)  // a query does not see the keys after its own
+        for (index_t i = 0; i < block; ++i)
+          for (index_t lane = std::max<index_t>(0, begin + i + 1 - first); lane < lanes; ++lane)
+            p[i * lanes + lane] = ds[i * lanes + lane] = S(0);
+      if (dv) multiply_rows<true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
+      if (dk) multiply_rows<true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
+      if (dq_sum)
+        multiply_rows<true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + (begin - query) * row, row);
     }
-    std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
-    if (dk)
-      store_columns<V>(dkey, lanes, factor, count, width, dk + key_at(pair, first, shape.k_row), shape.k_row,
-                       accumulate_k);
-    std::fill(factor, factor + lanes, S(1));
-    if (dv)
-      store_columns<V>(dvalue, lanes, factor, count, width, dv + key_at(pair, first, shape.v_row), shape.v_row,
-                       accumulate_v);
+    if (!partial) store_sums(pair, first, dkey, dvalue, factor);
   }
 
-  /// dq of the queries [first, first + count), one query per lane.
-  template <int Packs>
-  void query_lanes(index_t pair, index_t first, index_t count, const S* delta, S* space) const {
-    constexpr index_t lanes = Packs * width_of_pack;
-    const index_t width = shape.width;
-    S* const query = space;
-    S* const slope = query + width * lanes;
-    S* const dquery = slope + width * lanes;
-    S* const score = dquery + width * lanes;
-    S* const ds = score + attention_block * lanes;
-    S* const level = ds + attention_block * lanes;
-    S* const offset = level + lanes;
-    S* const factor = offset + lanes;
-    S* const k_space = factor + lanes;
-    S* const v_space = k_space + attention_block * width;
-    load_columns<V>(q + query_at(pair, first, shape.q_row), shape.q_row, count, width, static_cast<S>(shape.scale),
-                    query, lanes);
-    load_columns<V>(dout + query_at(pair, first, shape.out_row), shape.out_row, count, width, S(1), slope, lanes);
-    std::fill(dquery, dquery + width * lanes, S(0));
-    std::fill(level, level + 2 * lanes, S(0));
-    std::copy(log_sum_exp + pair * shape.queries + first, log_sum_exp + pair * shape.queries + first + count, level);
-    std::copy(delta + first, delta + first + count, offset);
+  /// Adds the parts of a block of keys in order.
+  void add_parts(index_t task) const {
+    const index_t pair = task / key_blocks, block = task % key_blocks, first = block * most_lanes;
+    const index_t size = 2 * shape.width * lanes_for<T>(std::min(most_lanes, shape.keys - first));
+    S* const sum = partial_sums(pair, 0, block);
+    with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+      for (index_t part = 1; part < parts; ++part) {
+        const S* const more = partial_sums(pair, part, block);
+        for (index_t at = 0; at < size; at += LaneTraits<W>::width)
+          store_lanes(sum + at, load_lanes<W>(sum + at) + load_lanes<W>(more + at));
+      }
+    });
+    S factor[4 * 64 / sizeof(float)];
+    store_sums(pair, first, sum, sum + size / 2, factor);
+  }
 
-    const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < keys; begin += attention_block) {
-      const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k_packed, pair * shape.keys + begin, k + key_at(pair, begin, shape.k_row),
-                                            shape.k_row, block, width, k_space);
-      const auto v_rows = attention_rows<V>(v_packed, pair * shape.keys + begin, v + key_at(pair, begin, shape.v_row),
-                                            shape.v_row, block, width, v_space);
-      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      multiply_rows<V, false>(block, lanes, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
-      for (index_t j = 0; j < block; ++j)
-        unroll<Packs>([&](auto part) __attribute__((always_inline)) {
-          const index_t lane = part * width_of_pack, at = j * lanes + lane;
-          V probability = exp_or_zero(load_lanes<V>(score + at) - load_lanes<V>(level + lane));
-          if (shape.causal) {
-            const V query_number = lane_numbers<V>() + static_cast<S>(first + lane);
-            probability = select(query_number < broadcast_lanes<V>(static_cast<S>(begin + j)), V{}, probability);
-          }
-          store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - load_lanes<V>(offset + lane)));
-        });
-      multiply_rows<V, true>(width, lanes, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
-    }
+  void store_sums(index_t pair, index_t first, const S* dkey, const S* dvalue, S* factor) const {
+    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
-    store_columns<V>(dquery, lanes, factor, count, width, dq + query_at(pair, first, shape.q_row), shape.q_row,
-                     accumulate_q);
+    if (dk)
+      store_columns(dkey, lanes, factor, count, shape.width, dk + key_at(pair, first, shape.k_row), shape.k_row,
+                    accumulate_k);
+    std::fill(factor, factor + lanes, S(1));
+    if (dv)
+      store_columns(dvalue, lanes, factor, count, shape.width, dv + key_at(pair, first, shape.v_row), shape.v_row,
+                    accumulate_v);
   }
 
   /// Keys as rows of whole packs, the right operand of ds k.
@@ -3487,14 +3720,14 @@ struct AttentionBackward {
           });
   }
 
-  void store_dq(index_t pair, const S* dq_sum) const {
+  void store_dq(index_t pair, index_t first, index_t last, const S* dq_sum) const {
     const index_t row = padded<V>(shape.width);
     const S scale = static_cast<S>(shape.scale);
-    for (index_t i = 0; i < shape.queries; ++i) {
+    for (index_t i = first; i < last; ++i) {
       T* const target = dq + query_at(pair, i, shape.q_row);
       for_lanes<V>(
           0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            V value = load_lanes<V>(dq_sum + i * row + at) * scale;
+            V value = load_lanes<V>(dq_sum + (i - first) * row + at) * scale;
             if (accumulate_q) value += lanes.load(target + at);
             lanes.store(target + at, value);
           });
@@ -3513,97 +3746,104 @@ struct AttentionBackward {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one head for up to Packs packs of queries, one query per lane. Per block of keys:
-///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = exp(s - m'),  l = l exp(m - m') + sum_j p,
-///   o[d][lane] = o exp(m - m') + sum_j p[j][lane] v[j][d]
+/// Forward of one head for a block of queries, one query per lane. Per block of keys, with scores in units of ln 2:
+///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = 2^(s - m'),  l = l 2^(m - m') + sum_j p,
+///   o[d][lane] = o 2^(m - m') + sum_j p[j][lane] v[j][d]
 /// and at the end out = o / l. Sums over keys run down the rows, so nothing is ever summed across lanes.
-template <class T, int Packs>
+template <class T>
 struct AttentionForward {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t lanes = Packs * width_of_pack;
 
   static index_t scratch_size(index_t width) {
-    return (2 * width + attention_block + 3) * lanes + (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
+    return (2 * width + attention_block + 4) * attention_lanes<T>() +
+           (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
   }
 
   /// Row is T, or S where the keys and values were packed.
   template <class Row>
   static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
                   index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width;
+    const index_t width = shape.width, lanes = lanes_for<T>(count);
     S* const query = space;
     S* const total = query + width * lanes;
     S* const score = total + width * lanes;
-    S* const factor = score + attention_block * lanes;
+    S* const highest = score + attention_block * lanes;
+    S* const sum = highest + lanes;
+    S* const factor = sum + lanes;
     S* const level = factor + lanes;
     S* const k_space = level + lanes;
     S* const v_space = k_space + attention_block * width;
-    load_columns<V>(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale), query, lanes);
-
-    V highest[Packs], sum[Packs];
-    for (int i = 0; i < Packs; ++i) {
-      highest[i] = broadcast_lanes<V>(S(-1e30));
-      sum[i] = V{};
-    }
+    load_columns(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale * log2_of_e), query,
+                 lanes);
+    std::fill(highest, highest + lanes, S(-1e30));
+    std::fill(sum, sum + lanes, S(0));
     const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      if (shape.causal && begin + block > first + 1) hide_later_keys(score, first, begin, block);
-      // All packs side by side: their maxima and exponentials do not wait for each other.
-      V top[Packs], shrink[Packs];
-      for_packs([&](auto i) __attribute__((always_inline)) { top[i] = highest[i]; });
-      for (index_t j = 0; j < block; ++j)
-        for_packs([&](auto i)
-                      __attribute__((always_inline)) { top[i] = larger(top[i], load_lanes<V>(pack(score, j, i))); });
-      for_packs([&](auto i) __attribute__((always_inline)) {
-        shrink[i] = exp_or_zero(highest[i] - top[i]);
-        highest[i] = top[i];
-        sum[i] *= shrink[i];
+      const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
+      const auto k_rows = attention_rows(k + begin * k_row, k_row, block, width, k_space);
+      multiply_rows<false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      if (cut) set_later_keys(score, lanes, first, begin, block, S(-2e30));
+      with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        index_t at = 0;
+        for (; at + 4 * LaneTraits<V>::width <= lanes; at += 4 * LaneTraits<V>::width)
+          soften<V, 4>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
+        for (; at < lanes; at += LaneTraits<V>::width)
+          soften<V, 1>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
       });
-      for (index_t j = 0; j < block; ++j)
-        for_packs([&](auto i) __attribute__((always_inline)) {
-          const V p = exp_or_zero(load_lanes<V>(pack(score, j, i)) - top[i]);
-          store_lanes(pack(score, j, i), p);
-          sum[i] += p;
-        });
-      if (begin > 0)
-        for (index_t d = 0; d < width; ++d)
-          for_packs([&](auto i) __attribute__((always_inline)) {
-            store_lanes(pack(total, d, i), load_lanes<V>(pack(total, d, i)) * shrink[i]);
-          });
-      const auto v_rows = attention_rows<V>(v + begin * v_row, v_row, block, width, v_space);
+      if (cut) set_later_keys(score, lanes, first, begin, block, S(0));
+      const auto v_rows = attention_rows(v + begin * v_row, v_row, block, width, v_space);
       if (begin == 0)
-        multiply_rows<V, false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
       else
-        multiply_rows<V, true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
     }
-    for (int i = 0; i < Packs; ++i) {
-      store_lanes(factor + i * width_of_pack, S(1) / sum[i]);
-      store_lanes(level + i * width_of_pack, highest[i] + log(sum[i]));
+    for (index_t lane = 0; lane < lanes; ++lane) {
+      factor[lane] = S(1) / sum[lane];
+      level[lane] = highest[lane] * static_cast<S>(log_of_2) + log(sum[lane]);
     }
-    store_columns<V>(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
+    store_columns(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
     if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
   }
 
  private:
-  template <class Body>
-  static LPO_ALWAYS_INLINE void for_packs(Body&& body) {
-    unroll<Packs>(body);
+  /// One block's turn of the running maximum and sum; scores become probabilities, `rows` rows of the total are
+  /// rescaled. The packs go side by side: their maxima and exponentials do not wait for each other.
+  template <class V, int Packs>
+  static LPO_ALWAYS_INLINE void soften(index_t block, index_t lanes, S* score, S* highest, S* sum, index_t rows,
+                                       S* total) {
+    constexpr index_t step = LaneTraits<V>::width;
+    V top[Packs], shrink[Packs], part[Packs];
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) { top[i] = load_lanes<V>(highest + i * step); });
+    for (index_t j = 0; j < block; ++j)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + j * lanes + i * step), top[i]);
+      });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+      shrink[i] = exp2_above(load_lanes<V>(highest + i * step) - top[i]);
+      store_lanes(highest + i * step, top[i]);
+      part[i] = V{};
+    });
+    for (index_t j = 0; j < block; ++j)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        const V p = exp2_above(load_lanes<V>(score + j * lanes + i * step) - top[i]);
+        store_lanes(score + j * lanes + i * step, p);
+        part[i] += p;
+      });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+      store_lanes(sum + i * step, load_lanes<V>(sum + i * step) * shrink[i] + part[i]);
+    });
+    for (index_t d = 0; d < rows; ++d)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        S* const at = total + d * lanes + i * step;
+        store_lanes(at, load_lanes<V>(at) * shrink[i]);
+      });
   }
-  static LPO_ALWAYS_INLINE S* pack(S* rows, index_t row, int i) { return rows + row * lanes + i * width_of_pack; }
 
-  static void hide_later_keys(S* score, index_t first, index_t begin, index_t block) {
+  /// Sets what belongs to keys after a query's own.
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t begin, index_t block, S value) {
     for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
-      for (int i = 0; i < Packs; ++i) {
-        S* const at = score + j * lanes + i * width_of_pack;
-        const V query_number = lane_numbers<V>() + static_cast<S>(first + i * width_of_pack);
-        const auto hidden = query_number < broadcast_lanes<V>(static_cast<S>(begin + j));
-        store_lanes(at, select(hidden, broadcast_lanes<V>(S(-2e30)), load_lanes<V>(at)));
-      }
+      std::fill(score + j * lanes, score + j * lanes + std::min(lanes, begin + j - first), value);
   }
 };
 
@@ -3626,12 +3866,12 @@ struct Attention<Cpu> {
       if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
       return;
     }
-    using Block = detail::AttentionForward<T, detail::attention_packs<T>>;
-    constexpr index_t lanes = Block::lanes;
+    using Block = detail::AttentionForward<T>;
+    const index_t lanes = detail::attention_lanes<T>();
     const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t padded = detail::padded<detail::lanes_t<T>>(std::min(shape.queries, lanes));
+    const index_t padded = detail::lanes_for<T>(std::min(shape.queries, lanes));
     const auto run = [&](auto&& keys_of) {
       ctx.executor().parallel_for(
           pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
@@ -3642,11 +3882,8 @@ struct Attention<Cpu> {
               const index_t row = pair / heads * shape.queries;
               S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
               const auto keys = keys_of(pair);
-              detail::with_packs<T>(count, [&](auto packs) {
-                detail::AttentionForward<T, decltype(packs)::value>::run(
-                    shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
-                    out + row * shape.out_row + column, level, space.data());
-              });
+              Block::run(shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
+                         out + row * shape.out_row + column, level, space.data());
             }
           });
     };
@@ -3667,8 +3904,6 @@ struct Attention<Cpu> {
     }
   }
 
-  /// With many (batch, head) pairs a task is one pair and finishes dq, dk and dv from one recomputation of the
-  /// probabilities; with few, blocks of keys (dk, dv) and blocks of queries (dq) share the threads.
   template <class T>
   static void backward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
                        const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
@@ -3695,9 +3930,9 @@ struct Attention<Cpu> {
 // <lpo/backend/cpu/bfloat16_tile.hpp>
 // Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
 //
-// Both read the same blocks of 16 x 32 elements, 1 KiB each:
-//   left   [16 rows][32 of k]              right  [16 pairs of k][16 columns][2]
-// so that one packing serves both, and a plain loop that stands for the instruction tests everything around it.
+// Both read the same blocks of 16 x 32 elements:
+//   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
+// so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
 // The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
 // as zero.
 
@@ -3715,11 +3950,17 @@ struct PairLines {
   index_t run, run_step;
 };
 
+/// 16 rows of the left operand: element l of row r, of block b, is data[step[b] + r * row + l].
+struct PairGroup {
+  const bfloat16* data;
+  index_t row;
+  const index_t* step;
+};
+
 /// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
 struct PairWork {
   index_t groups, panels, blocks;
-  const bfloat16* left;
-  index_t group_step;  ///< from one group of 16 rows to the next
+  const PairGroup* left;
   const bfloat16* right;
   index_t panel_step;  ///< from one panel of 16 columns to the next
   float* sums;
@@ -3730,7 +3971,8 @@ struct PairWork {
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
 /// packing, at element `k`: what lies behind it is zero in both operands.
 struct PairTiles {
-  index_t depth;  ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  index_t cycles;  ///< that the product of two blocks takes, about
+  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
   /// Left or right blocks from lines along k.
   void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
   /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
@@ -3837,11 +4079,11 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
   pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
 }
 
-/// 8 rows of a group by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
 /// memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
-LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const bfloat16* left, const bfloat16* right,
-                                                  float* to) {
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
+                                                  const bfloat16* right, float* to) {
   typedef std::uint32_t __attribute__((may_alias)) Pair;
   constexpr int rows = 8;
   PairSums sum[rows][panels];
@@ -3853,7 +4095,10 @@ LPO_UNROLL(3)
       if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
     }
   }
-  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    const bfloat16* left[rows];
+LPO_UNROLL(8)
+    for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
     for (index_t i = 0; i < pair_lanes; ++i) {
       PairVector line[panels];
 LPO_UNROLL(3)
@@ -3866,7 +4111,7 @@ LPO_UNROLL(3)
           PairSums one = sum[r][p];  // a name of its own keeps the array in registers
           asm("vdpbf16ps %2%{1to16%}, %1, %0"
               : "+v"(one)
-              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left + r * pair_depth + 2 * i)));
+              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
           sum[r][p] = one;
         }
       }
@@ -3884,19 +4129,20 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
   for (index_t panel = 0; panel < work.panels; panel += 3) {
     const bfloat16* right = work.right + panel * work.panel_step;
     for (index_t half = 0; half < 2 * work.groups; ++half) {
-      const bfloat16* left = work.left + half / 2 * work.group_step + half % 2 * (pair_block / 2);
+      const PairGroup& group = work.left[half / 2];
+      const index_t first = half % 2 * 8;
       float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
       if (work.panels - panel >= 3)
-        pair_tile<3>(work, left, right, to);
+        pair_tile<3>(work, group, first, right, to);
       else if (work.panels - panel == 2)
-        pair_tile<2>(work, left, right, to);
+        pair_tile<2>(work, group, first, right, to);
       else
-        pair_tile<1>(work, left, right, to);
+        pair_tile<1>(work, group, first, right, to);
     }
   }
 }
 
-inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &run_pairs_512};
 
@@ -3911,7 +4157,10 @@ inline constexpr PairTiles pair_tiles_512{8, {&pack_lines_512<false>, &pack_line
 
 /// groups x panels blocks of sums, each 1 or 2.
 template <int groups, int panels>
-inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16* right, float* to) {
+inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
+  const PairGroup &upper = left[0], &lower = left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
   const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
   float* const below = to + pair_lanes * work.sums_step;
   if (work.begun) {
@@ -3925,8 +4174,8 @@ inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16*
     if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
     if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
   }
-  for (index_t block = 0; block < work.blocks; ++block, left += pair_block, right += pair_block) {
-    LPO_TILE_LOAD("tmm4", left, 64);
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
     LPO_TILE_LOAD("tmm6", right, 64);
     LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
     if constexpr (panels > 1) {
@@ -3934,7 +4183,7 @@ inline void amx_tile(const PairWork& work, const bfloat16* left, const bfloat16*
       LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
     }
     if constexpr (groups > 1) {
-      LPO_TILE_LOAD("tmm5", left + work.group_step, 64);
+      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
       LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
       if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
     }
@@ -3963,7 +4212,7 @@ inline void run_pairs_amx(const PairWork& work) {
     const bfloat16* right = work.right + panel * work.panel_step;
     const bool two = work.panels - panel > 1;
     for (index_t group = 0; group < work.groups; group += 2) {
-      const bfloat16* left = work.left + group * work.group_step;
+      const PairGroup* left = work.left + group;
       float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
       if (work.groups - group > 1)
         two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
@@ -3974,7 +4223,7 @@ inline void run_pairs_amx(const PairWork& work) {
   asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &run_pairs_amx};
 #endif
@@ -4107,6 +4356,7 @@ struct TileOutput {
   const T* bias = nullptr;   ///< by column, or
   bool bias_by_row = false;  ///< by row
   index_t batch_c = 0;
+  T* gated = nullptr;  ///< see store_gated()
 };
 
 /// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
@@ -4260,6 +4510,29 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   }
 }
 
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+template <class T>
+void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
+                 index_t panel_end) {
+  const index_t hidden = n / 2;
+  T both[2 * pack_width];
+  for (; panel < panel_end; panel += 2, sums += 2 * columns)
+    for (index_t j = 0; j < columns; j += pack_width) {
+      const index_t column = panel / 2 * columns + j;
+      T* const value = out.c == nullptr ? both : out.c + row * n + column;
+      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
+      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
+      if (out.bias != nullptr) {
+        value_sum += load_all<Pack>(out.bias + column);
+        gate_sum += load_all<Pack>(out.bias + hidden + column);
+      }
+      store_lanes(value, value_sum);
+      store_lanes(gate, gate_sum);
+      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
+    }
+}
+
 /// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
 /// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
@@ -4269,7 +4542,7 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
                      p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
@@ -4318,6 +4591,13 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
         }
         l += depth;
       } while (l < last);
+      if constexpr (std::is_same_v<S, float>) {
+        if (out.gated != nullptr) {
+          for (int r = 0; r < count; ++r)
+            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
+          continue;
+        }
+      }
       const index_t width = std::min(group_end * columns, p.n) - group * columns;
       constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
       for (int r = 0; r < count && !plain; r += together_rows)
@@ -4354,7 +4634,8 @@ template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
   const index_t columns = p.kernel->columns();
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
@@ -4403,154 +4684,6 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       }
       const index_t offset = RowCursor(out.rows, row).offset();
       store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
-    }
-  });
-}
-
-}  // namespace detail
-}  // namespace lpo::inline LPO_ABI
-#endif
-
-// <lpo/backend/cpu/bfloat16_product.hpp>
-// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
-//
-//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
-//
-// A job makes a block of rows x panels. It packs its rows of A, part of k by part of k, into a buffer of its thread, and
-// of B as well where no other job needs the same columns (few rows: nothing but one pass over the weights, in one
-// dispatch); else B is packed once before. Each element adds up k in order, so any cut and any number of threads give
-// the same bits.
-
-#if LPO_HOST_PASS
-namespace lpo::inline LPO_ABI {
-namespace detail {
-
-/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
-/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
-struct PairOperand {
-  const bfloat16* data = nullptr;
-  index_t batch_step = 0;
-  RowMap rows;
-  index_t run = 1, run_step = 0;
-  const index_t* offset = nullptr;  ///< [k]
-};
-
-struct PairProduct {
-  const PairTiles* tiles = pair_tiles().tiles[0];
-  index_t m = 0, n = 0, k = 0, batch = 1;
-  PairOperand a, b;
-};
-
-/// Whether products of T run on pairs here.
-template <class T>
-bool multiplies_pairs() {
-  if constexpr (std::is_same_v<T, bfloat16>)
-    return pair_tiles().count > 0;
-  else
-    return false;
-}
-
-/// Rows (groups of 16) and panels (of 16 columns) of a job.
-struct PairCut {
-  index_t groups, panels;
-};
-
-inline PairCut cut_pairs(index_t groups, index_t panels, index_t batch, index_t k, int threads) {
-  PairCut cut{groups <= 16 ? groups : 8, std::min<index_t>(16, panels)};
-  const auto jobs = [&] {
-    return batch * ((groups + cut.groups - 1) / cut.groups) * ((panels + cut.panels - 1) / cut.panels);
-  };
-  // A handful of jobs for each thread, but none below a few microseconds.
-  while (jobs() < 3 * threads && cut.groups * cut.panels * k > 16384) {
-    if (cut.panels > 2 && (cut.panels >= cut.groups || groups <= 16))
-      cut.panels = (cut.panels + 1) / 2;
-    else if (cut.groups > 2 && groups > 16)
-      cut.groups /= 2;
-    else
-      break;
-  }
-  const index_t parts = (panels + cut.panels - 1) / cut.panels;  // of about equal width, in pairs
-  cut.panels = ((panels + parts - 1) / parts + 1) / 2 * 2;
-  return cut;
-}
-
-/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
-template <bool right>
-void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
-                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
-  const bfloat16* data = operand.data + item * operand.batch_step;
-  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
-  if (operand.offset != nullptr)
-    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
-  PairLines lines;
-  lines.run = operand.run, lines.run_step = operand.run_step;
-  RowCursor cursor(operand.rows, line);
-  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
-  tiles.pack_lines[right](lines, k, first_block, blocks, to);
-}
-
-/// Runs the product (all items of the batch) on the context's threads.
-inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
-  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
-  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
-  Executor& executor = context.executor();
-  const PairCut cut = cut_pairs(groups, panels, p.batch, p.k, executor.threads());
-  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
-  Scratch<Cpu> scratch(context);
-
-  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
-  bfloat16* packed = nullptr;  // [items, panels, blocks]
-  if (row_jobs * p.batch / items > 1) {
-    packed = scratch.allocate<bfloat16>(items * item_size);
-    const index_t parts = (blocks + 31) / 32;
-    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
-                          [&](index_t begin, index_t end) {
-      for (index_t at = begin; at < end; ++at) {
-        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
-        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
-                         packed + item * item_size + (panel * blocks + first) * pair_block);
-      }
-    });
-  }
-
-  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
-  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
-  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
-  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
-    const WorkerScratch<float>::Lease lease(workspace);
-    float* const sums = lease.data();
-    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
-    bfloat16* const right = left + left_size;
-    for (index_t job = begin; job < end; ++job) {
-      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
-                    panel = job / row_jobs % panel_jobs * cut.panels;
-      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, left, 0, right, 0,
-                    sums, width, false};
-      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
-      for (index_t first = 0; first < blocks; first += depth) {
-        work.blocks = std::min(depth, blocks - first);
-        work.group_step = work.blocks * pair_block;
-        for (index_t i = 0; i < work.groups; ++i)
-          pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks, left + i * work.group_step);
-        if (packed != nullptr) {
-          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
-          work.panel_step = blocks * pair_block;
-        } else {
-          work.panel_step = work.group_step;
-          for (index_t i = 0; i < work.panels; ++i)
-            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
-        }
-        p.tiles->run(work);
-        work.begun = true;
-      }
-      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
-      RowCursor target(out.rows, row);
-      for (index_t r = 0; r < rows; ++r, target.next()) {
-        const index_t offset = target.offset();
-        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
-                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
-      }
     }
   });
 }
@@ -4724,6 +4857,178 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
         count, 65536, [&](index_t begin, index_t end) { convert_line(from + begin, end - begin, copy + begin); });
     return copy;
   }
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/bfloat16_product.hpp>
+// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
+//
+// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in place,
+// others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few rows: one
+// pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any cut and
+// any number of threads give the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
+/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
+struct PairOperand {
+  const bfloat16* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
+};
+
+struct PairProduct {
+  const PairTiles* tiles = pair_tiles().tiles[0];
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  PairOperand a, b;
+};
+
+/// Whether products of T run on pairs here.
+template <class T>
+bool multiplies_pairs() {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return pair_tiles().count > 0;
+  else
+    return false;
+}
+
+/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole blocks.
+inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
+  return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
+         line % operand.rows.columns + pair_lanes <= operand.rows.columns;
+}
+
+inline constexpr index_t pair_job_groups = 16;
+
+/// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
+struct PairCut {
+  index_t groups, panels;
+};
+
+/// The cut whose jobs, shared out to the threads in rounds, take the least time: that of their tiles and of reading both
+/// operands once.
+inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
+  constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
+  const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
+  PairCut best{};
+  index_t least = 0;
+  for (const index_t height : heights)
+    for (index_t width = 16; width >= 2; width -= 2) {
+      if (height > groups || (width > 2 && width >= panels + 2)) continue;
+      const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
+      const index_t rounds = (jobs + threads - 1) / threads;
+      const index_t cost = rounds * (height * width * tiles.cycles + (height + width) * read);
+      if (least == 0 || cost < least) least = cost, best = {height, width};
+    }
+  return best;
+}
+
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+template <bool right>
+void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
+                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+  const bfloat16* data = operand.data + item * operand.batch_step;
+  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
+  if (operand.offset != nullptr)
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+  PairLines lines;
+  lines.run = operand.run, lines.run_step = operand.run_step;
+  RowCursor cursor(operand.rows, line);
+  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
+  tiles.pack_lines[right](lines, k, first_block, blocks, to);
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
+  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
+  Executor& executor = context.executor();
+  const PairCut cut = cut_pairs(*p.tiles, groups, panels, p.batch, executor.threads());
+  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
+  Scratch<Cpu> scratch(context);
+  const index_t* packed_steps = even_steps(scratch, depth, pair_block);
+  index_t* steps = scratch.allocate<index_t>(blocks);  // where blocks begin in lines that are read in place
+  for (index_t block = 0, l = 0; block < blocks && p.a.offset == nullptr; ++block, l += pair_depth)
+    steps[block] = l / p.a.run * p.a.run_step + l % p.a.run;
+
+  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
+  bfloat16* packed = nullptr;  // [items, panels, blocks]
+  if (row_jobs * p.batch / items > 1) {
+    packed = scratch.allocate<bfloat16>(items * item_size);
+    const index_t parts = (blocks + 31) / 32;
+    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
+                          [&](index_t begin, index_t end) {
+      for (index_t at = begin; at < end; ++at) {
+        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
+        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
+                         packed + item * item_size + (panel * blocks + first) * pair_block);
+      }
+    });
+  }
+
+  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
+  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
+  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
+  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
+    const WorkerScratch<float>::Lease lease(workspace);
+    float* const sums = lease.data();
+    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
+    bfloat16* const right = left + left_size;
+    for (index_t job = begin; job < end; ++job) {
+      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
+                    panel = job / row_jobs % panel_jobs * cut.panels;
+      PairGroup rows_of[pair_job_groups];
+      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, rows_of, right, 0,
+                    sums, width, false};
+      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
+      for (index_t first = 0; first < blocks; first += depth) {
+        work.blocks = std::min(depth, blocks - first);
+        for (index_t i = 0; i < work.groups; ++i) {
+          const index_t line = (group + i) * pair_lanes;
+          if (in_place(p.a, line, std::min(pair_lanes, p.m - line))) {
+            rows_of[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, line).offset(), p.a.rows.column_step,
+                          steps + first};
+          } else {
+            rows_of[i] = {left + i * work.blocks * pair_block, pair_depth, packed_steps};
+            pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks,
+                              left + i * work.blocks * pair_block);
+          }
+        }
+        if (packed != nullptr) {
+          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
+          work.panel_step = blocks * pair_block;
+        } else {
+          work.panel_step = work.blocks * pair_block;
+          for (index_t i = 0; i < work.panels; ++i)
+            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
+        }
+        p.tiles->run(work);
+        work.begun = true;
+      }
+      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
+      RowCursor target(out.rows, row);
+      for (index_t r = 0; r < rows; ++r, target.next()) {
+        if (out.gated != nullptr) {
+          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
+          continue;
+        }
+        const index_t offset = target.offset();
+        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
+                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
+      }
+    }
+  });
 }
 
 }  // namespace detail
@@ -5434,11 +5739,21 @@ void leaf_sizes(index_t* bytes) {
   for_each_leaf<Tree>([&]<class T, bool Splat>(int i) { bytes[i] = static_cast<index_t>(sizeof(T)); });
 }
 
+/// How loops over one number at a time are run. A backend that computes in packs has one more of these, whose `run`
+/// chooses the pack (and the instruction set that the body is compiled for).
+template <class Number>
+struct OneLane {
+  template <class Body>
+  static void run(Body&& body) {
+    body.template operator()<Number>();
+  }
+};
+
 /// Rows [first, last) restricted to inner elements [from, to), forward. V is the pack; Number handles tails and
 /// strides.
 template <class V, class Number, class Tree, class T>
-void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data, index_t first,
-                  index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data,
+                                    index_t first, index_t last, index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -5446,7 +5761,7 @@ void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const v
   OuterCursor cursor(space, first);
   for (index_t r = first; r < last; ++r, cursor.next()) {
     T* y = out + cursor.offset[0];
-    const auto place = [&](auto& row) {
+    const auto place = [&](auto& row) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k)
         row.row[k] = static_cast<const std::byte*>(data[k]) + cursor.offset[k + 1] * bytes[k];
     };
@@ -5497,9 +5812,10 @@ inline SumLayout sum_layout(const IterationSpace& space, int operand) {
 
 /// The backward twin of forward_rows. `sums[k]` is this chunk's buffer for a broadcast leaf, or null.
 template <class V, class Number, class Sum, class Tree, class T>
-void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient, const void* const* data,
-                   void* const* gradients, const bool* accumulate, Sum* const* sums, const SumLayout* layouts,
-                   index_t first, index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient,
+                                     const void* const* data, void* const* gradients, const bool* accumulate,
+                                     Sum* const* sums, const SumLayout* layouts, index_t first, index_t last,
+                                     index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -5515,7 +5831,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
       rest /= space.extent[axis];
       for (int k = 0; k < Tree::leaves; ++k) sum_offset[k] += at * layouts[k].stride[axis];
     }
-    const auto place = [&](auto& row, auto& gradient) {
+    const auto place = [&](auto& row, auto& gradient) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k) {
         const index_t offset = cursor.offset[k + 1] * bytes[k];
         row.row[k] = static_cast<const std::byte*>(data[k]) + offset;
@@ -5543,7 +5859,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
         tree.template forward<0, Number>(row, state);
         tree.template backward<0, Number>(state, load_lanes<Number>(dy + i), gradient);
       }
-      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) __attribute__((always_inline)) {
         if constexpr (Splat) {
           if (gradient.sum[k] != nullptr)
             *gradient.sum[k] += static_cast<Sum>(sum_lanes(gradient.lanes[k])) + gradient.tail[k];
@@ -5570,13 +5886,14 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
 
 /// How a statement is cut: `units` pieces, each some rows or a part of one long row. Depends on extents only.
 struct Cut {
+  static constexpr index_t most_lanes = 16;  // of any pack: parts begin on whole ones
   index_t units = 1, rows_per_unit = 0, parts = 1, part = 0;
 
   Cut(const IterationSpace& space, index_t grain) {
     const index_t rows = space.rows(), inner = space.inner();
     if (inner > 2 * grain) {
       parts = (inner + grain - 1) / grain;
-      part = (inner + parts - 1) / parts / pack_width * pack_width + pack_width;
+      part = (inner + parts - 1) / parts / most_lanes * most_lanes + most_lanes;
       parts = (inner + part - 1) / part;
       rows_per_unit = 1;
       units = rows * parts;
@@ -5599,15 +5916,17 @@ struct Cut {
   }
 };
 
-/// Forward over a whole space on a host, threaded when there is an executor.
-template <class V, class Number, class Tree, class T>
+/// Forward over a whole space on a host, threaded when there is an executor. Lanes::run gives the loops their pack.
+template <class Lanes, class Number, class Tree, class T>
 void host_forward(Executor* executor, const IterationSpace& space, const Tree& tree, T* out, const void* const* data) {
   if (space.size() == 0) return;
   const Cut cut(space, 16384);
   const auto run = [&](index_t begin, index_t end) {
     for (index_t u = begin; u < end; ++u)
       cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-        forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        Lanes::run([&]<class V>() __attribute__((always_inline)) {
+          forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        });
       });
   };
   if (executor != nullptr)
@@ -5618,7 +5937,7 @@ void host_forward(Executor* executor, const IterationSpace& space, const Tree& t
 
 /// Backward over a whole space on a host. Broadcast leaves are summed per chunk and added up in chunk order, so the
 /// bits do not depend on the number of threads. The sums live in `workspace` while this runs.
-template <class V, class Number, class Sum, class Tree, class T>
+template <class Lanes, class Number, class Sum, class Tree, class T>
 void host_backward(Executor* executor, Arena& workspace, const IterationSpace& space, const Tree& tree,
                    const T* out_gradient, const void* const* data, void* const* gradients, const bool* accumulate) {
   constexpr int leaves = std::max(1, Tree::leaves);
@@ -5630,7 +5949,7 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
     if (gradients[k] == nullptr || !space.reduced(k + 1)) return;
     layouts[k] = sum_layout(space, k + 1);
     sum_begin[k] = sum_size;
-    sum_size += (layouts[k].size + pack_width) / pack_width * pack_width;
+    sum_size += (layouts[k].size + Cut::most_lanes) / Cut::most_lanes * Cut::most_lanes;
     any_sum = true;
   });
   const Cut cut(space, 16384);
@@ -5656,8 +5975,10 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
       for (int k = 0; k < Tree::leaves; ++k) plain[k] = layouts[k].used ? nullptr : gradients[k];
       for (index_t u = chunk * per_chunk; u < std::min(units, (chunk + 1) * per_chunk); ++u)
         cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-          backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first, last,
-                                        from, to);
+          Lanes::run([&]<class V>() __attribute__((always_inline)) {
+            backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first,
+                                          last, from, to);
+          });
         });
     }
   };
@@ -5695,10 +6016,21 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/elementwise.hpp>
-// Fused element-wise statements on the CPU: SIMD packs for float and 16-bit storage, scalars for double, all threads.
+// Fused element-wise statements on the CPU, on all threads: packs of this machine's width for float and 16-bit storage,
+// scalars for double.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
+namespace detail {
+
+struct MachineLanes {
+  template <class Body>
+  static void run(Body&& body) {
+    with_lanes<float>(body);
+  }
+};
+
+}  // namespace detail
 
 template <>
 struct Evaluator<Cpu> {
@@ -5707,20 +6039,20 @@ struct Evaluator<Cpu> {
                       const void* const* leaves) {
     Executor* executor = context == nullptr ? nullptr : &context->executor();
     if constexpr (detail::computes_in_double<Tree, T>())
-      detail::host_forward<double, double>(executor, space, tree, out, leaves);
+      detail::host_forward<detail::OneLane<double>, double>(executor, space, tree, out, leaves);
     else
-      detail::host_forward<Pack, float>(executor, space, tree, out, leaves);
+      detail::host_forward<detail::MachineLanes, float>(executor, space, tree, out, leaves);
   }
 
   template <class Tree, class T>
   static void backward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
                        const void* const* leaves, void* const* gradients, const bool* accumulate) {
     if constexpr (detail::computes_in_double<Tree, T>())
-      detail::host_backward<double, double, double>(&context->executor(), context->scratch(), space, tree, out_gradient,
-                                                    leaves, gradients, accumulate);
+      detail::host_backward<detail::OneLane<double>, double, double>(&context->executor(), context->scratch(), space, tree,
+                                                                     out_gradient, leaves, gradients, accumulate);
     else
-      detail::host_backward<Pack, float, float>(&context->executor(), context->scratch(), space, tree, out_gradient, leaves,
-                                                gradients, accumulate);
+      detail::host_backward<detail::MachineLanes, float, float>(&context->executor(), context->scratch(), space, tree,
+                                                                out_gradient, leaves, gradients, accumulate);
   }
 };
 
@@ -5798,6 +6130,127 @@ struct Embedding<Cpu> {
         at = next;
       }
     });
+  }
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/kernel/gated_product.hpp>
+// Contract of the product with a gate behind GEGLU, for devices that make both in one kernel.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// (value, gate) = x W^T + b with W [2 hidden, in], values first; out = value * gelu(gate). x [rows, in] has row stride
+/// x_row; `out` [rows, hidden] and `both` [rows, 2 hidden] are dense. Value and gate are rounded to T, as they are in
+/// `both`, before they meet.
+template <class T>
+struct GatedProductParams {
+  index_t rows = 0, in = 0, hidden = 0;
+  const T* x = nullptr;
+  index_t x_row = 0;
+  const T* weight = nullptr;
+  const T* bias = nullptr;  ///< [2 hidden]; may be null
+  T* both = nullptr;        ///< value and gate, for a backward; may be null
+  T* out = nullptr;
+};
+
+/// For devices without such a kernel `can_run` says so, and a product and a statement do the work.
+template <class Device>
+struct GatedProduct {
+  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
+                "lpo kernel: no gated_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
+
+  /// Whether the device has a kernel for these operands. Does not look at the results, so that passes with and without
+  /// a backward give the same bits.
+  template <class T>
+  static bool can_run(Context<Device>&, const GatedProductParams<T>&) {
+    return false;
+  }
+  /// Only where can_run. Results are aligned to 16 bytes.
+  template <class T>
+  static void run(Context<Device>&, const GatedProductParams<T>&) {}
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/backend/cpu/gated_product.hpp>
+// The CPU's product with a gate: panels of values and of gates alternate, and a job that has both makes the gated result.
+//
+// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more the
+// faster the product is.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// For storage of 16 and 32 bits, where `hidden` fills whole panels.
+template <>
+struct GatedProduct<Cpu> {
+  template <class T>
+  static bool can_run(Context<Cpu>&, const GatedProductParams<T>& p) {
+    if constexpr (std::is_same_v<T, double>)
+      return false;
+    else
+      return p.hidden > 0 && p.in > 0 && p.hidden % panel_columns<T>() == 0;
+  }
+
+  template <class T>
+  static void run(Context<Cpu>& context, const GatedProductParams<T>& p) {
+    if constexpr (!std::is_same_v<T, double>) {
+      detail::TileOutput<T> out;
+      out.c = p.both;
+      out.rows = detail::even_rows(p.rows, 2 * p.hidden);
+      out.bias = p.bias;
+      out.gated = p.out;
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        if (detail::multiplies_pairs<T>()) return run_pairs(context, p, out);
+      }
+      run_tiles(context, p, out);
+    }
+  }
+
+ private:
+  template <class T>
+  static index_t panel_columns() {
+    return detail::multiplies_pairs<T>() ? detail::pair_lanes : detail::tile_kernel<float>().columns();
+  }
+
+  static void run_pairs(Context<Cpu>& context, const GatedProductParams<bfloat16>& g,
+                        const detail::TileOutput<bfloat16>& out) {
+    constexpr index_t lanes = detail::pair_lanes;
+    detail::PairProduct p;
+    p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
+    p.a = {g.x, 0, detail::even_rows(g.rows, g.x_row), g.in};
+    p.b = {g.weight, 0, {lanes, 2, g.in, g.hidden * g.in, lanes * g.in}, g.in};
+    detail::run_pair_product(context, p, out);
+  }
+
+  template <class T>
+  static void run_tiles(Context<Cpu>& context, const GatedProductParams<T>& g, const detail::TileOutput<T>& out) {
+    Scratch<Cpu> scratch(context);
+    detail::TileProduct<float> p;
+    p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
+    p.a_step = detail::even_steps(scratch, g.in, 1);
+    if constexpr (std::is_same_v<T, float>) {
+      p.a = g.x;
+      p.rows = detail::even_rows(g.rows, g.x_row);
+    } else {
+      float* wide = scratch.allocate<float>(g.rows * g.in);
+      detail::convert_block(context, g.rows, g.in, g.x, g.x_row, wide);
+      p.a = wide;
+      p.rows = detail::even_rows(g.rows, g.in);
+    }
+    const index_t columns = p.kernel->columns();
+    detail::run_packing(context, scratch, p, out, 1,
+                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
+                          const index_t panel = column / columns;
+                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
+                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
+                        });
   }
 };
 
@@ -6153,7 +6606,8 @@ struct Softmax {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/group_norm.hpp>
-// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads.
+// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads. The loops over rows
+// are compiled for several instruction sets (lane_dispatch.hpp).
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -6162,9 +6616,7 @@ namespace detail {
 /// One group norm call. An image is cut into blocks of rows (positions in space), by its size alone.
 template <class T>
 struct GroupNormBlocks {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t lane_count = LaneTraits<V>::width;
 
   explicit GroupNormBlocks(const kernel::GroupNormShape& s)
       : shape(s),
@@ -6203,16 +6655,21 @@ struct GroupNormBlocks {
   /// Over the rows of a block: set[0][c] = mean of x - x[row 0], set[1][c] = sum of squared deviations from the mean.
   /// The shift is one of the samples, so that a large mean does not cancel.
   void block_moments(const T* x, index_t row_count, S* set) const {
-    index_t at = 0;
-    for (; at + 4 * lane_count <= c; at += 4 * lane_count)
-      column_moments<4>(x + at, row_count, set + at, AllLanes<V>{});
-    for (; at + 2 * lane_count <= c; at += 2 * lane_count)
-      column_moments<2>(x + at, row_count, set + at, AllLanes<V>{});
-    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { column_moments<1>(x + rest, row_count, set + rest, lanes); });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      constexpr index_t lane_count = LaneTraits<V>::width;
+      index_t at = 0;
+      for (; at + 4 * lane_count <= c; at += 4 * lane_count)
+        column_moments<V, 4>(x + at, row_count, set + at, AllLanes<V>{});
+      for_lanes<V>(
+          at, c, [&](index_t rest, auto lanes) __attribute__((always_inline)) {
+            column_moments<V, 1>(x + rest, row_count, set + rest, lanes);
+          });
+    });
   }
 
-  template <int Packs, class Lanes>
-  void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+  template <class V, int Packs, class Lanes>
+  LPO_ALWAYS_INLINE void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+    constexpr index_t lane_count = LaneTraits<V>::width;
     V shift[Packs], sum[Packs] = {}, square[Packs] = {};
     const S inverse = S(1) / static_cast<S>(row_count);
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { shift[i] = lanes.load(x + i * lane_count); });
@@ -6259,7 +6716,6 @@ struct GroupNormBlocks {
 /// dx = inverse (dz weight - mean(dz weight) - xhat mean(dz weight xhat)), means over the group.
 template <class T>
 struct GroupNormGradient {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
 
   const GroupNormBlocks<T>& work;
@@ -6290,18 +6746,21 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto add = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(dy + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        if (Silu && keep) lanes.store(dx + begin + at, dz);
-        lanes.store(sum + at, lanes.load(sum + at) + dz);
-        lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
-      };
-      for_lanes<V>(0, c, add);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(dy + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              lanes.store(sum + at, lanes.load(sum + at) + dz);
+              lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
+            });
+      }
+    });
   }
 
   void combine(index_t image) const {
@@ -6329,21 +6788,26 @@ struct GroupNormGradient {
     const index_t c = work.c;
     const S* const f = image_factors(image);
     const T* const slopes = keep ? dx : dy;
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto write = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(slopes + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        V value = dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-        if (accumulate) value += lanes.load(dx + begin + at);
-        lanes.store(dx + begin + at, value);
-      };
-      for_lanes<V>(0, c, write);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              V value =
+                  dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
+              if (accumulate) value += lanes.load(dx + begin + at);
+              lanes.store(dx + begin + at, value);
+            });
+      }
+    });
   }
 
   /// d silu(z) / dz
+  template <class V>
   static LPO_ALWAYS_INLINE V slope(V z) {
     const V gate = quick_sigmoid(z);
     return gate * (1.0f + z * (1.0f - gate));
@@ -6359,7 +6823,6 @@ struct GroupNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                       compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (shape.n == 0 || shape.spatial == 0 || shape.c == 0) return;
     const detail::GroupNormBlocks<T> work(shape);
@@ -6393,20 +6856,23 @@ struct GroupNorm<Cpu> {
         },
         [&](index_t image, index_t block) {
           const S* const a = affine + image * 3 * c;
-          const index_t begin = work.element(image, block);
-          const auto apply = [&](auto activate) {
-            for (index_t row = 0; row < work.rows(block); ++row)
-              detail::for_lanes<V>(
-                  0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                    const V z = (lanes.load(x + begin + row * c + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
-                                lanes.load(a + 2 * c + at);
-                    lanes.store(y + begin + row * c + at, activate(z));
-                  });
+          const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+          const auto apply = [&](auto silu) {
+            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+              for (index_t row = begin; row < end; row += c)
+                detail::for_lanes<V>(
+                    0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                      V z = (lanes.load(x + row + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
+                            lanes.load(a + 2 * c + at);
+                      if constexpr (decltype(silu)::value) z = z * detail::quick_sigmoid(z);
+                      lanes.store(y + row + at, z);
+                    });
+            });
           };
           if (shape.silu)
-            apply([](V z) __attribute__((always_inline)) { return z * detail::quick_sigmoid(z); });
+            apply(std::true_type{});
           else
-            apply([](V z) __attribute__((always_inline)) { return z; });
+            apply(std::false_type{});
         });
   }
 
@@ -6455,7 +6921,8 @@ struct GroupNorm<Cpu> {
 #endif
 
 // <lpo/backend/cpu/normalization.hpp>
-// Layer norm and row softmax on the CPU, a row at a time in packs; group norm is in its own file.
+// Layer norm and row softmax on the CPU, a row at a time in packs of this machine's width; group norm is in its own
+// file.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -6466,40 +6933,41 @@ struct LayerNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, index_t rows, index_t c, float epsilon, const T* x, const T* weight,
                       const T* bias, T* y, compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        T* const to = y + row * c;
-        const V sum = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) { return lanes.load(from + at); });
-        const S guess = static_cast<S>(static_cast<double>(detail::lane_sum(sum)) / static_cast<double>(c));
-        // The second pass corrects the rounding of the first mean as well.
-        V rest{};
-        const V squares = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V d = lanes.load(from + at, guess) - guess;
-              rest += d;
-              return d * d;
-            });
-        const double correction = static_cast<double>(detail::lane_sum(rest)) / static_cast<double>(c);
-        const double center = static_cast<double>(guess) + correction;
-        const double variance =
-            static_cast<double>(detail::lane_sum(squares)) / static_cast<double>(c) - correction * correction;
-        const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
-        mean[row] = static_cast<S>(center);
-        inverse_deviation[row] = static_cast<S>(inverse);
-        const S scale = static_cast<S>(inverse);
-        const S rest_of_mean = static_cast<S>((static_cast<double>(mean[row]) - center) * inverse);
-        const S rounded = mean[row];
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(from + at) - rounded) * scale + rest_of_mean;
-              lanes.store(to + at, hat * lanes.load(weight + at) + lanes.load(bias + at));
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          T* const to = y + row * c;
+          const V sum = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) { return lanes.load(from + at); });
+          const S guess = static_cast<S>(static_cast<double>(detail::lane_sum(sum)) / static_cast<double>(c));
+          // The second pass corrects the rounding of the first mean as well.
+          V rest{};
+          const V squares = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V d = lanes.load(from + at, guess) - guess;
+                rest += d;
+                return d * d;
+              });
+          const double correction = static_cast<double>(detail::lane_sum(rest)) / static_cast<double>(c);
+          const double center = static_cast<double>(guess) + correction;
+          const double variance =
+              static_cast<double>(detail::lane_sum(squares)) / static_cast<double>(c) - correction * correction;
+          const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
+          mean[row] = static_cast<S>(center);
+          inverse_deviation[row] = static_cast<S>(inverse);
+          const S scale = static_cast<S>(inverse);
+          const S rest_of_mean = static_cast<S>((static_cast<double>(mean[row]) - center) * inverse);
+          const S rounded = mean[row];
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V hat = (lanes.load(from + at) - rounded) * scale + rest_of_mean;
+                lanes.store(to + at, hat * lanes.load(weight + at) + lanes.load(bias + at));
+              });
+        }
+      });
     });
   }
 
@@ -6507,7 +6975,6 @@ struct LayerNorm<Cpu> {
   static void backward(Context<Cpu>& ctx, index_t rows, index_t c, const T* x, const T* weight,
                        const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx,
                        bool accumulate_x, T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     const index_t grain = detail::norm_rows(c), chunks = (rows + grain - 1) / grain;
@@ -6517,36 +6984,39 @@ struct LayerNorm<Cpu> {
     ctx.executor().parallel_for(rows, grain, [&](index_t begin, index_t end) {
       S* const sum = sums + begin / grain * 2 * c;
       if (parameters) std::fill(sum, sum + 2 * c, S(0));
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        const T* const slope = dy + row * c;
-        const S center = mean[row], inverse = inverse_deviation[row];
-        if (parameters)
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          const T* const slope = dy + row * c;
+          const S center = mean[row], inverse = inverse_deviation[row];
+          if (parameters)
+            detail::for_lanes<V>(
+                0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                  const V g = lanes.load(slope + at);
+                  lanes.store(sum + at, lanes.load(sum + at) + g);
+                  lanes.store(sum + c + at,
+                              lanes.load(sum + c + at) + g * ((lanes.load(from + at) - center) * inverse));
+                });
+          if (!dx) continue;
+          V along{};
+          const V plain = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V g = lanes.load(slope + at) * lanes.load(weight + at);
+                along += g * ((lanes.load(from + at) - center) * inverse);
+                return g;
+              });
+          const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
+          const S along_mean = detail::lane_sum(along) / static_cast<S>(c);
+          T* const target = dx + row * c;
           detail::for_lanes<V>(
               0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                const V g = lanes.load(slope + at);
-                lanes.store(sum + at, lanes.load(sum + at) + g);
-                lanes.store(sum + c + at, lanes.load(sum + c + at) + g * ((lanes.load(from + at) - center) * inverse));
+                const V hat = (lanes.load(from + at) - center) * inverse;
+                V value = inverse * (lanes.load(slope + at) * lanes.load(weight + at) - plain_mean - hat * along_mean);
+                if (accumulate_x) value += lanes.load(target + at);
+                lanes.store(target + at, value);
               });
-        if (!dx) continue;
-        V along{};
-        const V plain = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V g = lanes.load(slope + at) * lanes.load(weight + at);
-              along += g * ((lanes.load(from + at) - center) * inverse);
-              return g;
-            });
-        const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
-        const S along_mean = detail::lane_sum(along) / static_cast<S>(c);
-        T* const target = dx + row * c;
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(from + at) - center) * inverse;
-              V value = inverse * (lanes.load(slope + at) * lanes.load(weight + at) - plain_mean - hat * along_mean);
-              if (accumulate_x) value += lanes.load(target + at);
-              lanes.store(target + at, value);
-            });
-      }
+        }
+      });
     });
     if (dbias)
       detail::sum_blocks(sums, chunks, 2 * c, c,
@@ -6561,59 +7031,62 @@ template <>
 struct Softmax<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, index_t rows, index_t c, const T* x, T* y) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        T* const to = y + row * c;
-        const S first = detail::load_lanes<S>(from);
-        V top = detail::broadcast_lanes<V>(first);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              top = detail::larger(top, lanes.load(from + at, first));
-            });
-        const S highest = detail::lane_max(top);
-        // 16-bit storage would round the exponentials before they are divided: there they are computed again.
-        constexpr bool keeps = std::is_same_v<T, S>;
-        const V sum = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V e = detail::exp_or_zero(lanes.load(from + at, S(-HUGE_VALF)) - highest);
-              if constexpr (keeps) lanes.store(to + at, e);
-              return e;
-            });
-        const S inverse = S(1) / detail::lane_sum(sum);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              if constexpr (keeps)
-                lanes.store(to + at, lanes.load(to + at) * inverse);
-              else
-                lanes.store(to + at, detail::exp_or_zero(lanes.load(from + at) - highest) * inverse);
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          T* const to = y + row * c;
+          const S first = detail::load_lanes<S>(from);
+          V top = detail::broadcast_lanes<V>(first);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                top = detail::larger(top, lanes.load(from + at, first));
+              });
+          const S highest = detail::lane_max(top);
+          // 16-bit storage would round the exponentials before they are divided: there they are computed again.
+          constexpr bool keeps = std::is_same_v<T, S>;
+          const V sum = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V e = detail::exp_or_zero(lanes.load(from + at, S(-HUGE_VALF)) - highest);
+                if constexpr (keeps) lanes.store(to + at, e);
+                return e;
+              });
+          const S inverse = S(1) / detail::lane_sum(sum);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                if constexpr (keeps)
+                  lanes.store(to + at, lanes.load(to + at) * inverse);
+                else
+                  lanes.store(to + at, detail::exp_or_zero(lanes.load(from + at) - highest) * inverse);
+              });
+        }
+      });
     });
   }
 
   template <class T>
   static void backward(Context<Cpu>& ctx, index_t rows, index_t c, const T* y, const T* dy, T* dx, bool accumulate) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const index_t start = row * c;
-        const V products = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes)
-                   __attribute__((always_inline)) { return lanes.load(y + start + at) * lanes.load(dy + start + at); });
-        const S along = detail::lane_sum(products);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              V value = lanes.load(y + start + at) * (lanes.load(dy + start + at) - along);
-              if (accumulate) value += lanes.load(dx + start + at);
-              lanes.store(dx + start + at, value);
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const index_t start = row * c;
+          const V products = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                return lanes.load(y + start + at) * lanes.load(dy + start + at);
+              });
+          const S along = detail::lane_sum(products);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                V value = lanes.load(y + start + at) * (lanes.load(dy + start + at) - along);
+                if (accumulate) value += lanes.load(dx + start + at);
+                lanes.store(dx + start + at, value);
+              });
+        }
+      });
     });
   }
 };
@@ -9042,46 +9515,6 @@ struct Upsample2D {
   void visit(ParameterVisitor<T, Device>& v) { v("conv", conv); }
 };
 
-}  // namespace lpo::inline LPO_ABI
-
-// <lpo/kernel/gated_product.hpp>
-// Contract of the product with a gate behind GEGLU, for devices that make both in one kernel.
-
-namespace lpo::inline LPO_ABI {
-namespace kernel {
-
-/// (value, gate) = x W^T + b with W [2 hidden, in], values first; out = value * gelu(gate). x [rows, in] has row stride
-/// x_row; `out` [rows, hidden] and `both` [rows, 2 hidden] are dense. Value and gate are rounded to T, as they are in
-/// `both`, before they meet.
-template <class T>
-struct GatedProductParams {
-  index_t rows = 0, in = 0, hidden = 0;
-  const T* x = nullptr;
-  index_t x_row = 0;
-  const T* weight = nullptr;
-  const T* bias = nullptr;  ///< [2 hidden]; may be null
-  T* both = nullptr;        ///< value and gate, for a backward; may be null
-  T* out = nullptr;
-};
-
-/// For devices without such a kernel `can_run` says so, and a product and a statement do the work.
-template <class Device>
-struct GatedProduct {
-  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
-                "lpo kernel: no gated_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
-
-  /// Whether the device has a kernel for these operands. Does not look at the results, so that passes with and without
-  /// a backward give the same bits.
-  template <class T>
-  static bool can_run(Context<Device>&, const GatedProductParams<T>&) {
-    return false;
-  }
-  /// Only where can_run. Results are aligned to 16 bytes.
-  template <class T>
-  static void run(Context<Device>&, const GatedProductParams<T>&) {}
-};
-
-}  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/geglu.hpp>
