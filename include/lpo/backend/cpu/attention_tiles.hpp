@@ -117,6 +117,7 @@ LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
@@ -125,6 +126,7 @@ LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 

@@ -26,15 +26,15 @@ struct GroupNormBlocks {
       : shape(s),
         c(s.c),
         width(s.c / s.groups),
-        block_rows(std::min(std::max<index_t>(64, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
+        block_rows(std::min(std::max<index_t>(16, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
         blocks(std::max<index_t>(1, (s.spatial + block_rows - 1) / block_rows)),
         count(static_cast<double>(s.spatial * width)) {}
 
   index_t rows(index_t block) const { return std::min(shape.spatial - block * block_rows, block_rows); }
   index_t element(index_t image, index_t block) const { return (image * shape.spatial + block * block_rows) * c; }
 
-  /// first(image, block) for all blocks, then middle(image), then last(image, block). Images of one block run all three
-  /// while they are in the cache; larger ones share the threads step by step.
+  /// first(image, block) for all blocks, then middle(image, group), then last(image, block). Images of one block run all
+  /// three while they are in the cache; larger ones share the threads step by step.
   template <class First, class Middle, class Last>
   void run(Executor& executor, First&& first, Middle&& middle, Last&& last) const {
     if (blocks == 1) {
@@ -42,7 +42,7 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n, grain, [&](index_t begin, index_t end) {
         for (index_t image = begin; image < end; ++image) {
           first(image, index_t{0});
-          middle(image);
+          for (index_t g = 0; g < shape.groups; ++g) middle(image, g);
           last(image, index_t{0});
         }
       });
@@ -52,7 +52,10 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n * blocks, 1, [&](index_t task, index_t) { body(task / blocks, task % blocks); });
     };
     each(first);
-    executor.parallel_for(shape.n, 1, [&](index_t image, index_t) { middle(image); });
+    executor.parallel_for(shape.n * shape.groups, std::max<index_t>(1, 2048 / (blocks * width)),
+                          [&](index_t begin, index_t end) {
+                            for (index_t at = begin; at < end; ++at) middle(at / shape.groups, at % shape.groups);
+                          });
     each(last);
   }
 
@@ -167,24 +170,22 @@ struct GroupNormGradient {
     });
   }
 
-  void combine(index_t image) const {
-    const index_t c = work.c;
+  void combine(index_t image, index_t g) const {
+    const index_t c = work.c, begin = g * work.width, end = begin + work.width;
     double* const total = totals + image * 2 * c;
-    sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
-               [&](index_t j, double sum) { total[j] = sum; });
+    for (index_t kind = 0; kind < 2 * c; kind += c)
+      sum_blocks(sums + image * work.blocks * 2 * c + kind + begin, work.blocks, 2 * c, work.width,
+                 [&](index_t j, double sum) { total[kind + begin + j] = sum; });
     S* const f = image_factors(image);
-    for (index_t g = 0; g < work.shape.groups; ++g) {
-      const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
-      const index_t begin = g * work.width, end = begin + work.width;
-      double plain = 0.0, along = 0.0;
-      for (index_t j = begin; j < end; ++j) {
-        plain += total[j] * load_lanes<double>(weight + j);
-        along += total[c + j] * load_lanes<double>(weight + j);
-        f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
-      }
-      std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
-      std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
+    const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
+    double plain = 0.0, along = 0.0;
+    for (index_t j = begin; j < end; ++j) {
+      plain += total[j] * load_lanes<double>(weight + j);
+      along += total[c + j] * load_lanes<double>(weight + j);
+      f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
     }
+    std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
+    std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
   }
 
   template <bool Silu>
@@ -240,22 +241,20 @@ struct GroupNorm<Cpu> {
           work.block_moments(x + work.element(image, block), work.rows(block),
                              moments + (image * work.blocks + block) * 2 * c);
         },
-        [&](index_t image) {
+        [&](index_t image, index_t g) {
           S* const a = affine + image * 3 * c;
-          for (index_t g = 0; g < shape.groups; ++g) {
-            double center, variance;
-            work.combine(x, moments, image, g, center, variance);
-            const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
-            mean[image * shape.groups + g] = static_cast<S>(center);
-            inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              const double slope = inverse * detail::load_lanes<double>(weight + j);
-              a[j] = static_cast<S>(center);
-              a[c + j] = static_cast<S>(slope);
-              // what rounding took from the mean is given back here
-              a[2 * c + j] =
-                  static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
-            }
+          double center, variance;
+          work.combine(x, moments, image, g, center, variance);
+          const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
+          mean[image * shape.groups + g] = static_cast<S>(center);
+          inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
+          for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
+            const double slope = inverse * detail::load_lanes<double>(weight + j);
+            a[j] = static_cast<S>(center);
+            a[c + j] = static_cast<S>(slope);
+            // what rounding took from the mean is given back here
+            a[2 * c + j] =
+                static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
           }
         },
         [&](index_t image, index_t block) {
@@ -306,7 +305,7 @@ struct GroupNorm<Cpu> {
           else
             gradient.template sum_block<false>(image, block);
         },
-        [&](index_t image) { gradient.combine(image); },
+        [&](index_t image, index_t g) { gradient.combine(image, g); },
         [&](index_t image, index_t block) {
           if (dx && shape.silu && !keep) gradient.template write_block<true>(image, block);
           if (dx && (!shape.silu || keep)) gradient.template write_block<false>(image, block);

@@ -20,12 +20,14 @@ __attribute__((noinline)) void run_native(Body& body) {
 template <class Body>
 LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
   body.template operator()<WidePack<32>>();
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
 template <class Body>
 LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
   body.template operator()<WidePack<64>>();
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 

@@ -166,6 +166,7 @@ LPO_UNROLL(4)
                                                      const S* b, const index_t* b_step, const S* const* init,      \
                                                      S* const* out) {                                              \
       product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
     }                                                                                                              \
     static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
                                           tile_packs,                                                              \
