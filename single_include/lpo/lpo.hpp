@@ -287,7 +287,7 @@ class Executor {
   ~Executor() {
     {
       std::lock_guard lock(mutex_);
-      stop_ = true;
+      stop_.store(true, std::memory_order_relaxed);
     }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
@@ -322,30 +322,31 @@ class Executor {
   /// with more threads than cores, holds nobody up.
   void run(index_t chunks, Call call, void* context) {
     std::lock_guard one_at_a_time(submit_);
-    {
-      std::lock_guard lock(mutex_);
-      call_ = call;
-      context_ = context;
-      chunks_ = chunks;
-      next_.store(0, std::memory_order_relaxed);
-      error_ = nullptr;
-      open_ = true;
-      signal_.store(++generation_, std::memory_order_release);
+    call_ = call;
+    context_ = context;
+    chunks_ = chunks;
+    error_ = nullptr;
+    next_.store(0, std::memory_order_relaxed);
+    const std::uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store(generation << 32 | open, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) wake(chunks);
+    drain();
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    // Workers of short jobs finish within microseconds: look a while before sleeping.
+    for (int spin = 0; spin < spin_limit && active() != 0; ++spin) pause();
+    if (active() != 0) {
+      std::unique_lock lock(mutex_);
+      idle_.wait(lock, [this] { return active() == 0; });
     }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  void wake(index_t chunks) {
+    { std::lock_guard lock(mutex_); }  // who has looked in vain is asleep now
     if (chunks > static_cast<index_t>(workers_.size()))
       wake_.notify_all();
     else
       for (index_t i = 1; i < chunks; ++i) wake_.notify_one();
-    drain();
-    {
-      std::lock_guard lock(mutex_);
-      open_ = false;
-    }
-    // Workers of short jobs finish within microseconds: look a while before sleeping.
-    for (int spin = 0; spin < spin_limit && active_.load(std::memory_order_acquire) != 0; ++spin) pause();
-    std::unique_lock lock(mutex_);
-    idle_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   void drain() {
@@ -366,21 +367,31 @@ class Executor {
 
   void work() {
     std::uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < spin_limit && signal_.load(std::memory_order_acquire) == seen; ++spin) pause();
-      {
+    const auto news = [&] { return state_.load(std::memory_order_seq_cst) >> 32 != seen; };
+    while (!stop_.load(std::memory_order_relaxed)) {
+      for (int spin = 0; spin < spin_limit && !news(); ++spin) pause();
+      if (!news()) {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-        if (stop_) return;
-        seen = generation_;
-        if (!open_) continue;  // done without this worker
-        active_.fetch_add(1, std::memory_order_relaxed);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return stop_.load(std::memory_order_relaxed) || news(); });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
       }
+      std::uint64_t state = state_.load(std::memory_order_acquire);
+      while ((state & open) != 0 && !state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
+                                                                  std::memory_order_acquire)) {
+      }
+      seen = state >> 32;
+      if ((state & open) == 0) continue;  // done without this worker
       drain();
-      std::lock_guard lock(mutex_);
-      if (active_.fetch_sub(1, std::memory_order_release) == 1) idle_.notify_one();
+      const std::uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+      if ((before & ~std::uint64_t{0} >> 32) == 1) {  // closed, and the last one to leave
+        std::lock_guard lock(mutex_);
+        idle_.notify_one();
+      }
     }
   }
+
+  std::uint64_t active() const { return state_.load(std::memory_order_acquire) & (open - 1); }
 
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -396,13 +407,12 @@ class Executor {
   Call call_ = nullptr;
   void* context_ = nullptr;
   index_t chunks_ = 0;
-  std::atomic<index_t> next_{0};
-  std::atomic<std::uint64_t> signal_{0};
-  std::atomic<int> active_{0};  // workers inside the current job; changed under the mutex
-  std::uint64_t generation_ = 0;
-  bool open_ = false;  // the current job takes workers
-  bool stop_ = false;
   std::exception_ptr error_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  static constexpr std::uint64_t open = std::uint64_t{1} << 31;  // the job takes workers
+  alignas(64) std::atomic<std::uint64_t> state_{0};  // number of the job << 32 | open | workers inside it
+  alignas(64) std::atomic<index_t> next_{0};
 };
 
 }  // namespace lpo::inline LPO_ABI
@@ -2956,6 +2966,15 @@ struct AdamW<Cpu> {
 #  define LPO_TARGET_256 __attribute__((target("avx2,fma")))
 #endif
 
+// The last statement of every function with such a target. Without it the upper halves of the registers stay in use, and
+// on Intel every SSE instruction of the program's own code then waits for them: tests ran tens of times slower. The
+// compilers add it by themselves, but g++ only from -O2 on.
+#if defined(__x86_64__) && !defined(__AVX__)
+#  define LPO_LEAVE_WIDE_REGISTERS() __builtin_ia32_vzeroupper()
+#else
+#  define LPO_LEAVE_WIDE_REGISTERS() static_cast<void>(0)
+#endif
+
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
@@ -3016,12 +3035,14 @@ __attribute__((noinline)) void run_native(Body& body) {
 template <class Body>
 LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
   body.template operator()<WidePack<32>>();
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
 template <class Body>
 LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
   body.template operator()<WidePack<64>>();
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 
@@ -3167,6 +3188,7 @@ LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
@@ -3175,6 +3197,7 @@ LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 
@@ -4407,6 +4430,7 @@ LPO_UNROLL(4)
                                                      const S* b, const index_t* b_step, const S* const* init,      \
                                                      S* const* out) {                                              \
       product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
     }                                                                                                              \
     static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
                                           tile_packs,                                                              \
@@ -6622,15 +6646,15 @@ struct GroupNormBlocks {
       : shape(s),
         c(s.c),
         width(s.c / s.groups),
-        block_rows(std::min(std::max<index_t>(64, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
+        block_rows(std::min(std::max<index_t>(16, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
         blocks(std::max<index_t>(1, (s.spatial + block_rows - 1) / block_rows)),
         count(static_cast<double>(s.spatial * width)) {}
 
   index_t rows(index_t block) const { return std::min(shape.spatial - block * block_rows, block_rows); }
   index_t element(index_t image, index_t block) const { return (image * shape.spatial + block * block_rows) * c; }
 
-  /// first(image, block) for all blocks, then middle(image), then last(image, block). Images of one block run all three
-  /// while they are in the cache; larger ones share the threads step by step.
+  /// first(image, block) for all blocks, then middle(image, group), then last(image, block). Images of one block run all
+  /// three while they are in the cache; larger ones share the threads step by step.
   template <class First, class Middle, class Last>
   void run(Executor& executor, First&& first, Middle&& middle, Last&& last) const {
     if (blocks == 1) {
@@ -6638,7 +6662,7 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n, grain, [&](index_t begin, index_t end) {
         for (index_t image = begin; image < end; ++image) {
           first(image, index_t{0});
-          middle(image);
+          for (index_t g = 0; g < shape.groups; ++g) middle(image, g);
           last(image, index_t{0});
         }
       });
@@ -6648,7 +6672,10 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n * blocks, 1, [&](index_t task, index_t) { body(task / blocks, task % blocks); });
     };
     each(first);
-    executor.parallel_for(shape.n, 1, [&](index_t image, index_t) { middle(image); });
+    executor.parallel_for(shape.n * shape.groups, std::max<index_t>(1, 2048 / (blocks * width)),
+                          [&](index_t begin, index_t end) {
+                            for (index_t at = begin; at < end; ++at) middle(at / shape.groups, at % shape.groups);
+                          });
     each(last);
   }
 
@@ -6763,24 +6790,22 @@ struct GroupNormGradient {
     });
   }
 
-  void combine(index_t image) const {
-    const index_t c = work.c;
+  void combine(index_t image, index_t g) const {
+    const index_t c = work.c, begin = g * work.width, end = begin + work.width;
     double* const total = totals + image * 2 * c;
-    sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
-               [&](index_t j, double sum) { total[j] = sum; });
+    for (index_t kind = 0; kind < 2 * c; kind += c)
+      sum_blocks(sums + image * work.blocks * 2 * c + kind + begin, work.blocks, 2 * c, work.width,
+                 [&](index_t j, double sum) { total[kind + begin + j] = sum; });
     S* const f = image_factors(image);
-    for (index_t g = 0; g < work.shape.groups; ++g) {
-      const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
-      const index_t begin = g * work.width, end = begin + work.width;
-      double plain = 0.0, along = 0.0;
-      for (index_t j = begin; j < end; ++j) {
-        plain += total[j] * load_lanes<double>(weight + j);
-        along += total[c + j] * load_lanes<double>(weight + j);
-        f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
-      }
-      std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
-      std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
+    const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
+    double plain = 0.0, along = 0.0;
+    for (index_t j = begin; j < end; ++j) {
+      plain += total[j] * load_lanes<double>(weight + j);
+      along += total[c + j] * load_lanes<double>(weight + j);
+      f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
     }
+    std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
+    std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
   }
 
   template <bool Silu>
@@ -6836,22 +6861,20 @@ struct GroupNorm<Cpu> {
           work.block_moments(x + work.element(image, block), work.rows(block),
                              moments + (image * work.blocks + block) * 2 * c);
         },
-        [&](index_t image) {
+        [&](index_t image, index_t g) {
           S* const a = affine + image * 3 * c;
-          for (index_t g = 0; g < shape.groups; ++g) {
-            double center, variance;
-            work.combine(x, moments, image, g, center, variance);
-            const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
-            mean[image * shape.groups + g] = static_cast<S>(center);
-            inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              const double slope = inverse * detail::load_lanes<double>(weight + j);
-              a[j] = static_cast<S>(center);
-              a[c + j] = static_cast<S>(slope);
-              // what rounding took from the mean is given back here
-              a[2 * c + j] =
-                  static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
-            }
+          double center, variance;
+          work.combine(x, moments, image, g, center, variance);
+          const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
+          mean[image * shape.groups + g] = static_cast<S>(center);
+          inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
+          for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
+            const double slope = inverse * detail::load_lanes<double>(weight + j);
+            a[j] = static_cast<S>(center);
+            a[c + j] = static_cast<S>(slope);
+            // what rounding took from the mean is given back here
+            a[2 * c + j] =
+                static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
           }
         },
         [&](index_t image, index_t block) {
@@ -6902,7 +6925,7 @@ struct GroupNorm<Cpu> {
           else
             gradient.template sum_block<false>(image, block);
         },
-        [&](index_t image) { gradient.combine(image); },
+        [&](index_t image, index_t g) { gradient.combine(image, g); },
         [&](index_t image, index_t block) {
           if (dx && shape.silu && !keep) gradient.template write_block<true>(image, block);
           if (dx && (!shape.silu || keep)) gradient.template write_block<false>(image, block);
