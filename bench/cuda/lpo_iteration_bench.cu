@@ -30,7 +30,10 @@ constexpr std::array stage_names = {"text", "denoising", "scoring", "reference",
 
 /// The policy with LoRA of rank 16 and its text encoder; the reward model with its own.
 struct Models {
-  using T = lpo::bfloat16;
+#if !defined(LPO_BENCH_STORAGE)
+#define LPO_BENCH_STORAGE lpo::bfloat16  // or lpo::half
+#endif
+  using T = LPO_BENCH_STORAGE;
   using Text = lpo::CLIPTextModel<lpo::presets::clip_l, T, Cuda>;
   using Lrm = lpo::LatentRewardModel<lpo::presets::sd15, 768, 768, true, T, Cuda>;
   using UNet = lpo::UNet2DCondition<lpo::presets::sd15, T, Cuda>;
@@ -67,12 +70,12 @@ bench::Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrai
 }
 lpo::LpoTrainerOptions recipe(index_t iterations) { return bench::recipe(iterations, prompts_per_iteration); }
 
+/// The argument says whether steps are captured and replayed.
 void lpo_iteration(benchmark::State& state) {
-  auto& context = bench::device();
+  lpo::Context<Cuda> context(lpo::CudaOptions{.graphs = state.range(0) != 0});
   Models models(context);
   const auto repeats = static_cast<index_t>(state.max_iterations);
-  // The first one calibrates. Until each size of a last mini-batch was seen, algorithms are chosen and loaded for it.
-  constexpr std::size_t first = 10;
+  constexpr std::size_t first = 3;  // algorithms are chosen and loaded, graphs captured
   const bench::Run run = train(context, models, recipe(repeats + static_cast<index_t>(first)));
   std::size_t at = first;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
@@ -86,9 +89,10 @@ void lpo_iteration(benchmark::State& state) {
 /// Where an iteration's time goes. The device is waited for at every change of part, so the sum is larger than the
 /// whole.
 void lpo_stages(benchmark::State& state) {
-  auto& context = bench::device();
+  lpo::Context<Cuda> context(lpo::CudaOptions{.graphs = state.range(0) != 0});
   Models models(context);
-  auto options = recipe(static_cast<index_t>(state.max_iterations) + 8);
+  constexpr std::size_t first = 3;
+  auto options = recipe(static_cast<index_t>(state.max_iterations + first));
   std::array<double, stage_names.size()> seconds{};
   std::vector<std::array<double, stage_names.size()>> by_iteration;
   std::size_t current = 0;
@@ -102,7 +106,7 @@ void lpo_stages(benchmark::State& state) {
     start = now;
   };
   const bench::Run run = train(context, models, options);
-  std::size_t at = 8;
+  std::size_t at = first;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);
   state.counters["pairs"] = run.pairs[run.pairs.size() - 2];
   for (std::size_t stage = 0; stage < stage_names.size(); ++stage)
@@ -128,7 +132,7 @@ void lpo_small(benchmark::State& state) {
 void lpo_kernels(benchmark::State& state) {
   lpo::Context<Cuda> context(lpo::CudaOptions{.time_kernels = true});
   Models models(context);
-  auto options = recipe(8);
+  auto options = recipe(3);
   std::array<std::map<std::string, lpo::KernelTime>, stage_names.size()> times;
   std::size_t current = 0;
   const auto collect = [&] {
@@ -172,8 +176,8 @@ BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(ben
 #endif
 
 BENCHMARK(lpo_kernels)->Iterations(1);
-BENCHMARK(lpo_stages)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_stages)->ArgName("graphs")->Arg(0)->Arg(1)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lpo_small)->Arg(1)->Arg(2)->Arg(3)->Iterations(2)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(lpo_iteration)->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_iteration)->ArgName("graphs")->Arg(0)->Arg(1)->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace

@@ -55,7 +55,6 @@ void lpo_sdxl(benchmark::State& state) {
   options.micro_batch_size = state.range(0);
   options.gradient_checkpointing = true;
   options.max_rows = 8;
-  options.calibration_rollouts = 1;
   const bench::Run run = bench::train(context, models, options, 128, 2 * tokens);
   std::size_t at = 1;
   for (auto _ : state) state.SetIterationTime(run.seconds[at++]);

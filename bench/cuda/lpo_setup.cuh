@@ -2,10 +2,12 @@
 // What the benchmarks of whole LPO iterations share: the recipe, random prompts, timed iterations, memory.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -18,10 +20,47 @@
 namespace bench {
 
 inline constexpr int lpo_steps = 20, lpo_candidates = 4;
-/// Keeps about 40 of 100 pairs with random weights: lpo-method's assumption.
-inline constexpr double lpo_threshold_quantile = 0.45;
 
-/// Few prompts, so that thresholds fit those that follow: the scores of random weights differ from prompt to prompt.
+/// LPO's objective on the two pairs of every step with the widest gaps, as bench/peers/lpo_torch.py keeps them: 40 of an
+/// iteration, lpo-method's assumption. A threshold would keep another number each time, or none: the scores of random
+/// weights differ from prompt to prompt.
+template <class T>
+class WidestPairs : public lpo::PairObjective<T, Cuda> {
+ public:
+  using Base = lpo::PairObjective<T, Cuda>;
+  using Store = lpo::PairStore<T, Cuda>;
+  static constexpr bool keeps_pairs = false;  // keep() does
+  static constexpr int kept_per_step = 2;
+
+  WidestPairs(const lpo::LpoTrainerOptions& options, const lpo::NoiseSchedule& schedule, const lpo::Extents<3>& latent)
+      : Base(options, schedule, lpo::micro_batch_items(options), latent),
+        candidates_(options.rollout.candidates), pairs_(kept_per_step * options.sample_steps, latent) {}
+
+  void begin_iteration() {
+    Base::begin_iteration();
+    pairs_.clear();
+  }
+  int keep(lpo::Context<Cuda>& context, const lpo::GaussianStep& step, const lpo::StepCandidates<T, Cuda>& drawn) {
+    const index_t prompts = drawn.x_t.extent(0), width = drawn.x_t.size() / prompts;
+    std::vector<std::pair<lpo::CandidatePair, index_t>> pairs;
+    for (index_t b = 0; b < prompts; ++b) pairs.emplace_back(lpo::select_pair(drawn.scores, b, prompts, candidates_), b);
+    std::sort(pairs.begin(), pairs.end(), [](const auto& a, const auto& b) { return a.first.gap > b.first.gap; });
+    const auto kept = std::min<std::size_t>(pairs.size(), kept_per_step);
+    for (std::size_t i = 0; i < kept; ++i) {
+      const auto& [pair, b] = pairs[i];
+      const auto latent = [&](int k) { return drawn.candidates.data + (k * prompts + b) * width; };
+      pairs_.append(context, {drawn.step, step.timestep, static_cast<int>(drawn.first_prompt + b), static_cast<float>(pair.gap)},
+                    drawn.x_t.data + b * width, latent(pair.win), latent(pair.lose));
+    }
+    return static_cast<int>(kept);
+  }
+  const Store& items(const lpo::Rollout<T, Cuda>&) const { return pairs_; }
+
+ private:
+  int candidates_;
+  Store pairs_;
+};
+
 inline lpo::PromptTokens random_prompts(index_t count, index_t tokens) {
   lpo::RandomStream random(3, 0, 0);
   lpo::PromptTokens prompts;
@@ -35,15 +74,14 @@ inline lpo::PromptTokens random_prompts(index_t count, index_t tokens) {
   return prompts;
 }
 
-/// The released recipe (lpo-method C and D), with LoRA of rank 16 and thresholds that fit random weights.
+/// The released recipe (lpo-method C and D), with LoRA of rank 16.
 inline lpo::LpoTrainerOptions recipe(index_t iterations, index_t prompts) {
   lpo::LpoTrainerOptions options;
   options.max_train_iterations = iterations;
   options.sample_batch_size = prompts;
   options.sample_steps = lpo_steps;
   options.rollout.candidates = lpo_candidates;
-  options.threshold_quantile = lpo_threshold_quantile;
-  options.calibration_rollouts = 3;
+  options.loss_scale = 1024;  // for half; bfloat16 does not need it
   return options;
 }
 
@@ -71,8 +109,16 @@ Run train(lpo::Context<Cuda>& context, Models& models, lpo::LpoTrainerOptions op
       if (name == "kept") run.pairs.push_back(value);
     start = now;
   };
-  lpo::LpoTrainer trainer(context, *models.unet, models.store, models.encoder, *models.lrm, models.reward_encoder,
-                          schedule, lpo::Extents<3>{side, side, 4}, options, ranks);
+  using UNet = std::remove_cvref_t<decltype(*models.unet)>;
+  using Latent = lpo::compute_t<typename UNet::value_type>;
+  using Text = std::remove_cvref_t<decltype(models.encoder)>;
+  using RewardText = std::remove_cvref_t<decltype(models.reward_encoder)>;
+  using Scorer = lpo::PromptedLatentScorer<std::remove_cvref_t<decltype(*models.lrm)>, RewardText>;
+  const lpo::Extents<3> latent{side, side, 4};
+  lpo::RolloutTrainer<UNet, Text, Scorer, WidestPairs<Latent>, Ranks> trainer(
+      {"lpo", "LpoTrainer", "LPO"}, context, *models.unet, models.store, models.encoder, schedule, latent, options,
+      [&](lpo::Tape<Cuda>& tape) { return Scorer(tape, *models.lrm, models.reward_encoder, options.max_rows); },
+      WidestPairs<Latent>(options, schedule, latent), ranks);
   trainer.train(random_prompts(options.sample_batch_size, tokens));
   return run;
 }

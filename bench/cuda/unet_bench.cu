@@ -14,7 +14,10 @@ namespace {
 using bench::Cuda;
 using bench::index_t;
 using lpo::Extents;
-using T = lpo::bfloat16;
+#if !defined(LPO_BENCH_STORAGE)
+#define LPO_BENCH_STORAGE lpo::bfloat16  // or lpo::half
+#endif
+using T = LPO_BENCH_STORAGE;
 
 constexpr auto config = lpo::presets::sd15;
 
@@ -104,7 +107,7 @@ void kernels(benchmark::State& state) {
 }
 
 BENCHMARK(kernels)->ArgNames({"rows", "lora"})->Args({2, 0})->Args({20, 0})->Args({8, 16})->Iterations(1);
-BENCHMARK(unet_forward)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(unet_forward)->ArgName("rows")->Arg(2)->Arg(20)->Arg(40)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(unet_forward_graph)->ArgName("rows")->Arg(2)->Arg(20)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lora_forward_backward)->ArgName("rows")->Arg(2)->Arg(8)->UseManualTime()->Unit(benchmark::kMillisecond);
 

@@ -77,6 +77,18 @@ class ProgressBar {
   double shown_ = -1e9;
 };
 
+/// Runs `body`. Where it runs out of a device's memory, `print_plan()` shows what was to be expected.
+template <class Body, class PrintPlan>
+void run_within_memory(const Body& body, const PrintPlan& print_plan) {
+  try {
+    body();
+  } catch (const lpo::DeviceMemoryError&) {
+    std::printf("\nthe device's memory ran out; the plan was\n");
+    print_plan();
+    throw;
+  }
+}
+
 /// Runs a program's body; errors become one line on stderr and exit status 1, Ctrl-C becomes status 130.
 template <class Body>
 int run(const char* program, Body&& body) {

@@ -110,10 +110,8 @@ TEST_CASE("Guided sampling with added conditioning ends where StableDiffusionXLP
   auto without = f.prompts(EmptyPrompt::zeros);
   without.time_ids.clear();
   GuidedDenoiser<UNet> denoiser(f.tape, *unet, 5.0);
-  denoiser.set_prompts(without);
-  auto latents = golden::tensor<float, 4, Cpu>(f.file, "in/latents");
-  CHECK_THROWS_WITH_AS(denoiser.predict(latents.view(), 1.0, latents.view()),
-                       "[conditional_prediction] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
+  CHECK_THROWS_WITH_AS(denoiser.set_prompts(without),
+                       "[GuidedDenoiser] this UNet also needs pooled text and 6 time ids, the prompts have 0 ids; "
                        "encode them with SdxlTextEncoder",
                        ShapeError);
 }

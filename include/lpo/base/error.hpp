@@ -42,6 +42,12 @@ class DeviceError : public Error {
   explicit DeviceError(std::string text) : Error("lpo.device", std::move(text)) {}
 };
 
+/// The DeviceError of memory that ran out.
+class DeviceMemoryError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 /// A file that cannot be read or written, or whose content is not what it should be.
 class FileError : public Error {
  public:

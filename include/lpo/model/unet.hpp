@@ -22,6 +22,9 @@ struct UNetCondition {
   Var<T, 3, Device> context;         ///< text states [rows, tokens, context_width]
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [rows, width]; absent otherwise
   std::span<const float> time_ids;   ///< SDXL: 6 numbers per row of text; empty otherwise
+  /// sinusoidal_features of the timesteps [n, level_channels(0)], in place of `timesteps`: for passes that are captured,
+  /// in which numbers of the host are frozen. Absent otherwise.
+  Var<T, 2, Device> time_features{};
 };
 
 /// Result of the encoder half.
@@ -124,7 +127,11 @@ struct UNetEncoder {
 
   static void check(const Var<T, 4, Device>& sample, const UNetCondition<T, Device>& condition) {
     const index_t n = sample.extent(0);
-    if (static_cast<index_t>(condition.timesteps.size()) != n)
+    const bool has_features = condition.time_features.present();
+    if (has_features && condition.time_features.extents() != Extents<2>{n, C.level_channels(0)})
+      throw ShapeError(message("[UNet] time features ", to_string(condition.time_features.extents()), " must be [", n,
+                               ", ", C.level_channels(0), "]"));
+    if (!has_features && static_cast<index_t>(condition.timesteps.size()) != n)
       throw ShapeError(message("[UNet] ", n, " latents need ", n, " timesteps, given ",
                                static_cast<index_t>(condition.timesteps.size())));
     const index_t rows = condition.context.extent(0);
@@ -139,7 +146,9 @@ struct UNetEncoder {
   }
 
   Var<T, 2, Device> embed_time(Tape<Device>& tape, const UNetCondition<T, Device>& condition) {
-    const auto features = sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
+    const auto features = condition.time_features.present()
+                              ? condition.time_features
+                              : sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
     const index_t rows = condition.context.extent(0);
     auto embedding = repeat_batch(time_embedding(features), rows);
     if constexpr (C.addition_width > 0) {

@@ -10,10 +10,10 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// [count] numbers -> [count, width]: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles in double.
-template <class T, class Device>
-Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
-  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+/// [count] numbers -> [count, width] on the host: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles
+/// in double.
+template <class T>
+std::vector<T> sinusoidal_features(std::span<const float> values, int width) {
   const int half = width / 2;
   std::vector<T> host(values.size() * static_cast<std::size_t>(width));
   for (std::size_t row = 0; row < values.size(); ++row) {
@@ -24,6 +24,14 @@ Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float
       at[half + i] = static_cast<T>(static_cast<compute_t<T>>(std::sin(angle)));
     }
   }
+  return host;
+}
+
+/// The same on a tape.
+template <class T, class Device>
+Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
+  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+  const std::vector<T> host = sinusoidal_features<T>(values, width);
   tape.context().copy_from_host(out.data(), host.data(), host.size() * sizeof(T));
   return out;
 }

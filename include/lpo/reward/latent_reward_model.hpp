@@ -27,6 +27,7 @@ struct RewardPrompt {
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [n, width]
   Var<T, 2, Device> text_embedding_empty;
   std::span<const float> time_ids;   ///< SDXL: 6 per row
+  Var<T, 2, Device> time_features{};  ///< in place of timesteps, as in UNetCondition
 };
 
 /// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight,
@@ -56,7 +57,7 @@ struct LatentRewardModel {
     const index_t n = latents.extent(0);
     const bool guided = options.guidance != 1.0f;
     std::vector<float> ids(prompt.time_ids.begin(), prompt.time_ids.end());
-    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids};
+    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids, prompt.time_features};
     if (guided) {
       if (!prompt.context_empty.present())
         throw ValueError("[LatentRewardModel] guidance other than 1 needs the text states of the empty prompt");

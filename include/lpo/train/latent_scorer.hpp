@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <lpo/preference/concepts.hpp>
@@ -11,7 +12,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Scores latents [k*b, h, w, c], row k*B + b under prompt b, with the LRM's own text states.
+/// Scores latents [k*b, h, w, c], row k*B + b under prompt b, with the LRM's own text states. On devices that can, passes
+/// are captured once and replayed.
 template <class Lrm>
 class LatentScorer {
  public:
@@ -25,7 +27,7 @@ class LatentScorer {
   /// model's weights may not change.
   void set_prompts(const PromptBatch<T, Device>& prompts) {
     prompts_ = &prompts;
-    for (auto& kept : kept_) kept.clear();
+    for (Pass& pass : passes_) pass.has_texts = false;
   }
 
   void score(View<const T, 4, Device> latents, int timestep, std::span<float> scores) {
@@ -38,6 +40,16 @@ class LatentScorer {
   }
 
  private:
+  /// Some rows of the candidates: what the model reads for them, and what is kept of their texts.
+  struct Pass {
+    Tensor<T, 4, Device> latents;
+    detail::ConditionBuffers<Lrm> condition;  ///< rows [c ; u] of text
+    KeptProjections<Device> kept;
+    bool has_texts = false, text_is_kept = false;
+    RepeatedWork<Device> work;
+    View<const compute_t<T>, 1, Device> scores;  ///< of the last pass, until the tape is rewound
+  };
+
   template <class Latent>
   void score_all(const View<const Latent, 4, Device>& latents, int timestep, std::span<float> scores) {
     if (prompts_ == nullptr) throw ValueError("[LatentScorer] set_prompts() first");
@@ -46,54 +58,77 @@ class LatentScorer {
       throw ShapeError(message("[LatentScorer] ", n, " latents and ", static_cast<index_t>(scores.size()), " scores for ", b, " prompts"));
     const index_t step = max_rows_ > 0 ? max_rows_ : n;
     if (n != latents_) {  // other rows for the same prompts
-      kept_.clear();
-      kept_.resize(static_cast<std::size_t>((n + step - 1) / step));
+      passes_ = std::vector<Pass>(static_cast<std::size_t>((n + step - 1) / step));
       latents_ = n;
     }
     for (index_t begin = 0; begin < n; begin += step) {
-      const auto keeping = tape_.keeping(kept_[static_cast<std::size_t>(begin / step)]);
       const index_t end = std::min(n, begin + step);
-      score_rows(latents.slice(0, begin, end), begin, timestep, scores.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+      score_rows(passes_[static_cast<std::size_t>(begin / step)], latents.slice(0, begin, end), begin, timestep,
+                 scores.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
     }
   }
 
   template <class Latent>
-  void score_rows(const View<const Latent, 4, Device>& latents, index_t first, int timestep, std::span<float> scores) {
+  void score_rows(Pass& pass, const View<const Latent, 4, Device>& latents, index_t first, int timestep,
+                  std::span<float> scores) {
+    auto& context = tape_.context();
     const auto guard = tape_.inference();
+    const auto keeping = tape_.keeping(pass.kept);
     const auto start = tape_.snapshot();
-    const index_t n = latents.extent(0), b = prompts_->size();
-    std::vector<index_t> rows;
-    for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % b);
+    const index_t n = latents.extent(0);
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
-    const auto per_latent = [&](const auto& states, const auto& empty, const std::vector<index_t>& which) {
-      return detail::gathered_rows(tape_, states, empty, std::span<const index_t>(which));
-    };
-    const std::vector<index_t> unprompted(rows.size(), detail::empty_prompt);
-    RewardPrompt<T, Device> prompt;
-    prompt.context = per_latent(prompts_->context, prompts_->context_empty, rows);
-    prompt.context_empty = per_latent(prompts_->context, prompts_->context_empty, unprompted);
-    const auto pooled = per_latent(prompts_->pooled, prompts_->pooled_empty, rows);
-    std::vector<float> time_ids;
-    if constexpr (Lrm::config.addition_width > 0) {
-      detail::expect_added_conditioning<Lrm>("LatentScorer", *prompts_);
-      prompt.text_embedding = pooled;
-      prompt.text_embedding_empty = per_latent(prompts_->pooled, prompts_->pooled_empty, unprompted);
-      time_ids = detail::repeated_time_ids(*prompts_, n);
-      prompt.time_ids = time_ids;
-    }
-    const auto z = lrm_.score(detail::network_input<T>(tape_, latents), timesteps, prompt, pooled);
+    const bool known = detail::ConditionBuffers<Lrm>::fit(pass.latents, latents.extents);
+    if (!pass.condition.set_timesteps(context, timesteps) || !known) pass.work.reset();
+    if (!std::exchange(pass.has_texts, true)) set_texts(pass, first, n);
+    evaluate(&context, pass.latents.view(), latents);
+    run(pass);
     std::vector<compute_t<T>> host(scores.size());
-    tape_.context().copy_to_host(host.data(), z.data(), host.size() * sizeof(host.front()));
+    context.copy_to_host(host.data(), pass.scores.data, host.size() * sizeof(host.front()));
     for (std::size_t i = 0; i < host.size(); ++i) scores[i] = static_cast<float>(host[i]);
     tape_.rewind(start);
+  }
+
+  void set_texts(Pass& pass, index_t first, index_t n) {
+    std::vector<index_t> rows;
+    for (index_t i = 0; i < n; ++i) rows.push_back((first + i) % prompts_->size());
+    rows.resize(static_cast<std::size_t>(2 * n), detail::empty_prompt);
+    if (!pass.condition.set_texts("LatentScorer", tape_.context(), *prompts_, std::span<const index_t>(rows)))
+      pass.work.reset();
+    pass.kept.clear();
+    pass.text_is_kept = false;
+  }
+
+  /// The first pass under new texts fills what is kept of them, so it is not like the others.
+  void run(Pass& pass) {
+    const auto work = [&] { pass.scores = score_on_tape(pass).view(); };
+    if (!std::exchange(pass.text_is_kept, true)) return work();
+    pass.work.begin(tape_.context());
+    pass.work.run(tape_.context(), work);
+  }
+
+  Var<compute_t<T>, 1, Device> score_on_tape(const Pass& pass) {
+    const index_t n = pass.latents.extent(0);
+    const auto half = [&](const auto& rows, bool empty) { return rows.slice(0, empty ? n : 0, empty ? 2 * n : n); };
+    const auto texts = pass.condition.texts(tape_);
+    const auto pooled = pass.condition.pooled(tape_);
+    RewardPrompt<T, Device> prompt;
+    prompt.context = half(texts, false);
+    prompt.context_empty = half(texts, true);
+    prompt.time_features = pass.condition.time_features(tape_);
+    if constexpr (Lrm::config.addition_width > 0) {
+      prompt.text_embedding = half(pooled, false);
+      prompt.text_embedding_empty = half(pooled, true);
+      prompt.time_ids = pass.condition.time_ids().first(static_cast<std::size_t>(6 * n));
+    }
+    return lrm_.score(constant(tape_, pass.latents), {}, prompt, half(pooled, false));
   }
 
   Tape<Device>& tape_;
   Lrm& lrm_;
   index_t max_rows_;
   const PromptBatch<T, Device>* prompts_ = nullptr;
-  std::vector<KeptProjections<Device>> kept_;  ///< of each pass's rows
-  index_t latents_ = 0;                        ///< of the passes that filled them
+  std::vector<Pass> passes_;  ///< for `latents_` candidates
+  index_t latents_ = 0;
 };
 
 /// Runs a TextEncoder over n prompts (and the empty one) and keeps the result off the tape.

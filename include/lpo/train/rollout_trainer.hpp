@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -350,6 +351,7 @@ class RolloutTrainer {
     s["ema_decay"] = options_.ema_decay;
     s["thresholds"] = rollout_.thresholds();
     if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
+    if (options_.half_scores) s["half_scores"] = true;
     add_optimizer_buffers(state, store_, optimizer_, ema_);
     state.buffers.push_back({"counters", counters});
     return state;
@@ -406,7 +408,7 @@ class RolloutTrainer {
     for (std::size_t begin = 0; begin < items.size(); begin += size) {
       const auto part = items.subspan(begin, std::min(items.size() - begin, size));
       objective_.gather(context_, dealt_.items(), part);
-      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(batch.total));
+      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(batch.total), begin == 0);
     }
     enter(LpoStage::optimizer);
     store_.finish_gradients();
@@ -422,8 +424,19 @@ class RolloutTrainer {
     return norm;
   }
 
-  /// Forward and backward of the mini-batch that the objective has gathered, whose mean loss counts `share`.
-  void add_gradients(const PromptBatch<T, Device>& prompts, double share) {
+  /// What forward and backward of mini-batches of one size read, and what is captured of them.
+  struct TrainingPass {
+    detail::ConditionBuffers<UNet> condition;  ///< rows [u ; c]
+    Tensor<T, 4, Device> latents;
+    Tensor<Latent, 4, Device> cotangent;  ///< of the guided prediction
+    RepeatedWork<Device> work{3};         ///< the reference's pass, the policy's, backward
+    Var<Latent, 4, Device> reference, prediction;
+    std::vector<Slot*> reached;  ///< weights whose gradients backward writes
+  };
+
+  /// Forward and backward of the mini-batch that the objective has gathered, whose mean loss counts `share`. `first`: its
+  /// gradients are stored, those of others add up. The loss waits for the device, so it lies between what is captured.
+  void add_gradients(const PromptBatch<T, Device>& prompts, double share, bool first) {
     std::vector<index_t> rows;
     std::vector<float> timesteps;
     std::vector<GaussianStep> steps;
@@ -432,25 +445,57 @@ class RolloutTrainer {
       timesteps.push_back(static_cast<float>(record.timestep));
       steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
     }
+    TrainingPass& pass = passes_[{std::ssize(rows), first}];
+    using Buffers = detail::ConditionBuffers<UNet>;
+    const auto halves = detail::unguided_and_guided(std::span<const index_t>(rows));
+    bool known = pass.condition.set_texts(names_.trainer, context_, prompts, std::span<const index_t>(halves));
+    known = pass.condition.set_timesteps(context_, timesteps) && known;
+    known = Buffers::fit(pass.latents, objective_.x_t().extents) && known;
+    if (!known) pass.work.reset();
+    evaluate(&context_, pass.latents.view(), objective_.x_t());
     const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, prompts, std::span<const index_t>(rows),
-                               detail::network_input<T>(tape_, objective_.x_t()), std::span<const float>(timesteps),
-                               options_.guidance_scale);
+      return guided_prediction(unet, pass.condition.on(tape_), constant(tape_, pass.latents), options_.guidance_scale);
     };
+
+    pass.work.begin(context_);
     enter(LpoStage::reference);
-    const auto reference = [&] {
+    pass.work.run(context_, [&] {
       const auto guard = tape_.inference();
       const auto plain = tape_.without_adapters();
-      return predict(reference_ != nullptr ? *reference_ : policy_);
-    }();
+      pass.reference = predict(reference_ != nullptr ? *reference_ : policy_);
+    });
     enter(LpoStage::policy);
-    const auto loss =
-        objective_.loss(predict(policy_), reference.view(), std::span<const GaussianStep>(steps));
-    const auto weight = static_cast<Latent>(share * options_.loss_scale);
-    const View<Latent, 1, Device> cotangent(tape_.template allocate<Latent>(1), Extents<1>{1});
-    context_.copy_from_host(cotangent.data, &weight, sizeof(weight));
-    backward(loss, View<const Latent, 1, Device>(cotangent));
+    pass.work.run(context_, [&] { pass.prediction = predict(policy_); });
+    set_cotangent(pass, std::span<const GaussianStep>(steps), share);
+    pass.work.run(context_, [&] { backward(pass.prediction, View<const Latent, 4, Device>(pass.cotangent.view())); });
+    if (pass.work.replays()) {
+      for (Slot* slot : pass.reached) slot->written = true;
+    } else {
+      pass.reached.clear();
+      for (const auto& entry : store_.entries())
+        if (entry.parameter->slot.written) pass.reached.push_back(&entry.parameter->slot);
+    }
     tape_.clear();
+  }
+
+  /// d loss / d prediction of a pass, times `share` and the loss scale.
+  void set_cotangent(TrainingPass& pass, std::span<const GaussianStep> steps, double share) {
+    const auto& extents = pass.prediction.extents();
+    if (pass.cotangent.data() == nullptr) pass.cotangent = Tensor<Latent, 4, Device>(extents);
+    const auto start = context_.activations().mark();
+    auto* const position = tape_.position();
+    Slot* const slot = tape_.make_external_slot(pass.prediction.data(), static_cast<std::size_t>(extents.size()) * sizeof(Latent), true);
+    slot->gradient = reinterpret_cast<std::byte*>(pass.cotangent.data());
+    slot->persistent = true;  // the gradient is not the tape's
+    const Var<Latent, 4, Device> prediction(&tape_, slot, View<Latent, 4, Device>(pass.prediction.data(), extents));
+    const auto loss = objective_.loss(prediction, pass.reference.view(), steps);
+    const auto weight = static_cast<Latent>(share * options_.loss_scale);
+    const View<Latent, 1, Device> one(tape_.template allocate<Latent>(1), Extents<1>{1});
+    context_.copy_from_host(one.data, &weight, sizeof(weight));
+    detail::add_gradient(loss, View<const Latent, 1, Device>(one));
+    tape_.run_back_to(position);
+    if (!slot->written) context_.fill_zero(slot->gradient, slot->bytes);
+    context_.activations().rewind(start);
   }
 
   MetricValues log_line(double norm, double epoch) const {
@@ -482,6 +527,7 @@ class RolloutTrainer {
   Scorer scorer_;
   Rollout<Latent, Device> rollout_;
   Dealt dealt_;
+  std::map<std::pair<index_t, bool>, TrainingPass> passes_;  ///< by items, and whether gradients are stored
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;

@@ -79,6 +79,64 @@ TEST_CASE("blocks of an inference that give their memory back are captured") {
   CHECK(on_host(y) == std::vector<float>{9, 25, 49});
 }
 
+TEST_CASE("rounds of the same work: run, captured, then replayed, on the values of the moment") {
+  lpo::Context<Cuda> context;
+  auto x = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{2});
+  auto y = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{2});
+  lpo::RepeatedWork<Cuda> work(2);
+  int calls = 0;
+  const auto round = [&](float value) {
+    const std::vector<float> values = {value, value + 1};
+    context.copy_from_host(x.data(), values.data(), 2 * sizeof(float));
+    const auto start = context.activations().mark();
+    float* middle = nullptr;
+    work.begin(context);
+    work.run(context, [&] {
+      ++calls;
+      middle = reinterpret_cast<float*>(context.activations().allocate(2 * sizeof(float)));
+      lpo::evaluate(&context, lpo::View<float, 1, Cuda>(middle, Extents<1>{2}), x.view() * 2.0);
+    });
+    // What lies between the parts may allocate: the first part's results are not overwritten.
+    const std::vector<float> noise = {-1, -1};
+    context.copy_from_host(context.activations().allocate(2 * sizeof(float)), noise.data(), 2 * sizeof(float));
+    work.run(context, [&] {
+      ++calls;
+      lpo::evaluate(&context, y.view(), lpo::View<const float, 1, Cuda>(middle, Extents<1>{2}) + 1.0);
+    });
+    context.activations().rewind(start);
+    return on_host(y);
+  };
+  for (int i = 0; i < 5; ++i) {
+    const float value = static_cast<float>(i);
+    CHECK(round(value) == std::vector<float>{2 * value + 1, 2 * value + 3});
+    CHECK(calls == (i < 2 ? 2 * (i + 1) : 4));
+    CHECK(work.replays() == (i >= 2));
+  }
+  const std::size_t reserved = context.reserved_bytes();
+  for (int i = 0; i < 3; ++i) round(1);
+  CHECK(context.reserved_bytes() == reserved);
+
+  // Elsewhere in the arena the captured addresses may be taken: the round runs, and is captured anew.
+  context.activations().allocate(1024);
+  CHECK(round(3) == std::vector<float>{7, 9});
+  CHECK(calls == 6);
+  CHECK(round(4) == std::vector<float>{9, 11});
+  CHECK(round(5) == std::vector<float>{11, 13});
+  CHECK(calls == 8);
+  work.reset();
+  round(6);
+  CHECK(calls == 10);
+
+  lpo::Context<Cuda> plain(lpo::CudaOptions{.graphs = false});
+  lpo::RepeatedWork<Cuda> each_time;
+  int times = 0;
+  for (int i = 0; i < 4; ++i) {
+    each_time.begin(plain);
+    each_time.run(plain, [&] { ++times; });
+  }
+  CHECK(times == 4);
+}
+
 TEST_CASE("work that reads from the device cannot be captured, and the context works on") {
   lpo::Context<Cuda> context;
   auto x = lpo::Tensor<float, 1, Cuda>::full(Extents<1>{1}, 2);

@@ -20,6 +20,7 @@ struct CudaOptions {
   bool tf32 = false;        ///< float products on tensor cores with 10-bit mantissas: faster, relative error about 3e-4
   bool synchronize = false; ///< wait after every kernel, so that an error names the kernel that caused it
   bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
+  bool graphs = true;       ///< RepeatedWork is captured and replayed; not where one of the two above is on
 };
 
 /// Owns a CUDA device's stream, arenas, pools and library handles. All work of a context runs in the order in which it was
@@ -116,6 +117,7 @@ class Context<Cuda> {
 
   /// While a graph is captured, host bytes that are copied to the device are kept here; null otherwise.
   void capture_into(detail::PinnedCopies* copies) { captured_ = copies; }
+  bool capturing() const { return captured_ != nullptr; }
 
   /// Device time by kernel, of products by shape, since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
   std::vector<KernelTime> kernel_times() { return times_.take(stream_); }

@@ -41,7 +41,7 @@ class DeviceBlock {
       cudaGetLastError();
       std::size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
-      throw DeviceError(
+      throw DeviceMemoryError(
           message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, but of the device's ", mebibytes(total),
                   " MiB ", mebibytes(total - free), " are in use and ", mebibytes(free),
                   " free; use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit "
