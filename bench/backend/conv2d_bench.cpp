@@ -29,8 +29,8 @@ void conv2d(benchmark::State& state) {
                                    pad,
                                    pad};
   const index_t outputs = s.n * s.out_h() * s.out_w() * s.o, weights = s.o * s.kernel_h * s.kernel_w * s.c;
-  std::vector<T> x(static_cast<std::size_t>(s.n * s.h * s.w * s.c), T(0.5f)), y(static_cast<std::size_t>(outputs)),
-      weight(static_cast<std::size_t>(weights), T(0.25f)), bias(static_cast<std::size_t>(s.o), T(1.0f));
+  auto x = bench::filled<T>(s.n * s.h * s.w * s.c, 0.5f), y = bench::filled<T>(outputs, 0.0f),
+       weight = bench::filled<T>(weights, 0.25f), bias = bench::filled<T>(s.o, 1.0f);
   using Conv = lpo::kernel::Conv2d<lpo::Cpu>;
   const auto run = [&] {
     if (state.range(6) == 0) Conv::forward(context, s, x.data(), weight.data(), bias.data(), y.data());

@@ -19,8 +19,8 @@ void gemm(benchmark::State& state) {
   const index_t rows = state.range(0), out = state.range(1), in = state.range(2);
   const int threads = static_cast<int>(state.range(4));
   lpo::Context<lpo::Cpu> context(threads);
-  std::vector<T> x(static_cast<std::size_t>(rows * in), T(0.5f)), weight(static_cast<std::size_t>(out * in), T(0.25f)),
-      y(static_cast<std::size_t>(rows * out), T(1.0f)), bias(static_cast<std::size_t>(out), T(1.0f));
+  auto x = bench::filled<T>(rows * in, 0.5f), weight = bench::filled<T>(out * in, 0.25f),
+       y = bench::filled<T>(rows * out, 1.0f), bias = bench::filled<T>(out, 1.0f);
   lpo::kernel::GemmParams<T> p;
   switch (state.range(3)) {
     case forward:

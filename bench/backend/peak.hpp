@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <lpo/tensor/context.hpp>
+#include <lpo/tensor/tensor.hpp>
 
 #include <backend/fma_loop.hpp>
 
@@ -22,12 +23,13 @@ double measure_peak(int threads) {
   using clock = std::chrono::steady_clock;
   lpo::Context<lpo::Cpu> context(threads);
   double best = 0;
-  for (int window = 0; window < 40; ++window) {
+  // Windows are long beside the time until the last thread has joined.
+  for (int window = 0; window < 12; ++window) {
     double operations = 0;
     const auto start = clock::now();
     context.executor().parallel_for(threads, 1, [&](lpo::index_t thread, lpo::index_t) {
       const double done =
-          std::is_same_v<T, lpo::bfloat16> ? multiply_and_add_bfloat16(20000) : multiply_and_add(20000);
+          std::is_same_v<T, lpo::bfloat16> ? multiply_and_add_bfloat16(100000) : multiply_and_add(400000);
       if (thread == 0) operations = done * threads;
     });
     best = std::max(best, operations / std::chrono::duration<double>(clock::now() - start).count());
@@ -41,6 +43,14 @@ double peak(int threads) {
   auto& value = measured[threads];
   if (value == 0.0) value = measure_peak<T>(threads);
   return value;
+}
+
+/// `count` times `value`, in memory that is aligned as that of tensors is.
+template <class T>
+lpo::Tensor<T, 1> filled(lpo::index_t count, float value) {
+  auto tensor = lpo::Tensor<T, 1>::zeros({count});
+  std::fill_n(tensor.data(), count, T(value));
+  return tensor;
 }
 
 /// 1, 2 and all.

@@ -55,8 +55,8 @@ struct PairCut {
   index_t groups, panels;
 };
 
-/// The cut whose jobs, shared out to the threads in rounds, take the least time: that of their tiles and of reading both
-/// operands once.
+/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs as
+/// they come and all wait for one that was taken last.
 inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
@@ -66,8 +66,7 @@ inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels,
     for (index_t width = 16; width >= 2; width -= 2) {
       if (height > groups || (width > 2 && width >= panels + 2)) continue;
       const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t rounds = (jobs + threads - 1) / threads;
-      const index_t cost = rounds * (height * width * tiles.cycles + (height + width) * read);
+      const index_t cost = (jobs + threads) * (height * width * tiles.cycles + (height + width) * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;
