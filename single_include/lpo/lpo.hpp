@@ -36,7 +36,14 @@
 #define LPO_CONCAT(a, b) LPO_CONCAT_(a, b)
 
 /// Every lpo header opens `namespace lpo::inline LPO_ABI { … }`.
-#define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+///
+/// Define LPO_ONE_ISA, for a whole program, to compile inner loops for the instruction set of the translation unit alone
+/// and not for wider ones that the machine may turn out to have: less to compile, and slower unless -march says what there is.
+#if defined(LPO_ONE_ISA)
+#  define LPO_ABI LPO_CONCAT(v0_1_only_, LPO_ISA)
+#else
+#  define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+#endif
 
 // The only place that asks whether nvcc compiles this translation unit.
 //
@@ -2952,17 +2959,17 @@ struct AdamW<Cpu> {
 // Vectors wider than the translation unit's own must not be arguments or results of a function, inlined or not.
 
 #if LPO_HOST_PASS
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(LPO_ONE_ISA)
 #  include <cpuid.h>
 #  include <sys/syscall.h>
 #  include <unistd.h>
 /// Of loops around pairs of bfloat16 (bfloat16_tile.hpp).
 #  define LPO_TARGET_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")))
 #endif
-#if defined(__x86_64__) && !defined(__AVX512F__)
+#if defined(__x86_64__) && !defined(__AVX512F__) && !defined(LPO_ONE_ISA)
 #  define LPO_TARGET_512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #endif
-#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
+#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__)) && !defined(LPO_ONE_ISA)
 #  define LPO_TARGET_256 __attribute__((target("avx2,fma")))
 #endif
 
@@ -3910,7 +3917,7 @@ struct Attention<Cpu> {
             }
           });
     };
-    if (blocks > 2 && (heads > 1 || !std::is_same_v<T, S>)) {
+    if (blocks > 2 && (std::is_same_v<T, S> ? heads > 1 && shape.keys > detail::attention_block : true)) {
       const S* const k_packed =
           detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
       const S* const v_packed =

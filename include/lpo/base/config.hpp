@@ -29,7 +29,14 @@
 #define LPO_CONCAT(a, b) LPO_CONCAT_(a, b)
 
 /// Every lpo header opens `namespace lpo::inline LPO_ABI { … }`.
-#define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+///
+/// Define LPO_ONE_ISA, for a whole program, to compile inner loops for the instruction set of the translation unit alone
+/// and not for wider ones that the machine may turn out to have: less to compile, and slower unless -march says what there is.
+#if defined(LPO_ONE_ISA)
+#  define LPO_ABI LPO_CONCAT(v0_1_only_, LPO_ISA)
+#else
+#  define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+#endif
 
 // The only place that asks whether nvcc compiles this translation unit.
 //

@@ -9,17 +9,17 @@
 #include <lpo/base/config.hpp>
 
 #if LPO_HOST_PASS
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(LPO_ONE_ISA)
 #  include <cpuid.h>
 #  include <sys/syscall.h>
 #  include <unistd.h>
 /// Of loops around pairs of bfloat16 (bfloat16_tile.hpp).
 #  define LPO_TARGET_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")))
 #endif
-#if defined(__x86_64__) && !defined(__AVX512F__)
+#if defined(__x86_64__) && !defined(__AVX512F__) && !defined(LPO_ONE_ISA)
 #  define LPO_TARGET_512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #endif
-#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
+#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__)) && !defined(LPO_ONE_ISA)
 #  define LPO_TARGET_256 __attribute__((target("avx2,fma")))
 #endif
 
