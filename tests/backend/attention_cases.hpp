@@ -75,7 +75,8 @@ void check_close(const AttentionResult<T>& result, const AttentionResult<T>& ref
   CHECK(distance(result.dv, reference.dv) < limit);
 }
 
-/// One of everything; lanes and tiles that are full, partial and empty; several key blocks; both ways of backward.
+/// One of everything; lanes and tiles that are full, partial and empty; several key blocks; queries in one part and in
+/// several (the last two).
 inline std::vector<Case> cases() {
   return {{1, 1, 1, 1, 1},
           {1, 2, 3, 1, 5, false, 2},
@@ -90,7 +91,9 @@ inline std::vector<Case> cases() {
           {9, 99, 99, 2, 8, true},
           {8, 66, 101, 2, 20},
           {1, 40, 257, 1, 160},
-          {2, 5, 7, 1, 163}};
+          {2, 5, 7, 1, 163},
+          {1, 401, 77, 2, 12, false, 3},
+          {1, 595, 595, 1, 9, true}};
 }
 
 /// Forward alone, of float: out, then log_sum_exp.

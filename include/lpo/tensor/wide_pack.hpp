@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include <lpo/tensor/pack.hpp>
 
@@ -117,9 +118,15 @@ struct WidePack {
  private:
   template <class T>
   static LPO_ALWAYS_INLINE void widen(const T* p, Words& words) {
+#if defined(__clang__)
     HalfWords bits;
     std::memcpy(&bits, p, sizeof(bits));
     words = __builtin_convertvector(bits, Words);
+#else
+    // g++ 12 converts in halves that it then joins; number by number it finds the one instruction.
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) { words = Words{p[I].bits...}; }
+    (std::make_integer_sequence<int, lanes>{});
+#endif
   }
   template <class T>
   static LPO_ALWAYS_INLINE void store_narrow(T* p, const Words& words) {

@@ -150,11 +150,13 @@ template <bool right>
 LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
                                      bfloat16* to) {
   pack_pair_lines<right>(lines, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 template <bool right>
 LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
                                       index_t first_block, index_t blocks, bfloat16* to) {
   pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
 /// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
@@ -218,6 +220,7 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
         pair_tile<1>(work, group, first, right, to);
     }
   }
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
 inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},

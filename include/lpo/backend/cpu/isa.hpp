@@ -24,8 +24,8 @@
 #endif
 
 // The last statement of every function with such a target. Without it the upper halves of the registers stay in use, and
-// on Intel every SSE instruction of the program's own code then waits for them: tests ran tens of times slower. The
-// compilers add it by themselves, but g++ only from -O2 on.
+// on Intel every SSE instruction of the program's own code then depends on them. The compilers add it by themselves, but g++
+// only from -O2 on.
 #if defined(__x86_64__) && !defined(__AVX__)
 #  define LPO_LEAVE_WIDE_REGISTERS() __builtin_ia32_vzeroupper()
 #else
