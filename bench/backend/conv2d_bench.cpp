@@ -43,7 +43,7 @@ void conv2d(benchmark::State& state) {
     run();
     benchmark::ClobberMemory();
   }
-  bench::count_operations(
+  bench::count_operations<T>(
       state, 2.0 * static_cast<double>(outputs) * static_cast<double>(s.kernel_h * s.kernel_w * s.c), threads);
 }
 
@@ -65,3 +65,4 @@ void shapes(benchmark::internal::Benchmark* benchmark) {
 }  // namespace
 
 BENCHMARK_TEMPLATE(conv2d, float)->Apply(shapes);
+BENCHMARK_TEMPLATE(conv2d, lpo::bfloat16)->Apply(shapes);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <iterator>
 
+#include <lpo/backend/cpu/bfloat16_tile.hpp>
 #include <lpo/backend/cpu/product_tile.hpp>
 
 namespace bench {
@@ -53,6 +54,50 @@ inline double multiply_and_add(lpo::index_t steps) {
   if (lanes == 4) multiply_and_add_128(steps, numbers);
   asm volatile("" : : "r"(numbers) : "memory");
   return 2.0 * (lanes == 16 ? 24 : 12) * lanes * static_cast<double>(steps);
+}
+
+#if defined(LPO_TARGET_PAIRS)
+LPO_TARGET_PAIRS __attribute__((noinline)) inline void multiply_pairs_512(lpo::index_t steps) {
+  lpo::detail::PairSums sum[24] = {};
+  lpo::detail::PairVector factor = {};
+  asm volatile("" : "+v"(factor));
+  for (lpo::index_t step = 0; step < steps; ++step) {
+LPO_UNROLL(24)
+    for (int i = 0; i < 24; ++i) {
+      lpo::detail::PairSums one = sum[i];
+      asm("vdpbf16ps %1, %1, %0" : "+v"(one) : "v"(factor));
+      sum[i] = one;
+    }
+  }
+LPO_UNROLL(24)
+  for (int i = 0; i < 24; ++i) asm volatile("" : : "v"(sum[i]));
+}
+
+inline void multiply_pairs_amx(lpo::index_t steps) {
+  const lpo::detail::TileConfiguration configuration;
+  asm volatile("ldtilecfg %0" : : "m"(configuration));
+  for (lpo::index_t step = 0; step < steps; ++step)
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
+  asm volatile("tilerelease");
+}
+#endif
+
+/// The same with the instructions on pairs of bfloat16 that the products use here, or in float where there are none.
+inline double multiply_and_add_bfloat16(lpo::index_t steps) {
+#if defined(LPO_TARGET_PAIRS)
+  const auto& list = lpo::detail::pair_tiles();
+  if (list.count > 0 && list.tiles[0] == &lpo::detail::pair_tiles_amx) {
+    multiply_pairs_amx(steps);
+    return 4.0 * 2 * 16 * 16 * 32 * static_cast<double>(steps);
+  }
+  if (list.count > 0) {
+    multiply_pairs_512(steps);
+    return 24.0 * 2 * 32 * static_cast<double>(steps);
+  }
+#endif
+  return multiply_and_add(steps);
 }
 
 }  // namespace bench

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The FMA peak of this machine, measured in the same run as what is compared with it.
+// The FMA peak of this machine, and that of its instructions for bfloat16, measured in the same run as what is compared.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -16,8 +16,9 @@
 
 namespace bench {
 
-/// Operations per second of `threads` threads that only multiply and add in registers (best of several windows).
-inline double measure_peak(int threads) {
+/// Operations per second of `threads` threads that only multiply and add T in registers (best of several windows).
+template <class T>
+double measure_peak(int threads) {
   using clock = std::chrono::steady_clock;
   lpo::Context<lpo::Cpu> context(threads);
   double best = 0;
@@ -25,7 +26,8 @@ inline double measure_peak(int threads) {
     double operations = 0;
     const auto start = clock::now();
     context.executor().parallel_for(threads, 1, [&](lpo::index_t thread, lpo::index_t) {
-      const double done = multiply_and_add(20000);
+      const double done =
+          std::is_same_v<T, lpo::bfloat16> ? multiply_and_add_bfloat16(20000) : multiply_and_add(20000);
       if (thread == 0) operations = done * threads;
     });
     best = std::max(best, operations / std::chrono::duration<double>(clock::now() - start).count());
@@ -33,10 +35,11 @@ inline double measure_peak(int threads) {
   return best;
 }
 
-inline double peak(int threads) {
+template <class T>
+double peak(int threads) {
   static std::map<int, double> measured;
   auto& value = measured[threads];
-  if (value == 0.0) value = measure_peak(threads);
+  if (value == 0.0) value = measure_peak<T>(threads);
   return value;
 }
 
@@ -47,12 +50,13 @@ inline std::vector<lpo::index_t> thread_counts() {
   return counts;
 }
 
-/// Counters "GFLOP/s" and "of_peak" for `operations` per iteration on that many threads.
-inline void count_operations(benchmark::State& state, double operations, int threads) {
+/// Counters "GFLOP/s" and "of_peak" for `operations` per iteration on that many threads; T says of which peak.
+template <class T = float>
+void count_operations(benchmark::State& state, double operations, int threads) {
   state.counters["GFLOP/s"] =
       benchmark::Counter(operations * 1e-9, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
   state.counters["of_peak"] =
-      benchmark::Counter(operations / peak(threads), benchmark::Counter::kIsIterationInvariantRate);
+      benchmark::Counter(operations / peak<T>(threads), benchmark::Counter::kIsIterationInvariantRate);
 }
 
 }  // namespace bench

@@ -8,6 +8,7 @@
 #include <lpo/lpo.hpp>
 
 #include <backend/peak.hpp>
+#include <model/random_start.hpp>
 
 namespace {
 
@@ -36,36 +37,15 @@ struct Denoiser {
     if (lora_rank > 0) lpo::enable_lora<T, lpo::Cpu>(*unet, lora_rank, static_cast<float>(lora_rank));
     store.add("", *unet);
     store.allocate([](const std::string& name) { return lpo::is_lora_name(name); });
-    for (const auto& entry : store.entries()) initialize(*entry.parameter);
-    draw(latents.data(), latents.size(), 1.7f);
-    draw(text.data(), text.size(), 1.7f);
+    bench::RandomStart random;
+    random.draw(store);
+    random.draw(latents.data(), latents.size(), 1.7f);
+    random.draw(text.data(), text.size(), 1.7f);
   }
 
   auto predict() {
     return (*unet)(lpo::constant(tape, latents), {timesteps, lpo::constant(tape, text), {}, {}});
   }
-
- private:
-  /// Uniform numbers in +-scale: the store's own start takes longer than what is measured.
-  void draw(T* to, index_t count, float scale) {
-    for (index_t i = 0; i < count; ++i) {
-      seed_ = seed_ * 1664525u + 1013904223u;
-      to[i] = static_cast<T>(static_cast<float>(static_cast<std::int32_t>(seed_)) * (scale / 2147483648.0f));
-    }
-  }
-
-  void initialize(lpo::AnyParameter<T, lpo::Cpu>& p) {
-    using Kind = lpo::Initialization::Kind;
-    const auto [kind, scale] = p.initialization;
-    const bool drawn = kind == Kind::uniform || kind == Kind::normal || p.trainable();
-    const float constant = kind == Kind::ones ? 1.0f : kind == Kind::constant ? scale : 0.0f;
-    if (drawn)
-      draw(p.data(), p.size(), scale == 0.0f ? 0.01f : scale);
-    else
-      std::fill_n(p.data(), p.size(), static_cast<T>(constant));
-  }
-
-  std::uint32_t seed_ = 7;
 };
 
 /// Arguments: rows, threads.

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """PyTorch beside bench_backend on one CPU: products, convolutions (channels last), attention and norms at the shapes of
-Stable Diffusion 1.5, float32. Both sides run in turns of a fraction of a second, so that a busy or throttled machine
-slows both; each time is the median over the turns. With one thread, times are processor times of that thread.
+Stable Diffusion 1.5, in float32; with --dtype bfloat16 products and convolutions in that. Both sides run in turns of a
+fraction of a second, so that a busy or throttled machine slows both; each time is the median over the turns. With one
+thread, times are processor times of that thread.
 
     python bench/peers/cpu_torch.py --bench build/bench/bench_backend [--threads 2] [--rounds 3] [--filter conv]
 
-Columns: milliseconds of lpo and of PyTorch, ratio (above 1: lpo is faster), and lpo's fraction of the FMA peak that it
-measured in the same process (products, convolutions and attention only).
+Columns: milliseconds of lpo and of PyTorch, ratio (above 1: lpo is faster), and lpo's fraction of the peak of
+multiply-adds in that type that it measured in the same process (products, convolutions and attention only).
 """
 
 import argparse
@@ -21,23 +22,25 @@ import time
 import torch
 import torch.nn.functional as F
 
+LPO_TYPES = {torch.float32: "float", torch.bfloat16: "lpo::bfloat16"}
 
-def products():
+
+def products(dtype):
     for rows, out, inner in ((4096, 320, 320), (4096, 2560, 320), (1024, 640, 640), (1024, 5120, 640), (256, 1280, 1280),
                              (64, 1280, 1280), (77, 320, 768), (77, 1280, 768)):
-        x, weight, bias, dy = torch.randn(rows, inner), torch.randn(out, inner), torch.randn(out), torch.randn(rows, out)
+        x, weight, bias, dy = (torch.randn(*shape).to(dtype) for shape in ((rows, inner), (out, inner), (out,), (rows, out)))
         work = (lambda: F.linear(x, weight, bias), lambda: dy @ weight, lambda: dy.t() @ x)
         for form in range(3):
-            yield f"gemm<float>/rows:{rows}/out:{out}/in:{inner}/form:{form}/", work[form]
+            yield f"gemm<{LPO_TYPES[dtype]}>/rows:{rows}/out:{out}/in:{inner}/form:{form}/", work[form]
 
 
-def convolutions():
+def convolutions(dtype):
     shapes = ((64, 320, 320, 3, 1), (32, 640, 640, 3, 1), (16, 1280, 1280, 3, 1), (8, 1280, 1280, 3, 1), (16, 2560, 1280, 3, 1),
               (64, 320, 320, 3, 2), (64, 960, 320, 1, 1))
     for side, c, o, kernel, stride in shapes:
-        x = torch.randn(1, c, side, side).to(memory_format=torch.channels_last)
-        weight = torch.randn(o, c, kernel, kernel).to(memory_format=torch.channels_last)
-        bias, pad = torch.randn(o), kernel // 2
+        x = torch.randn(1, c, side, side).to(dtype, memory_format=torch.channels_last)
+        weight = torch.randn(o, c, kernel, kernel).to(dtype, memory_format=torch.channels_last)
+        bias, pad = torch.randn(o).to(dtype), kernel // 2
         dy = torch.randn_like(F.conv2d(x, weight, bias, stride, pad))
 
         def gradient(mask, x=x, weight=weight, dy=dy, o=o, stride=stride, pad=pad):
@@ -46,7 +49,7 @@ def convolutions():
         work = (lambda: F.conv2d(x, weight, bias, stride, pad), lambda: gradient([True, False, False]),
                 lambda: gradient([False, True, True]))
         for which in range(3):
-            yield f"conv2d<float>/n:1/side:{side}/c:{c}/o:{o}/kernel:{kernel}/stride:{stride}/pass:{which}/", work[which]
+            yield f"conv2d<{LPO_TYPES[dtype]}>/n:1/side:{side}/c:{c}/o:{o}/kernel:{kernel}/stride:{stride}/pass:{which}/", work[which]
 
 
 def attentions():
@@ -107,13 +110,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.15, help="of each side per round")
     parser.add_argument("--filter", default="", help="only names that contain this")
+    parser.add_argument("--dtype", default="float32", choices=[str(dtype)[6:] for dtype in LPO_TYPES])
     options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     print(f"torch {torch.__version__}, {options.threads} threads; ms, lpo / torch")
-    for group in (products, convolutions, attentions, norms):
+    in_dtype = products, convolutions
+    for group in in_dtype + (attentions, norms) * (dtype == torch.float32):
         ratios = []
-        for name, work in group():
+        for name, work in group(dtype) if group in in_dtype else group():
             if options.filter not in name:
                 continue
             ours, theirs, peaks = [], [], []

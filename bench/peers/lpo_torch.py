@@ -3,14 +3,16 @@
 """The PyTorch twin of bench/cuda/lpo_iteration_bench.cu: one LPO iteration at Stable Diffusion 1.5's full size with random
 weights, the work as the method's authors run it (fp16 autocast; the LRM's text encoder at every step; two policy and two
 reference passes per pair). `--lean` leaves out what lpo leaves out: texts once, one pass of each kind per pair, and lets cuDNN
-choose on channels-last images.
+choose on channels-last images. On the CPU (the twin of bench/model/lpo_iteration_bench.cpp) it computes in float32, channels last in
+both cases, one prompt, 4 steps, all 4 pairs, one pair of a pass, and times one iteration, the first.
 
-    python bench/peers/lpo_torch.py [--lean] [--iterations N] [--micro PAIRS]
+    python bench/peers/lpo_torch.py [--lean] [--iterations N] [--micro PAIRS] [--device cpu --threads N]
 """
 
 import argparse
 import copy
 import math
+import resource
 import statistics
 import time
 
@@ -19,7 +21,20 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 PROMPTS, STEPS, CANDIDATES, KEPT, GUIDANCE, VISUAL_GUIDANCE, BETA, CLIP = 5, 20, 4, 2, 5.0, 7.5, 500.0, 0.1
+SIDE = 64  # of a latent
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+DEVICE = "cuda"
+
+
+def on_cpu():
+    return DEVICE == "cpu"
+
+
+def wait():
+    if not on_cpu():
+        torch.cuda.synchronize()
 
 
 class LoraLinear(torch.nn.Module):
@@ -28,8 +43,8 @@ class LoraLinear(torch.nn.Module):
     def __init__(self, base, rank):
         super().__init__()
         self.base = base
-        self.down = torch.nn.Linear(base.in_features, rank, bias=False, device="cuda")
-        self.up = torch.nn.Linear(rank, base.out_features, bias=False, device="cuda")
+        self.down = torch.nn.Linear(base.in_features, rank, bias=False, device=DEVICE)
+        self.up = torch.nn.Linear(rank, base.out_features, bias=False, device=DEVICE)
         torch.nn.init.normal_(self.down.weight, std=1 / rank)
         torch.nn.init.zeros_(self.up.weight)
 
@@ -120,7 +135,7 @@ class Stages:
         self.seconds, self.current = {}, None
 
     def enter(self, name):
-        torch.cuda.synchronize()
+        wait()
         now = time.perf_counter()
         if self.current is not None:
             self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.start
@@ -136,18 +151,19 @@ class Iteration:
     def __init__(self, options):
         torch.manual_seed(0)
         self.options = options
-        with torch.device("cuda"):
+        with torch.device(DEVICE):
             self.policy, self.reward, self.text = make_unet(), RewardModel(), ClipText()
-        self.policy = self.policy.half().requires_grad_(False)
-        self.reward, self.text = self.reward.half().requires_grad_(False), self.text.half().requires_grad_(False)
+        self.dtype = torch.float32 if on_cpu() else torch.float16
+        self.policy = self.policy.to(self.dtype).requires_grad_(False)
+        self.reward, self.text = self.reward.to(self.dtype).requires_grad_(False), self.text.to(self.dtype).requires_grad_(False)
         self.reference = copy.deepcopy(self.policy)
         self.lora = add_lora(self.policy, 16)
-        if options.lean:
+        if options.lean or on_cpu():
             for model in (self.policy, self.reference, self.reward):
                 model.to(memory_format=torch.channels_last)
         self.weights = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=6e-5, weight_decay=1e-4)
-        self.scaler = torch.amp.GradScaler("cuda")
+        self.scaler = torch.amp.GradScaler(DEVICE, enabled=not on_cpu())
         abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
         self.chain = []
         for i in range(STEPS):
@@ -159,7 +175,7 @@ class Iteration:
 
     def predict(self, unet, latents, timesteps, context, autocast):
         """Guided prediction; `context` holds the empty prompt's rows first."""
-        with torch.autocast("cuda", torch.float16, enabled=autocast):
+        with torch.autocast(DEVICE, self.dtype, enabled=autocast and not on_cpu()):
             both = unet(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), context).sample
         empty, conditional = (both.float() if autocast else both).chunk(2)
         return empty + GUIDANCE * (conditional - empty)
@@ -167,27 +183,27 @@ class Iteration:
     @torch.no_grad()
     def roll_out(self, stages):
         stages.enter("text")
-        ids = torch.randint(0, 49000, (PROMPTS, 77), device="cuda")
-        nothing = torch.full((1, 77), 49407, device="cuda")
+        ids = torch.randint(0, 49000, (PROMPTS, 77), device=DEVICE)
+        nothing = torch.full((1, 77), 49407, device=DEVICE)
         context = torch.cat([self.text(nothing)[0].expand(PROMPTS, -1, -1), self.text(ids)[0]])
         reward_text = self.encode_for_reward(ids, nothing) if self.options.lean else None
-        x, pairs = torch.randn(PROMPTS, 4, 64, 64, device="cuda", dtype=torch.float16), []
+        x, pairs = torch.randn(PROMPTS, 4, SIDE, SIDE, device=DEVICE, dtype=self.dtype), []
         for t, a, c, sigma in self.chain:
             stages.enter("denoising")
-            prediction = self.predict(self.policy, x, torch.full((PROMPTS,), t, device="cuda"), context, True)
+            prediction = self.predict(self.policy, x, torch.full((PROMPTS,), t, device=DEVICE), context, True)
             mean = a * x.float() + c * prediction
-            noise = torch.randn(CANDIDATES, *x.shape, device="cuda", dtype=torch.float16)
-            candidates = (mean + sigma * noise).half()
+            noise = torch.randn(CANDIDATES, *x.shape, device=DEVICE, dtype=self.dtype)
+            candidates = (mean + sigma * noise).to(self.dtype)
             if reward_text is None:
                 stages.enter("text")
             text = reward_text or self.encode_for_reward(ids, nothing)
             stages.enter("scoring")
             scores = self.reward.score(candidates.flatten(0, 1), t, *text).view(CANDIDATES, PROMPTS)
             gap = torch.tanh((scores.max(0).values - scores.min(0).values) / 2)
-            best, worst, rows = scores.argmax(0), scores.argmin(0), torch.arange(PROMPTS, device="cuda")
+            best, worst, rows = scores.argmax(0), scores.argmin(0), torch.arange(PROMPTS, device=DEVICE)
             for b in gap.topk(KEPT).indices.tolist():  # in place of a threshold, which random weights would not meet
                 pairs.append((t, a, c, sigma, x[b], candidates[best[b], b], candidates[worst[b], b], context[b], context[PROMPTS + b]))
-            x = candidates[torch.randint(0, CANDIDATES, (PROMPTS,), device="cuda"), rows]
+            x = candidates[torch.randint(0, CANDIDATES, (PROMPTS,), device=DEVICE), rows]
         return pairs
 
     def encode_for_reward(self, ids, nothing):
@@ -214,8 +230,8 @@ class Iteration:
             self.optimizer.zero_grad()
 
     def add_gradients(self, part, share, stages):
-        t = torch.tensor([p[0] for p in part], device="cuda")
-        a, c, sigma = (torch.tensor([p[i] for p in part], device="cuda").view(-1, 1, 1, 1) for i in (1, 2, 3))
+        t = torch.tensor([p[0] for p in part], device=DEVICE)
+        a, c, sigma = (torch.tensor([p[i] for p in part], device=DEVICE).view(-1, 1, 1, 1) for i in (1, 2, 3))
         x, win, lose, empty, conditional = (torch.stack([p[i] for p in part]) for i in (4, 5, 6, 7, 8))
         context = torch.cat([empty, conditional])
 
@@ -251,12 +267,20 @@ def main():
     parser.add_argument("--lean", action="store_true", help="only the work that lpo does, channels last, cuDNN's choice by timing")
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations, after one that is not")
     parser.add_argument("--micro", type=int, default=10, help="pairs of one forward and backward")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
     options = parser.parse_args()
+    global DEVICE, PROMPTS, STEPS, KEPT
+    DEVICE = options.device
+    if on_cpu():
+        PROMPTS, STEPS, KEPT, options.micro = 1, 4, 1, 1
+        torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = options.lean
     iteration = Iteration(options)
-    print(torch.__version__, torch.cuda.get_device_name(), iteration.lora, iteration.text.source, "lean" if options.lean else "as released")
-    while True:
+    machine = f"{options.threads} threads" if on_cpu() else torch.cuda.get_device_name()
+    print(torch.__version__, machine, iteration.lora, iteration.text.source, "lean" if options.lean else "as released", flush=True)
+    while not on_cpu():
         try:
             iteration.run(NoStages())
             break
@@ -266,17 +290,21 @@ def main():
             options.micro //= 2
             print("out of memory: pairs of one pass now", options.micro, flush=True)
     times = []
-    for _ in range(options.iterations):
+    for _ in range(0 if on_cpu() else options.iterations):
         torch.cuda.synchronize()
         start = time.perf_counter()
         pairs = iteration.run(NoStages())
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     stages = Stages()
-    iteration.run(stages)
+    start = time.perf_counter()
+    pairs = iteration.run(stages)
+    if on_cpu():  # it takes minutes, and waits cost nothing: one iteration is both
+        times.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu() else torch.cuda.max_memory_allocated() / 2**30
     parts = "  ".join(f"{name} {seconds:.3f}" for name, seconds in stages.seconds.items() if name)
     print(f"lpo iteration {statistics.median(times):.3f} s (of {[round(t, 3) for t in times]}), {pairs} pairs, micro {options.micro}, "
-          f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB\n  parts, with waits: {parts}", flush=True)
+          f"peak {peak:.1f} GiB\n  parts, with waits: {parts}", flush=True)
 
 
 if __name__ == "__main__":

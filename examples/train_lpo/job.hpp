@@ -23,7 +23,7 @@ struct Options {
   std::string objective = "lpo", advantage_deviation = "population";
   std::string output_dir = "train-lpo-out", lora_targets = "to_q,to_k,to_v,to_out.0", dtype = "float32";
   std::string threshold_mode = "sigma", threshold_table = "closed_form", lrm_timestep = "departure",
-              lr_scheduler = "constant", sdxl_uncond = "zeros";
+              lr_scheduler = "constant", sdxl_uncond = "zeros", lrm_head_dtype = "float32";
   std::vector<std::string> validation_prompts;
   bool full_finetuning = false, gradient_checkpointing = false, resume = false, dry_run = false;
   bool lrm_multi_scale = true, lrm_multi_scale_cfg = false, stable_logsigmoid = true, small_bucket_includes_t1 = true;

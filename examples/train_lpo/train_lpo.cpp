@@ -9,6 +9,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/training_options.hpp"
 #include "../common/training_program.hpp"
 #include "job.hpp"
 
@@ -57,6 +58,7 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.gradient_checkpointing = o.gradient_checkpointing;
   t.small_bucket_includes_t1 = o.small_bucket_includes_t1;
   t.max_rows = o.lrm_max_rows;
+  t.half_scores = o.lrm_head_dtype == "float16";
   t.checkpointing_iterations = o.checkpointing_iterations;
   t.checkpoints_total_limit = o.checkpoints_total_limit;
   t.seed = o.seed;
@@ -126,12 +128,7 @@ int main(int argc, char** argv) {
       "with its rivals GRPO and SPO."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return app.add_option(examples::both_spellings(name), value, text);
-  };
-  const auto flag = [&](const char* name, bool& value, const char* text) {
-    return app.add_flag(examples::both_spellings(name), value, text);
-  };
+  const examples::OptionList add{app};
   examples::add_config_option(app);
   examples::add_model_options(app, o);
   add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors");
@@ -146,14 +143,9 @@ int main(int argc, char** argv) {
   add("prompt_file", o.prompt_file,
       "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line")
       ->required();
-  add("output_dir", o.output_dir, "where everything goes");
-  flag("resume", o.resume, "go on from the newest checkpoint in output_dir, if there is one");
-  flag("dry_run", o.dry_run, "print what the run would need, and stop");
-  add("seed", o.seed, "seed of everything");
-  add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
-  add("resolution", o.resolution, "pixels of a side; 0 takes the model's")->check(CLI::NonNegativeNumber);
-  add("dtype", o.dtype,
-      "how weights and activations are kept in memory: float32, or what LPO_TRAIN_DTYPES adds when it is built");
+  examples::add_policy_run_options(add, o);
+  add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")
+      ->check(CLI::NonNegativeNumber);
 
   add("num_train_epochs", o.epochs, "passes over the prompts")->check(CLI::PositiveNumber);
   add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")
@@ -173,6 +165,8 @@ int main(int argc, char** argv) {
   add("lrm_guidance", o.lrm_guidance, "visual feature enhancement; 1 is none");
   add("lrm_multi_scale", o.lrm_multi_scale, "true or false: pool features of every level");
   add("lrm_multi_scale_cfg", o.lrm_multi_scale_cfg, "true or false: guide the features of every level");
+  add("lrm_head_dtype", o.lrm_head_dtype, "float16 rounds scores as the original code does")
+      ->check(CLI::IsMember({"float32", "float16"}));
   add("lrm_max_rows", o.lrm_max_rows, "candidates scored at once, for memory; 0 is all")->check(CLI::NonNegativeNumber);
   add("threshold_mode", o.threshold_mode, "what the smallest gap of a pair grows with")
       ->check(CLI::IsMember({"sigma", "variance", "linear", "const"}));
@@ -194,43 +188,13 @@ int main(int argc, char** argv) {
   add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");
   add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")
       ->check(CLI::IsMember({"zeros", "encoded"}));
-  add("rank", o.rank, "of the LoRA")->check(CLI::PositiveNumber);
-  add("lora_alpha", o.lora_alpha, "0 is the rank")->check(CLI::NonNegativeNumber);
-  add("lora_targets", o.lora_targets,
-      "projections with an adapter, by the ends of their names, for example attn2.to_k,attn2.to_v");
-  flag("full_finetuning", o.full_finetuning, "train the whole UNet instead of a LoRA; takes a second copy of it");
-  add("train_batch_size", o.train_batch_size, "pairs of a forward and backward pass")->check(CLI::PositiveNumber);
-  add("gradient_accumulation_steps", o.gradient_accumulation_steps, "passes of an optimizer step")
-      ->check(CLI::PositiveNumber);
-  flag("gradient_checkpointing", o.gradient_checkpointing,
-       "compute activations again in backward: less memory, more time");
-  add("learning_rate", o.learning_rate, "AdamW's")->check(CLI::PositiveNumber);
+  examples::add_policy_training_options(add, o);
   add("lr_scheduler", o.lr_scheduler, "constant or constant_with_warmup")
       ->check(CLI::IsMember({"constant", "constant_with_warmup"}));
-  add("lr_warmup_steps", o.lr_warmup_steps, "optimizer steps")->check(CLI::NonNegativeNumber);
-  add("adam_beta1", o.adam_beta1, "AdamW's")->check(CLI::Range(0.0, 0.99999));
-  add("adam_beta2", o.adam_beta2, "AdamW's")->check(CLI::Range(0.0, 0.9999999));
-  add("adam_epsilon", o.adam_epsilon, "AdamW's")->check(CLI::PositiveNumber);
-  add("adam_weight_decay", o.adam_weight_decay, "AdamW's")->check(CLI::NonNegativeNumber);
   add("max_grad_norm", o.max_grad_norm,
       "gradients are scaled down to this norm; 0 is off, as the original code in effect")
       ->check(CLI::NonNegativeNumber);
-  add("loss_scale", o.loss_scale, "multiplies gradients on their way, for float16; a power of two")
-      ->check(CLI::PositiveNumber);
-  add("ema_decay", o.ema_decay, "above 0: average the trained weights, and draw and export with the averages")
-      ->check(CLI::Range(0.0, 0.99999));
-  add("max_skipped_steps", o.max_skipped_steps,
-      "stop after so many steps in a row whose gradients are not finite; 0 is never")
-      ->check(CLI::NonNegativeNumber);
-
-  add("validation_prompt", o.validation_prompts, "what to draw between epochs; may be repeated")
-      ->allow_extra_args(false);
-  add("num_validation_images", o.validation_images, "of each, from seed, seed + 1, ...")->check(CLI::NonNegativeNumber);
   add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(CLI::PositiveNumber);
-  add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")
-      ->check(CLI::NonNegativeNumber);
-  add("checkpoints_total_limit", o.checkpoints_total_limit, "how many are kept; 0 is all")
-      ->check(CLI::NonNegativeNumber);
   return examples::run_ranks("train_lpo", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
     program(o, app, examples::command_line("train_lpo", argc, argv), processes);

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/training_options.hpp"
 #include "../common/training_program.hpp"
 #include "options.hpp"
 
@@ -84,12 +85,7 @@ int main(int argc, char** argv) {
       "world)."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return app.add_option(examples::both_spellings(name), value, text);
-  };
-  const auto flag = [&](const char* name, bool& value, const char* text) {
-    return app.add_flag(examples::both_spellings(name), value, text);
-  };
+  const examples::OptionList add{app};
   t.checkpointing_steps = 100;
   examples::add_config_option(app);
   add("pretrained_model_name_or_path", o.model,
@@ -102,72 +98,26 @@ int main(int argc, char** argv) {
   add("lrm", o.lrm, "go on from this reward model's folder instead of the base model");
   add("text_projection", o.text_projection,
       "file with text_projection.weight of the CLIP model that the text encoder is from; otherwise it is drawn");
-  add("train_data_dir", o.train_data,
-      "pairs: a folder with pairs.jsonl, a folder of *.tar shards, the cache of an earlier run, or one such file")
-      ->required();
-  add("validation_data_dir", o.validation_data, "pairs to validate on, in any of these forms");
-  add("num_validation_pairs", o.validation_pairs, "or hold out so many of the training pairs")
-      ->check(CLI::NonNegativeNumber);
-  add("score_file", o.score_file,
-      "CSV with different_flag, aesthetic_gap, clipscore_gap and vqascore_gap of every pair: filter by it");
-  add("mpcf_strategy", o.mpcf.strategy, "1: aesthetic gap > 0, 2: > -0.5, 3: > -1; 0 keeps all")
-      ->check(CLI::Range(0, 3));
-  add("mpcf_tie_abs", o.mpcf.tie_abs, "compare the size of the gaps of ties; false is the official code");
-  add("mpcf_inclusive", o.mpcf.inclusive, "gaps may equal their limits, as the paper prints it");
-  add("resolution", o.resolution, "pictures are resized to this square; 0 takes the base model's")
-      ->check(CLI::NonNegativeNumber);
-  add("cache_dir", o.cache_dir, "where encoded pictures are kept [OUTPUT_DIR/cache]");
-  flag("encode_only", o.encode_only, "encode the pictures and stop");
-  add("output_dir", o.output_dir, "where everything goes");
-  flag("resume", t.resume, "go on from the newest checkpoint in the output folder");
-  add("max_train_steps", t.max_train_steps, "optimiser steps")->check(CLI::PositiveNumber);
-  add("train_batch_size", t.train_batch_size, "pairs of a step")->check(CLI::PositiveNumber);
+  examples::add_reward_training_options(add, o);
+  examples::add_filter_options(add, o);
+  add.flag("encode_only", o.encode_only, "encode the pictures and stop");
   add("micro_batch_size", o.micro_batch_size,
       "pairs in memory at once; 0 is all; -1 is 4, or all with the contrastive losses");
   add("batch_unit", o.batch_unit, "what is drawn: single pairs, or prompts with all their pairs")
       ->check(CLI::IsMember({"pair", "prompt"}));
-  add("learning_rate", t.learning_rate, "peak")->check(CLI::NonNegativeNumber);
   add("lr_scheduler", o.lr_scheduler, "of the learning rate")
       ->check(CLI::IsMember({"log_warmup_decay", "constant", "constant_with_warmup", "linear", "cosine"}));
-  add("lr_warmup_steps", t.lr_warmup_steps, "steps until the peak")->check(CLI::NonNegativeNumber);
   add("lr_first_step", o.lr_first_step, "official: the first step has the peak rate, as in the authors' runs")
       ->check(CLI::IsMember({"zero", "official"}));
-  add("adam_beta1", t.optimizer.beta1, "");
-  add("adam_beta2", t.optimizer.beta2, "");
-  add("adam_epsilon", t.optimizer.epsilon, "");
-  add("adam_weight_decay", t.optimizer.weight_decay, "of all trained weights");
-  add("max_grad_norm", t.max_grad_norm, "0 turns clipping off")->check(CLI::NonNegativeNumber);
-  add("ema_decay", t.ema_decay, "> 0: validate and export a moving average of the weights")
-      ->check(CLI::Range(0.0, 1.0));
   add("loss", o.loss, "pair: within pairs; batch: each with all; both")
       ->check(CLI::IsMember({"pair", "batch", "both"}));
   add("batch_coeff", t.loss.batch_coefficient, "weight of the batch loss in both");
   add("pair_noise", o.pair_noise, "noise of the two pictures of a pair")
       ->check(CLI::IsMember({"independent", "shared"}));
-  add("timestep_interval", t.timestep_interval, "training draws from 1, 1 + interval, ...")->check(CLI::PositiveNumber);
-  add("largest_timestep", t.largest_timestep, "up to this")->check(CLI::PositiveNumber);
   add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none");
-  flag("single_scale", o.single_scale, "pool the middle block only");
-  flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");
-  flag("gradient_checkpointing", t.gradient_checkpointing, "less memory for about a third more time");
-  flag("freeze_text_encoder", o.freeze_text_encoder, "train the UNet half and the projections only");
-  add("validation_steps", t.validation_steps, "validate every so many steps; 0 is at the end only")
-      ->check(CLI::NonNegativeNumber);
-  add("validation_timestep", t.validation_timestep, "noise level of the validation that picks the best weights")
-      ->check(CLI::Range(0, 999));
-  add("validation_timesteps", o.validation_timesteps, "noise levels of the validation at the end [1,201,401,601,801]")
-      ->allow_extra_args(false)
-      ->delimiter(',');
-  add("checkpointing_steps", t.checkpointing_steps, "checkpoint every so many steps; 0 is never")
-      ->check(CLI::NonNegativeNumber);
-  add("checkpoints_total_limit", t.checkpoints_total_limit, "checkpoints that are kept; 0 is all")
-      ->check(CLI::NonNegativeNumber);
-  add("max_skipped_steps", t.max_skipped_steps, "stop after so many steps in a row that are not finite; 0 is never")
-      ->check(CLI::NonNegativeNumber);
-  add("save_dtype", o.save_dtype, "of the exported weights")->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
-  add("seed", t.seed, "of everything that is drawn");
-  add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
-  flag("dry_run", o.dry_run, "print the plan and stop");
+  add.flag("single_scale", o.single_scale, "pool the middle block only");
+  add.flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");
+  add.flag("freeze_text_encoder", o.freeze_text_encoder, "train the UNet half and the projections only");
   return examples::run_ranks("train_lrm", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
     return program(o, app, examples::command_line("train_lrm", argc, argv), processes);

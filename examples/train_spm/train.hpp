@@ -36,6 +36,7 @@ struct Generator {
   void read(const Job& job) {
     store.allocate_frozen();
     job.model.load_text_encoder(text.first, store, 0);
+    if constexpr (F.two_text_encoders) job.model.load_text_encoder(*text.second, store, 1);
     job.model.load_unet(unet, store);
     job.model.load_vae(vae, store);
   }
@@ -62,6 +63,15 @@ struct Preference {
       lpo::load_clip_model(o.clip_model, model, store);
   }
 };
+
+/// Numbers that backward needs of a CLIP tower for one row of tokens, roughly: in a layer eleven widths (norms,
+/// modulation, queries, keys, values, products, sums) and the feed-forward's hidden values twice; with gradient
+/// checkpointing (`few`) a width a layer, and one layer.
+template <class Tower>
+double tower_activations(const Tower& tower, double tokens, bool few) {
+  const double layer = 11.0 * tower.width + 2.0 * tower.hidden, layers = tower.layers;
+  return tokens * (few ? layers * tower.width + layer : layers * layer);
+}
 
 template <const examples::ModelFamily& F>
 void print_plan(const Job& job, lpo::Context<Device>& context) {
@@ -90,9 +100,22 @@ void print_plan(const Job& job, lpo::Context<Device>& context) {
   };
   const double trained = numbers(preference->store), frozen = numbers(generator->store);
   const double copies = 5 + (t.ema_decay > 0 ? 1 : 0);  // weight, gradient, two moments, the best so far
+  const double weights = 4 * (copies * trained + frozen);
   std::printf("weights      %.1f million trained, %.1f million frozen: %s with gradients and moments\n", trained / 1e6,
-              frozen / 1e6, examples::memory_text(4 * (copies * trained + frozen)).c_str());
-  const double pairs = static_cast<double>(t.train_batch_size), rows = o.guidance_scale == 1 ? 1 : 2;
+              frozen / 1e6, examples::memory_text(weights).c_str());
+  const double rows = o.guidance_scale == 1 ? 1 : 2;
+  const double at_once = static_cast<double>(t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size);
+  const double predicting = 4 * (examples::unet_activations(F.unet, rows * 2 * at_once, side, side) +
+                                 examples::vae_activations(F.vae, job.resolution, job.resolution));
+  constexpr auto vision = F.preference.vision;
+  constexpr double patches = vision.image_size / vision.patch * (vision.image_size / vision.patch) + 1;
+  const bool few = t.gradient_checkpointing;
+  const double rating = 4 * at_once * (2 * tower_activations(vision, patches, few) +
+                                       tower_activations(F.preference.text, F.preference.text.positions, few));
+  std::printf("activations  about %s predicting, %s rating (%.0f pictures)\n",
+              examples::memory_text(predicting).c_str(), examples::memory_text(rating).c_str(), 2 * at_once);
+  std::printf("memory       about %s\n", examples::memory_text(weights + std::max(predicting, rating)).c_str());
+  const double pairs = static_cast<double>(t.train_batch_size);
   const auto unet = examples::unet_work(F.unet, side, side, F.text.positions);
   // Decoding is about 2.25 times encoding; the towers' share is small.
   const double step =
@@ -162,11 +185,13 @@ int train(const Job& job) {
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
-  auto generator_text = generator->text.encoder("", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
+  const auto empty = job.model.zeros_for_empty_prompt() ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;
+  auto generator_text = generator->text.encoder("", empty, job.resolution, job.resolution);
   lpo::PredictedImageModel model(generator->unet, generator->vae, preference->model, schedule, o.guidance_scale);
   lpo::PreferenceTextEncoder text(generator_text, preference->model);
   std::unique_ptr<examples::EventWriter> events;
   lpo::LrmTrainerOptions options = o.training;
+  options.title = "SPM training";
   options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
   lpo::LrmTrainer trainer(context, model, text, preference->store, schedule, options,
                           examples::make_ranks(context, job.processes));

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/training_options.hpp"
 #include "../common/training_program.hpp"
 #include "job.hpp"
 
@@ -69,15 +70,10 @@ int main(int argc, char** argv) {
   t.checkpointing_steps = 100;
   CLI::App app{
       "Train SPO's step-aware preference model on pairs of pictures: it rates what a Stable Diffusion model (SD1.5, "
-      "SD2.1 or lpo's tiny world) predicts from noisy latents. train_lpo --objective spo aligns the model with it."};
+      "SD2.1, SDXL or lpo's tiny world) predicts from noisy latents. train_lpo --objective spo aligns the model with it."};
   app.option_defaults()->always_capture_default();
   app.footer(examples::ranks_help);
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return app.add_option(examples::both_spellings(name), value, text);
-  };
-  const auto flag = [&](const char* name, bool& value, const char* text) {
-    return app.add_flag(examples::both_spellings(name), value, text);
-  };
+  const examples::OptionList add{app};
   examples::add_config_option(app);
   add("pretrained_model_name_or_path", o.model,
       "the model that predicts pictures: a diffusers folder, or a single .safetensors or .ckpt file")
@@ -86,53 +82,12 @@ int main(int argc, char** argv) {
   add("tokenizer", o.tokenizer, "for single files, which have none: a pipeline's or tokenizer's folder, or file");
   add("clip_model", o.clip_model, "begin with the weights of this CLIP model (PickScore): its folder, or a file");
   add("preference_model", o.preference_model, "or with those of an earlier step-aware preference model");
-  add("train_data_dir", o.train_data,
-      "pairs: a folder with pairs.jsonl, a folder of *.tar shards, the cache of an earlier run, or one such file")
-      ->required();
-  add("validation_data_dir", o.validation_data, "pairs to validate on, in any of these forms");
-  add("num_validation_pairs", o.validation_pairs, "or hold out so many of the training pairs")
-      ->check(CLI::NonNegativeNumber);
-  add("resolution", o.resolution, "pictures are resized to this square; 0 takes the model's")
-      ->check(CLI::NonNegativeNumber);
-  add("cache_dir", o.cache_dir, "where encoded pictures are kept, as train_lrm's [OUTPUT_DIR/cache]");
-  add("output_dir", o.output_dir, "where everything goes");
-  flag("resume", t.resume, "go on from the newest checkpoint in the output folder");
-  flag("dry_run", o.dry_run, "print the plan and stop");
+  examples::add_reward_training_options(add, o);
   add("guidance_scale", o.guidance_scale, "with which pictures are predicted; 1 is none");
-  add("max_train_steps", t.max_train_steps, "optimiser steps")->check(CLI::PositiveNumber);
-  add("train_batch_size", t.train_batch_size, "pairs of a step")->check(CLI::PositiveNumber);
   add("micro_batch_size", t.micro_batch_size, "pairs in memory at once; 0 is all")->check(CLI::NonNegativeNumber);
-  add("learning_rate", t.learning_rate, "peak")->check(CLI::NonNegativeNumber);
   add("lr_scheduler", o.lr_scheduler, "of the learning rate")
       ->check(CLI::IsMember({"constant", "constant_with_warmup", "linear", "cosine"}));
-  add("lr_warmup_steps", t.lr_warmup_steps, "steps until the peak")->check(CLI::NonNegativeNumber);
-  add("adam_beta1", t.optimizer.beta1, "AdamW's");
-  add("adam_beta2", t.optimizer.beta2, "AdamW's");
-  add("adam_epsilon", t.optimizer.epsilon, "AdamW's");
-  add("adam_weight_decay", t.optimizer.weight_decay, "of all trained weights");
-  add("max_grad_norm", t.max_grad_norm, "0 turns clipping off")->check(CLI::NonNegativeNumber);
-  add("ema_decay", t.ema_decay, "> 0: validate and export a moving average of the weights")
-      ->check(CLI::Range(0.0, 1.0));
-  add("timestep_interval", t.timestep_interval, "training draws from 1, 1 + interval, ...")->check(CLI::PositiveNumber);
-  add("largest_timestep", t.largest_timestep, "up to this")->check(CLI::Range(1, 999));
-  flag("gradient_checkpointing", t.gradient_checkpointing, "less memory for about a third more time");
-  flag("freeze_text_model", o.freeze_text_model, "train the vision tower alone");
-  add("validation_steps", t.validation_steps, "validate every so many steps; 0 is at the end only")
-      ->check(CLI::NonNegativeNumber);
-  add("validation_timestep", t.validation_timestep, "noise level of the validation that picks the best weights")
-      ->check(CLI::Range(0, 999));
-  add("validation_timesteps", o.validation_timesteps, "noise levels of the validation at the end [1,201,401,601,801]")
-      ->allow_extra_args(false)
-      ->delimiter(',');
-  add("checkpointing_steps", t.checkpointing_steps, "checkpoint every so many steps; 0 is never")
-      ->check(CLI::NonNegativeNumber);
-  add("checkpoints_total_limit", t.checkpoints_total_limit, "checkpoints that are kept; 0 is all")
-      ->check(CLI::NonNegativeNumber);
-  add("max_skipped_steps", t.max_skipped_steps, "stop after so many steps in a row that are not finite; 0 is never")
-      ->check(CLI::NonNegativeNumber);
-  add("save_dtype", o.save_dtype, "of the exported weights")->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
-  add("seed", t.seed, "of everything that is drawn");
-  add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  add.flag("freeze_text_model", o.freeze_text_model, "train the vision tower alone");
   return examples::run_ranks("train_spm", [&](const examples::Processes& processes) {
     CLI11_PARSE(app, argc, argv);
     return program(o, app, examples::command_line("train_spm", argc, argv), processes);

@@ -22,6 +22,7 @@
 #include <lpo/backend/cpu/cross_entropy.hpp>
 #include <lpo/backend/cpu/elementwise.hpp>
 #include <lpo/backend/cpu/embedding.hpp>
+#include <lpo/backend/cpu/gated_product.hpp>
 #include <lpo/backend/cpu/gemm.hpp>
 #include <lpo/backend/cpu/normalization.hpp>
 #include <lpo/backend/cpu/random.hpp>

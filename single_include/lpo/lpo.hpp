@@ -139,6 +139,12 @@ class DeviceError : public Error {
   explicit DeviceError(std::string text) : Error("lpo.device", std::move(text)) {}
 };
 
+/// The DeviceError of memory that ran out.
+class DeviceMemoryError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 /// A file that cannot be read or written, or whose content is not what it should be.
 class FileError : public Error {
  public:
@@ -281,7 +287,7 @@ class Executor {
   ~Executor() {
     {
       std::lock_guard lock(mutex_);
-      stop_ = true;
+      stop_.store(true, std::memory_order_relaxed);
     }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
@@ -312,30 +318,35 @@ class Executor {
     return value;
   }
 
+  /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine
+  /// with more threads than cores, holds nobody up.
   void run(index_t chunks, Call call, void* context) {
     std::lock_guard one_at_a_time(submit_);
-    {
-      std::lock_guard lock(mutex_);
-      call_ = call;
-      context_ = context;
-      chunks_ = chunks;
-      next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
-      error_ = nullptr;
-      ++generation_;
-      signal_.store(generation_, std::memory_order_release);
-    }
-    wake_.notify_all();
+    call_ = call;
+    context_ = context;
+    chunks_ = chunks;
+    error_ = nullptr;
+    next_.store(0, std::memory_order_relaxed);
+    const std::uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store(generation << 32 | open, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) wake(chunks);
     drain();
-    std::exception_ptr error;
-    {
-      // Workers of short jobs finish within microseconds: look a while before sleeping.
-      for (int spin = 0; spin < spin_limit && done_.load(std::memory_order_acquire) != generation_; ++spin) pause();
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    // Workers of short jobs finish within microseconds: look a while before sleeping.
+    for (int spin = 0; spin < spin_limit && active() != 0; ++spin) pause();
+    if (active() != 0) {
       std::unique_lock lock(mutex_);
-      idle_.wait(lock, [this] { return busy_ == 0; });
-      error = error_;
+      idle_.wait(lock, [this] { return active() == 0; });
     }
-    if (error) std::rethrow_exception(error);
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  void wake(index_t chunks) {
+    { std::lock_guard lock(mutex_); }  // who has looked in vain is asleep now
+    if (chunks > static_cast<index_t>(workers_.size()))
+      wake_.notify_all();
+    else
+      for (index_t i = 1; i < chunks; ++i) wake_.notify_one();
   }
 
   void drain() {
@@ -356,22 +367,31 @@ class Executor {
 
   void work() {
     std::uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < spin_limit && signal_.load(std::memory_order_acquire) == seen; ++spin) pause();
-      {
+    const auto news = [&] { return state_.load(std::memory_order_seq_cst) >> 32 != seen; };
+    while (!stop_.load(std::memory_order_relaxed)) {
+      for (int spin = 0; spin < spin_limit && !news(); ++spin) pause();
+      if (!news()) {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-        if (stop_) return;
-        seen = generation_;
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return stop_.load(std::memory_order_relaxed) || news(); });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
       }
+      std::uint64_t state = state_.load(std::memory_order_acquire);
+      while ((state & open) != 0 && !state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
+                                                                  std::memory_order_acquire)) {
+      }
+      seen = state >> 32;
+      if ((state & open) == 0) continue;  // done without this worker
       drain();
-      std::lock_guard lock(mutex_);
-      if (--busy_ == 0) {
-        done_.store(generation_, std::memory_order_release);
+      const std::uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+      if ((before & ~std::uint64_t{0} >> 32) == 1) {  // closed, and the last one to leave
+        std::lock_guard lock(mutex_);
         idle_.notify_one();
       }
     }
   }
+
+  std::uint64_t active() const { return state_.load(std::memory_order_acquire) & (open - 1); }
 
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -387,12 +407,12 @@ class Executor {
   Call call_ = nullptr;
   void* context_ = nullptr;
   index_t chunks_ = 0;
-  std::atomic<index_t> next_{0};
-  std::atomic<std::uint64_t> signal_{0}, done_{0};
-  std::uint64_t generation_ = 0;
-  int busy_ = 0;
-  bool stop_ = false;
   std::exception_ptr error_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  static constexpr std::uint64_t open = std::uint64_t{1} << 31;  // the job takes workers
+  alignas(64) std::atomic<std::uint64_t> state_{0};  // number of the job << 32 | open | workers inside it
+  alignas(64) std::atomic<index_t> next_{0};
 };
 
 }  // namespace lpo::inline LPO_ABI
@@ -1200,16 +1220,20 @@ template <class V, class T>
 LPO_ALWAYS_INLINE V load_lanes(const T* p) {
   if constexpr (LaneTraits<V>::width == 1)
     return static_cast<V>(static_cast<compute_t<T>>(*p));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     return load_pack(p);
+  else
+    return V::load(p);  // WidePack
 }
 
 template <class V, class T>
 LPO_ALWAYS_INLINE void store_lanes(T* p, V value) {
   if constexpr (LaneTraits<V>::width == 1)
     *p = static_cast<T>(static_cast<compute_t<T>>(value));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     store_pack(p, value);
+  else
+    value.store(p);
 }
 
 template <class V>
@@ -1279,6 +1303,178 @@ LPO_HOST_DEVICE LPO_ALWAYS_INLINE float int_to_float(std::int32_t value) { retur
 }  // namespace detail
 
 }  // namespace lpo::inline LPO_ABI
+
+// <lpo/tensor/wide_pack.hpp>
+// WidePack: a pack wider than the translation unit's own, for loops that are compiled for several instruction sets.
+//
+// It is a struct because vectors wider than the unit's registers must not be arguments or results of functions
+// (isa.hpp); where everything is inlined into a function with the right target, its members are registers. Only the
+// compiler's vector operations occur here: an intrinsic could not be inlined before the target is known.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+template <class S, int bytes>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(bytes), aligned(4)));
+};
+
+/// 32-bit integers beside a WidePack: its bits, or what a comparison gives (all ones or zero).
+template <int bytes>
+struct WideBits {
+  using Vector = typename VectorOf<std::int32_t, bytes>::type;
+  Vector v;
+
+#define LPO_WIDE_OPERATOR(symbol)                                                                          \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(WideBits a, WideBits b) { return {a.v symbol b.v}; }   \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(WideBits a, std::int32_t b) { return {a.v symbol b}; } \
+  friend LPO_ALWAYS_INLINE WideBits operator symbol(std::int32_t a, WideBits b) { return {a symbol b.v}; }
+  LPO_WIDE_OPERATOR(+)
+  LPO_WIDE_OPERATOR(-)
+  LPO_WIDE_OPERATOR(&)
+  LPO_WIDE_OPERATOR(|)
+  LPO_WIDE_OPERATOR(<<)
+  LPO_WIDE_OPERATOR(>>)
+#undef LPO_WIDE_OPERATOR
+};
+
+template <int bytes>
+struct WidePack {
+  using Vector = typename VectorOf<float, bytes>::type;
+  using Words = typename VectorOf<std::uint32_t, bytes>::type;
+  using HalfWords = typename VectorOf<std::uint16_t, bytes / 2>::type;
+  using Mask = WideBits<bytes>;
+  static constexpr int lanes = bytes / static_cast<int>(sizeof(float));
+  Vector v;
+
+  static LPO_ALWAYS_INLINE WidePack load(const float* p) {
+    WidePack value;
+    std::memcpy(&value.v, p, sizeof(Vector));
+    return value;
+  }
+  static LPO_ALWAYS_INLINE WidePack load(const bfloat16* p) {
+    Words words;
+    widen(p, words);
+    return {__builtin_bit_cast(Vector, words << 16)};
+  }
+  /// The exponent is moved by a product with 2^112, which is exact for subnormal numbers too.
+  static LPO_ALWAYS_INLINE WidePack load(const half* p) {
+    Words words;
+    widen(p, words);
+    const Words magnitude = (words & 0x7fffu) << 13;
+    const Words number = __builtin_bit_cast(Words, __builtin_bit_cast(Vector, magnitude) * 0x1p112f);
+    const Words special = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : number;
+    return {__builtin_bit_cast(Vector, special | ((words & 0x8000u) << 16))};
+  }
+
+  LPO_ALWAYS_INLINE void store(float* p) const { std::memcpy(p, &v, sizeof(Vector)); }
+  LPO_ALWAYS_INLINE void store(bfloat16* p) const {
+    const Words bits = __builtin_bit_cast(Words, v);
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    store_narrow(p, v == v ? rounded : (bits >> 16) | 0x40u);
+  }
+  /// To nearest, ties to even. Below 2^-14 the sum with 1/2 leaves the subnormal number in its last bits.
+  LPO_ALWAYS_INLINE void store(half* p) const {
+    const Words bits = __builtin_bit_cast(Words, v), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const Words small = __builtin_bit_cast(Words, __builtin_bit_cast(Vector, magnitude) + 0.5f) - 0x3f000000u;
+    const Words normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Words finite = magnitude < 0x38800000u ? small : normal;
+    const Words large = magnitude > 0x7f800000u ? ((magnitude >> 13) & 0x03ffu) | 0x7e00u : Words{} + 0x7c00u;
+    store_narrow(p, (magnitude >= 0x477ff000u ? large : finite) | sign);
+  }
+
+  LPO_ALWAYS_INLINE float operator[](int lane) const { return v[lane]; }
+  LPO_ALWAYS_INLINE WidePack operator-() const { return {-v}; }
+
+#define LPO_WIDE_OPERATOR(symbol)                                                                        \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(WidePack a, WidePack b) { return {a.v symbol b.v}; } \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(WidePack a, float b) { return {a.v symbol b}; }      \
+  friend LPO_ALWAYS_INLINE WidePack operator symbol(float a, WidePack b) { return {a symbol b.v}; }      \
+  LPO_ALWAYS_INLINE WidePack& operator symbol##=(WidePack b) {                                           \
+    v = v symbol b.v;                                                                                    \
+    return *this;                                                                                        \
+  }                                                                                                      \
+  LPO_ALWAYS_INLINE WidePack& operator symbol##=(float b) {                                              \
+    v = v symbol b;                                                                                      \
+    return *this;                                                                                        \
+  }
+  LPO_WIDE_OPERATOR(+)
+  LPO_WIDE_OPERATOR(-)
+  LPO_WIDE_OPERATOR(*)
+  LPO_WIDE_OPERATOR(/)
+#undef LPO_WIDE_OPERATOR
+#define LPO_WIDE_COMPARISON(symbol) \
+  friend LPO_ALWAYS_INLINE Mask operator symbol(WidePack a, WidePack b) { return {a.v symbol b.v}; }
+  LPO_WIDE_COMPARISON(<)
+  LPO_WIDE_COMPARISON(<=)
+  LPO_WIDE_COMPARISON(>)
+  LPO_WIDE_COMPARISON(>=)
+  LPO_WIDE_COMPARISON(==)
+#undef LPO_WIDE_COMPARISON
+
+ private:
+  template <class T>
+  static LPO_ALWAYS_INLINE void widen(const T* p, Words& words) {
+    HalfWords bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    words = __builtin_convertvector(bits, Words);
+  }
+  template <class T>
+  static LPO_ALWAYS_INLINE void store_narrow(T* p, const Words& words) {
+    const HalfWords bits = __builtin_convertvector(words, HalfWords);
+    std::memcpy(static_cast<void*>(p), &bits, sizeof(bits));
+  }
+};
+
+template <int bytes>
+struct LaneTraits<WidePack<bytes>> {
+  using scalar = float;
+  static constexpr int width = WidePack<bytes>::lanes;
+};
+
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> select(WideBits<bytes> mask, WidePack<bytes> yes, WidePack<bytes> no) {
+  return {mask.v ? yes.v : no.v};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> square_root(WidePack<bytes> value) {
+  for (int lane = 0; lane < WidePack<bytes>::lanes; ++lane) value.v[lane] = std::sqrt(value.v[lane]);
+  return value;
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WideBits<bytes> to_bits(WidePack<bytes> value) {
+  return {__builtin_bit_cast(typename WideBits<bytes>::Vector, value.v)};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> from_bits(WideBits<bytes> bits) {
+  return {__builtin_bit_cast(typename WidePack<bytes>::Vector, bits.v)};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> int_to_float(WideBits<bytes> value) {
+  return {__builtin_convertvector(value.v, typename WidePack<bytes>::Vector)};
+}
+/// As shuffle_lanes of Packs.
+template <int... Lane, int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> shuffle_lanes(WidePack<bytes> a, WidePack<bytes> b) {
+#if defined(__clang__)
+  return {__builtin_shufflevector(a.v, b.v, Lane...)};
+#else
+  return {__builtin_shuffle(a.v, b.v, typename WideBits<bytes>::Vector{Lane...})};
+#endif
+}
+template <int bytes>
+LPO_ALWAYS_INLINE float sum_lanes(const WidePack<bytes>& value) {
+  float lane[WidePack<bytes>::lanes];
+  value.store(lane);
+  for (int step = WidePack<bytes>::lanes / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
 
 // <lpo/tensor/math.hpp>
 // Elementary functions written once for scalars and packs: exp, log, tanh, erf and what activations build on them.
@@ -2273,8 +2469,8 @@ struct LeavesOf<tree::Binary<Op, A, B>> {
 
 /// Calls `visit.operator()<T, Splat>(i)` for every leaf.
 template <class Tree, class Visit>
-constexpr void for_each_leaf(Visit&& visit) {
-  [&]<class... Leaves>(LeafTypes<Leaves...>) {
+LPO_ALWAYS_INLINE constexpr void for_each_leaf(Visit&& visit) {
+  [&]<class... Leaves>(LeafTypes<Leaves...>) __attribute__((always_inline)) {
     [[maybe_unused]] int position = 0;
     (visit.template operator()<typename Leaves::type, Leaves::splat>(position++), ...);
   }(typename LeavesOf<Tree>::type{});
@@ -2564,31 +2760,39 @@ LPO_ALWAYS_INLINE V load_all(const T* p) {
 }
 
 /// Loads the first `count` lanes (1 <= count < width) from p; the others are `fill`. Nothing beyond them is read.
-template <class T>
-LPO_ALWAYS_INLINE Pack load_first(const T* p, index_t count, float fill) {
+template <class V, class T>
+LPO_ALWAYS_INLINE V load_first(const T* p, index_t count, float fill) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>)
     return std::bit_cast<Pack>(
         _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1u), p));
 #endif
-  T values[pack_width];
-  std::memset(static_cast<void*>(values), 0, sizeof(values));
-  std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
-  Pack loaded = load_all<Pack>(values);
-  for (index_t lane = count; lane < pack_width; ++lane) loaded[lane] = fill;
-  return loaded;
+  constexpr index_t width = LaneTraits<V>::width;
+  if constexpr (std::is_same_v<T, float>) {
+    float values[width];
+    for (index_t lane = 0; lane < width; ++lane) values[lane] = lane < count ? p[lane] : fill;
+    return load_lanes<V>(values);
+  } else {
+    T values[width];
+    std::memset(static_cast<void*>(values), 0, sizeof(values));
+    std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
+    float numbers[width];
+    store_lanes(numbers, load_all<V>(values));
+    for (index_t lane = count; lane < width; ++lane) numbers[lane] = fill;
+    return load_lanes<V>(numbers);
+  }
 }
 
-template <class T>
-LPO_ALWAYS_INLINE void store_first(T* p, index_t count, Pack value) {
+template <class V, class T>
+LPO_ALWAYS_INLINE void store_first(T* p, index_t count, V value) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), std::bit_cast<__m512>(value));
     return;
   }
 #endif
-  T values[pack_width];
-  store_pack(values, value);
+  T values[LaneTraits<V>::width];
+  store_lanes(values, value);
   std::memcpy(static_cast<void*>(p), values, static_cast<std::size_t>(count) * sizeof(T));
 }
 
@@ -2606,15 +2810,16 @@ struct AllLanes {
 };
 
 /// The last, shorter piece of a row.
+template <class V>
 struct SomeLanes {
   index_t count;
 
   template <class T>
-  LPO_ALWAYS_INLINE Pack load(const T* p, float fill = 0.0f) const {
-    return load_first(p, count, fill);
+  LPO_ALWAYS_INLINE V load(const T* p, float fill = 0.0f) const {
+    return load_first<V>(p, count, fill);
   }
   template <class T>
-  LPO_ALWAYS_INLINE void store(T* p, Pack value) const {
+  LPO_ALWAYS_INLINE void store(T* p, V value) const {
     store_first(p, count, value);
   }
 };
@@ -2627,7 +2832,7 @@ LPO_ALWAYS_INLINE void for_lanes(index_t begin, index_t end, Body&& body) {
   index_t at = begin;
   for (; at + width <= end; at += width) body(at, AllLanes<V>{});
   if constexpr (width > 1) {
-    if (at < end) body(at, SomeLanes{end - at});
+    if (at < end) body(at, SomeLanes<V>{end - at});
   }
 }
 
@@ -2639,24 +2844,28 @@ constexpr index_t padded(index_t count) {
 }
 
 // One step of a transposition by halves: swaps bit `Step` of the row number with the same bit of the lane number.
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
-  const Pack a = low, b = high;
-  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...>(a, b);
-  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...>(a, b);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE void exchange(V& low, V& high, std::integer_sequence<int, Lane...>) {
+  constexpr int width = static_cast<int>(sizeof...(Lane));
+  const V a = low, b = high;
+  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + width)...>(a, b);
+  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + width)...>(a, b);
 }
 
-template <int Step>
-LPO_ALWAYS_INLINE void transpose_step(Pack (&rows)[pack_width]) {
-  unroll<pack_width>([&](auto row) __attribute__((always_inline)) {
+template <int Step, class V, int width>
+LPO_ALWAYS_INLINE void transpose_step(V (&rows)[width]) {
+  unroll<width>([&](auto row) __attribute__((always_inline)) {
     if constexpr ((row & Step) == 0)
-      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, pack_width>{});
+      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, width>{});
   });
-  if constexpr (Step * 2 < pack_width) transpose_step<Step * 2>(rows);
+  if constexpr (Step * 2 < width) transpose_step<Step * 2>(rows);
 }
 
 /// rows[i][lane] becomes rows[lane][i].
-LPO_ALWAYS_INLINE void transpose_lanes(Pack (&rows)[pack_width]) { transpose_step<1>(rows); }
+template <class V>
+LPO_ALWAYS_INLINE void transpose_lanes(V (&rows)[LaneTraits<V>::width]) {
+  transpose_step<1>(rows);
+}
 LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 
 }  // namespace detail
@@ -2743,11 +2952,27 @@ struct AdamW<Cpu> {
 // Vectors wider than the translation unit's own must not be arguments or results of a function, inlined or not.
 
 #if LPO_HOST_PASS
+#if defined(__x86_64__) && defined(__linux__)
+#  include <cpuid.h>
+#  include <sys/syscall.h>
+#  include <unistd.h>
+/// Of loops around pairs of bfloat16 (bfloat16_tile.hpp).
+#  define LPO_TARGET_PAIRS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")))
+#endif
 #if defined(__x86_64__) && !defined(__AVX512F__)
 #  define LPO_TARGET_512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #endif
 #if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
 #  define LPO_TARGET_256 __attribute__((target("avx2,fma")))
+#endif
+
+// The last statement of every function with such a target. Without it the upper halves of the registers stay in use, and
+// on Intel every SSE instruction of the program's own code then waits for them: tests ran tens of times slower. The
+// compilers add it by themselves, but g++ only from -O2 on.
+#if defined(__x86_64__) && !defined(__AVX__)
+#  define LPO_LEAVE_WIDE_REGISTERS() __builtin_ia32_vzeroupper()
+#else
+#  define LPO_LEAVE_WIDE_REGISTERS() static_cast<void>(0)
 #endif
 
 namespace lpo::inline LPO_ABI {
@@ -2767,6 +2992,88 @@ inline int machine_simd_bytes() {
   return bytes;
 }
 
+#if defined(LPO_TARGET_PAIRS)
+/// Whether the machine multiplies pairs of bfloat16 in 512-bit registers.
+inline bool machine_has_avx512_bfloat16() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
+}
+
+/// Whether the machine has tile registers for bfloat16 and Linux lets this process use them, which it has to ask for.
+inline bool machine_has_amx_bfloat16() {
+  static const bool allowed = [] {
+    if (!machine_has_avx512_bfloat16()) return false;
+    unsigned a = 0, b = 0, c = 0, d = 0, enabled = 0, enabled_high = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, tile_state = 3u << 17;
+    if ((d & amx_bf16) == 0 || (d & amx_tile) == 0) return false;
+    asm volatile("xgetbv" : "=a"(enabled), "=d"(enabled_high) : "c"(0));
+    if ((enabled & tile_state) != tile_state) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return allowed;
+}
+#endif
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/lane_dispatch.hpp>
+// with_lanes: runs a loop over packs compiled for the widest registers of this machine.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+template <class V, class Body>
+__attribute__((noinline)) void run_native(Body& body) {
+  body.template operator()<V>();
+}
+#if defined(LPO_TARGET_256)
+template <class Body>
+LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
+  body.template operator()<WidePack<32>>();
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+#endif
+#if defined(LPO_TARGET_512)
+template <class Body>
+LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
+  body.template operator()<WidePack<64>>();
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+#endif
+
+/// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
+/// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower.
+template <class T, class Body>
+void with_lanes(Body&& body) {
+  using V = lanes_t<T>;
+  auto run = &run_native<V, std::remove_reference_t<Body>>;
+  if constexpr (!std::is_same_v<V, double>) {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_256)
+    if (bytes == 32) run = &run_256<std::remove_reference_t<Body>>;
+#endif
+#if defined(LPO_TARGET_512)
+    if (bytes == 64) run = &run_512<std::remove_reference_t<Body>>;
+#endif
+  }
+  run(body);
+}
+
+/// Lanes of the V that with_lanes<T> chooses.
+template <class T>
+int machine_lanes() {
+  if constexpr (std::is_same_v<lanes_t<T>, double>)
+    return 1;
+  else
+    return machine_simd_bytes() / static_cast<int>(sizeof(float));
+}
+
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
 #endif
@@ -2778,9 +3085,16 @@ inline int machine_simd_bytes() {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+/// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
+/// latency of a multiply-add.
+template <int bytes>
+inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
+
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
-inline constexpr int attention_tile_rows = bytes == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                                         : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
 struct AttentionVector {
@@ -2849,8 +3163,10 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
                                       const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
   constexpr index_t width = bytes / static_cast<int>(sizeof(S));
   index_t at = 0;
-  for (; at + 4 * width <= columns; at += 4 * width)
-    multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  if constexpr (attention_tile_packs<bytes> == 4) {
+    for (; at + 4 * width <= columns; at += 4 * width)
+      multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -2872,6 +3188,7 @@ LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
@@ -2880,15 +3197,16 @@ LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 
 /// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane] in this machine's widest
-/// registers; `columns` is a multiple of the pack.
-template <class V, bool Add, class S>
+/// registers; `columns` is a multiple of the unit's pack.
+template <bool Add, class S>
 void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
                    index_t depth, S* c, index_t c_row) {
-  auto run = &multiply_native<S, static_cast<int>(sizeof(V)), Add>;
+  auto run = &multiply_native<S, static_cast<int>(sizeof(lanes_t<S>)), Add>;
   if constexpr (std::is_same_v<S, float>) {
     [[maybe_unused]] const int bytes = machine_simd_bytes();
 #if defined(LPO_TARGET_256)
@@ -2901,50 +3219,54 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
   run(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
 }
 
-/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are
-/// zero.
-template <class V, class T, class S>
+/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes`, a
+/// multiple of machine_lanes, are zero.
+template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < lanes; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < lanes; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+            });
+            transpose_lanes(square);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
+            });
           });
-          transpose_lanes(square);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
-          });
-        });
+  });
 }
 
 /// rows[lane][d] (+)= factor[lane] * columns[d][lane]
-template <class V, class T, class S>
+template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < count; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          const V scale = load_lanes<V>(factor + lane);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < count; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            const V scale = load_lanes<V>(factor + lane);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+            });
+            transpose_lanes(square);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (lane + i < count) {
+                T* const target = rows + (lane + i) * row_stride + d;
+                if (accumulate) square[i] += part.load(target);
+                part.store(target, square[i]);
+              }
+            });
           });
-          transpose_lanes(square);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (lane + i < count) {
-              T* const target = rows + (lane + i) * row_stride + d;
-              if (accumulate) square[i] += part.load(target);
-              part.store(target, square[i]);
-            }
-          });
-        });
+  });
 }
 
 /// Rows in the type that products read: float and double where they are, 16-bit numbers converted into `space`.
@@ -2953,27 +3275,29 @@ struct AttentionRows {
   const S* data;
   index_t stride;
 };
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count, index_t width, S* space) {
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    for (index_t row = 0; row < count; ++row)
-      for_lanes<V>(
-          0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
-          });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < count; ++row)
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
+            });
+    });
     return {space, width};
   }
 }
 
 /// Rows [begin, …) of one (batch, head) pair, from the dense copy that pack_heads made or, without one, from the
 /// tensor.
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows, index_t row_stride, index_t count,
                                 index_t width, S* space) {
   if (packed) return {packed + position * width, width};
-  return attention_rows<V>(rows, row_stride, count, width, space);
+  return attention_rows(rows, row_stride, count, width, space);
 }
 
 /// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
@@ -2981,30 +3305,22 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
                     index_t width, const T* rows, index_t row_stride) {
-  using V = lanes_t<T>;
   S* const packed = scratch.allocate<S>(batch * length * heads * width);
   const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    for (index_t row = begin; row < end; ++row)
-      for (index_t head = 0; head < heads; ++head) {
-        const T* const from = rows + row * row_stride + head * width;
-        S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
-        for_lanes<V>(
-            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              lanes.store(to + at, lanes.load(from + at));
-            });
-      }
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; ++row)
+        for (index_t head = 0; head < heads; ++head) {
+          const T* const from = rows + row * row_stride + head * width;
+          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          for_lanes<V>(
+              0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                lanes.store(to + at, lanes.load(from + at));
+              });
+        }
+    });
   });
   return packed;
-}
-
-/// The lanes' numbers 0, 1, 2, …
-template <class V>
-LPO_ALWAYS_INLINE V lane_numbers() {
-  V numbers{};
-  if constexpr (LaneTraits<V>::width > 1)
-    for (int lane = 0; lane < LaneTraits<V>::width; ++lane) numbers[lane] = static_cast<float>(lane);
-  return numbers;
 }
 
 }  // namespace detail
@@ -3039,65 +3355,88 @@ LPO_ALWAYS_INLINE Pack smaller(Pack a, Pack b) {
 }
 LPO_ALWAYS_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
-/// exp for |x| <= 86: no range check, and the power of two goes straight into the exponent. Error as detail::exp.
-LPO_ALWAYS_INLINE Pack exp_within(Pack x) {
-  const Pack shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Pack n = shifted - 12582912.0f;
-  Pack r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Pack p = broadcast_lanes<Pack>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const Pack y = p * (r * r) + r + 1.0f;
-  return std::bit_cast<Pack>(std::bit_cast<PackBits32>(y) + (std::bit_cast<PackBits32>(shifted) << 23));
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> larger(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v < b.v ? a.v : b.v};
 }
 
-/// exp for x <= 86, exactly zero below -86, so that no product is subnormal.
-LPO_ALWAYS_INLINE Pack exp_or_zero(Pack x) { return select(x < broadcast_lanes<Pack>(-86.0f), Pack{}, exp_within(x)); }
+inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
+
+/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
+/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  const V r = x - (shifted - 12582912.0f), square = r * r;
+  const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
+  const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
+  return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
+/// subnormal.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x) {
+  return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
+}
+LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// exp for x <= 86, exactly zero below -86.
+template <class V>
+LPO_ALWAYS_INLINE V exp_or_zero(V x) {
+  const V floor = broadcast_lanes<V>(-86.0f);
+  return select(x < floor, V{}, exp2_within(larger(x, floor) * static_cast<float>(log2_of_e)));
+}
 LPO_ALWAYS_INLINE double exp_or_zero(double x) { return x < -86.0 ? 0.0 : std::exp(x); }
 
 /// 1 / x for normal x; under AVX-512 an estimate of 14 bits and one Newton step (1 ulp) instead of a division.
-LPO_ALWAYS_INLINE Pack reciprocal(Pack x) {
+template <class V>
+LPO_ALWAYS_INLINE V reciprocal(V x) {
 #if defined(__AVX512F__)
-  const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
-  return estimate + estimate * (1.0f - x * estimate);
-#else
-  return 1.0f / x;
+  if constexpr (std::is_same_v<V, Pack>) {
+    const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
+    return estimate + estimate * (1.0f - x * estimate);
+  }
 #endif
+  return 1.0f / x;
 }
 
 /// 1 / (1 + e^-x)
-LPO_ALWAYS_INLINE Pack quick_sigmoid(Pack x) {
-  const Pack bounded = larger(smaller(-x, broadcast_lanes<Pack>(80.0f)), broadcast_lanes<Pack>(-80.0f));
-  return reciprocal(1.0f + exp_within(bounded));
+template <class V>
+LPO_ALWAYS_INLINE V quick_sigmoid(V x) {
+  const V bounded = larger(smaller(x, broadcast_lanes<V>(80.0f)), broadcast_lanes<V>(-80.0f));
+  return reciprocal(1.0f + exp2_within(bounded * static_cast<float>(-log2_of_e)));
 }
 LPO_ALWAYS_INLINE double quick_sigmoid(double x) { return sigmoid(x); }
 
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE Pack rotate_lanes(Pack value, std::integer_sequence<int, Lane...>) {
-  return shuffle_lanes<((Lane + Step) % pack_width)...>(value, value);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE V rotate_lanes(V value, std::integer_sequence<int, Lane...>) {
+  return shuffle_lanes<((Lane + Step) % static_cast<int>(sizeof...(Lane)))...>(value, value);
 }
 
-/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order.
-template <int Step = pack_width / 2, class Combine>
-LPO_ALWAYS_INLINE float fold_lanes(Pack value, Combine&& combine) {
-  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, pack_width>{}));
+/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order for a width.
+template <int Step, class V, class Combine>
+LPO_ALWAYS_INLINE float fold_lanes(V value, Combine&& combine) {
+  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, LaneTraits<V>::width>{}));
   if constexpr (Step > 1)
     return fold_lanes<Step / 2>(value, combine);
   else
     return value[0];
 }
-LPO_ALWAYS_INLINE float lane_sum(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return a + b; });
+template <class V>
+LPO_ALWAYS_INLINE float lane_sum(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 LPO_ALWAYS_INLINE double lane_sum(double value) { return value; }
-LPO_ALWAYS_INLINE float lane_max(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return larger(a, b); });
+template <class V>
+LPO_ALWAYS_INLINE float lane_max(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return larger(a, b); });
 }
 LPO_ALWAYS_INLINE double lane_max(double value) { return value; }
 
@@ -3195,7 +3534,7 @@ struct Attention {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/attention_backward.hpp>
-// Gradient of attention on the CPU: probabilities recomputed per block of keys (or queries) that lies across lanes.
+// Gradient of attention on the CPU: probabilities recomputed per block of keys that lies across lanes.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -3209,33 +3548,28 @@ inline index_t attention_grain(index_t products) {
   return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
 }
 
-/// Packs of a block of queries or keys: narrow packs are many, because products run in the machine's registers.
+/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
+/// takes.
 template <class T>
-inline constexpr int attention_packs = std::is_same_v<lanes_t<T>, Pack> ? std::max(4, 32 / pack_width) : 4;
-
-/// Calls body(integral_constant<int, packs>) with the fewest packs (1, 2, 4 or attention_packs) that hold `count` lanes.
-template <class T, class Body>
-void with_packs(index_t count, Body&& body) {
-  constexpr index_t width = LaneTraits<lanes_t<T>>::width;
-  if (count <= width)
-    body(std::integral_constant<int, 1>{});
-  else if (count <= 2 * width)
-    body(std::integral_constant<int, 2>{});
-  else if (count <= 4 * width)
-    body(std::integral_constant<int, 4>{});
-  else if constexpr (attention_packs<T> > 4)
-    body(std::integral_constant<int, attention_packs<T>>{});
+index_t attention_lanes() {
+  return 4 * machine_lanes<T>();
+}
+/// Lanes for `count` queries or keys of a block: whole registers.
+template <class T>
+index_t lanes_for(index_t count) {
+  const index_t width = machine_lanes<T>();
+  return (count + width - 1) / width * width;
 }
 
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
-/// dv = p^T dout, dq = scale ds k, dk = scale ds^T q.
+/// dv = p^T dout, dq = scale ds k, dk = scale ds^T q. A task is a part of the queries of one (batch, head) pair: it
+/// takes block after block of keys, finishes dq of its queries, and leaves sums towards dk and dv. Parts depend on the
+/// shape alone, and their sums are added in order.
 template <class T>
 struct AttentionBackward {
   using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t most_lanes = attention_packs<T> * width_of_pack;
-  static constexpr index_t many_pairs = 8;
+  static constexpr index_t tasks = 32;  ///< where the shape gives as many: twice the threads of a usual machine
 
   const kernel::AttentionShape& shape;
   const T *q, *k, *v, *out;
@@ -3243,55 +3577,41 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const S *q_packed = nullptr, *k_packed = nullptr, *v_packed = nullptr, *dout_packed = nullptr;
+  const index_t most_lanes = attention_lanes<T>();
+  const S *q_packed = nullptr, *dout_packed = nullptr;
+  index_t parts = 1, part_rows = 0, key_blocks = 0;
+  S* partial = nullptr;  ///< with several parts [pairs, parts, key_blocks, 2, width, most_lanes]: dk and dv
 
   void run(Context<Cpu>& ctx) {
     const index_t pairs = shape.batch * shape.heads, width = shape.width;
     if (pairs == 0 || width == 0) return;
-    const index_t products = shape.queries * shape.keys * width;
     Scratch<Cpu> scratch(ctx);
     S* const delta = scratch.allocate<S>(pairs * shape.queries);
     sum_rows(ctx, delta);
-    const index_t query_blocks = (shape.queries + most_lanes - 1) / most_lanes;
-    const index_t key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
-    const bool whole_pairs = pairs >= many_pairs || products <= (index_t{1} << 18);
-    const bool strided = shape.heads > 1 || !std::is_same_v<T, S>;
-    if (strided && key_blocks > 1) {
+    key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
+    if (key_blocks > 1 && (shape.heads > 1 || !std::is_same_v<T, S>)) {
       q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
       dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
     }
-    if (strided && query_blocks > 1 && dq && !whole_pairs) {
-      k_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, k, shape.k_row);
-      v_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, v, shape.v_row);
-    }
-    const index_t block_space = (4 * width + 2 * attention_block + 3) * most_lanes + 2 * attention_block * width;
-    const index_t pair_space = whole_pairs && dq ? (shape.queries + most_lanes) * padded<V>(width) : 0;
-    WorkerScratch<S> workspaces(ctx, scratch, block_space + pair_space);
-    using Lease = typename WorkerScratch<S>::Lease;
-    if (whole_pairs) {
-      ctx.executor().parallel_for(pairs, attention_grain(2 * shape.queries * padded<V>(shape.keys) * width),
-                                  [&](index_t begin, index_t end) {
-                                    const Lease space(workspaces);
-                                    S* const dq_sum = dq ? space.data() + block_space : nullptr;
-                                    for (index_t pair = begin; pair < end; ++pair) {
-                                      if (dq) std::fill(dq_sum, dq_sum + shape.queries * padded<V>(width), S(0));
-                                      for (index_t block = 0; block < key_blocks; ++block)
-                                        key_block(pair, block * most_lanes, delta, space.data(), dq_sum);
-                                      if (dq) store_dq(pair, dq_sum);
-                                    }
-                                  });
-      return;
-    }
-    if (dk || dv)
-      ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) {
-        const Lease space(workspaces);
-        key_block(task / key_blocks, task % key_blocks * most_lanes, delta, space.data(), nullptr);
-      });
-    if (dq)
-      ctx.executor().parallel_for(pairs * query_blocks, 1, [&](index_t task, index_t) {
-        const Lease space(workspaces);
-        query_block(task / query_blocks, task % query_blocks * most_lanes, delta, space.data());
-      });
+    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1,
+                                std::max<index_t>(1, shape.queries / (2 * attention_block)));
+    part_rows = (shape.queries + parts - 1) / parts;
+    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * key_blocks * 2 * width * most_lanes);
+    const index_t block_space = (4 * width + 2 * attention_block + 1) * most_lanes + 2 * attention_block * width;
+    WorkerScratch<S> workspaces(ctx, scratch, block_space + (dq ? (part_rows + most_lanes) * padded<V>(width) : 0));
+    ctx.executor().parallel_for(
+        pairs * parts, attention_grain(2 * part_rows * padded<V>(shape.keys) * width), [&](index_t begin, index_t end) {
+          const typename WorkerScratch<S>::Lease space(workspaces);
+          for (index_t task = begin; task < end; ++task) {
+            const index_t row = task % parts * part_rows, row_end = std::min(shape.queries, row + part_rows);
+            S* const dq_sum = dq ? space.data() + block_space : nullptr;
+            if (dq) std::fill(dq_sum, dq_sum + (row_end - row) * padded<V>(width), S(0));
+            for (index_t block = 0; block < key_blocks; ++block)
+              key_lanes(task, block, row, row_end, delta, space.data(), dq_sum);
+            if (dq) store_dq(task / parts, row, row_end, dq_sum);
+          }
+        });
+    if (partial) ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) { add_parts(task); });
   }
 
  private:
@@ -3320,126 +3640,97 @@ struct AttentionBackward {
     });
   }
 
-  void key_block(index_t pair, index_t first, const S* delta, S* space, S* dq_sum) const {
-    const index_t count = std::min(most_lanes, shape.keys - first);
-    with_packs<T>(count, [&](auto packs) {
-      key_lanes<decltype(packs)::value>(pair, first, count, delta + pair * shape.queries, space, dq_sum);
-    });
+  S* partial_sums(index_t pair, index_t part, index_t block) const {
+    return partial + ((pair * parts + part) * key_blocks + block) * 2 * shape.width * most_lanes;
   }
 
-  void query_block(index_t pair, index_t first, const S* delta, S* space) const {
-    const index_t count = std::min(most_lanes, shape.queries - first);
-    with_packs<T>(count, [&](auto packs) {
-      query_lanes<decltype(packs)::value>(pair, first, count, delta + pair * shape.queries, space);
-    });
-  }
-
-  /// dk and dv of the keys [first, first + count), one key per lane, and their part of dq where `dq_sum` is given.
-  template <int Packs>
-  void key_lanes(index_t pair, index_t first, index_t count, const S* delta, S* space, S* dq_sum) const {
-    constexpr index_t lanes = Packs * width_of_pack;
+  /// What the queries [query, query_end) give to dk and dv of a block of keys, one key per lane, and what these keys
+  /// give to dq of the queries where `dq_sum` is given.
+  void key_lanes(index_t task, index_t key_block, index_t query, index_t query_end, const S* deltas, S* space,
+                 S* dq_sum) const {
+    const index_t pair = task / parts, first = key_block * most_lanes;
+    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
+    const S* const delta = deltas + pair * shape.queries;
     const index_t width = shape.width, row = padded<V>(width);
     S* const key = space;
     S* const value = key + width * lanes;
-    S* const dkey = value + width * lanes;
+    S* const dkey = partial ? partial_sums(pair, task % parts, key_block) : value + width * lanes;
     S* const dvalue = dkey + width * lanes;
-    S* const p = dvalue + width * lanes;
+    S* const p = value + 3 * width * lanes;
     S* const ds = p + attention_block * lanes;
     S* const factor = ds + attention_block * lanes;
     S* const q_space = factor + lanes;
     S* const dout_space = q_space + attention_block * width;
-    S* const key_rows = dq_sum ? dq_sum + shape.queries * row : nullptr;
+    S* const key_rows = dq_sum ? dq_sum + part_rows * row : nullptr;
     const T* const k_first = k + key_at(pair, first, shape.k_row);
     const bool slopes = dk || dq_sum;
-    load_columns<V>(k_first, shape.k_row, count, width, static_cast<S>(shape.scale), key, lanes);
-    if (slopes) load_columns<V>(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
+    load_columns(k_first, shape.k_row, count, width, static_cast<S>(shape.scale * log2_of_e), key, lanes);
+    if (slopes) load_columns(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
     if (dk) std::fill(dkey, dkey + width * lanes, S(0));
     if (dv) std::fill(dvalue, dvalue + width * lanes, S(0));
     if (key_rows) pad_rows(k_first, count, key_rows);
     const S* const level = log_sum_exp + pair * shape.queries;
 
-    for (index_t begin = shape.causal ? first : 0; begin < shape.queries; begin += attention_block) {
-      const index_t block = std::min(attention_block, shape.queries - begin);
-      const auto q_rows = attention_rows<V>(q_packed, pair * shape.queries + begin,
-                                            q + query_at(pair, begin, shape.q_row), shape.q_row, block, width, q_space);
+    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += attention_block) {
+      const index_t block = std::min(attention_block, query_end - begin);
+      const auto q_rows = attention_rows(q_packed, pair * shape.queries + begin, q + query_at(pair, begin, shape.q_row),
+                                         shape.q_row, block, width, q_space);
       const auto dout_rows =
-          attention_rows<V>(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
-                            shape.out_row, block, width, dout_space);
-      multiply_rows<V, false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
+          attention_rows(dout_packed, pair * shape.queries + begin, dout + query_at(pair, begin, shape.out_row),
+                         shape.out_row, block, width, dout_space);
+      multiply_rows<false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
-        multiply_rows<V, false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
-      for (index_t i = 0; i < block; ++i)
-        unroll<Packs>([&](auto part) __attribute__((always_inline)) {
-          const index_t at = i * lanes + part * width_of_pack;
-          V probability = exp_or_zero(load_lanes<V>(p + at) - level[begin + i]);
-          if (shape.causal) {
-            const V key_number = lane_numbers<V>() + static_cast<S>(first + part * width_of_pack);
-            probability = select(key_number > broadcast_lanes<V>(static_cast<S>(begin + i)), V{}, probability);
+        multiply_rows<false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
+      with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+        for (index_t i = 0; i < block; ++i) {
+          const S base = level[begin + i] * static_cast<S>(log2_of_e), offset = delta[begin + i];
+          S* const row_p = p + i * lanes;
+          S* const row_ds = ds + i * lanes;
+          for (index_t lane = 0; lane < lanes; lane += LaneTraits<W>::width) {
+            const W probability = exp2_above(load_lanes<W>(row_p + lane) - base);
+            store_lanes(row_p + lane, probability);
+            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<W>(row_ds + lane) - offset));
           }
-          store_lanes(p + at, probability);
-          if (slopes) store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - delta[begin + i]));
-        });
-      if (dv) multiply_rows<V, true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
-      if (dk) multiply_rows<V, true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum) multiply_rows<V, true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + begin * row, row);
+        }
+      });
+      if (shape.causal)  // a query does not see the keys after its own
+        for (index_t i = 0; i < block; ++i)
+          for (index_t lane = std::max<index_t>(0, begin + i + 1 - first); lane < lanes; ++lane)
+            p[i * lanes + lane] = ds[i * lanes + lane] = S(0);
+      if (dv) multiply_rows<true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
+      if (dk) multiply_rows<true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
+      if (dq_sum)
+        multiply_rows<true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + (begin - query) * row, row);
     }
-    std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
-    if (dk)
-      store_columns<V>(dkey, lanes, factor, count, width, dk + key_at(pair, first, shape.k_row), shape.k_row,
-                       accumulate_k);
-    std::fill(factor, factor + lanes, S(1));
-    if (dv)
-      store_columns<V>(dvalue, lanes, factor, count, width, dv + key_at(pair, first, shape.v_row), shape.v_row,
-                       accumulate_v);
+    if (!partial) store_sums(pair, first, dkey, dvalue, factor);
   }
 
-  /// dq of the queries [first, first + count), one query per lane.
-  template <int Packs>
-  void query_lanes(index_t pair, index_t first, index_t count, const S* delta, S* space) const {
-    constexpr index_t lanes = Packs * width_of_pack;
-    const index_t width = shape.width;
-    S* const query = space;
-    S* const slope = query + width * lanes;
-    S* const dquery = slope + width * lanes;
-    S* const score = dquery + width * lanes;
-    S* const ds = score + attention_block * lanes;
-    S* const level = ds + attention_block * lanes;
-    S* const offset = level + lanes;
-    S* const factor = offset + lanes;
-    S* const k_space = factor + lanes;
-    S* const v_space = k_space + attention_block * width;
-    load_columns<V>(q + query_at(pair, first, shape.q_row), shape.q_row, count, width, static_cast<S>(shape.scale),
-                    query, lanes);
-    load_columns<V>(dout + query_at(pair, first, shape.out_row), shape.out_row, count, width, S(1), slope, lanes);
-    std::fill(dquery, dquery + width * lanes, S(0));
-    std::fill(level, level + 2 * lanes, S(0));
-    std::copy(log_sum_exp + pair * shape.queries + first, log_sum_exp + pair * shape.queries + first + count, level);
-    std::copy(delta + first, delta + first + count, offset);
+  /// Adds the parts of a block of keys in order.
+  void add_parts(index_t task) const {
+    const index_t pair = task / key_blocks, block = task % key_blocks, first = block * most_lanes;
+    const index_t size = 2 * shape.width * lanes_for<T>(std::min(most_lanes, shape.keys - first));
+    S* const sum = partial_sums(pair, 0, block);
+    with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+      for (index_t part = 1; part < parts; ++part) {
+        const S* const more = partial_sums(pair, part, block);
+        for (index_t at = 0; at < size; at += LaneTraits<W>::width)
+          store_lanes(sum + at, load_lanes<W>(sum + at) + load_lanes<W>(more + at));
+      }
+    });
+    S factor[4 * 64 / sizeof(float)];
+    store_sums(pair, first, sum, sum + size / 2, factor);
+  }
 
-    const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < keys; begin += attention_block) {
-      const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k_packed, pair * shape.keys + begin, k + key_at(pair, begin, shape.k_row),
-                                            shape.k_row, block, width, k_space);
-      const auto v_rows = attention_rows<V>(v_packed, pair * shape.keys + begin, v + key_at(pair, begin, shape.v_row),
-                                            shape.v_row, block, width, v_space);
-      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      multiply_rows<V, false>(block, lanes, v_rows.data, v_rows.stride, 1, slope, lanes, width, ds, lanes);
-      for (index_t j = 0; j < block; ++j)
-        unroll<Packs>([&](auto part) __attribute__((always_inline)) {
-          const index_t lane = part * width_of_pack, at = j * lanes + lane;
-          V probability = exp_or_zero(load_lanes<V>(score + at) - load_lanes<V>(level + lane));
-          if (shape.causal) {
-            const V query_number = lane_numbers<V>() + static_cast<S>(first + lane);
-            probability = select(query_number < broadcast_lanes<V>(static_cast<S>(begin + j)), V{}, probability);
-          }
-          store_lanes(ds + at, probability * (load_lanes<V>(ds + at) - load_lanes<V>(offset + lane)));
-        });
-      multiply_rows<V, true>(width, lanes, k_rows.data, 1, k_rows.stride, ds, lanes, block, dquery, lanes);
-    }
+  void store_sums(index_t pair, index_t first, const S* dkey, const S* dvalue, S* factor) const {
+    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
-    store_columns<V>(dquery, lanes, factor, count, width, dq + query_at(pair, first, shape.q_row), shape.q_row,
-                     accumulate_q);
+    if (dk)
+      store_columns(dkey, lanes, factor, count, shape.width, dk + key_at(pair, first, shape.k_row), shape.k_row,
+                    accumulate_k);
+    std::fill(factor, factor + lanes, S(1));
+    if (dv)
+      store_columns(dvalue, lanes, factor, count, shape.width, dv + key_at(pair, first, shape.v_row), shape.v_row,
+                    accumulate_v);
   }
 
   /// Keys as rows of whole packs, the right operand of ds k.
@@ -3452,14 +3743,14 @@ struct AttentionBackward {
           });
   }
 
-  void store_dq(index_t pair, const S* dq_sum) const {
+  void store_dq(index_t pair, index_t first, index_t last, const S* dq_sum) const {
     const index_t row = padded<V>(shape.width);
     const S scale = static_cast<S>(shape.scale);
-    for (index_t i = 0; i < shape.queries; ++i) {
+    for (index_t i = first; i < last; ++i) {
       T* const target = dq + query_at(pair, i, shape.q_row);
       for_lanes<V>(
           0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            V value = load_lanes<V>(dq_sum + i * row + at) * scale;
+            V value = load_lanes<V>(dq_sum + (i - first) * row + at) * scale;
             if (accumulate_q) value += lanes.load(target + at);
             lanes.store(target + at, value);
           });
@@ -3478,97 +3769,104 @@ struct AttentionBackward {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one head for up to Packs packs of queries, one query per lane. Per block of keys:
-///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = exp(s - m'),  l = l exp(m - m') + sum_j p,
-///   o[d][lane] = o exp(m - m') + sum_j p[j][lane] v[j][d]
+/// Forward of one head for a block of queries, one query per lane. Per block of keys, with scores in units of ln 2:
+///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = 2^(s - m'),  l = l 2^(m - m') + sum_j p,
+///   o[d][lane] = o 2^(m - m') + sum_j p[j][lane] v[j][d]
 /// and at the end out = o / l. Sums over keys run down the rows, so nothing is ever summed across lanes.
-template <class T, int Packs>
+template <class T>
 struct AttentionForward {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t width_of_pack = LaneTraits<V>::width;
-  static constexpr index_t lanes = Packs * width_of_pack;
 
   static index_t scratch_size(index_t width) {
-    return (2 * width + attention_block + 3) * lanes + (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
+    return (2 * width + attention_block + 4) * attention_lanes<T>() +
+           (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
   }
 
   /// Row is T, or S where the keys and values were packed.
   template <class Row>
   static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
                   index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width;
+    const index_t width = shape.width, lanes = lanes_for<T>(count);
     S* const query = space;
     S* const total = query + width * lanes;
     S* const score = total + width * lanes;
-    S* const factor = score + attention_block * lanes;
+    S* const highest = score + attention_block * lanes;
+    S* const sum = highest + lanes;
+    S* const factor = sum + lanes;
     S* const level = factor + lanes;
     S* const k_space = level + lanes;
     S* const v_space = k_space + attention_block * width;
-    load_columns<V>(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale), query, lanes);
-
-    V highest[Packs], sum[Packs];
-    for (int i = 0; i < Packs; ++i) {
-      highest[i] = broadcast_lanes<V>(S(-1e30));
-      sum[i] = V{};
-    }
+    load_columns(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale * log2_of_e), query,
+                 lanes);
+    std::fill(highest, highest + lanes, S(-1e30));
+    std::fill(sum, sum + lanes, S(0));
     const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
     for (index_t begin = 0; begin < keys; begin += attention_block) {
       const index_t block = std::min(attention_block, keys - begin);
-      const auto k_rows = attention_rows<V>(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<V, false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      if (shape.causal && begin + block > first + 1) hide_later_keys(score, first, begin, block);
-      // All packs side by side: their maxima and exponentials do not wait for each other.
-      V top[Packs], shrink[Packs];
-      for_packs([&](auto i) __attribute__((always_inline)) { top[i] = highest[i]; });
-      for (index_t j = 0; j < block; ++j)
-        for_packs([&](auto i)
-                      __attribute__((always_inline)) { top[i] = larger(top[i], load_lanes<V>(pack(score, j, i))); });
-      for_packs([&](auto i) __attribute__((always_inline)) {
-        shrink[i] = exp_or_zero(highest[i] - top[i]);
-        highest[i] = top[i];
-        sum[i] *= shrink[i];
+      const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
+      const auto k_rows = attention_rows(k + begin * k_row, k_row, block, width, k_space);
+      multiply_rows<false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
+      if (cut) set_later_keys(score, lanes, first, begin, block, S(-2e30));
+      with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        index_t at = 0;
+        for (; at + 4 * LaneTraits<V>::width <= lanes; at += 4 * LaneTraits<V>::width)
+          soften<V, 4>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
+        for (; at < lanes; at += LaneTraits<V>::width)
+          soften<V, 1>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
       });
-      for (index_t j = 0; j < block; ++j)
-        for_packs([&](auto i) __attribute__((always_inline)) {
-          const V p = exp_or_zero(load_lanes<V>(pack(score, j, i)) - top[i]);
-          store_lanes(pack(score, j, i), p);
-          sum[i] += p;
-        });
-      if (begin > 0)
-        for (index_t d = 0; d < width; ++d)
-          for_packs([&](auto i) __attribute__((always_inline)) {
-            store_lanes(pack(total, d, i), load_lanes<V>(pack(total, d, i)) * shrink[i]);
-          });
-      const auto v_rows = attention_rows<V>(v + begin * v_row, v_row, block, width, v_space);
+      if (cut) set_later_keys(score, lanes, first, begin, block, S(0));
+      const auto v_rows = attention_rows(v + begin * v_row, v_row, block, width, v_space);
       if (begin == 0)
-        multiply_rows<V, false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
       else
-        multiply_rows<V, true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
     }
-    for (int i = 0; i < Packs; ++i) {
-      store_lanes(factor + i * width_of_pack, S(1) / sum[i]);
-      store_lanes(level + i * width_of_pack, highest[i] + log(sum[i]));
+    for (index_t lane = 0; lane < lanes; ++lane) {
+      factor[lane] = S(1) / sum[lane];
+      level[lane] = highest[lane] * static_cast<S>(log_of_2) + log(sum[lane]);
     }
-    store_columns<V>(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
+    store_columns(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
     if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
   }
 
  private:
-  template <class Body>
-  static LPO_ALWAYS_INLINE void for_packs(Body&& body) {
-    unroll<Packs>(body);
+  /// One block's turn of the running maximum and sum; scores become probabilities, `rows` rows of the total are
+  /// rescaled. The packs go side by side: their maxima and exponentials do not wait for each other.
+  template <class V, int Packs>
+  static LPO_ALWAYS_INLINE void soften(index_t block, index_t lanes, S* score, S* highest, S* sum, index_t rows,
+                                       S* total) {
+    constexpr index_t step = LaneTraits<V>::width;
+    V top[Packs], shrink[Packs], part[Packs];
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) { top[i] = load_lanes<V>(highest + i * step); });
+    for (index_t j = 0; j < block; ++j)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + j * lanes + i * step), top[i]);
+      });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+      shrink[i] = exp2_above(load_lanes<V>(highest + i * step) - top[i]);
+      store_lanes(highest + i * step, top[i]);
+      part[i] = V{};
+    });
+    for (index_t j = 0; j < block; ++j)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        const V p = exp2_above(load_lanes<V>(score + j * lanes + i * step) - top[i]);
+        store_lanes(score + j * lanes + i * step, p);
+        part[i] += p;
+      });
+    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+      store_lanes(sum + i * step, load_lanes<V>(sum + i * step) * shrink[i] + part[i]);
+    });
+    for (index_t d = 0; d < rows; ++d)
+      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
+        S* const at = total + d * lanes + i * step;
+        store_lanes(at, load_lanes<V>(at) * shrink[i]);
+      });
   }
-  static LPO_ALWAYS_INLINE S* pack(S* rows, index_t row, int i) { return rows + row * lanes + i * width_of_pack; }
 
-  static void hide_later_keys(S* score, index_t first, index_t begin, index_t block) {
+  /// Sets what belongs to keys after a query's own.
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t begin, index_t block, S value) {
     for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
-      for (int i = 0; i < Packs; ++i) {
-        S* const at = score + j * lanes + i * width_of_pack;
-        const V query_number = lane_numbers<V>() + static_cast<S>(first + i * width_of_pack);
-        const auto hidden = query_number < broadcast_lanes<V>(static_cast<S>(begin + j));
-        store_lanes(at, select(hidden, broadcast_lanes<V>(S(-2e30)), load_lanes<V>(at)));
-      }
+      std::fill(score + j * lanes, score + j * lanes + std::min(lanes, begin + j - first), value);
   }
 };
 
@@ -3591,12 +3889,12 @@ struct Attention<Cpu> {
       if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
       return;
     }
-    using Block = detail::AttentionForward<T, detail::attention_packs<T>>;
-    constexpr index_t lanes = Block::lanes;
+    using Block = detail::AttentionForward<T>;
+    const index_t lanes = detail::attention_lanes<T>();
     const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t padded = detail::padded<detail::lanes_t<T>>(std::min(shape.queries, lanes));
+    const index_t padded = detail::lanes_for<T>(std::min(shape.queries, lanes));
     const auto run = [&](auto&& keys_of) {
       ctx.executor().parallel_for(
           pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
@@ -3607,11 +3905,8 @@ struct Attention<Cpu> {
               const index_t row = pair / heads * shape.queries;
               S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
               const auto keys = keys_of(pair);
-              detail::with_packs<T>(count, [&](auto packs) {
-                detail::AttentionForward<T, decltype(packs)::value>::run(
-                    shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
-                    out + row * shape.out_row + column, level, space.data());
-              });
+              Block::run(shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
+                         out + row * shape.out_row + column, level, space.data());
             }
           });
     };
@@ -3632,8 +3927,6 @@ struct Attention<Cpu> {
     }
   }
 
-  /// With many (batch, head) pairs a task is one pair and finishes dq, dk and dv from one recomputation of the
-  /// probabilities; with few, blocks of keys (dk, dv) and blocks of queries (dq) share the threads.
   template <class T>
   static void backward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
                        const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
@@ -3657,6 +3950,329 @@ struct Attention<Cpu> {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/backend/cpu/bfloat16_tile.hpp>
+// Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
+//
+// Both read the same blocks of 16 x 32 elements:
+//   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
+// so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
+// as zero.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t pair_lanes = 16;  ///< rows or columns of a block
+inline constexpr index_t pair_depth = 32;  ///< elements of k in a block
+inline constexpr index_t pair_block = pair_lanes * pair_depth;
+
+/// Sixteen lines of an operand that is stored along k: element l of line i is line[i][l / run * run_step + l % run].
+struct PairLines {
+  const bfloat16* line[pair_lanes];
+  index_t run, run_step;
+};
+
+/// 16 rows of the left operand: element l of row r, of block b, is data[step[b] + r * row + l].
+struct PairGroup {
+  const bfloat16* data;
+  index_t row;
+  const index_t* step;
+};
+
+/// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
+struct PairWork {
+  index_t groups, panels, blocks;
+  const PairGroup* left;
+  const bfloat16* right;
+  index_t panel_step;  ///< from one panel of 16 columns to the next
+  float* sums;
+  index_t sums_step;
+  bool begun;  ///< whether `sums` holds something to add to
+};
+
+/// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
+/// packing, at element `k`: what lies behind it is zero in both operands.
+struct PairTiles {
+  index_t cycles;  ///< that the product of two blocks takes, about
+  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  /// Left or right blocks from lines along k.
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
+  void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
+                         index_t blocks, bfloat16* to);
+  void (*run)(const PairWork& work);
+};
+
+typedef std::uint32_t PairVector __attribute__((vector_size(64)));
+typedef float PairSums __attribute__((vector_size(64)));
+
+template <int Step, int... Lane>
+LPO_ALWAYS_INLINE void exchange_pairs(PairVector* rows, int low, std::integer_sequence<int, Lane...>) {
+  const PairVector a = rows[low], b = rows[low + Step];
+#if defined(__clang__)
+  rows[low] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + 16)...);
+  rows[low + Step] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + 16)...);
+#else
+  rows[low] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane : Lane - Step + 16)...});
+  rows[low + Step] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane + Step : Lane + 16)...});
+#endif
+}
+
+/// rows[i][lane] becomes rows[lane][i].
+template <int Step = 1>
+LPO_ALWAYS_INLINE void transpose_pairs(PairVector* rows) {
+  unroll<16>([&](auto row) __attribute__((always_inline)) {
+    if constexpr ((row & Step) == 0) exchange_pairs<Step>(rows, row, std::make_integer_sequence<int, 16>{});
+  });
+  if constexpr (Step < 8) transpose_pairs<2 * Step>(rows);
+}
+
+/// Elements [l, l + 32) of a line with runs of any length, zeros from k on.
+inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k, bfloat16* to) {
+  std::memset(static_cast<void*>(to), 0, pair_depth * sizeof(bfloat16));
+  const index_t end = std::min(k, l + pair_depth);
+  for (index_t at = l; at < end;) {
+    const index_t within = at % lines.run, count = std::min(end - at, lines.run - within);
+    std::memcpy(static_cast<void*>(to + at - l), lines.line[i] + at / lines.run * lines.run_step + within,
+                static_cast<std::size_t>(count) * sizeof(bfloat16));
+    at += count;
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                       bfloat16* to) {
+  const bool whole = lines.run % pair_depth == 0;
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    PairVector rows[16];
+    if (whole) {  // k is a multiple of the runs
+      const index_t at = lines.run == k ? l : l / lines.run * lines.run_step + l % lines.run;
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], lines.line[i] + at, sizeof(PairVector));
+    } else {
+      alignas(64) bfloat16 gathered[pair_block];
+      for (index_t i = 0; i < pair_lanes; ++i) gather_line(lines, i, l, k, gathered + i * pair_depth);
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], gathered + i * pair_depth, sizeof(PairVector));
+    }
+    if constexpr (right) transpose_pairs(rows);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &rows[i], sizeof(PairVector));
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                        index_t first_block, index_t blocks, bfloat16* to) {
+  typedef std::uint16_t Half __attribute__((vector_size(32)));
+  const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    const bool whole = valid == pair_lanes && l + pair_depth <= k;
+    PairVector pairs[16];
+    for (int i = 0; i < 16; ++i) {
+      const index_t at = l + 2 * i;
+      Half low = {}, high = {};
+      if (whole) {
+        std::memcpy(&low, from + offset[at], sizeof(Half));
+        std::memcpy(&high, from + offset[at + 1], sizeof(Half));
+      } else {
+        if (at < k) std::memcpy(&low, from + offset[at], bytes);
+        if (at + 1 < k) std::memcpy(&high, from + offset[at + 1], bytes);
+      }
+      pairs[i] = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
+    }
+    if constexpr (!right) transpose_pairs(pairs);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i], sizeof(PairVector));
+  }
+}
+
+#if defined(LPO_TARGET_PAIRS)
+template <bool right>
+LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                     bfloat16* to) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to);
+}
+template <bool right>
+LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                      index_t first_block, index_t blocks, bfloat16* to) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+}
+
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
+/// memory; in assembler, because compilers differ in the built-in's types.
+template <int panels>
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
+                                                  const bfloat16* right, float* to) {
+  typedef std::uint32_t __attribute__((may_alias)) Pair;
+  constexpr int rows = 8;
+  PairSums sum[rows][panels];
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p) {
+      sum[r][p] = PairSums{};
+      if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
+    }
+  }
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    const bfloat16* left[rows];
+LPO_UNROLL(8)
+    for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
+    for (index_t i = 0; i < pair_lanes; ++i) {
+      PairVector line[panels];
+LPO_UNROLL(3)
+      for (int p = 0; p < panels; ++p)
+        std::memcpy(&line[p], right + p * work.panel_step + i * 2 * pair_lanes, sizeof(PairVector));
+LPO_UNROLL(8)
+      for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+        for (int p = 0; p < panels; ++p) {
+          PairSums one = sum[r][p];  // a name of its own keeps the array in registers
+          asm("vdpbf16ps %2%{1to16%}, %1, %0"
+              : "+v"(one)
+              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
+          sum[r][p] = one;
+        }
+      }
+    }
+  }
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p)
+      std::memcpy(to + r * work.sums_step + p * pair_lanes, &sum[r][p], sizeof(PairSums));
+  }
+}
+
+LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
+  for (index_t panel = 0; panel < work.panels; panel += 3) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    for (index_t half = 0; half < 2 * work.groups; ++half) {
+      const PairGroup& group = work.left[half / 2];
+      const index_t first = half % 2 * 8;
+      float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
+      if (work.panels - panel >= 3)
+        pair_tile<3>(work, group, first, right, to);
+      else if (work.panels - panel == 2)
+        pair_tile<2>(work, group, first, right, to);
+      else
+        pair_tile<1>(work, group, first, right, to);
+    }
+  }
+}
+
+inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_512};
+
+// One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
+// and tmm7. Compilers do not allocate these registers themselves.
+#define LPO_TILE_LOAD(tile, from, step) \
+  asm volatile("tileloadd (%0,%1,1), %%" tile : : "r"(from), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_STORE(tile, to, step) \
+  asm volatile("tilestored %%" tile ", (%0,%1,1)" : : "r"(to), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_ZERO(tile) asm volatile("tilezero %%" tile : :)
+#define LPO_TILE_DOT(right, left, sum) asm volatile("tdpbf16ps %%" right ", %%" left ", %%" sum : :)
+
+/// groups x panels blocks of sums, each 1 or 2.
+template <int groups, int panels>
+inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
+  const PairGroup &upper = left[0], &lower = left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
+  const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
+  float* const below = to + pair_lanes * work.sums_step;
+  if (work.begun) {
+    LPO_TILE_LOAD("tmm0", to, step);
+    if constexpr (panels > 1) LPO_TILE_LOAD("tmm1", to + pair_lanes, step);
+    if constexpr (groups > 1) LPO_TILE_LOAD("tmm2", below, step);
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_LOAD("tmm3", below + pair_lanes, step);
+  } else {
+    LPO_TILE_ZERO("tmm0");
+    if constexpr (panels > 1) LPO_TILE_ZERO("tmm1");
+    if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
+  }
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
+    LPO_TILE_LOAD("tmm6", right, 64);
+    LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
+    if constexpr (panels > 1) {
+      LPO_TILE_LOAD("tmm7", right + work.panel_step, 64);
+      LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+    }
+    if constexpr (groups > 1) {
+      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
+      LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
+      if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+    }
+  }
+  LPO_TILE_STORE("tmm0", to, step);
+  if constexpr (panels > 1) LPO_TILE_STORE("tmm1", to + pair_lanes, step);
+  if constexpr (groups > 1) LPO_TILE_STORE("tmm2", below, step);
+  if constexpr (groups > 1 && panels > 1) LPO_TILE_STORE("tmm3", below + pair_lanes, step);
+}
+#undef LPO_TILE_LOAD
+#undef LPO_TILE_STORE
+#undef LPO_TILE_ZERO
+#undef LPO_TILE_DOT
+
+/// All eight tile registers of full size, in the form that `ldtilecfg` reads.
+struct alignas(64) TileConfiguration {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void run_pairs_amx(const PairWork& work) {
+  const TileConfiguration configuration;
+  asm volatile("ldtilecfg %0" : : "m"(configuration));
+  for (index_t panel = 0; panel < work.panels; panel += 2) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    const bool two = work.panels - panel > 1;
+    for (index_t group = 0; group < work.groups; group += 2) {
+      const PairGroup* left = work.left + group;
+      float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
+      if (work.groups - group > 1)
+        two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
+      else
+        two ? amx_tile<1, 2>(work, left, right, to) : amx_tile<1, 1>(work, left, right, to);
+    }
+  }
+  asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
+}
+
+inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_amx};
+#endif
+
+/// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.
+struct PairTilesList {
+  const PairTiles* tiles[2] = {};
+  int count = 0;
+
+  PairTilesList() {
+#if defined(LPO_TARGET_PAIRS)
+    if (machine_has_amx_bfloat16()) tiles[count++] = &pair_tiles_amx;
+    if (machine_has_avx512_bfloat16()) tiles[count++] = &pair_tiles_512;
+#endif
+  }
+};
+
+inline const PairTilesList& pair_tiles() {
+  static const PairTilesList list;
+  return list;
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
 // <lpo/backend/cpu/product_tile.hpp>
 // The register-tile product behind the CPU's matrix products and convolutions.
 //
@@ -3676,6 +4292,8 @@ namespace detail {
 
 inline constexpr int tile_rows_max = 8;
 inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+inline constexpr index_t tile_job_rows = 96;     // that a part of a panel serves; a multiple of both tile heights
+inline constexpr index_t tile_part_bytes = 32768;  // of a part of a panel, at most
 
 /// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
 ///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
@@ -3690,7 +4308,7 @@ struct TileKernel {
   index_t columns() const { return lanes * packs; }
   /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
   /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return (packs == 4 ? 32768 : 16384) / (columns() * static_cast<index_t>(sizeof(S))); }
+  index_t depth() const { return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S))); }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -3745,6 +4363,10 @@ struct TileProduct {
   const index_t* b_step = nullptr;  ///< [k]
   index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
   index_t batch = 1, batch_a = 0, batch_b = 0;
+  /// Where B is not packed yet: writes rows [first, last) of the panel at `column`, kernel->columns() apart.
+  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
+               index_t valid) = nullptr;
+  const void* pack_source = nullptr;
 };
 
 /// Where and how a product is stored: c[rows(r) + j * column_step] = alpha * out + beta * c + bias.
@@ -3757,6 +4379,7 @@ struct TileOutput {
   const T* bias = nullptr;   ///< by column, or
   bool bias_by_row = false;  ///< by row
   index_t batch_c = 0;
+  T* gated = nullptr;  ///< see store_gated()
 };
 
 /// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
@@ -3807,6 +4430,7 @@ LPO_UNROLL(4)
                                                      const S* b, const index_t* b_step, const S* const* init,      \
                                                      S* const* out) {                                              \
       product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
     }                                                                                                              \
     static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
                                           tile_packs,                                                              \
@@ -3850,26 +4474,47 @@ const TileKernel<S>& tile_kernel() {
   return *tile_kernels<S>().kernel[0];
 }
 
+/// store_tile() where C is written transposed, down its rows, which are our columns.
+template <class S, class T>
+void store_columns(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
+                   index_t row, index_t column, index_t width) {
+  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
+  const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
+  index_t j = 0;
+  if constexpr (std::is_same_v<S, float>) {
+    if (count == pack_width && offset[count - 1] == offset[0] + count - 1) {
+      const Pack add = by_row ? load_all<Pack>(out.bias + row) : Pack{};
+      for (; j + pack_width <= width; j += pack_width) {
+        Pack lines[pack_width];
+        for (int r = 0; r < pack_width; ++r) lines[r] = load_pack(sums + r * sums_step + j);
+        transpose_lanes(lines);
+        for (int i = 0; i < pack_width; ++i) {
+          T* to = c + (column + j + i) * out.column_step + offset[0];
+          Pack value = lines[i] * alpha + add;
+          if (out.beta != 0.0f) value += load_all<Pack>(to) * beta;
+          if (by_column) value += load_lanes<S>(out.bias + column + j + i);
+          store_lanes(to, value);
+        }
+      }
+    }
+  }
+  for (; j < width; ++j) {
+    T* to = c + (column + j) * out.column_step;
+    for (int r = 0; r < count; ++r) {
+      S value = sums[r * sums_step + j] * alpha + (by_row ? load_lanes<S>(out.bias + row + r) : S{});
+      if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
+      if (by_column) value += load_lanes<S>(out.bias + column + j);
+      store_lanes(to + offset[r], value);
+    }
+  }
+}
+
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
 template <class S, class T>
 void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                 index_t row, index_t column, index_t width) {
+  if (out.column_step != 1) return store_columns(out, c, sums, sums_step, offset, count, row, column, width);
   const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
-  if (out.column_step != 1) {  // C is written transposed: down its rows, which are our columns
-    S add[tile_rows_max] = {};
-    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r)
-      add[r] = load_lanes<S>(out.bias + row + r);
-    for (index_t j = 0; j < width; ++j) {
-      T* to = c + (column + j) * out.column_step;
-      for (int r = 0; r < count; ++r) {
-        S value = sums[r * sums_step + j] * alpha + add[r];
-        if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
-        if (out.bias != nullptr && !out.bias_by_row) value += load_lanes<S>(out.bias + column + j);
-        store_lanes(to + offset[r], value);
-      }
-    }
-    return;
-  }
   for (int r = 0; r < count; ++r) {
     const S* from = sums + r * sums_step;
     T* to = c + offset[r] + column;
@@ -3889,19 +4534,44 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   }
 }
 
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+template <class T>
+void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
+                 index_t panel_end) {
+  const index_t hidden = n / 2;
+  T both[2 * pack_width];
+  for (; panel < panel_end; panel += 2, sums += 2 * columns)
+    for (index_t j = 0; j < columns; j += pack_width) {
+      const index_t column = panel / 2 * columns + j;
+      T* const value = out.c == nullptr ? both : out.c + row * n + column;
+      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
+      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
+      if (out.bias != nullptr) {
+        value_sum += load_all<Pack>(out.bias + column);
+        gate_sum += load_all<Pack>(out.bias + hidden + column);
+      }
+      store_lanes(value, value_sum);
+      store_lanes(gate, gate_sum);
+      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
+    }
+}
+
 /// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
 /// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
-void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutput<T>& out, T* c, const S* bias,
-                 index_t row, index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t most = 96;  // rows that a part of a panel serves; a multiple of both tile heights
+void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out, T* c, const S* bias, index_t row,
+                 index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
+  constexpr index_t most = tile_job_rows;
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
                      p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
+  alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
+  const S* const a = p.a + item * p.batch_a;
   const index_t together = plain ? panel_end - panel : kept / columns;
   const S* left[most + tile_rows_max];
   const S* init[most + tile_rows_max];
@@ -3934,14 +4604,28 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
             if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
           }
           const bool begun = l > first || (plain && bias != nullptr);
+          const S* b = p.b + item * p.batch_b + at * p.panel_step;
+          const index_t* b_step = p.b_step + l;
+          if (p.pack != nullptr) {
+            p.pack(p.pack_source, item, at * columns, l, l + depth, part, std::min(columns, p.n - at * columns));
+            b = part, b_step = p.b_step;
+          }
           for (int r = 0; r < count; r += rows)
-            run(depth, left + r, p.a_step + l, b + at * p.panel_step, p.b_step + l, begun ? init + r : nullptr, to + r);
+            run(depth, left + r, p.a_step + l, b, b_step, begun ? init + r : nullptr, to + r);
         }
         l += depth;
       } while (l < last);
+      if constexpr (std::is_same_v<S, float>) {
+        if (out.gated != nullptr) {
+          for (int r = 0; r < count; ++r)
+            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
+          continue;
+        }
+      }
       const index_t width = std::min(group_end * columns, p.n) - group * columns;
-      for (int r = 0; r < count && !plain; r += tile_rows_max)
-        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(tile_rows_max, count - r), row + r,
+      constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
+      for (int r = 0; r < count && !plain; r += together_rows)
+        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(together_rows, count - r), row + r,
                    group * columns, width);
     }
   }
@@ -3974,7 +4658,8 @@ template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
   const index_t columns = p.kernel->columns();
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
@@ -3992,8 +4677,8 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       for (index_t job = begin; job < end; ++job) {
         const index_t item = job / jobs, row = job % jobs % row_jobs * cut.rows,
                       panel = job % jobs / row_jobs * cut.panels;
-        product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, out, out.c + item * out.batch_c, bias, row,
-                    std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), 0, p.k);
+        product_job(p, item, out, out.c + item * out.batch_c, bias, row, std::min(p.m, row + cut.rows), panel,
+                    std::min(panels, panel + cut.panels), 0, p.k);
       }
     });
     return;
@@ -4006,9 +4691,9 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       const index_t row = job % jobs % row_jobs * cut.rows, panel = job % jobs / row_jobs * cut.panels;
       TileOutput<S> partial;
       partial.rows = even_rows(p.m, p.n);
-      product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, partial, parts + part * p.m * p.n,
-                  static_cast<const S*>(nullptr), row, std::min(p.m, row + cut.rows), panel,
-                  std::min(panels, panel + cut.panels), first, std::min(p.k, first + cut.slice));
+      product_job(p, item, partial, parts + part * p.m * p.n, static_cast<const S*>(nullptr), row,
+                  std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), first,
+                  std::min(p.k, first + cut.slice));
     }
   });
   const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
@@ -4065,20 +4750,20 @@ void convert_line(const T* from, index_t count, S* to) {
 
 // The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
 
-/// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
   const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
-    S* target = to + l * columns;
+    S* target = to + (l - first) * columns;
     convert_line(from + offset[l], valid, target);
     for (index_t j = valid; j < width; ++j) target[j] = S{};
   }
 }
 
-/// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
+/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
 template <class S, class T>
 void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
                   index_t valid) {
@@ -4091,34 +4776,45 @@ void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, inde
       V rows[lanes];
       for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
       transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l + i) * columns + j, rows[i]);
+      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
     }
   }
   for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
+    for (index_t j = 0; j < width; ++j)
+      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
 }
 
-/// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
-/// rows [first, last) of the panel that begins at `column`.
-template <class S, class PackPanel>
-void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
+/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
+/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
+/// packs its own, else B is packed before, threaded.
+template <class S, class T, class PackPanel>
+void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
+                 index_t items, PackPanel&& pack) {
   constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns();
-  const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
-  const index_t size = packed_size(p.k, p.n, columns), k = p.k, n = p.n;
+  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
+  p.b_step = even_steps(scratch, k, columns);
+  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
+    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
+    };
+    p.pack_source = &pack;
+    return run_product(context, p, out);
+  }
+  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
+  const index_t size = packed_size(k, n, columns);
   S* to = scratch.allocate<S>(items * size);
   p.b = to;
-  p.b_step = even_steps(scratch, k, columns);
   p.panel_step = k * columns;
   p.batch_b = items == 1 ? 0 : size;
   const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
   context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k,
+      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
            std::min(columns, n - column));
     }
   });
+  run_product(context, p, out);
 }
 
 /// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.
@@ -4185,6 +4881,178 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
         count, 65536, [&](index_t begin, index_t end) { convert_line(from + begin, end - begin, copy + begin); });
     return copy;
   }
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/bfloat16_product.hpp>
+// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
+//
+// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in place,
+// others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few rows: one
+// pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any cut and
+// any number of threads give the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
+/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
+struct PairOperand {
+  const bfloat16* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
+};
+
+struct PairProduct {
+  const PairTiles* tiles = pair_tiles().tiles[0];
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  PairOperand a, b;
+};
+
+/// Whether products of T run on pairs here.
+template <class T>
+bool multiplies_pairs() {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return pair_tiles().count > 0;
+  else
+    return false;
+}
+
+/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole blocks.
+inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
+  return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
+         line % operand.rows.columns + pair_lanes <= operand.rows.columns;
+}
+
+inline constexpr index_t pair_job_groups = 16;
+
+/// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
+struct PairCut {
+  index_t groups, panels;
+};
+
+/// The cut whose jobs, shared out to the threads in rounds, take the least time: that of their tiles and of reading both
+/// operands once.
+inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
+  constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
+  const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
+  PairCut best{};
+  index_t least = 0;
+  for (const index_t height : heights)
+    for (index_t width = 16; width >= 2; width -= 2) {
+      if (height > groups || (width > 2 && width >= panels + 2)) continue;
+      const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
+      const index_t rounds = (jobs + threads - 1) / threads;
+      const index_t cost = rounds * (height * width * tiles.cycles + (height + width) * read);
+      if (least == 0 || cost < least) least = cost, best = {height, width};
+    }
+  return best;
+}
+
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+template <bool right>
+void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
+                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+  const bfloat16* data = operand.data + item * operand.batch_step;
+  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
+  if (operand.offset != nullptr)
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+  PairLines lines;
+  lines.run = operand.run, lines.run_step = operand.run_step;
+  RowCursor cursor(operand.rows, line);
+  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
+  tiles.pack_lines[right](lines, k, first_block, blocks, to);
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
+  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
+  Executor& executor = context.executor();
+  const PairCut cut = cut_pairs(*p.tiles, groups, panels, p.batch, executor.threads());
+  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
+  Scratch<Cpu> scratch(context);
+  const index_t* packed_steps = even_steps(scratch, depth, pair_block);
+  index_t* steps = scratch.allocate<index_t>(blocks);  // where blocks begin in lines that are read in place
+  for (index_t block = 0, l = 0; block < blocks && p.a.offset == nullptr; ++block, l += pair_depth)
+    steps[block] = l / p.a.run * p.a.run_step + l % p.a.run;
+
+  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
+  bfloat16* packed = nullptr;  // [items, panels, blocks]
+  if (row_jobs * p.batch / items > 1) {
+    packed = scratch.allocate<bfloat16>(items * item_size);
+    const index_t parts = (blocks + 31) / 32;
+    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
+                          [&](index_t begin, index_t end) {
+      for (index_t at = begin; at < end; ++at) {
+        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
+        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
+                         packed + item * item_size + (panel * blocks + first) * pair_block);
+      }
+    });
+  }
+
+  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
+  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
+  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
+  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
+    const WorkerScratch<float>::Lease lease(workspace);
+    float* const sums = lease.data();
+    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
+    bfloat16* const right = left + left_size;
+    for (index_t job = begin; job < end; ++job) {
+      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
+                    panel = job / row_jobs % panel_jobs * cut.panels;
+      PairGroup rows_of[pair_job_groups];
+      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, rows_of, right, 0,
+                    sums, width, false};
+      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
+      for (index_t first = 0; first < blocks; first += depth) {
+        work.blocks = std::min(depth, blocks - first);
+        for (index_t i = 0; i < work.groups; ++i) {
+          const index_t line = (group + i) * pair_lanes;
+          if (in_place(p.a, line, std::min(pair_lanes, p.m - line))) {
+            rows_of[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, line).offset(), p.a.rows.column_step,
+                          steps + first};
+          } else {
+            rows_of[i] = {left + i * work.blocks * pair_block, pair_depth, packed_steps};
+            pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks,
+                              left + i * work.blocks * pair_block);
+          }
+        }
+        if (packed != nullptr) {
+          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
+          work.panel_step = blocks * pair_block;
+        } else {
+          work.panel_step = work.blocks * pair_block;
+          for (index_t i = 0; i < work.panels; ++i)
+            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
+        }
+        p.tiles->run(work);
+        work.begun = true;
+      }
+      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
+      RowCursor target(out.rows, row);
+      for (index_t r = 0; r < rows; ++r, target.next()) {
+        if (out.gated != nullptr) {
+          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
+          continue;
+        }
+        const index_t offset = target.offset();
+        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
+                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
+      }
+    }
+  });
 }
 
 }  // namespace detail
@@ -4420,7 +5288,7 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
   if constexpr (std::is_same_v<S, T>) {
     if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_kernel<S>().lanes);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -4449,35 +5317,42 @@ const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_
   return steps;
 }
 
-template <class T>
+// S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
+
+template <class S, class T>
 void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
                     T* y) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
-  TileProduct<S> p;
-  p.m = s.n * out_h * out_w;
-  p.n = s.o;
-  p.k = taps;
-  p.a = images.data;
-  p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-  pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-  });
+  const RowMap pixels = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   TileOutput<T> out;
   out.c = y;
-  out.rows = even_rows(p.m, s.o);
+  out.rows = even_rows(s.n * out_h * out_w, s.o);
   out.bias = bias;
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    PairProduct p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = {weight, 0, even_rows(s.o, taps), taps};
+    run_pair_product(context, p, out);
+  } else {
+    TileProduct<S> p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = images.data;
+    p.rows = pixels;
+    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
+    run_packing(context, scratch, p, out, 1,
+                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
+                });
+  }
 }
 
-template <class T>
+template <class S, class T>
 void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight, T* dx,
                           bool accumulate) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t stride = s.stride;
   // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
@@ -4494,51 +5369,95 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     const index_t lines = (s.h - phase_h + stride - 1) / stride, columns = (s.w - phase_w + stride - 1) / stride;
     if (lines <= 0 || columns <= 0) continue;
     Scratch<Cpu> inner(context);
-    TileProduct<S> p;
-    p.m = s.n * lines * columns;
-    p.n = s.c;
-    p.k = taps_h * taps_w * s.o;
+    const index_t k = taps_h * taps_w * s.o;
     // The taps in the order in which dy is read: t from last to first.
-    index_t* from = inner.allocate<index_t>(p.k);
+    index_t* from = inner.allocate<index_t>(k);
     index_t at = 0;
     for (index_t t = taps_h - 1; t >= 0; --t)
       for (index_t r = taps_w - 1; r >= 0; --r)
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
-    pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-    });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
-    p.a = images.data;
-    if (p.k > 0) p.a += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
-    p.rows = {columns, lines, s.o, images.line(), images.image()};
-    p.a_step = tap_steps(inner, images, taps_h, taps_w);
+    const S* gradients = images.data;
+    if (k > 0) gradients += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
+    const RowMap pixels = {columns, lines, s.o, images.line(), images.image()};
     TileOutput<T> out;
     out.c = dx + (phase_h * s.w + phase_w) * s.c;
     out.rows = {columns, lines, stride * s.c, stride * s.w * s.c, s.h * s.w * s.c};
     out.beta = accumulate ? 1.0f : 0.0f;
-    run_product(context, p, out);
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      PairProduct p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.b.data = weight;
+      p.b.offset = from;
+      run_pair_product(context, p, out);
+    } else {
+      TileProduct<S> p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = gradients;
+      p.rows = pixels;
+      p.a_step = tap_steps(inner, images, taps_h, taps_w);
+      run_packing(context, inner, p, out, 1,
+                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
+                  });
+    }
   }
+}
+
+/// Where the first tap of each output pixel is read: [pixels].
+template <class S>
+const index_t* pixel_steps(Context<Cpu>& context, Scratch<Cpu>& scratch, const kernel::Conv2dShape& s,
+                           const PaddedImages<S>& x) {
+  const index_t pixels = s.n * s.out_h() * s.out_w();
+  index_t* steps = scratch.allocate<index_t>(pixels);
+  const RowMap map = {s.out_w(), s.out_h(), s.stride * s.c, s.stride * x.line(), x.image()};
+  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
+    RowCursor pixel(map, begin);
+    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
+  });
+  return steps;
+}
+
+/// On tiles of pairs: one product per line u of the kernel, whose taps (v, c) follow each other in memory.
+inline void conv2d_backward_weights_of_pairs(Context<Cpu>& context, const kernel::Conv2dShape& s, const bfloat16* x,
+                                             const bfloat16* dy, bfloat16* dweight, bool accumulate) {
+  Scratch<Cpu> scratch(context);
+  const index_t run = s.kernel_w * s.c;
+  const auto images = pad_images<bfloat16>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                           s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  PairProduct p;
+  p.m = s.o, p.n = run, p.k = s.n * s.out_h() * s.out_w(), p.batch = s.kernel_h;
+  p.a.data = dy;
+  p.a.offset = even_steps(scratch, p.k, s.o);
+  p.b.data = images.data;
+  p.b.offset = pixel_steps(context, scratch, s, images);
+  p.b.batch_step = images.line();
+  TileOutput<bfloat16> out;
+  out.c = dweight;
+  out.rows = even_rows(s.o, s.kernel_h * run);
+  out.beta = accumulate ? 1.0f : 0.0f;
+  out.batch_c = run;
+  run_pair_product(context, p, out);
 }
 
 template <class T>
 void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
                              bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (multiplies_pairs<T>()) return conv2d_backward_weights_of_pairs(context, s, x, dy, dweight, accumulate);
+  }
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
   const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
                     s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
-  index_t* steps = scratch.allocate<index_t>(pixels);
-  const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
-    RowCursor pixel(map, begin);
-    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
-  });
+  const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
@@ -4562,19 +5481,17 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.a = images.data;
     p.rows = {run, s.kernel_h, 1, images.line(), 0};
     p.a_step = steps;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes == 0) {
-      p.b = gradients;
-      p.b_step = lines;
-      p.panel_step = p.kernel->columns();
-    } else {
-      pack_panels(context, scratch, p, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                  });
-    }
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
+    const index_t* lines = even_steps(scratch, pixels, s.o);
+    if (s.o % lanes != 0)
+      return run_packing(context, scratch, p, out, 1,
+                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
+                         });
+    p.b = gradients;
+    p.b_step = lines;
+    p.panel_step = p.kernel->columns();
   }
   run_product(context, p, out);
 }
@@ -4587,13 +5504,20 @@ template <>
 struct Conv2d<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* weight, const T* bias, T* y) {
-    detail::conv2d_forward(context, s, x, weight, bias, y);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::conv2d_forward<T>(context, s, x, weight, bias, y);
+    }
+    detail::conv2d_forward<compute_t<T>>(context, s, x, weight, bias, y);
   }
 
   template <class T>
   static void backward_data(Context<Cpu>& context, const Conv2dShape& s, const T* dy, const T* weight, T* dx,
                             bool accumulate) {
-    detail::conv2d_backward_data(context, s, dy, weight, dx, accumulate);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>())
+        return detail::conv2d_backward_data<T>(context, s, dy, weight, dx, accumulate);
+    }
+    detail::conv2d_backward_data<compute_t<T>>(context, s, dy, weight, dx, accumulate);
   }
 
   template <class T>
@@ -4839,11 +5763,21 @@ void leaf_sizes(index_t* bytes) {
   for_each_leaf<Tree>([&]<class T, bool Splat>(int i) { bytes[i] = static_cast<index_t>(sizeof(T)); });
 }
 
+/// How loops over one number at a time are run. A backend that computes in packs has one more of these, whose `run`
+/// chooses the pack (and the instruction set that the body is compiled for).
+template <class Number>
+struct OneLane {
+  template <class Body>
+  static void run(Body&& body) {
+    body.template operator()<Number>();
+  }
+};
+
 /// Rows [first, last) restricted to inner elements [from, to), forward. V is the pack; Number handles tails and
 /// strides.
 template <class V, class Number, class Tree, class T>
-void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data, index_t first,
-                  index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data,
+                                    index_t first, index_t last, index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -4851,7 +5785,7 @@ void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const v
   OuterCursor cursor(space, first);
   for (index_t r = first; r < last; ++r, cursor.next()) {
     T* y = out + cursor.offset[0];
-    const auto place = [&](auto& row) {
+    const auto place = [&](auto& row) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k)
         row.row[k] = static_cast<const std::byte*>(data[k]) + cursor.offset[k + 1] * bytes[k];
     };
@@ -4902,9 +5836,10 @@ inline SumLayout sum_layout(const IterationSpace& space, int operand) {
 
 /// The backward twin of forward_rows. `sums[k]` is this chunk's buffer for a broadcast leaf, or null.
 template <class V, class Number, class Sum, class Tree, class T>
-void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient, const void* const* data,
-                   void* const* gradients, const bool* accumulate, Sum* const* sums, const SumLayout* layouts,
-                   index_t first, index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient,
+                                     const void* const* data, void* const* gradients, const bool* accumulate,
+                                     Sum* const* sums, const SumLayout* layouts, index_t first, index_t last,
+                                     index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -4920,7 +5855,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
       rest /= space.extent[axis];
       for (int k = 0; k < Tree::leaves; ++k) sum_offset[k] += at * layouts[k].stride[axis];
     }
-    const auto place = [&](auto& row, auto& gradient) {
+    const auto place = [&](auto& row, auto& gradient) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k) {
         const index_t offset = cursor.offset[k + 1] * bytes[k];
         row.row[k] = static_cast<const std::byte*>(data[k]) + offset;
@@ -4948,7 +5883,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
         tree.template forward<0, Number>(row, state);
         tree.template backward<0, Number>(state, load_lanes<Number>(dy + i), gradient);
       }
-      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) __attribute__((always_inline)) {
         if constexpr (Splat) {
           if (gradient.sum[k] != nullptr)
             *gradient.sum[k] += static_cast<Sum>(sum_lanes(gradient.lanes[k])) + gradient.tail[k];
@@ -4975,13 +5910,14 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
 
 /// How a statement is cut: `units` pieces, each some rows or a part of one long row. Depends on extents only.
 struct Cut {
+  static constexpr index_t most_lanes = 16;  // of any pack: parts begin on whole ones
   index_t units = 1, rows_per_unit = 0, parts = 1, part = 0;
 
   Cut(const IterationSpace& space, index_t grain) {
     const index_t rows = space.rows(), inner = space.inner();
     if (inner > 2 * grain) {
       parts = (inner + grain - 1) / grain;
-      part = (inner + parts - 1) / parts / pack_width * pack_width + pack_width;
+      part = (inner + parts - 1) / parts / most_lanes * most_lanes + most_lanes;
       parts = (inner + part - 1) / part;
       rows_per_unit = 1;
       units = rows * parts;
@@ -5004,15 +5940,17 @@ struct Cut {
   }
 };
 
-/// Forward over a whole space on a host, threaded when there is an executor.
-template <class V, class Number, class Tree, class T>
+/// Forward over a whole space on a host, threaded when there is an executor. Lanes::run gives the loops their pack.
+template <class Lanes, class Number, class Tree, class T>
 void host_forward(Executor* executor, const IterationSpace& space, const Tree& tree, T* out, const void* const* data) {
   if (space.size() == 0) return;
   const Cut cut(space, 16384);
   const auto run = [&](index_t begin, index_t end) {
     for (index_t u = begin; u < end; ++u)
       cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-        forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        Lanes::run([&]<class V>() __attribute__((always_inline)) {
+          forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        });
       });
   };
   if (executor != nullptr)
@@ -5023,7 +5961,7 @@ void host_forward(Executor* executor, const IterationSpace& space, const Tree& t
 
 /// Backward over a whole space on a host. Broadcast leaves are summed per chunk and added up in chunk order, so the
 /// bits do not depend on the number of threads. The sums live in `workspace` while this runs.
-template <class V, class Number, class Sum, class Tree, class T>
+template <class Lanes, class Number, class Sum, class Tree, class T>
 void host_backward(Executor* executor, Arena& workspace, const IterationSpace& space, const Tree& tree,
                    const T* out_gradient, const void* const* data, void* const* gradients, const bool* accumulate) {
   constexpr int leaves = std::max(1, Tree::leaves);
@@ -5035,7 +5973,7 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
     if (gradients[k] == nullptr || !space.reduced(k + 1)) return;
     layouts[k] = sum_layout(space, k + 1);
     sum_begin[k] = sum_size;
-    sum_size += (layouts[k].size + pack_width) / pack_width * pack_width;
+    sum_size += (layouts[k].size + Cut::most_lanes) / Cut::most_lanes * Cut::most_lanes;
     any_sum = true;
   });
   const Cut cut(space, 16384);
@@ -5061,8 +5999,10 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
       for (int k = 0; k < Tree::leaves; ++k) plain[k] = layouts[k].used ? nullptr : gradients[k];
       for (index_t u = chunk * per_chunk; u < std::min(units, (chunk + 1) * per_chunk); ++u)
         cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-          backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first, last,
-                                        from, to);
+          Lanes::run([&]<class V>() __attribute__((always_inline)) {
+            backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first,
+                                          last, from, to);
+          });
         });
     }
   };
@@ -5100,10 +6040,21 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/elementwise.hpp>
-// Fused element-wise statements on the CPU: SIMD packs for float and 16-bit storage, scalars for double, all threads.
+// Fused element-wise statements on the CPU, on all threads: packs of this machine's width for float and 16-bit storage,
+// scalars for double.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
+namespace detail {
+
+struct MachineLanes {
+  template <class Body>
+  static void run(Body&& body) {
+    with_lanes<float>(body);
+  }
+};
+
+}  // namespace detail
 
 template <>
 struct Evaluator<Cpu> {
@@ -5112,20 +6063,20 @@ struct Evaluator<Cpu> {
                       const void* const* leaves) {
     Executor* executor = context == nullptr ? nullptr : &context->executor();
     if constexpr (detail::computes_in_double<Tree, T>())
-      detail::host_forward<double, double>(executor, space, tree, out, leaves);
+      detail::host_forward<detail::OneLane<double>, double>(executor, space, tree, out, leaves);
     else
-      detail::host_forward<Pack, float>(executor, space, tree, out, leaves);
+      detail::host_forward<detail::MachineLanes, float>(executor, space, tree, out, leaves);
   }
 
   template <class Tree, class T>
   static void backward(Context<Cpu>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
                        const void* const* leaves, void* const* gradients, const bool* accumulate) {
     if constexpr (detail::computes_in_double<Tree, T>())
-      detail::host_backward<double, double, double>(&context->executor(), context->scratch(), space, tree, out_gradient,
-                                                    leaves, gradients, accumulate);
+      detail::host_backward<detail::OneLane<double>, double, double>(&context->executor(), context->scratch(), space, tree,
+                                                                     out_gradient, leaves, gradients, accumulate);
     else
-      detail::host_backward<Pack, float, float>(&context->executor(), context->scratch(), space, tree, out_gradient, leaves,
-                                                gradients, accumulate);
+      detail::host_backward<detail::MachineLanes, float, float>(&context->executor(), context->scratch(), space, tree,
+                                                                out_gradient, leaves, gradients, accumulate);
   }
 };
 
@@ -5210,6 +6161,127 @@ struct Embedding<Cpu> {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/kernel/gated_product.hpp>
+// Contract of the product with a gate behind GEGLU, for devices that make both in one kernel.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// (value, gate) = x W^T + b with W [2 hidden, in], values first; out = value * gelu(gate). x [rows, in] has row stride
+/// x_row; `out` [rows, hidden] and `both` [rows, 2 hidden] are dense. Value and gate are rounded to T, as they are in
+/// `both`, before they meet.
+template <class T>
+struct GatedProductParams {
+  index_t rows = 0, in = 0, hidden = 0;
+  const T* x = nullptr;
+  index_t x_row = 0;
+  const T* weight = nullptr;
+  const T* bias = nullptr;  ///< [2 hidden]; may be null
+  T* both = nullptr;        ///< value and gate, for a backward; may be null
+  T* out = nullptr;
+};
+
+/// For devices without such a kernel `can_run` says so, and a product and a statement do the work.
+template <class Device>
+struct GatedProduct {
+  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
+                "lpo kernel: no gated_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
+
+  /// Whether the device has a kernel for these operands. Does not look at the results, so that passes with and without
+  /// a backward give the same bits.
+  template <class T>
+  static bool can_run(Context<Device>&, const GatedProductParams<T>&) {
+    return false;
+  }
+  /// Only where can_run. Results are aligned to 16 bytes.
+  template <class T>
+  static void run(Context<Device>&, const GatedProductParams<T>&) {}
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/backend/cpu/gated_product.hpp>
+// The CPU's product with a gate: panels of values and of gates alternate, and a job that has both makes the gated result.
+//
+// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more the
+// faster the product is.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// For storage of 16 and 32 bits, where `hidden` fills whole panels.
+template <>
+struct GatedProduct<Cpu> {
+  template <class T>
+  static bool can_run(Context<Cpu>&, const GatedProductParams<T>& p) {
+    if constexpr (std::is_same_v<T, double>)
+      return false;
+    else
+      return p.hidden > 0 && p.in > 0 && p.hidden % panel_columns<T>() == 0;
+  }
+
+  template <class T>
+  static void run(Context<Cpu>& context, const GatedProductParams<T>& p) {
+    if constexpr (!std::is_same_v<T, double>) {
+      detail::TileOutput<T> out;
+      out.c = p.both;
+      out.rows = detail::even_rows(p.rows, 2 * p.hidden);
+      out.bias = p.bias;
+      out.gated = p.out;
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        if (detail::multiplies_pairs<T>()) return run_pairs(context, p, out);
+      }
+      run_tiles(context, p, out);
+    }
+  }
+
+ private:
+  template <class T>
+  static index_t panel_columns() {
+    return detail::multiplies_pairs<T>() ? detail::pair_lanes : detail::tile_kernel<float>().columns();
+  }
+
+  static void run_pairs(Context<Cpu>& context, const GatedProductParams<bfloat16>& g,
+                        const detail::TileOutput<bfloat16>& out) {
+    constexpr index_t lanes = detail::pair_lanes;
+    detail::PairProduct p;
+    p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
+    p.a = {g.x, 0, detail::even_rows(g.rows, g.x_row), g.in};
+    p.b = {g.weight, 0, {lanes, 2, g.in, g.hidden * g.in, lanes * g.in}, g.in};
+    detail::run_pair_product(context, p, out);
+  }
+
+  template <class T>
+  static void run_tiles(Context<Cpu>& context, const GatedProductParams<T>& g, const detail::TileOutput<T>& out) {
+    Scratch<Cpu> scratch(context);
+    detail::TileProduct<float> p;
+    p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
+    p.a_step = detail::even_steps(scratch, g.in, 1);
+    if constexpr (std::is_same_v<T, float>) {
+      p.a = g.x;
+      p.rows = detail::even_rows(g.rows, g.x_row);
+    } else {
+      float* wide = scratch.allocate<float>(g.rows * g.in);
+      detail::convert_block(context, g.rows, g.in, g.x, g.x_row, wide);
+      p.a = wide;
+      p.rows = detail::even_rows(g.rows, g.in);
+    }
+    const index_t columns = p.kernel->columns();
+    detail::run_packing(context, scratch, p, out, 1,
+                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
+                          const index_t panel = column / columns;
+                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
+                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
+                        });
+  }
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+#endif
+
 // <lpo/kernel/gemm.hpp>
 // Contract of the matrix product: C = alpha * op(A) op(B) + beta * C (+ bias), one product or a strided batch.
 
@@ -5286,6 +6358,25 @@ StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const S
   }
 }
 
+/// On tiles of pairs.
+inline void pair_gemm(Context<Cpu>& context, const kernel::GemmParams<bfloat16>& g) {
+  Scratch<Cpu> scratch(context);
+  PairProduct p;
+  p.m = g.m, p.n = g.n, p.k = g.k, p.batch = g.batch;
+  p.a = {g.a, g.batch_stride_a, even_rows(g.m, g.lda), std::max<index_t>(g.k, 1)};
+  p.b = {g.b, g.batch_stride_b, even_rows(g.n, g.ldb), std::max<index_t>(g.k, 1)};
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, g.lda);
+  if (!g.transpose_b) p.b.offset = even_steps(scratch, g.k, g.ldb);
+  TileOutput<bfloat16> out;
+  out.c = g.c;
+  out.rows = even_rows(g.m, g.ldc);
+  out.alpha = g.alpha;
+  out.beta = g.beta;
+  out.bias = g.bias;
+  out.batch_c = g.batch_stride_c;
+  run_pair_product(context, p, out);
+}
+
 template <class T>
 void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   using S = compute_t<T>;
@@ -5303,7 +6394,7 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
@@ -5324,28 +6415,26 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
   const index_t items = right.batch_step == 0 ? 1 : g.batch;
   if (g.transpose_b) {
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first,
-                               last, to, valid);
-                });
-  } else {
-    if constexpr (std::is_same_v<S, T>) {
-      if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-        p.b = right.data;
-        p.b_step = even_steps(scratch, g.k, right.step);
-        p.panel_step = p.kernel->columns();
-        p.batch_b = right.batch_step;
-        return run_product(context, p, out);
-      }
-    }
-    const index_t* lines = even_steps(scratch, g.k, right.step);
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-                });
+    return run_packing(context, scratch, p, out, items,
+                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
+                                      first, last, to, valid);
+                       });
   }
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, T>) {
+    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
+      p.b = right.data;
+      p.b_step = even_steps(scratch, g.k, right.step);
+      p.panel_step = p.kernel->columns();
+      p.batch_b = right.batch_step;
+      return run_product(context, p, out);
+    }
+  }
+  const index_t* lines = even_steps(scratch, g.k, right.step);
+  run_packing(context, scratch, p, out, items,
+              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
+              });
 }
 
 /// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
@@ -5401,6 +6490,9 @@ struct Gemm<Cpu> {
   static void run(Context<Cpu>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
     if (p.start != nullptr) return run_from(context, p);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
+    }
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
     else
@@ -5538,7 +6630,8 @@ struct Softmax {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/group_norm.hpp>
-// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads.
+// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads. The loops over rows
+// are compiled for several instruction sets (lane_dispatch.hpp).
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -5547,23 +6640,21 @@ namespace detail {
 /// One group norm call. An image is cut into blocks of rows (positions in space), by its size alone.
 template <class T>
 struct GroupNormBlocks {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t lane_count = LaneTraits<V>::width;
 
   explicit GroupNormBlocks(const kernel::GroupNormShape& s)
       : shape(s),
         c(s.c),
         width(s.c / s.groups),
-        block_rows(std::min(std::max<index_t>(64, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
+        block_rows(std::min(std::max<index_t>(16, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
         blocks(std::max<index_t>(1, (s.spatial + block_rows - 1) / block_rows)),
         count(static_cast<double>(s.spatial * width)) {}
 
   index_t rows(index_t block) const { return std::min(shape.spatial - block * block_rows, block_rows); }
   index_t element(index_t image, index_t block) const { return (image * shape.spatial + block * block_rows) * c; }
 
-  /// first(image, block) for all blocks, then middle(image), then last(image, block). Images of one block run all three
-  /// while they are in the cache; larger ones share the threads step by step.
+  /// first(image, block) for all blocks, then middle(image, group), then last(image, block). Images of one block run all
+  /// three while they are in the cache; larger ones share the threads step by step.
   template <class First, class Middle, class Last>
   void run(Executor& executor, First&& first, Middle&& middle, Last&& last) const {
     if (blocks == 1) {
@@ -5571,7 +6662,7 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n, grain, [&](index_t begin, index_t end) {
         for (index_t image = begin; image < end; ++image) {
           first(image, index_t{0});
-          middle(image);
+          for (index_t g = 0; g < shape.groups; ++g) middle(image, g);
           last(image, index_t{0});
         }
       });
@@ -5581,23 +6672,31 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n * blocks, 1, [&](index_t task, index_t) { body(task / blocks, task % blocks); });
     };
     each(first);
-    executor.parallel_for(shape.n, 1, [&](index_t image, index_t) { middle(image); });
+    executor.parallel_for(shape.n * shape.groups, std::max<index_t>(1, 2048 / (blocks * width)),
+                          [&](index_t begin, index_t end) {
+                            for (index_t at = begin; at < end; ++at) middle(at / shape.groups, at % shape.groups);
+                          });
     each(last);
   }
 
   /// Over the rows of a block: set[0][c] = mean of x - x[row 0], set[1][c] = sum of squared deviations from the mean.
   /// The shift is one of the samples, so that a large mean does not cancel.
   void block_moments(const T* x, index_t row_count, S* set) const {
-    index_t at = 0;
-    for (; at + 4 * lane_count <= c; at += 4 * lane_count)
-      column_moments<4>(x + at, row_count, set + at, AllLanes<V>{});
-    for (; at + 2 * lane_count <= c; at += 2 * lane_count)
-      column_moments<2>(x + at, row_count, set + at, AllLanes<V>{});
-    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { column_moments<1>(x + rest, row_count, set + rest, lanes); });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      constexpr index_t lane_count = LaneTraits<V>::width;
+      index_t at = 0;
+      for (; at + 4 * lane_count <= c; at += 4 * lane_count)
+        column_moments<V, 4>(x + at, row_count, set + at, AllLanes<V>{});
+      for_lanes<V>(
+          at, c, [&](index_t rest, auto lanes) __attribute__((always_inline)) {
+            column_moments<V, 1>(x + rest, row_count, set + rest, lanes);
+          });
+    });
   }
 
-  template <int Packs, class Lanes>
-  void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+  template <class V, int Packs, class Lanes>
+  LPO_ALWAYS_INLINE void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+    constexpr index_t lane_count = LaneTraits<V>::width;
     V shift[Packs], sum[Packs] = {}, square[Packs] = {};
     const S inverse = S(1) / static_cast<S>(row_count);
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { shift[i] = lanes.load(x + i * lane_count); });
@@ -5644,7 +6743,6 @@ struct GroupNormBlocks {
 /// dx = inverse (dz weight - mean(dz weight) - xhat mean(dz weight xhat)), means over the group.
 template <class T>
 struct GroupNormGradient {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
 
   const GroupNormBlocks<T>& work;
@@ -5675,38 +6773,39 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto add = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(dy + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        if (Silu && keep) lanes.store(dx + begin + at, dz);
-        lanes.store(sum + at, lanes.load(sum + at) + dz);
-        lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
-      };
-      for_lanes<V>(0, c, add);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(dy + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              lanes.store(sum + at, lanes.load(sum + at) + dz);
+              lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
+            });
+      }
+    });
   }
 
-  void combine(index_t image) const {
-    const index_t c = work.c;
+  void combine(index_t image, index_t g) const {
+    const index_t c = work.c, begin = g * work.width, end = begin + work.width;
     double* const total = totals + image * 2 * c;
-    sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
-               [&](index_t j, double sum) { total[j] = sum; });
+    for (index_t kind = 0; kind < 2 * c; kind += c)
+      sum_blocks(sums + image * work.blocks * 2 * c + kind + begin, work.blocks, 2 * c, work.width,
+                 [&](index_t j, double sum) { total[kind + begin + j] = sum; });
     S* const f = image_factors(image);
-    for (index_t g = 0; g < work.shape.groups; ++g) {
-      const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
-      const index_t begin = g * work.width, end = begin + work.width;
-      double plain = 0.0, along = 0.0;
-      for (index_t j = begin; j < end; ++j) {
-        plain += total[j] * load_lanes<double>(weight + j);
-        along += total[c + j] * load_lanes<double>(weight + j);
-        f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
-      }
-      std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
-      std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
+    const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
+    double plain = 0.0, along = 0.0;
+    for (index_t j = begin; j < end; ++j) {
+      plain += total[j] * load_lanes<double>(weight + j);
+      along += total[c + j] * load_lanes<double>(weight + j);
+      f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
     }
+    std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
+    std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
   }
 
   template <bool Silu>
@@ -5714,21 +6813,26 @@ struct GroupNormGradient {
     const index_t c = work.c;
     const S* const f = image_factors(image);
     const T* const slopes = keep ? dx : dy;
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto write = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(slopes + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        V value = dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-        if (accumulate) value += lanes.load(dx + begin + at);
-        lanes.store(dx + begin + at, value);
-      };
-      for_lanes<V>(0, c, write);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              V value =
+                  dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
+              if (accumulate) value += lanes.load(dx + begin + at);
+              lanes.store(dx + begin + at, value);
+            });
+      }
+    });
   }
 
   /// d silu(z) / dz
+  template <class V>
   static LPO_ALWAYS_INLINE V slope(V z) {
     const V gate = quick_sigmoid(z);
     return gate * (1.0f + z * (1.0f - gate));
@@ -5744,7 +6848,6 @@ struct GroupNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                       compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (shape.n == 0 || shape.spatial == 0 || shape.c == 0) return;
     const detail::GroupNormBlocks<T> work(shape);
@@ -5758,40 +6861,41 @@ struct GroupNorm<Cpu> {
           work.block_moments(x + work.element(image, block), work.rows(block),
                              moments + (image * work.blocks + block) * 2 * c);
         },
-        [&](index_t image) {
+        [&](index_t image, index_t g) {
           S* const a = affine + image * 3 * c;
-          for (index_t g = 0; g < shape.groups; ++g) {
-            double center, variance;
-            work.combine(x, moments, image, g, center, variance);
-            const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
-            mean[image * shape.groups + g] = static_cast<S>(center);
-            inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              const double slope = inverse * detail::load_lanes<double>(weight + j);
-              a[j] = static_cast<S>(center);
-              a[c + j] = static_cast<S>(slope);
-              // what rounding took from the mean is given back here
-              a[2 * c + j] =
-                  static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
-            }
+          double center, variance;
+          work.combine(x, moments, image, g, center, variance);
+          const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
+          mean[image * shape.groups + g] = static_cast<S>(center);
+          inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
+          for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
+            const double slope = inverse * detail::load_lanes<double>(weight + j);
+            a[j] = static_cast<S>(center);
+            a[c + j] = static_cast<S>(slope);
+            // what rounding took from the mean is given back here
+            a[2 * c + j] =
+                static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
           }
         },
         [&](index_t image, index_t block) {
           const S* const a = affine + image * 3 * c;
-          const index_t begin = work.element(image, block);
-          const auto apply = [&](auto activate) {
-            for (index_t row = 0; row < work.rows(block); ++row)
-              detail::for_lanes<V>(
-                  0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                    const V z = (lanes.load(x + begin + row * c + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
-                                lanes.load(a + 2 * c + at);
-                    lanes.store(y + begin + row * c + at, activate(z));
-                  });
+          const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+          const auto apply = [&](auto silu) {
+            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+              for (index_t row = begin; row < end; row += c)
+                detail::for_lanes<V>(
+                    0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                      V z = (lanes.load(x + row + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
+                            lanes.load(a + 2 * c + at);
+                      if constexpr (decltype(silu)::value) z = z * detail::quick_sigmoid(z);
+                      lanes.store(y + row + at, z);
+                    });
+            });
           };
           if (shape.silu)
-            apply([](V z) __attribute__((always_inline)) { return z * detail::quick_sigmoid(z); });
+            apply(std::true_type{});
           else
-            apply([](V z) __attribute__((always_inline)) { return z; });
+            apply(std::false_type{});
         });
   }
 
@@ -5821,7 +6925,7 @@ struct GroupNorm<Cpu> {
           else
             gradient.template sum_block<false>(image, block);
         },
-        [&](index_t image) { gradient.combine(image); },
+        [&](index_t image, index_t g) { gradient.combine(image, g); },
         [&](index_t image, index_t block) {
           if (dx && shape.silu && !keep) gradient.template write_block<true>(image, block);
           if (dx && (!shape.silu || keep)) gradient.template write_block<false>(image, block);
@@ -5840,7 +6944,8 @@ struct GroupNorm<Cpu> {
 #endif
 
 // <lpo/backend/cpu/normalization.hpp>
-// Layer norm and row softmax on the CPU, a row at a time in packs; group norm is in its own file.
+// Layer norm and row softmax on the CPU, a row at a time in packs of this machine's width; group norm is in its own
+// file.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -5851,40 +6956,41 @@ struct LayerNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, index_t rows, index_t c, float epsilon, const T* x, const T* weight,
                       const T* bias, T* y, compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        T* const to = y + row * c;
-        const V sum = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) { return lanes.load(from + at); });
-        const S guess = static_cast<S>(static_cast<double>(detail::lane_sum(sum)) / static_cast<double>(c));
-        // The second pass corrects the rounding of the first mean as well.
-        V rest{};
-        const V squares = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V d = lanes.load(from + at, guess) - guess;
-              rest += d;
-              return d * d;
-            });
-        const double correction = static_cast<double>(detail::lane_sum(rest)) / static_cast<double>(c);
-        const double center = static_cast<double>(guess) + correction;
-        const double variance =
-            static_cast<double>(detail::lane_sum(squares)) / static_cast<double>(c) - correction * correction;
-        const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
-        mean[row] = static_cast<S>(center);
-        inverse_deviation[row] = static_cast<S>(inverse);
-        const S scale = static_cast<S>(inverse);
-        const S rest_of_mean = static_cast<S>((static_cast<double>(mean[row]) - center) * inverse);
-        const S rounded = mean[row];
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(from + at) - rounded) * scale + rest_of_mean;
-              lanes.store(to + at, hat * lanes.load(weight + at) + lanes.load(bias + at));
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          T* const to = y + row * c;
+          const V sum = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) { return lanes.load(from + at); });
+          const S guess = static_cast<S>(static_cast<double>(detail::lane_sum(sum)) / static_cast<double>(c));
+          // The second pass corrects the rounding of the first mean as well.
+          V rest{};
+          const V squares = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V d = lanes.load(from + at, guess) - guess;
+                rest += d;
+                return d * d;
+              });
+          const double correction = static_cast<double>(detail::lane_sum(rest)) / static_cast<double>(c);
+          const double center = static_cast<double>(guess) + correction;
+          const double variance =
+              static_cast<double>(detail::lane_sum(squares)) / static_cast<double>(c) - correction * correction;
+          const double inverse = 1.0 / std::sqrt(std::max(0.0, variance) + static_cast<double>(epsilon));
+          mean[row] = static_cast<S>(center);
+          inverse_deviation[row] = static_cast<S>(inverse);
+          const S scale = static_cast<S>(inverse);
+          const S rest_of_mean = static_cast<S>((static_cast<double>(mean[row]) - center) * inverse);
+          const S rounded = mean[row];
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V hat = (lanes.load(from + at) - rounded) * scale + rest_of_mean;
+                lanes.store(to + at, hat * lanes.load(weight + at) + lanes.load(bias + at));
+              });
+        }
+      });
     });
   }
 
@@ -5892,7 +6998,6 @@ struct LayerNorm<Cpu> {
   static void backward(Context<Cpu>& ctx, index_t rows, index_t c, const T* x, const T* weight,
                        const compute_t<T>* mean, const compute_t<T>* inverse_deviation, const T* dy, T* dx,
                        bool accumulate_x, T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     const index_t grain = detail::norm_rows(c), chunks = (rows + grain - 1) / grain;
@@ -5902,36 +7007,39 @@ struct LayerNorm<Cpu> {
     ctx.executor().parallel_for(rows, grain, [&](index_t begin, index_t end) {
       S* const sum = sums + begin / grain * 2 * c;
       if (parameters) std::fill(sum, sum + 2 * c, S(0));
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        const T* const slope = dy + row * c;
-        const S center = mean[row], inverse = inverse_deviation[row];
-        if (parameters)
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          const T* const slope = dy + row * c;
+          const S center = mean[row], inverse = inverse_deviation[row];
+          if (parameters)
+            detail::for_lanes<V>(
+                0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                  const V g = lanes.load(slope + at);
+                  lanes.store(sum + at, lanes.load(sum + at) + g);
+                  lanes.store(sum + c + at,
+                              lanes.load(sum + c + at) + g * ((lanes.load(from + at) - center) * inverse));
+                });
+          if (!dx) continue;
+          V along{};
+          const V plain = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V g = lanes.load(slope + at) * lanes.load(weight + at);
+                along += g * ((lanes.load(from + at) - center) * inverse);
+                return g;
+              });
+          const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
+          const S along_mean = detail::lane_sum(along) / static_cast<S>(c);
+          T* const target = dx + row * c;
           detail::for_lanes<V>(
               0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                const V g = lanes.load(slope + at);
-                lanes.store(sum + at, lanes.load(sum + at) + g);
-                lanes.store(sum + c + at, lanes.load(sum + c + at) + g * ((lanes.load(from + at) - center) * inverse));
+                const V hat = (lanes.load(from + at) - center) * inverse;
+                V value = inverse * (lanes.load(slope + at) * lanes.load(weight + at) - plain_mean - hat * along_mean);
+                if (accumulate_x) value += lanes.load(target + at);
+                lanes.store(target + at, value);
               });
-        if (!dx) continue;
-        V along{};
-        const V plain = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V g = lanes.load(slope + at) * lanes.load(weight + at);
-              along += g * ((lanes.load(from + at) - center) * inverse);
-              return g;
-            });
-        const S plain_mean = detail::lane_sum(plain) / static_cast<S>(c);
-        const S along_mean = detail::lane_sum(along) / static_cast<S>(c);
-        T* const target = dx + row * c;
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(from + at) - center) * inverse;
-              V value = inverse * (lanes.load(slope + at) * lanes.load(weight + at) - plain_mean - hat * along_mean);
-              if (accumulate_x) value += lanes.load(target + at);
-              lanes.store(target + at, value);
-            });
-      }
+        }
+      });
     });
     if (dbias)
       detail::sum_blocks(sums, chunks, 2 * c, c,
@@ -5946,59 +7054,62 @@ template <>
 struct Softmax<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, index_t rows, index_t c, const T* x, T* y) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const T* const from = x + row * c;
-        T* const to = y + row * c;
-        const S first = detail::load_lanes<S>(from);
-        V top = detail::broadcast_lanes<V>(first);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              top = detail::larger(top, lanes.load(from + at, first));
-            });
-        const S highest = detail::lane_max(top);
-        // 16-bit storage would round the exponentials before they are divided: there they are computed again.
-        constexpr bool keeps = std::is_same_v<T, S>;
-        const V sum = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V e = detail::exp_or_zero(lanes.load(from + at, S(-HUGE_VALF)) - highest);
-              if constexpr (keeps) lanes.store(to + at, e);
-              return e;
-            });
-        const S inverse = S(1) / detail::lane_sum(sum);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              if constexpr (keeps)
-                lanes.store(to + at, lanes.load(to + at) * inverse);
-              else
-                lanes.store(to + at, detail::exp_or_zero(lanes.load(from + at) - highest) * inverse);
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const T* const from = x + row * c;
+          T* const to = y + row * c;
+          const S first = detail::load_lanes<S>(from);
+          V top = detail::broadcast_lanes<V>(first);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                top = detail::larger(top, lanes.load(from + at, first));
+              });
+          const S highest = detail::lane_max(top);
+          // 16-bit storage would round the exponentials before they are divided: there they are computed again.
+          constexpr bool keeps = std::is_same_v<T, S>;
+          const V sum = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                const V e = detail::exp_or_zero(lanes.load(from + at, S(-HUGE_VALF)) - highest);
+                if constexpr (keeps) lanes.store(to + at, e);
+                return e;
+              });
+          const S inverse = S(1) / detail::lane_sum(sum);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                if constexpr (keeps)
+                  lanes.store(to + at, lanes.load(to + at) * inverse);
+                else
+                  lanes.store(to + at, detail::exp_or_zero(lanes.load(from + at) - highest) * inverse);
+              });
+        }
+      });
     });
   }
 
   template <class T>
   static void backward(Context<Cpu>& ctx, index_t rows, index_t c, const T* y, const T* dy, T* dx, bool accumulate) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row) {
-        const index_t start = row * c;
-        const V products = detail::sum_row<V>(
-            c, [&](index_t at, auto lanes)
-                   __attribute__((always_inline)) { return lanes.load(y + start + at) * lanes.load(dy + start + at); });
-        const S along = detail::lane_sum(products);
-        detail::for_lanes<V>(
-            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              V value = lanes.load(y + start + at) * (lanes.load(dy + start + at) - along);
-              if (accumulate) value += lanes.load(dx + start + at);
-              lanes.store(dx + start + at, value);
-            });
-      }
+      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+        for (index_t row = begin; row < end; ++row) {
+          const index_t start = row * c;
+          const V products = detail::sum_row<V>(
+              c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                return lanes.load(y + start + at) * lanes.load(dy + start + at);
+              });
+          const S along = detail::lane_sum(products);
+          detail::for_lanes<V>(
+              0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                V value = lanes.load(y + start + at) * (lanes.load(dy + start + at) - along);
+                if (accumulate) value += lanes.load(dx + start + at);
+                lanes.store(dx + start + at, value);
+              });
+        }
+      });
     });
   }
 };
@@ -8206,10 +9317,10 @@ inline bool is_lora_name(const std::string& name) {
 
 namespace lpo::inline LPO_ABI {
 
-/// [count] numbers -> [count, width]: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles in double.
-template <class T, class Device>
-Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
-  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+/// [count] numbers -> [count, width] on the host: cosines first, then sines, of value * 10000^(-i / (width / 2)). Angles
+/// in double.
+template <class T>
+std::vector<T> sinusoidal_features(std::span<const float> values, int width) {
   const int half = width / 2;
   std::vector<T> host(values.size() * static_cast<std::size_t>(width));
   for (std::size_t row = 0; row < values.size(); ++row) {
@@ -8220,6 +9331,14 @@ Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float
       at[half + i] = static_cast<T>(static_cast<compute_t<T>>(std::sin(angle)));
     }
   }
+  return host;
+}
+
+/// The same on a tape.
+template <class T, class Device>
+Var<T, 2, Device> sinusoidal_embedding(Tape<Device>& tape, std::span<const float> values, int width) {
+  const auto out = make_output<T>(tape, Extents<2>{static_cast<index_t>(values.size()), width}, false);
+  const std::vector<T> host = sinusoidal_features<T>(values, width);
   tape.context().copy_from_host(out.data(), host.data(), host.size() * sizeof(T));
   return out;
 }
@@ -8419,46 +9538,6 @@ struct Upsample2D {
   void visit(ParameterVisitor<T, Device>& v) { v("conv", conv); }
 };
 
-}  // namespace lpo::inline LPO_ABI
-
-// <lpo/kernel/gated_product.hpp>
-// Contract of the product with a gate behind GEGLU, for devices that make both in one kernel.
-
-namespace lpo::inline LPO_ABI {
-namespace kernel {
-
-/// (value, gate) = x W^T + b with W [2 hidden, in], values first; out = value * gelu(gate). x [rows, in] has row stride
-/// x_row; `out` [rows, hidden] and `both` [rows, 2 hidden] are dense. Value and gate are rounded to T, as they are in
-/// `both`, before they meet.
-template <class T>
-struct GatedProductParams {
-  index_t rows = 0, in = 0, hidden = 0;
-  const T* x = nullptr;
-  index_t x_row = 0;
-  const T* weight = nullptr;
-  const T* bias = nullptr;  ///< [2 hidden]; may be null
-  T* both = nullptr;        ///< value and gate, for a backward; may be null
-  T* out = nullptr;
-};
-
-/// For devices without such a kernel `can_run` says so, and a product and a statement do the work.
-template <class Device>
-struct GatedProduct {
-  static_assert(!LPO_HOST_PASS || is_host_device<Device>,
-                "lpo kernel: no gated_product for this device; include <lpo/cuda.cuh> in a CUDA (.cu) file for Cuda");
-
-  /// Whether the device has a kernel for these operands. Does not look at the results, so that passes with and without
-  /// a backward give the same bits.
-  template <class T>
-  static bool can_run(Context<Device>&, const GatedProductParams<T>&) {
-    return false;
-  }
-  /// Only where can_run. Results are aligned to 16 bytes.
-  template <class T>
-  static void run(Context<Device>&, const GatedProductParams<T>&) {}
-};
-
-}  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/autograd/geglu.hpp>
@@ -9363,6 +10442,9 @@ struct UNetCondition {
   Var<T, 3, Device> context;         ///< text states [rows, tokens, context_width]
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [rows, width]; absent otherwise
   std::span<const float> time_ids;   ///< SDXL: 6 numbers per row of text; empty otherwise
+  /// sinusoidal_features of the timesteps [n, level_channels(0)], in place of `timesteps`: for passes that are captured,
+  /// in which numbers of the host are frozen. Absent otherwise.
+  Var<T, 2, Device> time_features{};
 };
 
 /// Result of the encoder half.
@@ -9465,7 +10547,11 @@ struct UNetEncoder {
 
   static void check(const Var<T, 4, Device>& sample, const UNetCondition<T, Device>& condition) {
     const index_t n = sample.extent(0);
-    if (static_cast<index_t>(condition.timesteps.size()) != n)
+    const bool has_features = condition.time_features.present();
+    if (has_features && condition.time_features.extents() != Extents<2>{n, C.level_channels(0)})
+      throw ShapeError(message("[UNet] time features ", to_string(condition.time_features.extents()), " must be [", n,
+                               ", ", C.level_channels(0), "]"));
+    if (!has_features && static_cast<index_t>(condition.timesteps.size()) != n)
       throw ShapeError(message("[UNet] ", n, " latents need ", n, " timesteps, given ",
                                static_cast<index_t>(condition.timesteps.size())));
     const index_t rows = condition.context.extent(0);
@@ -9480,7 +10566,9 @@ struct UNetEncoder {
   }
 
   Var<T, 2, Device> embed_time(Tape<Device>& tape, const UNetCondition<T, Device>& condition) {
-    const auto features = sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
+    const auto features = condition.time_features.present()
+                              ? condition.time_features
+                              : sinusoidal_embedding<T>(tape, condition.timesteps, C.level_channels(0));
     const index_t rows = condition.context.extent(0);
     auto embedding = repeat_batch(time_embedding(features), rows);
     if constexpr (C.addition_width > 0) {
@@ -10883,6 +11971,7 @@ struct RewardPrompt {
   Var<T, 2, Device> text_embedding;  ///< SDXL: pooled text [n, width]
   Var<T, 2, Device> text_embedding_empty;
   std::span<const float> time_ids;   ///< SDXL: 6 per row
+  Var<T, 2, Device> time_features{};  ///< in place of timesteps, as in UNetCondition
 };
 
 /// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight,
@@ -10912,7 +12001,7 @@ struct LatentRewardModel {
     const index_t n = latents.extent(0);
     const bool guided = options.guidance != 1.0f;
     std::vector<float> ids(prompt.time_ids.begin(), prompt.time_ids.end());
-    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids};
+    UNetCondition<T, Device> condition{timesteps, prompt.context, prompt.text_embedding, ids, prompt.time_features};
     if (guided) {
       if (!prompt.context_empty.present())
         throw ValueError("[LatentRewardModel] guidance other than 1 needs the text states of the empty prompt");

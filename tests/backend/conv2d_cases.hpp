@@ -31,6 +31,7 @@ inline std::vector<Conv2dShape> shapes() {
       shape(1, 33, 34, 15, 26, 3, 1, 1, 1),                                      // the weight gradient packs dy
       shape(1, 23, 24, 130, 3, 3, 1, 1, 1),  // its sum over pixels that lie far apart is cut into short slices
       shape(1, 7, 7, 2, 3, 1, 3, 1, 0),     shape(1, 6, 6, 2, 3, 3, 1, 4, 3),
+      shape(1, 5, 20, 32, 40, 3, 1, 1, 1),  shape(2, 4, 38, 32, 24, 3, 2, 1, 1),  // lines of more than 16 pixels
   };
   Conv2dShape odd{1, 6, 9, 5, 6, 2, 3, 1, 1, 0, 0, 2};  // another size and other padding along each side
   list.push_back(odd);

@@ -38,6 +38,9 @@ inline const Case cases[] = {
     {33, 96, 96, false, true},
     {96, 96, 130, true, false, 1.0f, 1.0f},
     {8, 300, 260, false, true, 0.5f, 0.0f, true},  // few rows: computed transposed
+    {77, 170, 257, false, true, 0.5f, 2.0f, true, 1, false, false, 3},
+    {90, 70, 700, false, false, 1.0f, 0.0f, true},  // each job packs its own part of B
+    {90, 203, 700, false, false, 1.0f, 1.0f, false, 2, false, false, 1},
     {1, 200, 33, false, true, 2.0f, 1.0f, true, 1, false, false, 3},
     {200, 1, 33, false, true, 1.0f, 0.0f, true},
     {50, 3, 27, false, true, 1.0f, 0.0f, true},

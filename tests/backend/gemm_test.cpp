@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The CPU's matrix product against the Reference device, and the Reference device against numbers worked out by hand.
+#include <lpo/backend/cpu/gated_product.hpp>
 #include <lpo/backend/cpu/gemm.hpp>
 #include <lpo/backend/reference/gemm.hpp>
 
@@ -28,3 +29,60 @@ TEST_CASE("reference gemm computes a product worked out by hand") {
 }
 
 TEST_CASE_TEMPLATE("cpu gemm agrees with the reference", T, LPO_STORAGE_TYPES) { compare_products<lpo::Cpu, T>(); }
+
+TEST_CASE_TEMPLATE("cpu gated product agrees with the reference's product and gelu in double", T, float, lpo::bfloat16,
+                   lpo::half) {
+  struct Case {
+    index_t rows, in, hidden, gap;
+    bool bias;
+  };
+  for (const Case& x : {Case{1, 7, 64, 0, true}, Case{23, 64, 128, 5, false}, Case{100, 65, 64, 0, true},
+                        Case{130, 96, 320, 2, true}, Case{64, 2100, 64, 0, true}}) {
+    CAPTURE(x.rows);
+    CAPTURE(x.in);
+    CAPTURE(x.hidden);
+    const index_t x_row = x.in + x.gap, width = 2 * x.hidden;
+    const auto input = random_values<T>(x.rows * x_row, 1), weight = random_values<T>(width * x.in, 2),
+               bias = random_values<T>(width, 3);
+    lpo::kernel::GatedProductParams<T> p;
+    p.rows = x.rows, p.in = x.in, p.hidden = x.hidden;
+    p.x = input.data(), p.x_row = x_row, p.weight = weight.data(), p.bias = x.bias ? bias.data() : nullptr;
+    std::vector<T> out(static_cast<std::size_t>(x.rows * x.hidden)), again = out, both(2 * out.size());
+    auto expected = both;
+    lpo::Context<lpo::Cpu> one_thread(1), three_threads(3);
+    REQUIRE(lpo::kernel::GatedProduct<lpo::Cpu>::can_run(one_thread, p));
+    p.out = out.data();
+    lpo::kernel::GatedProduct<lpo::Cpu>::run(one_thread, p);
+    p.out = again.data(), p.both = both.data();
+    lpo::kernel::GatedProduct<lpo::Cpu>::run(three_threads, p);
+    CHECK(same_bits(out, again));
+
+    lpo::Context<lpo::Reference> reference(1);
+    lpo::kernel::GemmParams<T> g;
+    g.m = x.rows, g.n = width, g.k = x.in;
+    g.a = p.x, g.lda = x_row, g.b = p.weight, g.ldb = x.in, g.transpose_b = true, g.bias = p.bias;
+    g.c = expected.data(), g.ldc = width;
+    lpo::kernel::Gemm<lpo::Reference>::run(reference, g);
+    CHECK(difference(both, expected, std::sqrt(static_cast<double>(x.in) + 1.0)) < tolerance<T>(x.in));
+
+    double worst = 0;
+    for (index_t i = 0; i < x.rows * x.hidden; ++i) {
+      const auto at = static_cast<std::size_t>(i / x.hidden * width + i % x.hidden);
+      const double gate = as_double(both[at + static_cast<std::size_t>(x.hidden)]);
+      const double product = as_double(both[at]) * gate, wanted = product * 0.5 * std::erfc(-gate / std::sqrt(2.0));
+      const double found = as_double(out[static_cast<std::size_t>(i)]);
+      worst = std::max(worst, std::fabs(found - wanted) / (1e-3 + std::fabs(product)));
+    }
+    CHECK(worst <= 0.5 * unit<T> + 2e-7);  // the error of gelu(x) is one of erf: relative to x
+  }
+}
+
+TEST_CASE("cpu gated product declines what does not fill panels, and double") {
+  lpo::Context<lpo::Cpu> context(1);
+  lpo::kernel::GatedProductParams<float> p;
+  p.rows = 4, p.in = 8, p.hidden = 33;
+  CHECK_FALSE(lpo::kernel::GatedProduct<lpo::Cpu>::can_run(context, p));
+  lpo::kernel::GatedProductParams<double> d;
+  d.rows = 4, d.in = 8, d.hidden = 64;
+  CHECK_FALSE(lpo::kernel::GatedProduct<lpo::Cpu>::can_run(context, d));
+}

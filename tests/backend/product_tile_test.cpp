@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include <lpo/backend/cpu/bfloat16_product.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
 
 namespace {
@@ -29,7 +30,7 @@ std::vector<S> sixteenths(index_t count, std::uint32_t seed) {
 
 template <class S>
 void compare(const detail::TileKernel<S>& kernel, const Size& size, int threads, bool columns_of_b) {
-  const auto [m, n, k] = size;
+  const index_t m = size.m, n = size.n, k = size.k;
   const std::vector<S> a = sixteenths<S>(m * k, 1), b = sixteenths<S>(n * k, 2), bias = sixteenths<S>(n, 3);
   std::vector<S> c(static_cast<std::size_t>(m * n), S(-7));
   lpo::Context<lpo::Cpu> context(threads);
@@ -41,18 +42,17 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, int threads,
   p.rows = detail::even_rows(m, k);
   p.a_step = detail::even_steps(scratch, k, 1);
   const index_t* lines = detail::even_steps(scratch, k, n);
-  detail::pack_panels(context, scratch, p, 1,
+  detail::TileOutput<S> out;
+  out.c = c.data();
+  out.rows = detail::even_rows(m, n);
+  out.bias = bias.data();
+  detail::run_packing(context, scratch, p, out, 1,
                       [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
                         if (columns_of_b)
                           detail::pack_columns(kernel, b.data() + column * k, k, first, last, to, valid);
                         else
                           detail::pack_rows(kernel, b.data() + column, lines, first, last, to, valid);
                       });
-  detail::TileOutput<S> out;
-  out.c = c.data();
-  out.rows = detail::even_rows(m, n);
-  out.bias = bias.data();
-  detail::run_product(context, p, out);
   index_t wrong = 0;
   for (index_t i = 0; i < m; ++i)
     for (index_t j = 0; j < n; ++j) {
@@ -69,7 +69,107 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, int threads,
   CHECK(wrong == 0);
 }
 
+/// What the instructions on pairs do, in plain loops over the blocks.
+void run_plain(const detail::PairWork& work) {
+  for (index_t row = 0; row < work.groups * 16; ++row)
+    for (index_t column = 0; column < work.panels * 16; ++column) {
+      float& sum = work.sums[row * work.sums_step + column];
+      if (!work.begun) sum = 0.0f;
+      for (index_t l = 0; l < work.blocks * 32; ++l) {
+        const detail::PairGroup& group = work.left[row / 16];
+        const lpo::bfloat16* left = group.data + group.step[l / 32] + row % 16 * group.row + l % 32;
+        const lpo::bfloat16* right =
+            work.right + column / 16 * work.panel_step + l / 32 * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
+        sum += static_cast<float>(*left) * static_cast<float>(*right);
+      }
+    }
+}
+
+template <bool right>
+void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to) {
+  detail::pack_pair_lines<right>(lines, k, first, blocks, to);
+}
+template <bool right>
+void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first,
+                       index_t blocks, lpo::bfloat16* to) {
+  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to);
+}
+
+const detail::PairTiles plain_pairs = {16, 2,
+                                       {&pack_plain_lines<false>, &pack_plain_lines<true>},
+                                       {&pack_plain_across<false>, &pack_plain_across<true>},
+                                       &run_plain};
+
+/// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
+/// or along n.
+void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run, index_t batch, int threads,
+                   bool columns_of_b) {
+  using lpo::bfloat16;
+  const index_t m = size.m, n = size.n, k = size.k;
+  const bool across = run == 0;
+  const index_t line = across ? k : k / run * (run + 3);
+  const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
+  const auto a = sixteenths<float>(batch * m * line, 1), b = sixteenths<float>(n * k, 2), bias = sixteenths<float>(n, 3);
+  const auto stored = [](const std::vector<float>& from) {
+    std::vector<bfloat16> to;
+    for (const float value : from) to.push_back(bfloat16(value));
+    return to;
+  };
+  const auto left = stored(a), right = stored(b), added = stored(bias);
+  auto c = stored(sixteenths<float>(batch * m * n, 4));
+  const auto before = c;
+  lpo::Context<lpo::Cpu> context(threads);
+  lpo::Scratch<lpo::Cpu> scratch(context);
+  detail::PairProduct p;
+  p.tiles = &tiles;
+  p.m = m, p.n = n, p.k = k, p.batch = batch;
+  p.a = {left.data(), m * line, detail::even_rows(m, line), run, run + 3};
+  p.b = {right.data(), 0, detail::even_rows(n, k), k};
+  if (across) p.a.offset = detail::even_steps(scratch, k, m);
+  if (!columns_of_b) p.b.offset = detail::even_steps(scratch, k, n);
+  detail::TileOutput<bfloat16> out;
+  out.c = c.data();
+  out.rows = detail::even_rows(m, n);
+  out.bias = added.data();
+  out.beta = 0.5f;
+  out.batch_c = m * n;
+  detail::run_pair_product(context, p, out);
+  index_t wrong = 0;
+  for (index_t i = 0; i < batch * m; ++i)
+    for (index_t j = 0; j < n; ++j) {
+      float sum = bias[at(j)] + 0.5f * static_cast<float>(before[at(i * n + j)]);
+      for (index_t l = 0; l < k; ++l) {
+        const index_t in_a = across ? i / m * m * line + l * m + i % m : i * line + l / run * (run + 3) + l % run;
+        sum += a[at(in_a)] * b[at(columns_of_b ? j * k + l : l * n + j)];
+      }
+      if (c[at(i * n + j)].bits != bfloat16(sum).bits) ++wrong;
+    }
+  CAPTURE(m);
+  CAPTURE(n);
+  CAPTURE(k);
+  CAPTURE(run);
+  CHECK(wrong == 0);
+}
+
 }  // namespace
+
+TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
+  std::vector<const detail::PairTiles*> list = {&plain_pairs};
+  for (int i = 0; i < detail::pair_tiles().count; ++i) list.push_back(detail::pair_tiles().tiles[i]);
+  MESSAGE("sets of instructions for pairs on this machine: ", list.size() - 1);
+  struct Case {
+    Size size;
+    index_t run, batch;
+  };
+  const Case cases[] = {{{1, 1, 1}, 1, 1},      {{16, 16, 32}, 32, 1},  {{17, 33, 3}, 3, 2},    {{31, 47, 64}, 32, 1},
+                        {{33, 65, 66}, 11, 1},  {{77, 130, 96}, 32, 2}, {{100, 33, 520}, 40, 1}, {{300, 20, 36}, 12, 1},
+                        {{300, 90, 288}, 96, 1}, {{5, 191, 1}, 1, 3},    {{64, 70, 1100}, 550, 1},
+                        {{70, 90, 133}, 0, 2},  {{16, 16, 32}, 0, 1},   {{310, 5, 64}, 0, 1}};
+  for (const auto* tiles : list)
+    for (const Case& x : cases)
+      for (const bool columns_of_b : {false, true})
+        for (const int threads : {1, 3}) compare_pairs(*tiles, x.size, x.run, x.batch, threads, columns_of_b);
+}
 
 TEST_CASE_TEMPLATE("every register tile of this machine gives the exact sums", S, float, double) {
   const Size sizes[] = {{1, 1, 1},    {6, 16, 8},    {7, 17, 3},     {8, 48, 5},   {23, 31, 33},   {24, 64, 64},

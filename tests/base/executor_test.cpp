@@ -103,3 +103,18 @@ TEST_CASE("several callers take turns") {
   for (auto& caller : callers) caller.join();
   CHECK(total == 4 * 50 * 40);
 }
+
+TEST_CASE("more threads than cores: short jobs do not wait for workers that come late") {
+  const int threads = 4 * Executor().threads() + 4;
+  std::vector<std::thread> callers;
+  std::atomic<long> total{0};
+  for (int caller = 0; caller < 3; ++caller)
+    callers.emplace_back([&] {
+      Executor executor(threads);
+      for (int job = 0; job < 400; ++job) executor.parallel_for(2 + job % 9, 1, [&](index_t, index_t) { ++total; });
+    });
+  for (auto& caller : callers) caller.join();
+  long expected = 0;
+  for (int job = 0; job < 400; ++job) expected += 2 + job % 9;
+  CHECK(total == 3 * expected);
+}

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// LpoTrainer and GrpoTrainer over ranks: weights, logs and reports of one rank at the same roll-outs; resuming with
+// LpoTrainer, GrpoTrainer and SpoTrainer over ranks: weights, logs and reports of one rank at the same roll-outs; resuming with
 // another number of ranks; stopping together, also for scores that are not numbers on one rank.
 #include <doctest/doctest.h>
 
 #include <lpo/distributed/thread_communicator.hpp>
 #include <lpo/train/grpo_trainer.hpp>
 
-#include "rank_cases.hpp"
+#include "spo_rank_cases.hpp"
 
 using namespace lpo;
 using namespace rank_cases;
@@ -18,28 +18,36 @@ struct Run {
   RolloutTrainerReport report;
 };
 
-template <template <class...> class Trainer, class Options>
-std::vector<Run> train_on(int size, const Options& options, const ProgressCallback& progress = {},
-                          int broken_rank = -1) {
+/// What `train(context, ranks, run)` gives on each of `size` ranks.
+template <class Train>
+std::vector<Run> on_ranks(int size, const Train& train) {
   std::vector<Run> runs(static_cast<std::size_t>(size));
   run_on_threads(size, [&](ThreadCommunicator ranks) {
     Context<Cpu> context(1);
-    Run& run = runs[static_cast<std::size_t>(ranks.rank())];
-    const bool broken = ranks.rank() == broken_rank;
-    run.outcome = train_on_rollouts<Trainer>(context, ranks, options, progress, &run.report, broken);
+    train(context, ranks, runs[static_cast<std::size_t>(ranks.rank())]);
   });
   return runs;
 }
 
 template <template <class...> class Trainer, class Options>
-void check_ranks(const Options& options) {
-  const auto alone = train_on<Trainer>(1, options).front();
+std::vector<Run> train_on(int size, const Options& options, const ProgressCallback& progress = {},
+                          int broken_rank = -1) {
+  return on_ranks(size, [&](Context<Cpu>& context, ThreadCommunicator ranks, Run& run) {
+    const bool broken = ranks.rank() == broken_rank;
+    run.outcome = train_on_rollouts<Trainer>(context, ranks, options, progress, &run.report, broken);
+  });
+}
+
+/// `train(size)` gives the runs of `size` ranks.
+template <class Train>
+void check_ranks(const Train& train) {
+  const auto alone = train(1).front();
   small_world::Policy start;
   CHECK(largest_difference(alone.outcome.weights, small_world::weights(start.store)) > 1e-3);
   CHECK(alone.report.pairs > 0);
   for (const int size : {2, 3}) {
     CAPTURE(size);
-    const auto runs = train_on<Trainer>(size, options);
+    const auto runs = train(size);
     CHECK(largest_difference(runs[0].outcome.weights, alone.outcome.weights) < 2e-6);
     CHECK(largest_difference(runs[0].outcome.lines, alone.outcome.lines) < 2e-5);
     for (const Run& run : runs) {
@@ -65,13 +73,22 @@ TEST_CASE("two and three ranks run LPO as one does") {
     options.threshold_quantile = 0.4;
     options.calibration_rollouts = 1;
   }
-  check_ranks<LpoTrainer>(options);
+  check_ranks([&](int size) { return train_on<LpoTrainer>(size, options); });
 }
 
 TEST_CASE("two and three ranks run GRPO as one does") {
   GrpoTrainerOptions options;
   static_cast<RolloutTrainerOptions&>(options) = rank_cases::lpo_options();
-  check_ranks<GrpoTrainer>(options);
+  check_ranks([&](int size) { return train_on<GrpoTrainer>(size, options); });
+}
+
+TEST_CASE("two and three ranks run SPO as one does") {
+  const auto options = rank_cases::spo_options();
+  check_ranks([&](int size) {
+    return on_ranks(size, [&](Context<Cpu>& context, ThreadCommunicator ranks, Run& run) {
+      run.outcome = train_spo(context, ranks, options, &run.report);
+    });
+  });
 }
 
 TEST_CASE("a run of three ranks is stopped in a roll-out and goes on with two") {

@@ -8,7 +8,7 @@
 #include <lpo/distributed/mpi_communicator.hpp>
 
 #include "../distributed/communicator_cases.hpp"
-#include "../distributed/rank_cases.hpp"
+#include "../distributed/spo_rank_cases.hpp"
 
 using namespace lpo;
 
@@ -63,6 +63,12 @@ TEST_CASE("processes run LPO as one does") {
   options.calibration_rollouts = 1;
   check_alike(rank_cases::train_on_rollouts<LpoTrainer>(context, *processes, options),
               rank_cases::train_on_rollouts<LpoTrainer>(context, alone(), options));
+}
+
+TEST_CASE("processes run SPO as one does") {
+  Context<Cpu> context(1);
+  const auto options = rank_cases::spo_options();
+  check_alike(rank_cases::train_spo(context, *processes, options), rank_cases::train_spo(context, alone(), options));
 }
 
 TEST_CASE("processes run Diffusion-DPO as one does") {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The Diffusion-DPO loss against a published value and finite differences.
+// The Diffusion-DPO loss against a published value, PyTorch and finite differences.
 #include <lpo/preference/diffusion_dpo_loss.hpp>
 
 #include <doctest/doctest.h>
@@ -9,6 +9,8 @@
 #include <lpo/backend/reference/elementwise.hpp>
 #include <lpo/backend/reference/random.hpp>
 #include <lpo/backend/reference/reduce.hpp>
+
+#include "golden_file.hpp"
 
 using lpo::Extents;
 using lpo::Reference;
@@ -76,4 +78,26 @@ TEST_CASE("gradient against finite differences") {
   const Latents odd(Extents<4>{3, 2, 1, 3});
   auto three = odd.clone();
   CHECK_THROWS_AS(lpo::diffusion_dpo_loss(lpo::variable(tape, three), odd, odd), lpo::ShapeError);
+}
+
+TEST_CASE("loss, arguments and gradient equal PyTorch's") {
+  const auto file = golden::open("dpo_loss");
+  lpo::Context<Reference> context(1);
+  lpo::Tape<Reference> tape(context);
+  // In the file's layout throughout: every element counts alike.
+  const auto read = [&](const char* name) { return golden::tensor<double, 4, Reference>(file, name, false); };
+  const auto reference = read("in/reference"), target = read("in/target");
+  auto prediction = read("in/prediction");
+  const auto y = lpo::variable(tape, prediction);
+  lpo::DiffusionDpoMetrics metrics;
+  const auto loss = lpo::diffusion_dpo_loss(y, reference, target, 20, &metrics);
+  golden::check_value(file, "out/loss", loss, 2e-7);
+  double mean = 0, preferred = 0;
+  for (const float inside : file.read_vector<float>("out/inside")) mean += inside / 3.0, preferred += inside > 0;
+  CHECK(metrics.margin == doctest::Approx(mean).epsilon(1e-6));
+  CHECK(metrics.implicit_accuracy == doctest::Approx(preferred / 3));
+  lpo::backward(loss);
+  const auto gradient = lpo::read_gradient(y);
+  const auto truth = file.read_vector<float>("grad/prediction");
+  CHECK(golden::relative_error(gradient.data(), truth.data(), gradient.size()) < 2e-7);
 }

@@ -166,25 +166,30 @@ TEST_CASE("train_spm trains a preference model with which train_lpo --objective 
 
 TEST_CASE("plans and presets of the rivals") {
   const RivalSetting setting;
-  for (const char* name : {"train_lpo/configs/grpo_sd15.toml", "train_lpo/configs/spo_sd15.toml"}) {
+  for (const std::string name : {"grpo_sd15", "spo_sd15", "spo_sdxl"}) {
     const auto plan = run_program(LPO_PROGRAM_TRAIN_LPO,
-                                  {"--config", presets + name, "--pretrained_model_name_or_path", model, "--lrm",
-                                   setting.lrm, "--preference_model", "none-yet", "--prompt_file", setting.prompts,
-                                   "--output_dir", setting.directory.file("out"), "--dry-run"});
+                                  {"--config", presets + "train_lpo/configs/" + name + ".toml",
+                                   "--pretrained_model_name_or_path", model, "--lrm", setting.lrm, "--preference_model",
+                                   "none-yet", "--prompt_file", setting.prompts, "--output_dir",
+                                   setting.directory.file("out"), "--dry-run", "--rank", "4"});
     CAPTURE(plan.printed);
     CHECK(plan.status == 0);
-    CHECK(has_part(plan.printed, "4 prompts, 20 steps, 4 candidates, guidance 5"));
+    CHECK(has_part(plan.printed, name == "spo_sdxl" ? "2 prompts, 20 steps, 2 candidates, guidance 5"
+                                                    : "4 prompts, 20 steps, 4 candidates, guidance 5"));
     CHECK(has_part(plan.printed, has_part(name, "spo") ? "spo, beta 10\n" : "grpo, beta 0.1\n"));
   }
-  const auto plan = run_program(LPO_PROGRAM_TRAIN_SPM,
-                                {"--config", presets + "train_spm/configs/spm_sd15.toml",
-                                 "--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
-                                 "--resolution", "32", "--output_dir", setting.directory.file("out"), "--dry-run"});
-  CAPTURE(plan.printed);
-  CHECK(plan.status == 0);
-  for (const char* part :
-       {"random weights", "20 pairs of pictures", "8000 of 64 pairs, 4 at once, learning rate 3e-06"})
-    CHECK_MESSAGE(has_part(plan.printed, part), part);
+  for (const std::string name : {"spm_sd15", "spm_sdxl"}) {
+    const auto plan = run_program(LPO_PROGRAM_TRAIN_SPM,
+                                  {"--config", presets + "train_spm/configs/" + name + ".toml",
+                                   "--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
+                                   "--resolution", "32", "--output_dir", setting.directory.file("out"), "--dry-run"});
+    CAPTURE(plan.printed);
+    CHECK(plan.status == 0);
+    for (const char* part : {"random weights", "20 pairs of pictures", "activations  about", "memory       about",
+                             name == "spm_sdxl" ? "7000 of 64 pairs, 1 at once, learning rate 1e-06"
+                                                : "8000 of 64 pairs, 4 at once, learning rate 3e-06"})
+      CHECK_MESSAGE(has_part(plan.printed, part), part);
+  }
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from goldens import (clip_text, clip_vision, grpo, images, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl, single_file,
-                     storage, tensorboard_events, torch_files, torch_random, unets, vae)
+from goldens import (clip_text, clip_vision, dpo, grpo, images, layers, lora, lpo, lrm, reward_folders, samplers, schedulers, sdxl,
+                     single_file, storage, tensorboard_events, torch_files, torch_random, unets, vae)
 
 MAKERS = {
     "layers": layers.make_layers,
     "images": images.make_images,
     "clip_text": clip_text.make_clip_text,
     "clip_vision": clip_vision.make_clip_vision,
+    "pickscore": clip_vision.make_pickscore,
     "unet_sd15": lambda directory: unets.make_unet(directory, "sd15"),
     "unet_sd21": lambda directory: unets.make_unet(directory, "sd21"),
     "unet_sdxl": lambda directory: unets.make_unet(directory, "sdxl"),
@@ -31,6 +32,7 @@ MAKERS = {
     "lrm_sd15": lambda directory: lrm.make_lrm(directory, "sd15"),
     "lrm_sdxl": lambda directory: lrm.make_lrm(directory, "sdxl"),
     "lpo_loss": lpo.make_lpo_loss,
+    "dpo_loss": dpo.make_dpo_loss,
     "grpo_loss": grpo.make_grpo_loss,
     "lrm_folder_sd15": lambda directory: reward_folders.make_reward_folder(directory, "sd15"),
     "lrm_folder_sdxl": lambda directory: reward_folders.make_reward_folder(directory, "sdxl"),

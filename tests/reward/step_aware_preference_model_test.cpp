@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // CLIPVisionModel against transformers; the step-aware preference model and its preparation of pictures against
-// PyTorch: values and gradients.
+// PyTorch: values and gradients; files as PickScore and SPO are released.
 #include <doctest/doctest.h>
 
 #include <memory>
 
+#include <lpo/io/step_aware_preference_file.hpp>
 #include <lpo/reward/clip_pixels.hpp>
 #include <lpo/reward/loss.hpp>
 #include <lpo/reward/step_aware_preference_model.hpp>
@@ -163,6 +164,33 @@ TEST_CASE("with modulation as it is initialised, time does not matter and the to
       (*timed)(constant(tape, pixels), contiguous(constant(tape, time).reshape(Extents<2>{40, 16}).slice(0, 0, 4)))
           .image_embedding;
   for (index_t i = 0; i < a.size(); ++i) CHECK(b.data()[i] == doctest::Approx(a.data()[i]).epsilon(1e-12));
+}
+
+TEST_CASE("files that transformers saved of a CLIPModel, and a torch file of SPO's names, give their scores") {
+  const std::string folder = std::string(LPO_TEST_GOLDEN_DIR) + "/pickscore";
+  const SafetensorsFile file(folder + "/expected.safetensors");
+  auto model = std::make_unique<StepAwarePreferenceModel<modulated, golden::gelu_text, float, Cpu>>();
+  ParameterStore<float, Cpu> store;
+  store.add("", *model);
+  store.allocate_frozen();
+  store.initialize(1);
+  Context<Cpu> context(1);
+  Tape<Cpu> tape(context);
+  const auto pixels = golden::tensor<float, 4, Cpu>(file, "in/pixel_values");
+  const auto ids = file.read_vector<std::int32_t>("in/input_ids");
+  const auto check_scores = [&](const char* expected) {
+    const auto guard = tape.inference();
+    const std::vector<float> times{7, 601};
+    golden::check_value(file, expected, model->score(constant(tape, pixels), times, model->text(tape, ids, 2)), 1e-5);
+    tape.clear();
+  };
+  model->vision.open_gates();  // modulation as it is initialised is none
+  const auto report = load_clip_model(folder, *model, store);
+  CHECK(report.unused == std::vector<std::string>{"text_model.embeddings.position_ids",
+                                                  "vision_model.embeddings.position_ids"});
+  check_scores("clip/scores");
+  load_preference_model(folder + "/step_aware.bin", *model, store);
+  check_scores("step/scores");
 }
 
 TEST_CASE("pictures of another size and missing times are refused") {

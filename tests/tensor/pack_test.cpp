@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Packs: loads and stores of every 16-bit pattern equal the scalar conversions, lane sums and choices.
-#include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/wide_pack.hpp>
 
 #include <doctest/doctest.h>
 
@@ -11,19 +11,23 @@
 
 namespace {
 
+using lpo::Pack;
 using lpo::pack_width;
+using lpo::detail::LaneTraits;
+using lpo::detail::WidePack;
 
-/// Loads all 65536 patterns by packs and compares with the scalar conversion.
-template <class T>
+/// Loads all 65536 patterns by packs V and compares with the scalar conversion.
+template <class V, class T>
 int differing_loads() {
+  constexpr int width = LaneTraits<V>::width;
   int different = 0;
-  for (std::uint32_t start = 0; start < 65536; start += pack_width) {
-    T stored[pack_width];
-    float loaded[pack_width];
-    for (int lane = 0; lane < pack_width; ++lane)
+  for (std::uint32_t start = 0; start < 65536; start += width) {
+    T stored[width];
+    float loaded[width];
+    for (int lane = 0; lane < width; ++lane)
       stored[lane].bits = static_cast<std::uint16_t>(start + static_cast<std::uint32_t>(lane));
-    lpo::detail::store_pack(loaded, lpo::detail::load_pack(stored));
-    for (int lane = 0; lane < pack_width; ++lane) {
+    lpo::detail::store_lanes(loaded, lpo::detail::load_lanes<V>(stored));
+    for (int lane = 0; lane < width; ++lane) {
       const float scalar = static_cast<float>(stored[lane]);
       if (!(loaded[lane] == scalar) && !(std::isnan(loaded[lane]) && std::isnan(scalar))) ++different;
     }
@@ -31,20 +35,21 @@ int differing_loads() {
   return different;
 }
 
-/// Stores floats whose lower bits sit around every rounding boundary, by packs and by scalars.
-template <class T>
+/// Stores floats whose lower bits sit around every rounding boundary, by packs V and by scalars.
+template <class V, class T>
 int differing_stores() {
+  constexpr int width = LaneTraits<V>::width;
   int different = 0;
   for (std::uint32_t high = 0; high < 65536; ++high) {
     static constexpr std::uint32_t low[] = {0x0000, 0x0001, 0x0fff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000,
                                             0x5000, 0x7000, 0x7fff, 0x8000, 0x8001, 0x9000, 0xf000, 0xffff};
-    for (int start = 0; start < 16; start += pack_width) {
-      float values[pack_width];
-      T stored[pack_width];
-      for (int lane = 0; lane < pack_width; ++lane)
+    for (int start = 0; start < 16; start += width) {
+      float values[width];
+      T stored[width];
+      for (int lane = 0; lane < width; ++lane)
         values[lane] = std::bit_cast<float>(high << 16 | low[(start + lane) % 16]);
-      lpo::detail::store_pack(stored, lpo::detail::load_pack(values));
-      for (int lane = 0; lane < pack_width; ++lane) {
+      lpo::detail::store_lanes(stored, lpo::detail::load_lanes<V>(values));
+      for (int lane = 0; lane < width; ++lane) {
         const T scalar(values[lane]);
         if (stored[lane].bits != scalar.bits &&
             !(std::isnan(static_cast<float>(stored[lane])) && std::isnan(static_cast<float>(scalar))))
@@ -57,14 +62,15 @@ int differing_stores() {
 
 }  // namespace
 
-TEST_CASE("every bfloat16 and half loads as the scalar conversion says") {
-  CHECK(differing_loads<lpo::bfloat16>() == 0);
-  CHECK(differing_loads<lpo::half>() == 0);
+TEST_CASE_TEMPLATE("every bfloat16 and half loads as the scalar conversion says", V, Pack, WidePack<32>, WidePack<64>) {
+  CHECK(differing_loads<V, lpo::bfloat16>() == 0);
+  CHECK(differing_loads<V, lpo::half>() == 0);
 }
 
-TEST_CASE("stores round as the scalar conversion does, at every boundary") {
-  CHECK(differing_stores<lpo::bfloat16>() == 0);
-  CHECK(differing_stores<lpo::half>() == 0);
+TEST_CASE_TEMPLATE("stores round as the scalar conversion does, at every boundary", V, Pack, WidePack<32>,
+                   WidePack<64>) {
+  CHECK(differing_stores<V, lpo::bfloat16>() == 0);
+  CHECK(differing_stores<V, lpo::half>() == 0);
 }
 
 TEST_CASE("sums, maxima and choices over lanes") {

@@ -7,75 +7,20 @@
 
 #include <lpo/autograd/embedding.hpp>
 #include <lpo/train/predicted_image_model.hpp>
-#include <lpo/train/spo_trainer.hpp>
 
 #include "killed.hpp"
-#include "small_world.hpp"
+#include "small_rater.hpp"
 
 using namespace lpo;
 using namespace small_world;
 
 namespace {
 
-inline constexpr VaeConfig vae_config{.levels = 2,
-                                      .channels = {8, 8, 0, 0},
-                                      .layers_per_block = 1,
-                                      .groups = 4,
-                                      .mid_attention = false};  // latents 4 x 4 -> pictures 8 x 8
-inline constexpr ClipVisionConfig tower{.width = 16,
-                                        .hidden = 32,
-                                        .layers = 1,
-                                        .heads = 2,
-                                        .image_size = 12,
-                                        .patch = 4,
-                                        .quick_gelu = false,
-                                        .projection = 10,
-                                        .time_modulated = true};
-inline constexpr ClipTextConfig words{.vocabulary = 20,
-                                      .width = 12,
-                                      .hidden = 24,
-                                      .layers = 1,
-                                      .heads = 2,
-                                      .positions = 6,
-                                      .quick_gelu = false,
-                                      .projection = 10};
-
-using Vae = AutoencoderKL<vae_config, float, Device>;
-using Preference = StepAwarePreferenceModel<tower, words, float, Device>;
-
-struct Rater {
-  Vae vae;
-  Preference model;
-  Store vae_store, store;
-
-  Rater() {
-    vae_store.add("vae", vae);
-    vae_store.allocate_frozen();
-    vae_store.initialize(7);
-    store.add("", model);
-    store.allocate_all_trainable();
-    store.initialize(8);
-    model.vision.open_gates();
-    // A model whose modulation is no longer 0, so that times matter.
-    for (float& value : std::span(model.vision.layers[0].modulation.weight.data(), 6 * 16 * 16)) value += 0.02f;
-  }
-};
-
-SpoTrainerOptions spo_options(const std::string& folder) {
-  SpoTrainerOptions o;
-  static_cast<RolloutTrainerOptions&>(o) = lpo_options(folder);
-  o.rollout.divert_start_step = 1;
-  o.threshold.constant = 0;
-  return o;
-}
+SpoTrainerOptions spo_options_in(const std::string& folder) { return spo_options(lpo_options(folder)); }
 
 LpoTrainerReport run(Policy& policy, const SpoTrainerOptions& options, const ProgressCallback& progress = {}) {
   Context<Cpu> context(2);
-  Rater rater;
-  const NoiseSchedule schedule;
-  SpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, rater.vae, rater.model, schedule,
-                     Extents<3>{4, 4, 4}, options);
-  return trainer.train(prompts(), progress);
+  return train_spo(context, policy, options, progress);
 }
 
 }  // namespace
@@ -175,7 +120,7 @@ TEST_CASE("the prediction of the candidate that is gone on with is the next step
 TEST_CASE("the first loss is ln 2, steps before divert_start_step are not trained, and runs resume exactly") {
   TemporaryFolder folder, cut_folder;
   Policy policy, cut, resumed;
-  auto options = spo_options(folder.path());
+  auto options = spo_options_in(folder.path());
   options.train_batch_size = 1000;
   const auto report = run(policy, options);
   const auto lines = read_metrics(folder.path() + "/metrics.jsonl");

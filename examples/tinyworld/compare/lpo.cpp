@@ -9,8 +9,7 @@ void train_lpo(demo::Studio& studio, const Options& o, Recorder& recorder) {
   tw::RewardModel reward(o.world.model, studio.generator.tokenizer, static_cast<float>(o.world.lrm_guidance), 1);
   load_reward_model(reward, o);
   lpo::LpoTrainerOptions options;
-  set_rollout(options, o, reward_work(o), recorder);
-  set_threshold(options, o);
+  set_threshold(options, o, set_rollout(options, o, reward_work(o), recorder), recorder);
   options.loss.beta = o.beta;
   auto& g = studio.generator;
   lpo::LpoTrainer trainer(studio.context, g.unet, g.store, g.text_encoder, reward.lrm, reward.text_encoder, g.schedule,

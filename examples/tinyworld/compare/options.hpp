@@ -19,8 +19,8 @@ struct Options {
   double cpu_seconds = 240;  ///< of training, without the pauses in which it is measured
   bool tuning = false;       ///< measured on validation captions; the results are on evaluation captions
   double learning_rate = 3e-4, beta = 200;
-  index_t batch = 64;    ///< pairs, or groups of candidates, of an optimizer step
-  index_t prompts = 32;  ///< of a roll-out
+  index_t batch = 32;    ///< pairs, or groups of candidates, of an optimizer step
+  index_t prompts = 16;  ///< of a roll-out
   // reward models
   std::string reward_model = "lrm";  ///< folder in `data`
   index_t spm_steps = 400;           ///< SPO's preference model, which begins with drawn weights

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "prepare.hpp"
 
+#include <functional>
 #include <tuple>
 
 #include <lpo/io/file.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 
+#include "../demo/reward_options.hpp"
 #include "../demo/stages.hpp"
 #include "methods.hpp"
 #include "work.hpp"
@@ -47,19 +49,16 @@ void make_pairs(const Options& o) {
 }
 
 void make_reward_model(const Options& o) {
-  demo::Options world = o.world;
-  world.out = o.data + "/" + o.reward_model + "-training";
-  world.resume = true;
+  const demo::Options& world = o.world;
   demo::Studio studio(world);
-  demo::RatedPairs train, held_out;
-  train.latents = lpo::load_latent_pairs(pairs_file(o, world.mpcf_strategy));
-  held_out.latents = lpo::load_latent_pairs(o.data + "/held-out.safetensors");
-  lpo::make_directories(world.out);
+  const auto train = lpo::load_latent_pairs(pairs_file(o, world.mpcf_strategy));
+  const auto held_out = lpo::load_latent_pairs(o.data + "/held-out.safetensors");
   tw::RewardModel reward(world.model, studio.generator.tokenizer, static_cast<float>(world.lrm_guidance),
                          world.seed + 1);
-  tw::DemoReport report;
+  lpo::LrmTrainer trainer(studio.context, reward.lrm, reward.text_encoder, reward.store, studio.generator.schedule,
+                          demo::reward_model_options(world));
   const double begin = cpu_seconds();
-  demo::train_reward_model(studio, world, reward, train, held_out, report);
+  trainer.train(train, {}, std::ref(studio.bar));  // held-out pairs measure it when the time has been taken
   const double end = cpu_seconds();
   const std::string folder = o.data + "/" + o.reward_model;
   lpo::make_directories(folder);
@@ -68,14 +67,14 @@ void make_reward_model(const Options& o) {
   const NetworkWork network;
   const double rows = world.lrm_guidance == 1 ? 1 : 2;
   const double images = static_cast<double>(world.lrm_steps * world.lrm_batch) * 4;
-  double pairs_per_caption = static_cast<double>(train.latents.size()) / static_cast<double>(train.latents.prompts());
+  const double pairs_per_caption = static_cast<double>(train.size()) / static_cast<double>(train.prompts());
   lpo::OrderedJson json;
   json["guidance"] = world.lrm_guidance;
   json["mpcf_strategy"] = world.mpcf_strategy;
-  json["pairs"] = train.latents.size();
-  json["accuracy"] = report.lrm_accuracy;
-  for (const auto& [timestep, accuracy] : report.lrm_accuracy_by_timestep)
-    json["accuracy_by_timestep"].push_back({timestep, accuracy});
+  json["pairs"] = train.size();
+  for (const int timestep : {1, 101, 201, 301, 401, 501, 601, 701, 801, 901})
+    json["accuracy_by_timestep"].push_back({timestep, trainer.accuracy(held_out, timestep)});
+  json["accuracy"] = json["accuracy_by_timestep"][0][1];
   json["cpu_seconds"] = end - begin;
   json["samples"] = static_cast<double>(world.lrm_steps * world.lrm_batch) * pairs_per_caption;
   json["flops"] = 3 * (images * rows * network.reward + images / 4 * network.text);

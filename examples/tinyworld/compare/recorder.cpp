@@ -13,8 +13,8 @@ namespace compare {
 
 namespace {
 
-/// Shares of the training time after which the model is measured.
-constexpr std::array<double, 7> marks = {1.0 / 16, 1.0 / 8, 1.0 / 4, 3.0 / 8, 1.0 / 2, 3.0 / 4, 1.0};
+/// Shares of the training time after which the model is measured, besides its end.
+constexpr std::array<double, 6> marks = {1.0 / 16, 1.0 / 8, 1.0 / 4, 3.0 / 8, 1.0 / 2, 3.0 / 4};
 
 /// Four digits are enough for scores, and keep the files small.
 std::vector<double> rounded(std::vector<double> values) {
@@ -58,18 +58,14 @@ Recorder::Scores Recorder::measure(index_t captions, bool adapters) {
   return scores;
 }
 
-void Recorder::add_point(index_t iteration) {
-  const double trained = trained_seconds(), begin = cpu_seconds();
-  const auto scores = measure(options_.curve_captions, true);
-  points_.push_back({{"iteration", iteration},
+void Recorder::add_point(double trained, std::vector<double> scores) {
+  points_.push_back({{"iteration", iteration_},
                      {"cpu_seconds", trained},
                      {"flops", work_.flops},
                      {"samples", work_.samples},
                      {"pictures", work_.pictures},
-                     {"score", mean(scores.score)},
-                     {"scores", rounded(scores.score)}});
-  write(false);
-  paused_ += cpu_seconds() - begin;
+                     {"score", mean(scores)},
+                     {"scores", rounded(std::move(scores))}});
 }
 
 bool Recorder::operator()(const lpo::Progress& progress) {
@@ -77,17 +73,24 @@ bool Recorder::operator()(const lpo::Progress& progress) {
   if (progress.step == iteration_ || progress.step == progress.first_step) return true;
   iteration_ = progress.step;
   const double share = trained_seconds() / options_.cpu_seconds;
+  if (share >= 1) return false;  // finish() measures
   if (options_.curve_captions > 0 && mark_ < marks.size() && share >= marks[mark_]) {
     while (mark_ < marks.size() && share >= marks[mark_]) ++mark_;
-    add_point(iteration_);
+    const double trained = trained_seconds(), begin = cpu_seconds();
+    add_point(trained, measure(options_.curve_captions, true).score);
+    write(false);
+    paused_ += cpu_seconds() - begin;
   }
-  return share < 1;
+  return true;
 }
 
 void Recorder::finish(bool adapters) {
-  if (adapters && options_.curve_captions > 0 && mark_ < marks.size()) add_point(iteration_);  // it ended by itself
   const double trained = trained_seconds();
   const auto scores = measure(options_.captions, adapters);
+  if (adapters && options_.curve_captions > 0) {  // the curve's captions are the first of all
+    const auto count = std::min<index_t>(options_.curve_captions, options_.captions) * options_.pictures;
+    add_point(trained, {scores.score.begin(), scores.score.begin() + count});
+  }
   final_ = {{"iteration", iteration_},
             {"cpu_seconds", trained},
             {"flops", work_.flops},

@@ -37,7 +37,7 @@ class Recorder {
 
   double trained_seconds() const { return cpu_seconds() - begin_ - paused_; }
   Scores measure(index_t captions, bool adapters);
-  void add_point(index_t iteration);
+  void add_point(double trained, std::vector<double> scores);
   void write(bool done) const;
 
   demo::Studio& studio_;

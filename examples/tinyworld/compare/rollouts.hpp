@@ -25,9 +25,9 @@ inline lpo::PromptTokens prompt_tokens(const demo::Studio& studio, const Options
 }
 
 /// Options and costs: `scoring` are the operations of scoring one candidate. With `foresight` scoring includes the
-/// prediction with which the chain goes on. The recorder must outlive the trainer.
-inline void set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, double scoring, Recorder& recorder,
-                        bool foresight = false) {
+/// prediction with which the chain goes on. The recorder must outlive the trainer. Returns the operations of a roll-out.
+inline double set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, double scoring, Recorder& recorder,
+                          bool foresight = false) {
   trainer.max_train_iterations = 1 << 20;
   trainer.sample_batch_size = o.prompts;
   trainer.train_batch_size = o.batch;
@@ -53,12 +53,16 @@ inline void set_rollout(lpo::RolloutTrainerOptions& trainer, const Options& o, d
       if (name == "kept") kept = value;
     recorder.add({.flops = sampling + network.training(2 * kept), .samples = kept, .pictures = prompts});
   };
+  return sampling;
 }
 
-/// Thresholds as the options say; those of the demo are fitted to a quantile of the reward model's gaps.
-inline void set_threshold(lpo::LpoTrainerOptions& trainer, const Options& o) {
+/// Thresholds as the options say; those of the demo are fitted to a quantile of the reward model's gaps, in a roll-out
+/// that costs `rollout` operations.
+inline void set_threshold(lpo::LpoTrainerOptions& trainer, const Options& o, double rollout, Recorder& recorder) {
   if (o.threshold == "quantile") {
     trainer.threshold_quantile = o.world.threshold_quantile;
+    trainer.calibration_rollouts = 1;  // SPO's are slow
+    recorder.add({.flops = rollout, .samples = 0, .pictures = static_cast<double>(o.prompts)});
   } else if (o.threshold == "range") {
     trainer.threshold.minimum = o.threshold_min;
     trainer.threshold.maximum = o.threshold_max;

@@ -4,9 +4,9 @@
 #include <lpo/io/file.hpp>
 #include <lpo/io/step_aware_preference_file.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
-#include <lpo/train/lrm_trainer.hpp>
 #include <lpo/train/predicted_image_model.hpp>
 
+#include "../demo/reward_options.hpp"
 #include "methods.hpp"
 #include "preference.hpp"
 #include "prepare.hpp"
@@ -21,22 +21,15 @@ void make_preference_model(const Options& o) {
   auto& g = studio.generator;
   lpo::PredictedImageModel model(g.unet, g.vae, preference.model, g.schedule, o.world.guidance_scale);
   lpo::PreferenceTextEncoder text(g.text_encoder, preference.model);
-  lpo::LrmTrainerOptions options;  // as for the latent reward model
+  lpo::LrmTrainerOptions options = demo::reward_model_options(o.world);
   options.max_train_steps = o.spm_steps;
-  options.train_batch_size = o.world.lrm_batch;
-  options.batch_unit = lpo::BatchUnit::prompt;
   options.micro_batch_size = 8;
   options.learning_rate = o.spm_rate;
-  options.lr_scheduler = lpo::LearningRateKind::linear;
   options.lr_warmup_steps = o.spm_steps / 20;
-  options.optimizer.weight_decay = o.world.lrm_weight_decay;
-  options.ema_decay = 0.99;
   options.shared_pair_noise = true;
-  options.validation_steps = 0;
-  options.seed = o.world.seed;
   lpo::LrmTrainer trainer(studio.context, model, text, preference.store, g.schedule, options);
   const double begin = cpu_seconds();
-  const auto report = trainer.train(train, held_out, std::ref(studio.bar));
+  trainer.train(train, {}, std::ref(studio.bar));
   const double end = cpu_seconds();
   const std::string folder = o.data + "/" + o.reward_model;
   lpo::save_preference_model(folder, preference.model, preference.store);
@@ -45,7 +38,9 @@ void make_preference_model(const Options& o) {
   lpo::OrderedJson json;
   json["mpcf_strategy"] = o.world.mpcf_strategy;
   json["pairs"] = train.size();
-  json["accuracy"] = report.validation_accuracy;
+  for (const int timestep : {1, 301, 601, 901})
+    json["accuracy_by_timestep"].push_back({timestep, trainer.accuracy(held_out, timestep)});
+  json["accuracy"] = json["accuracy_by_timestep"][0][1];
   json["cpu_seconds"] = end - begin;
   json["samples"] = captions * static_cast<double>(train.size()) / static_cast<double>(train.prompts());
   json["flops"] = images * (predicted_picture_work() + 3 * vision_work());

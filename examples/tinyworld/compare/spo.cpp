@@ -13,9 +13,10 @@ void train_spo(demo::Studio& studio, const Options& o, Recorder& recorder) {
   Options range = o;
   if (range.divert_start_step == 0) range.divert_start_step = 4;  // SPO compares from t = 751 on
   lpo::SpoTrainerOptions options;
-  set_rollout(options, range, predicted_picture_work() + vision_work(), recorder, true);
+  const double rollout =
+      set_rollout(options, range, predicted_picture_work() + vision_work(), recorder, true);
   options.threshold = {};  // SPO's constant is for the scores of its own model: thresholds are LPO's
-  set_threshold(options, range);
+  set_threshold(options, range, rollout, recorder);
   options.loss.beta = o.beta;
   auto& g = studio.generator;
   lpo::SpoTrainer trainer(studio.context, g.unet, g.store, g.text_encoder, g.vae, preference.model, g.schedule,

@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include <lpo/train/lrm_trainer.hpp>
-
+#include "reward_options.hpp"
 #include "stages.hpp"
 
 namespace demo {
 
 void train_reward_model(Studio& studio, const Options& o, tw::RewardModel& reward, const RatedPairs& train, const RatedPairs& held_out,
                         tw::DemoReport& report) {
-  lpo::LrmTrainerOptions options;
-  options.max_train_steps = o.lrm_steps;
-  options.train_batch_size = o.lrm_batch;
-  options.batch_unit = lpo::BatchUnit::prompt;
-  options.learning_rate = o.lrm_rate;
-  options.lr_scheduler = lpo::LearningRateKind::linear;
-  options.lr_warmup_steps = o.lrm_steps / 20;
-  options.optimizer.weight_decay = o.lrm_weight_decay;
-  options.ema_decay = 0.99;
+  lpo::LrmTrainerOptions options = reward_model_options(o);
   options.validation_steps = std::max<index_t>(1, o.lrm_steps / 12);
   options.checkpointing_steps = 100;
   options.checkpoints_total_limit = 1;
-  options.seed = o.seed;
   options.output_dir = o.out + "/lrm";
   options.resume = o.resume;
   lpo::LrmTrainer trainer(studio.context, reward.lrm, reward.text_encoder, reward.store, studio.generator.schedule, options);

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <lpo/base/config.hpp>
@@ -32,7 +34,7 @@ class Executor {
   ~Executor() {
     {
       std::lock_guard lock(mutex_);
-      stop_ = true;
+      stop_.store(true, std::memory_order_relaxed);
     }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
@@ -63,30 +65,35 @@ class Executor {
     return value;
   }
 
+  /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine
+  /// with more threads than cores, holds nobody up.
   void run(index_t chunks, Call call, void* context) {
     std::lock_guard one_at_a_time(submit_);
-    {
-      std::lock_guard lock(mutex_);
-      call_ = call;
-      context_ = context;
-      chunks_ = chunks;
-      next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
-      error_ = nullptr;
-      ++generation_;
-      signal_.store(generation_, std::memory_order_release);
-    }
-    wake_.notify_all();
+    call_ = call;
+    context_ = context;
+    chunks_ = chunks;
+    error_ = nullptr;
+    next_.store(0, std::memory_order_relaxed);
+    const std::uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store(generation << 32 | open, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) wake(chunks);
     drain();
-    std::exception_ptr error;
-    {
-      // Workers of short jobs finish within microseconds: look a while before sleeping.
-      for (int spin = 0; spin < spin_limit && done_.load(std::memory_order_acquire) != generation_; ++spin) pause();
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    // Workers of short jobs finish within microseconds: look a while before sleeping.
+    for (int spin = 0; spin < spin_limit && active() != 0; ++spin) pause();
+    if (active() != 0) {
       std::unique_lock lock(mutex_);
-      idle_.wait(lock, [this] { return busy_ == 0; });
-      error = error_;
+      idle_.wait(lock, [this] { return active() == 0; });
     }
-    if (error) std::rethrow_exception(error);
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  void wake(index_t chunks) {
+    { std::lock_guard lock(mutex_); }  // who has looked in vain is asleep now
+    if (chunks > static_cast<index_t>(workers_.size()))
+      wake_.notify_all();
+    else
+      for (index_t i = 1; i < chunks; ++i) wake_.notify_one();
   }
 
   void drain() {
@@ -107,22 +114,31 @@ class Executor {
 
   void work() {
     std::uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < spin_limit && signal_.load(std::memory_order_acquire) == seen; ++spin) pause();
-      {
+    const auto news = [&] { return state_.load(std::memory_order_seq_cst) >> 32 != seen; };
+    while (!stop_.load(std::memory_order_relaxed)) {
+      for (int spin = 0; spin < spin_limit && !news(); ++spin) pause();
+      if (!news()) {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-        if (stop_) return;
-        seen = generation_;
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return stop_.load(std::memory_order_relaxed) || news(); });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
       }
+      std::uint64_t state = state_.load(std::memory_order_acquire);
+      while ((state & open) != 0 && !state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
+                                                                  std::memory_order_acquire)) {
+      }
+      seen = state >> 32;
+      if ((state & open) == 0) continue;  // done without this worker
       drain();
-      std::lock_guard lock(mutex_);
-      if (--busy_ == 0) {
-        done_.store(generation_, std::memory_order_release);
+      const std::uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+      if ((before & ~std::uint64_t{0} >> 32) == 1) {  // closed, and the last one to leave
+        std::lock_guard lock(mutex_);
         idle_.notify_one();
       }
     }
   }
+
+  std::uint64_t active() const { return state_.load(std::memory_order_acquire) & (open - 1); }
 
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -138,12 +154,12 @@ class Executor {
   Call call_ = nullptr;
   void* context_ = nullptr;
   index_t chunks_ = 0;
-  std::atomic<index_t> next_{0};
-  std::atomic<std::uint64_t> signal_{0}, done_{0};
-  std::uint64_t generation_ = 0;
-  int busy_ = 0;
-  bool stop_ = false;
   std::exception_ptr error_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  static constexpr std::uint64_t open = std::uint64_t{1} << 31;  // the job takes workers
+  alignas(64) std::atomic<std::uint64_t> state_{0};  // number of the job << 32 | open | workers inside it
+  alignas(64) std::atomic<index_t> next_{0};
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -66,8 +66,8 @@ struct LeavesOf<tree::Binary<Op, A, B>> {
 
 /// Calls `visit.operator()<T, Splat>(i)` for every leaf.
 template <class Tree, class Visit>
-constexpr void for_each_leaf(Visit&& visit) {
-  [&]<class... Leaves>(LeafTypes<Leaves...>) {
+LPO_ALWAYS_INLINE constexpr void for_each_leaf(Visit&& visit) {
+  [&]<class... Leaves>(LeafTypes<Leaves...>) __attribute__((always_inline)) {
     [[maybe_unused]] int position = 0;
     (visit.template operator()<typename Leaves::type, Leaves::splat>(position++), ...);
   }(typename LeavesOf<Tree>::type{});

@@ -93,11 +93,21 @@ void leaf_sizes(index_t* bytes) {
   for_each_leaf<Tree>([&]<class T, bool Splat>(int i) { bytes[i] = static_cast<index_t>(sizeof(T)); });
 }
 
+/// How loops over one number at a time are run. A backend that computes in packs has one more of these, whose `run`
+/// chooses the pack (and the instruction set that the body is compiled for).
+template <class Number>
+struct OneLane {
+  template <class Body>
+  static void run(Body&& body) {
+    body.template operator()<Number>();
+  }
+};
+
 /// Rows [first, last) restricted to inner elements [from, to), forward. V is the pack; Number handles tails and
 /// strides.
 template <class V, class Number, class Tree, class T>
-void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data, index_t first,
-                  index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const void* const* data,
+                                    index_t first, index_t last, index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -105,7 +115,7 @@ void forward_rows(const IterationSpace& space, const Tree& tree, T* out, const v
   OuterCursor cursor(space, first);
   for (index_t r = first; r < last; ++r, cursor.next()) {
     T* y = out + cursor.offset[0];
-    const auto place = [&](auto& row) {
+    const auto place = [&](auto& row) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k)
         row.row[k] = static_cast<const std::byte*>(data[k]) + cursor.offset[k + 1] * bytes[k];
     };
@@ -156,9 +166,10 @@ inline SumLayout sum_layout(const IterationSpace& space, int operand) {
 
 /// The backward twin of forward_rows. `sums[k]` is this chunk's buffer for a broadcast leaf, or null.
 template <class V, class Number, class Sum, class Tree, class T>
-void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient, const void* const* data,
-                   void* const* gradients, const bool* accumulate, Sum* const* sums, const SumLayout* layouts,
-                   index_t first, index_t last, index_t from, index_t to) {
+LPO_ALWAYS_INLINE void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_gradient,
+                                     const void* const* data, void* const* gradients, const bool* accumulate,
+                                     Sum* const* sums, const SumLayout* layouts, index_t first, index_t last,
+                                     index_t from, index_t to) {
   constexpr int leaves = std::max(1, Tree::leaves);
   constexpr int width = LaneTraits<V>::width;
   index_t bytes[leaves] = {};
@@ -174,7 +185,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
       rest /= space.extent[axis];
       for (int k = 0; k < Tree::leaves; ++k) sum_offset[k] += at * layouts[k].stride[axis];
     }
-    const auto place = [&](auto& row, auto& gradient) {
+    const auto place = [&](auto& row, auto& gradient) __attribute__((always_inline)) {
       for (int k = 0; k < Tree::leaves; ++k) {
         const index_t offset = cursor.offset[k + 1] * bytes[k];
         row.row[k] = static_cast<const std::byte*>(data[k]) + offset;
@@ -202,7 +213,7 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
         tree.template forward<0, Number>(row, state);
         tree.template backward<0, Number>(state, load_lanes<Number>(dy + i), gradient);
       }
-      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) __attribute__((always_inline)) {
         if constexpr (Splat) {
           if (gradient.sum[k] != nullptr)
             *gradient.sum[k] += static_cast<Sum>(sum_lanes(gradient.lanes[k])) + gradient.tail[k];
@@ -229,13 +240,14 @@ void backward_rows(const IterationSpace& space, const Tree& tree, const T* out_g
 
 /// How a statement is cut: `units` pieces, each some rows or a part of one long row. Depends on extents only.
 struct Cut {
+  static constexpr index_t most_lanes = 16;  // of any pack: parts begin on whole ones
   index_t units = 1, rows_per_unit = 0, parts = 1, part = 0;
 
   Cut(const IterationSpace& space, index_t grain) {
     const index_t rows = space.rows(), inner = space.inner();
     if (inner > 2 * grain) {
       parts = (inner + grain - 1) / grain;
-      part = (inner + parts - 1) / parts / pack_width * pack_width + pack_width;
+      part = (inner + parts - 1) / parts / most_lanes * most_lanes + most_lanes;
       parts = (inner + part - 1) / part;
       rows_per_unit = 1;
       units = rows * parts;
@@ -258,15 +270,17 @@ struct Cut {
   }
 };
 
-/// Forward over a whole space on a host, threaded when there is an executor.
-template <class V, class Number, class Tree, class T>
+/// Forward over a whole space on a host, threaded when there is an executor. Lanes::run gives the loops their pack.
+template <class Lanes, class Number, class Tree, class T>
 void host_forward(Executor* executor, const IterationSpace& space, const Tree& tree, T* out, const void* const* data) {
   if (space.size() == 0) return;
   const Cut cut(space, 16384);
   const auto run = [&](index_t begin, index_t end) {
     for (index_t u = begin; u < end; ++u)
       cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-        forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        Lanes::run([&]<class V>() __attribute__((always_inline)) {
+          forward_rows<V, Number>(space, tree, out, data, first, last, from, to);
+        });
       });
   };
   if (executor != nullptr)
@@ -277,7 +291,7 @@ void host_forward(Executor* executor, const IterationSpace& space, const Tree& t
 
 /// Backward over a whole space on a host. Broadcast leaves are summed per chunk and added up in chunk order, so the
 /// bits do not depend on the number of threads. The sums live in `workspace` while this runs.
-template <class V, class Number, class Sum, class Tree, class T>
+template <class Lanes, class Number, class Sum, class Tree, class T>
 void host_backward(Executor* executor, Arena& workspace, const IterationSpace& space, const Tree& tree,
                    const T* out_gradient, const void* const* data, void* const* gradients, const bool* accumulate) {
   constexpr int leaves = std::max(1, Tree::leaves);
@@ -289,7 +303,7 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
     if (gradients[k] == nullptr || !space.reduced(k + 1)) return;
     layouts[k] = sum_layout(space, k + 1);
     sum_begin[k] = sum_size;
-    sum_size += (layouts[k].size + pack_width) / pack_width * pack_width;
+    sum_size += (layouts[k].size + Cut::most_lanes) / Cut::most_lanes * Cut::most_lanes;
     any_sum = true;
   });
   const Cut cut(space, 16384);
@@ -315,8 +329,10 @@ void host_backward(Executor* executor, Arena& workspace, const IterationSpace& s
       for (int k = 0; k < Tree::leaves; ++k) plain[k] = layouts[k].used ? nullptr : gradients[k];
       for (index_t u = chunk * per_chunk; u < std::min(units, (chunk + 1) * per_chunk); ++u)
         cut.visit(space, u, [&](index_t first, index_t last, index_t from, index_t to) {
-          backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first, last,
-                                        from, to);
+          Lanes::run([&]<class V>() __attribute__((always_inline)) {
+            backward_rows<V, Number, Sum>(space, tree, out_gradient, data, plain, accumulate, sums, layouts, first,
+                                          last, from, to);
+          });
         });
     }
   };

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/wide_pack.hpp>
 
 LPO_HOST_DEVICE_TEMPLATES_BEGIN
 namespace lpo::inline LPO_ABI {

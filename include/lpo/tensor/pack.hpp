@@ -97,16 +97,20 @@ template <class V, class T>
 LPO_ALWAYS_INLINE V load_lanes(const T* p) {
   if constexpr (LaneTraits<V>::width == 1)
     return static_cast<V>(static_cast<compute_t<T>>(*p));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     return load_pack(p);
+  else
+    return V::load(p);  // WidePack
 }
 
 template <class V, class T>
 LPO_ALWAYS_INLINE void store_lanes(T* p, V value) {
   if constexpr (LaneTraits<V>::width == 1)
     *p = static_cast<T>(static_cast<compute_t<T>>(value));
-  else
+  else if constexpr (std::is_same_v<V, Pack>)
     store_pack(p, value);
+  else
+    value.store(p);
 }
 
 template <class V>

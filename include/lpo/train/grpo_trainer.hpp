@@ -127,7 +127,7 @@ class GrpoTrainer
               const GrpoTrainerOptions& options, Ranks ranks = {})
       : RolloutTrainer<UNet, PolicyText, Scorer, Objective, Ranks>(
             {"grpo", "GrpoTrainer", "GRPO"}, context, policy, store, policy_text, schedule, latent, options,
-            [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows); },
+            [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows, options.half_scores); },
             Objective(options, largest_share(options.sample_batch_size, ranks.size()), latent), ranks) {}
 };
 

@@ -30,7 +30,7 @@ class LpoTrainer
              const LpoTrainerOptions& options, Ranks ranks = {})
       : RolloutTrainer<UNet, PolicyText, Scorer, Objective, Ranks>(
             {"lpo", "LpoTrainer", "LPO"}, context, policy, store, policy_text, schedule, latent, options,
-            [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows); },
+            [&](Tape<Device>& tape) { return Scorer(tape, lrm, reward_text, options.max_rows, options.half_scores); },
             Objective(options, schedule, micro_batch_items(options), latent), std::move(ranks)) {}
 };
 

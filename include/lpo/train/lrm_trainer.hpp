@@ -55,7 +55,8 @@ struct LrmTrainerOptions {
   int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
   bool gradient_checkpointing = false;  ///< less memory for about a third more time
   std::uint64_t seed = 42;
-  std::string output_dir;  ///< checkpoints and metrics.jsonl; empty = nothing is written
+  std::string title = "LRM training";  ///< of Progress::stage
+  std::string output_dir;              ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
   std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line; on rank 0 only
 };
@@ -138,7 +139,7 @@ class LrmTrainer {
     }
     if (writes) make_directories(options_.output_dir);
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
-    ProgressReporter reporter("LRM training", state.step, options_.max_train_steps, progress);
+    ProgressReporter reporter(options_.title, state.step, options_.max_train_steps, progress);
     const auto units = batch_units(pairs, options_.batch_unit);
     BatchOrder order(options_.seed, operation_order, static_cast<index_t>(units.size()), options_.train_batch_size);
     LrmTrainerReport report;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include <lpo/autograd/concat.hpp>
 #include <lpo/diffusion/guidance.hpp>
@@ -24,8 +25,9 @@ class PredictedImageModel {
   using Device = typename Preference::device;
   using device = Device;
   static constexpr UNetConfig config = UNet::config;
-  static_assert(config.addition_width == 0,
-                "lpo PredictedImageModel: generators with pooled text of their own (SDXL) are not trained with");
+  /// Of the generator's own pooled text (SDXL), which stands before the preference model's in what
+  /// PreferenceTextEncoder gives as pooled text.
+  static constexpr int generator_text = config.addition_width > 0 ? config.addition_width - 6 * config.addition_time_width : 0;
 
   Parameter<T, 1, Device>& logit_scale;
   RewardFeatureOptions options;  ///< `guidance` is the generator's
@@ -48,8 +50,16 @@ class PredictedImageModel {
       const auto guard = tape.inference();
       const auto start = tape.snapshot();
       const bool guided = options.guidance != 1.0f;
-      const UNetCondition<T, Device> condition{
+      UNetCondition<T, Device> condition{
           timesteps, guided ? concat_batch(prompt.context_empty, prompt.context) : prompt.context, {}, {}};
+      std::vector<float> time_ids(prompt.time_ids.begin(), prompt.time_ids.end());
+      if constexpr (generator_text > 0) {
+        const auto own = [](const auto& pooled) { return contiguous(pooled.slice(1, 0, generator_text)); };
+        const auto text = own(prompt.text_embedding);
+        condition.text_embedding = guided ? concat_batch(own(prompt.text_embedding_empty), text) : text;
+        if (guided) time_ids.insert(time_ids.end(), prompt.time_ids.begin(), prompt.time_ids.end());
+        condition.time_ids = time_ids;
+      }
       const Var<T, 4, Device> output = unet_(latents, condition);
       const auto prediction = make_output<T>(tape, latents.extents(), false);
       if (guided)
@@ -62,7 +72,13 @@ class PredictedImageModel {
     return preference_.visual(pixels, timesteps);
   }
 
-  Var<T, 2, Device> text(const Var<T, 2, Device>& pooled) { return pooled; }
+  /// The preference model's part of the pooled text.
+  Var<T, 2, Device> text(const Var<T, 2, Device>& pooled) {
+    if constexpr (generator_text > 0)
+      return contiguous(Var<T, 2, Device>(pooled.slice(1, generator_text, pooled.extent(1))));
+    else
+      return pooled;
+  }
 
  private:
   UNet& unet_;
@@ -71,7 +87,8 @@ class PredictedImageModel {
 };
 
 /// The TextEncoder that goes with it: the generator's states as context, the preference model's embedding as pooled
-/// text. Both read the same ids.
+/// text, behind the generator's own where it has one (SDXL). Both read the same ids; of SDXL's two lists of a prompt the
+/// preference model reads the first, which pads with the end of the text as its own tokenizer does.
 template <class GeneratorText, class Preference>
 class PreferenceTextEncoder {
  public:
@@ -86,7 +103,16 @@ class PreferenceTextEncoder {
       const auto guard = tape.inference();
       return generator_.encode(tape, ids, n);
     }();
-    states.pooled = preference_.text(tape, ids, n);
+    if (states.time_ids.empty()) {
+      states.pooled = preference_.text(tape, ids, n);
+    } else {
+      const std::size_t row = ids.size() / static_cast<std::size_t>(n);
+      std::vector<std::int32_t> first;
+      for (std::size_t at = 0; at < ids.size(); at += row)
+        first.insert(first.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
+                     ids.begin() + static_cast<std::ptrdiff_t>(at + row / 2));
+      states.pooled = concat_channels(states.pooled, preference_.text(tape, first, n));
+    }
     return states;
   }
   /// The preference model needs no empty prompt.

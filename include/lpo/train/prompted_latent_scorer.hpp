@@ -16,9 +16,9 @@ class PromptedLatentScorer {
   using T = typename Lrm::value_type;
   using Device = typename Lrm::device;
 
-  /// `max_rows` as in LatentScorer.
-  PromptedLatentScorer(Tape<Device>& tape, Lrm& lrm, TextEncoder& text, index_t max_rows)
-      : tape_(tape), text_(text), scorer_(tape, lrm, max_rows) {}
+  /// `max_rows` as in LatentScorer; `half_scores` rounds scores to half.
+  PromptedLatentScorer(Tape<Device>& tape, Lrm& lrm, TextEncoder& text, index_t max_rows, bool half_scores = false)
+      : tape_(tape), text_(text), scorer_(tape, lrm, max_rows), half_scores_(half_scores) {}
 
   /// `ids`: n prompts for the reward model's text encoder. What the policy reads of them is not needed here.
   template <class PolicyPrompts>
@@ -29,6 +29,8 @@ class PromptedLatentScorer {
 
   void score(View<const compute_t<T>, 4, Device> latents, int timestep, std::span<float> scores) {
     scorer_.score(latents, timestep, scores);
+    if (half_scores_)
+      for (float& score : scores) score = static_cast<float>(half(score));
   }
 
  private:
@@ -36,6 +38,7 @@ class PromptedLatentScorer {
   TextEncoder& text_;
   LatentScorer<Lrm> scorer_;
   PromptBatch<T, Device> prompts_;
+  bool half_scores_;
 };
 
 }  // namespace lpo::inline LPO_ABI

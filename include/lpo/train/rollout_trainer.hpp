@@ -351,6 +351,7 @@ class RolloutTrainer {
     s["ema_decay"] = options_.ema_decay;
     s["thresholds"] = rollout_.thresholds();
     if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
+    if (options_.half_scores) s["half_scores"] = true;
     add_optimizer_buffers(state, store_, optimizer_, ema_);
     state.buffers.push_back({"counters", counters});
     return state;

@@ -41,6 +41,7 @@ struct RolloutTrainerOptions {
   double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
+  bool half_scores = false;     ///< LRM scores are rounded to half, as those of the released code, which lie 2^-7 apart above 8
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
   index_t checkpointing_iterations = 0;
   int checkpoints_total_limit = 2;

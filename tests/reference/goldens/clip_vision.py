@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """A small CLIP vision tower (transformers), the same with SPO's time modulation, bicubic preparation, and the scores and
-pair loss of a step-aware preference model."""
+pair loss of a step-aware preference model; and files of such models as PickScore and SPO are released."""
 
 import copy
 import math
 
 import torch
 import torch.nn.functional as functional
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig,
+                          CLIPVisionModelWithProjection)
 
 from .common import randn, randomise, save, truth_of, weights_of
 
@@ -117,3 +118,53 @@ def make_clip_vision(directory):
     tensors.update({"in/pixel_values": pixels, "in/pictures": pictures, "in/input_ids": tokens,
                     **{"in/cotangent/" + key: value for key, value in cotangents.items()}})
     save(directory / "clip_vision.safetensors", tensors, fp32_error=error, timesteps=TIMESTEPS)
+
+
+class StepAware(torch.nn.Module):
+    """A CLIPModel with modules for time, as the authors nest them."""
+
+    def __init__(self, clip, extra):
+        super().__init__()
+        self.model = clip
+        vision = clip.vision_model
+        for part in (*vision.encoder.layers, vision):
+            width = 2 * WIDTH if part is vision else 6 * WIDTH
+            part.adaLN_modulation = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(WIDTH, width))
+        clip.t_embedder = torch.nn.Module()
+        clip.t_embedder.mlp = torch.nn.Sequential(torch.nn.Linear(FEATURES, WIDTH), torch.nn.SiLU(),
+                                                  torch.nn.Linear(WIDTH, WIDTH))
+        with torch.no_grad():
+            for name, parameter in clip.named_parameters():
+                if "adaLN_modulation" in name or "t_embedder" in name:
+                    parameter.copy_(extra[name])
+
+
+def make_pickscore(directory):
+    """A CLIPModel with random weights as transformers saved PickScore, positions among its weights, and what the authors
+    of SPO save of one with time modulation: a torch file of names that begin with "model."."""
+    directory = directory / "pickscore"
+    directory.mkdir(parents=True, exist_ok=True)
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12, attn_implementation="sdpa")
+    clip = randomise(CLIPModel(config), 7900)
+    with torch.no_grad():
+        clip.logit_scale.fill_(1.3)
+    for embeddings in (clip.text_model.embeddings, clip.vision_model.embeddings):
+        embeddings.register_buffer("position_ids", embeddings.position_ids, persistent=True)  # as transformers 4.27
+    clip.save_pretrained(directory, safe_serialization=True)
+    extra = make_modulation(None, 7910)
+    pixels, tokens, timesteps = randn(7940, 2, 3, VISION["image_size"], VISION["image_size"]), torch.tensor(TOKENS), [7, 601]
+
+    def compute(dtype):
+        model = copy.deepcopy(clip).to(dtype)
+        out = model(input_ids=tokens, pixel_values=pixels.to(dtype))
+        weights = {key: value.detach().to(dtype) for key, value in extra.items()}
+        embeds = step_aware_features(model, weights, pixels.to(dtype), torch.tensor(timesteps))
+        unit = embeds / embeds.norm(dim=-1, keepdim=True)
+        return {"clip/scores": out.logits_per_image.diagonal(),
+                "step/scores": model.logit_scale.exp() * (unit * out.text_embeds).sum(-1)}
+
+    with torch.no_grad():
+        tensors, error = truth_of(compute)
+    tensors.update({"in/pixel_values": pixels, "in/input_ids": tokens})
+    save(directory / "expected.safetensors", tensors, fp32_error=error, timesteps=timesteps)
+    torch.save(StepAware(copy.deepcopy(clip), extra).state_dict(), directory / "step_aware.bin")

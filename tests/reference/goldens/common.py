@@ -35,7 +35,7 @@ def randomise(module, seed):
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith("bias"):
                 value = 0.1 * noise
-            elif parameter.ndim == 1:
+            elif parameter.ndim <= 1:
                 value = 1.0 + 0.2 * noise
             elif "embedding.weight" in name:
                 value = 0.5 * noise

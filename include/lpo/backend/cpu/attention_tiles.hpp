@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include <lpo/backend/cpu/isa.hpp>
+#include <lpo/backend/cpu/lane_dispatch.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/tensor/context.hpp>
 
@@ -14,9 +14,16 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+/// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
+/// latency of a multiply-add.
+template <int bytes>
+inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
+
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
-inline constexpr int attention_tile_rows = bytes == 64 ? (Packs == 4 ? 6 : 8) : (Packs == 4 ? 2 : 4);
+inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                                         : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
 struct AttentionVector {
@@ -85,8 +92,10 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
                                       const S* b, index_t b_step, index_t depth, S* c, index_t c_row) {
   constexpr index_t width = bytes / static_cast<int>(sizeof(S));
   index_t at = 0;
-  for (; at + 4 * width <= columns; at += 4 * width)
-    multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  if constexpr (attention_tile_packs<bytes> == 4) {
+    for (; at + 4 * width <= columns; at += 4 * width)
+      multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -108,6 +117,7 @@ LPO_TARGET_256 __attribute__((noinline)) void multiply_256(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 32, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
@@ -116,15 +126,16 @@ LPO_TARGET_512 __attribute__((noinline)) void multiply_512(index_t rows, index_t
                                                            index_t a_step, const S* b, index_t b_step, index_t depth,
                                                            S* c, index_t c_row) {
   multiply_lanes<S, 64, Add>(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 
 /// c[r][lane] (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t * b_step + lane] in this machine's widest
-/// registers; `columns` is a multiple of the pack.
-template <class V, bool Add, class S>
+/// registers; `columns` is a multiple of the unit's pack.
+template <bool Add, class S>
 void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, index_t a_step, const S* b, index_t b_step,
                    index_t depth, S* c, index_t c_row) {
-  auto run = &multiply_native<S, static_cast<int>(sizeof(V)), Add>;
+  auto run = &multiply_native<S, static_cast<int>(sizeof(lanes_t<S>)), Add>;
   if constexpr (std::is_same_v<S, float>) {
     [[maybe_unused]] const int bytes = machine_simd_bytes();
 #if defined(LPO_TARGET_256)
@@ -137,50 +148,54 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
   run(rows, columns, a, a_row, a_step, b, b_step, depth, c, c_row);
 }
 
-/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes` are
-/// zero.
-template <class V, class T, class S>
+/// columns[d][lane] = factor * rows[lane][d] for `count` rows of `width` numbers; the lanes from count to `lanes`, a
+/// multiple of machine_lanes, are zero.
+template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < lanes; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < lanes; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = lane + i < count ? part.load(rows + (lane + i) * row_stride + d) * factor : V{};
+            });
+            transpose_lanes(square);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
+            });
           });
-          transpose_lanes(square);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (i < depth) store_lanes(columns + (d + i) * lanes + lane, square[i]);
-          });
-        });
+  });
 }
 
 /// rows[lane][d] (+)= factor[lane] * columns[d][lane]
-template <class V, class T, class S>
+template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  constexpr int side = LaneTraits<V>::width;
-  for (index_t lane = 0; lane < count; lane += side)
-    for_lanes<V>(
-        0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
-          V square[side];
-          const V scale = load_lanes<V>(factor + lane);
-          const index_t depth = std::min<index_t>(side, width - d);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int side = LaneTraits<V>::width;
+    for (index_t lane = 0; lane < count; lane += side)
+      for_lanes<V>(
+          0, width, [&](index_t d, auto part) __attribute__((always_inline)) {
+            V square[side];
+            const V scale = load_lanes<V>(factor + lane);
+            const index_t depth = std::min<index_t>(side, width - d);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              square[i] = i < depth ? load_lanes<V>(columns + (d + i) * lanes + lane) * scale : V{};
+            });
+            transpose_lanes(square);
+            unroll<side>([&](auto i) __attribute__((always_inline)) {
+              if (lane + i < count) {
+                T* const target = rows + (lane + i) * row_stride + d;
+                if (accumulate) square[i] += part.load(target);
+                part.store(target, square[i]);
+              }
+            });
           });
-          transpose_lanes(square);
-          unroll<side>([&](auto i) __attribute__((always_inline)) {
-            if (lane + i < count) {
-              T* const target = rows + (lane + i) * row_stride + d;
-              if (accumulate) square[i] += part.load(target);
-              part.store(target, square[i]);
-            }
-          });
-        });
+  });
 }
 
 /// Rows in the type that products read: float and double where they are, 16-bit numbers converted into `space`.
@@ -189,27 +204,29 @@ struct AttentionRows {
   const S* data;
   index_t stride;
 };
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count, index_t width, S* space) {
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    for (index_t row = 0; row < count; ++row)
-      for_lanes<V>(
-          0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
-          });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < count; ++row)
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              lanes.store(space + row * width + at, lanes.load(rows + row * row_stride + at));
+            });
+    });
     return {space, width};
   }
 }
 
 /// Rows [begin, …) of one (batch, head) pair, from the dense copy that pack_heads made or, without one, from the
 /// tensor.
-template <class V, class S, class T>
+template <class S, class T>
 AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows, index_t row_stride, index_t count,
                                 index_t width, S* space) {
   if (packed) return {packed + position * width, width};
-  return attention_rows<V>(rows, row_stride, count, width, space);
+  return attention_rows(rows, row_stride, count, width, space);
 }
 
 /// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
@@ -217,30 +234,22 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
                     index_t width, const T* rows, index_t row_stride) {
-  using V = lanes_t<T>;
   S* const packed = scratch.allocate<S>(batch * length * heads * width);
   const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    for (index_t row = begin; row < end; ++row)
-      for (index_t head = 0; head < heads; ++head) {
-        const T* const from = rows + row * row_stride + head * width;
-        S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
-        for_lanes<V>(
-            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              lanes.store(to + at, lanes.load(from + at));
-            });
-      }
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; ++row)
+        for (index_t head = 0; head < heads; ++head) {
+          const T* const from = rows + row * row_stride + head * width;
+          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          for_lanes<V>(
+              0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                lanes.store(to + at, lanes.load(from + at));
+              });
+        }
+    });
   });
   return packed;
-}
-
-/// The lanes' numbers 0, 1, 2, …
-template <class V>
-LPO_ALWAYS_INLINE V lane_numbers() {
-  V numbers{};
-  if constexpr (LaneTraits<V>::width > 1)
-    for (int lane = 0; lane < LaneTraits<V>::width; ++lane) numbers[lane] = static_cast<float>(lane);
-  return numbers;
 }
 
 }  // namespace detail

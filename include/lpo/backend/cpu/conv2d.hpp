@@ -8,6 +8,7 @@
 // residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
 #pragma once
 
+#include <lpo/backend/cpu/bfloat16_product.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/backend/cpu/reduce.hpp>
 #include <lpo/kernel/conv2d.hpp>
@@ -35,7 +36,7 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
   if constexpr (std::is_same_v<S, T>) {
     if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_kernel<S>().lanes);
+  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -64,35 +65,42 @@ const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_
   return steps;
 }
 
-template <class T>
+// S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
+
+template <class S, class T>
 void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
                     T* y) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
-  TileProduct<S> p;
-  p.m = s.n * out_h * out_w;
-  p.n = s.o;
-  p.k = taps;
-  p.a = images.data;
-  p.rows = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-  pack_panels(context, scratch, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-  });
+  const RowMap pixels = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
   TileOutput<T> out;
   out.c = y;
-  out.rows = even_rows(p.m, s.o);
+  out.rows = even_rows(s.n * out_h * out_w, s.o);
   out.bias = bias;
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    PairProduct p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = {weight, 0, even_rows(s.o, taps), taps};
+    run_pair_product(context, p, out);
+  } else {
+    TileProduct<S> p;
+    p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
+    p.a = images.data;
+    p.rows = pixels;
+    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
+    run_packing(context, scratch, p, out, 1,
+                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
+                });
+  }
 }
 
-template <class T>
+template <class S, class T>
 void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* dy, const T* weight, T* dx,
                           bool accumulate) {
-  using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
   const index_t stride = s.stride;
   // dx[i] = sum_u dy[(i + pad - u) / stride] w[u]. For i = phase + stride q the taps u = first + stride t contribute,
@@ -109,51 +117,95 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     const index_t lines = (s.h - phase_h + stride - 1) / stride, columns = (s.w - phase_w + stride - 1) / stride;
     if (lines <= 0 || columns <= 0) continue;
     Scratch<Cpu> inner(context);
-    TileProduct<S> p;
-    p.m = s.n * lines * columns;
-    p.n = s.c;
-    p.k = taps_h * taps_w * s.o;
+    const index_t k = taps_h * taps_w * s.o;
     // The taps in the order in which dy is read: t from last to first.
-    index_t* from = inner.allocate<index_t>(p.k);
+    index_t* from = inner.allocate<index_t>(k);
     index_t at = 0;
     for (index_t t = taps_h - 1; t >= 0; --t)
       for (index_t r = taps_w - 1; r >= 0; --r)
         for (index_t o = 0; o < s.o; ++o)
           from[at++] = ((o * s.kernel_h + first_u + stride * t) * s.kernel_w + first_v + stride * r) * s.c;
-    pack_panels(context, inner, p, 1, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-    });
     const index_t base_h = (phase_h + s.pad_top - first_u) / stride, base_w = (phase_w + s.pad_left - first_v) / stride;
-    p.a = images.data;
-    if (p.k > 0) p.a += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
-    p.rows = {columns, lines, s.o, images.line(), images.image()};
-    p.a_step = tap_steps(inner, images, taps_h, taps_w);
+    const S* gradients = images.data;
+    if (k > 0) gradients += (pad_h + base_h - taps_h + 1) * images.line() + (pad_w + base_w - taps_w + 1) * s.o;
+    const RowMap pixels = {columns, lines, s.o, images.line(), images.image()};
     TileOutput<T> out;
     out.c = dx + (phase_h * s.w + phase_w) * s.c;
     out.rows = {columns, lines, stride * s.c, stride * s.w * s.c, s.h * s.w * s.c};
     out.beta = accumulate ? 1.0f : 0.0f;
-    run_product(context, p, out);
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      PairProduct p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.b.data = weight;
+      p.b.offset = from;
+      run_pair_product(context, p, out);
+    } else {
+      TileProduct<S> p;
+      p.m = s.n * lines * columns, p.n = s.c, p.k = k;
+      p.a = gradients;
+      p.rows = pixels;
+      p.a_step = tap_steps(inner, images, taps_h, taps_w);
+      run_packing(context, inner, p, out, 1,
+                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
+                  });
+    }
   }
+}
+
+/// Where the first tap of each output pixel is read: [pixels].
+template <class S>
+const index_t* pixel_steps(Context<Cpu>& context, Scratch<Cpu>& scratch, const kernel::Conv2dShape& s,
+                           const PaddedImages<S>& x) {
+  const index_t pixels = s.n * s.out_h() * s.out_w();
+  index_t* steps = scratch.allocate<index_t>(pixels);
+  const RowMap map = {s.out_w(), s.out_h(), s.stride * s.c, s.stride * x.line(), x.image()};
+  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
+    RowCursor pixel(map, begin);
+    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
+  });
+  return steps;
+}
+
+/// On tiles of pairs: one product per line u of the kernel, whose taps (v, c) follow each other in memory.
+inline void conv2d_backward_weights_of_pairs(Context<Cpu>& context, const kernel::Conv2dShape& s, const bfloat16* x,
+                                             const bfloat16* dy, bfloat16* dweight, bool accumulate) {
+  Scratch<Cpu> scratch(context);
+  const index_t run = s.kernel_w * s.c;
+  const auto images = pad_images<bfloat16>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                           s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
+  PairProduct p;
+  p.m = s.o, p.n = run, p.k = s.n * s.out_h() * s.out_w(), p.batch = s.kernel_h;
+  p.a.data = dy;
+  p.a.offset = even_steps(scratch, p.k, s.o);
+  p.b.data = images.data;
+  p.b.offset = pixel_steps(context, scratch, s, images);
+  p.b.batch_step = images.line();
+  TileOutput<bfloat16> out;
+  out.c = dweight;
+  out.rows = even_rows(s.o, s.kernel_h * run);
+  out.beta = accumulate ? 1.0f : 0.0f;
+  out.batch_c = run;
+  run_pair_product(context, p, out);
 }
 
 template <class T>
 void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* dy, T* dweight,
                              bool accumulate) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (multiplies_pairs<T>()) return conv2d_backward_weights_of_pairs(context, s, x, dy, dweight, accumulate);
+  }
   using S = compute_t<T>;
   Scratch<Cpu> scratch(context);
-  const index_t out_h = s.out_h(), out_w = s.out_w(), pixels = s.n * out_h * out_w, run = s.kernel_w * s.c;
+  const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
   const index_t lanes = p.kernel->lanes;
   const auto images =
       pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
                     s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
-  index_t* steps = scratch.allocate<index_t>(pixels);
-  const RowMap map = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
-  context.executor().parallel_for(pixels, 16384, [&](index_t begin, index_t end) {
-    RowCursor pixel(map, begin);
-    for (index_t i = begin; i < end; ++i, pixel.next()) steps[i] = pixel.offset();
-  });
+  const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
@@ -177,19 +229,17 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.a = images.data;
     p.rows = {run, s.kernel_h, 1, images.line(), 0};
     p.a_step = steps;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes == 0) {
-      p.b = gradients;
-      p.b_step = lines;
-      p.panel_step = p.kernel->columns();
-    } else {
-      pack_panels(context, scratch, p, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                  });
-    }
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
+    const index_t* lines = even_steps(scratch, pixels, s.o);
+    if (s.o % lanes != 0)
+      return run_packing(context, scratch, p, out, 1,
+                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
+                         });
+    p.b = gradients;
+    p.b_step = lines;
+    p.panel_step = p.kernel->columns();
   }
   run_product(context, p, out);
 }
@@ -202,13 +252,20 @@ template <>
 struct Conv2d<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* weight, const T* bias, T* y) {
-    detail::conv2d_forward(context, s, x, weight, bias, y);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::conv2d_forward<T>(context, s, x, weight, bias, y);
+    }
+    detail::conv2d_forward<compute_t<T>>(context, s, x, weight, bias, y);
   }
 
   template <class T>
   static void backward_data(Context<Cpu>& context, const Conv2dShape& s, const T* dy, const T* weight, T* dx,
                             bool accumulate) {
-    detail::conv2d_backward_data(context, s, dy, weight, dx, accumulate);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>())
+        return detail::conv2d_backward_data<T>(context, s, dy, weight, dx, accumulate);
+    }
+    detail::conv2d_backward_data<compute_t<T>>(context, s, dy, weight, dx, accumulate);
   }
 
   template <class T>

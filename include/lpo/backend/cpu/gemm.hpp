@@ -14,6 +14,7 @@
 #include <Eigen/Core>
 #endif
 
+#include <lpo/backend/cpu/bfloat16_product.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/kernel/gemm.hpp>
 
@@ -43,6 +44,25 @@ StoredMatrix<S> as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const S
   }
 }
 
+/// On tiles of pairs.
+inline void pair_gemm(Context<Cpu>& context, const kernel::GemmParams<bfloat16>& g) {
+  Scratch<Cpu> scratch(context);
+  PairProduct p;
+  p.m = g.m, p.n = g.n, p.k = g.k, p.batch = g.batch;
+  p.a = {g.a, g.batch_stride_a, even_rows(g.m, g.lda), std::max<index_t>(g.k, 1)};
+  p.b = {g.b, g.batch_stride_b, even_rows(g.n, g.ldb), std::max<index_t>(g.k, 1)};
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, g.lda);
+  if (!g.transpose_b) p.b.offset = even_steps(scratch, g.k, g.ldb);
+  TileOutput<bfloat16> out;
+  out.c = g.c;
+  out.rows = even_rows(g.m, g.ldc);
+  out.alpha = g.alpha;
+  out.beta = g.beta;
+  out.bias = g.bias;
+  out.batch_c = g.batch_stride_c;
+  run_pair_product(context, p, out);
+}
+
 template <class T>
 void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   using S = compute_t<T>;
@@ -60,7 +80,7 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 32 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
@@ -81,28 +101,26 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
   const index_t items = right.batch_step == 0 ? 1 : g.batch;
   if (g.transpose_b) {
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step, first,
-                               last, to, valid);
-                });
-  } else {
-    if constexpr (std::is_same_v<S, T>) {
-      if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-        p.b = right.data;
-        p.b_step = even_steps(scratch, g.k, right.step);
-        p.panel_step = p.kernel->columns();
-        p.batch_b = right.batch_step;
-        return run_product(context, p, out);
-      }
-    }
-    const index_t* lines = even_steps(scratch, g.k, right.step);
-    pack_panels(context, scratch, p, items,
-                [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-                });
+    return run_packing(context, scratch, p, out, items,
+                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
+                                      first, last, to, valid);
+                       });
   }
-  run_product(context, p, out);
+  if constexpr (std::is_same_v<S, T>) {
+    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
+      p.b = right.data;
+      p.b_step = even_steps(scratch, g.k, right.step);
+      p.panel_step = p.kernel->columns();
+      p.batch_b = right.batch_step;
+      return run_product(context, p, out);
+    }
+  }
+  const index_t* lines = even_steps(scratch, g.k, right.step);
+  run_packing(context, scratch, p, out, items,
+              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
+              });
 }
 
 /// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
@@ -158,6 +176,9 @@ struct Gemm<Cpu> {
   static void run(Context<Cpu>& context, const GemmParams<T>& p) {
     if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
     if (p.start != nullptr) return run_from(context, p);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
+    }
     if constexpr (std::is_same_v<T, double>)
       detail::eigen_gemm(context, p);
     else

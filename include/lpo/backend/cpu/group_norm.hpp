@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads.
+// Group norm, with SiLU or without, on the CPU: packs across channels, blocks of rows over threads. The loops over rows
+// are compiled for several instruction sets (lane_dispatch.hpp).
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
 
+#include <lpo/backend/cpu/lane_dispatch.hpp>
 #include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/backend/cpu/norm_rows.hpp>
@@ -18,23 +20,21 @@ namespace detail {
 /// One group norm call. An image is cut into blocks of rows (positions in space), by its size alone.
 template <class T>
 struct GroupNormBlocks {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
-  static constexpr index_t lane_count = LaneTraits<V>::width;
 
   explicit GroupNormBlocks(const kernel::GroupNormShape& s)
       : shape(s),
         c(s.c),
         width(s.c / s.groups),
-        block_rows(std::min(std::max<index_t>(64, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
+        block_rows(std::min(std::max<index_t>(16, norm_rows(s.c)), std::max<index_t>(1, s.spatial))),
         blocks(std::max<index_t>(1, (s.spatial + block_rows - 1) / block_rows)),
         count(static_cast<double>(s.spatial * width)) {}
 
   index_t rows(index_t block) const { return std::min(shape.spatial - block * block_rows, block_rows); }
   index_t element(index_t image, index_t block) const { return (image * shape.spatial + block * block_rows) * c; }
 
-  /// first(image, block) for all blocks, then middle(image), then last(image, block). Images of one block run all three
-  /// while they are in the cache; larger ones share the threads step by step.
+  /// first(image, block) for all blocks, then middle(image, group), then last(image, block). Images of one block run all
+  /// three while they are in the cache; larger ones share the threads step by step.
   template <class First, class Middle, class Last>
   void run(Executor& executor, First&& first, Middle&& middle, Last&& last) const {
     if (blocks == 1) {
@@ -42,7 +42,7 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n, grain, [&](index_t begin, index_t end) {
         for (index_t image = begin; image < end; ++image) {
           first(image, index_t{0});
-          middle(image);
+          for (index_t g = 0; g < shape.groups; ++g) middle(image, g);
           last(image, index_t{0});
         }
       });
@@ -52,23 +52,31 @@ struct GroupNormBlocks {
       executor.parallel_for(shape.n * blocks, 1, [&](index_t task, index_t) { body(task / blocks, task % blocks); });
     };
     each(first);
-    executor.parallel_for(shape.n, 1, [&](index_t image, index_t) { middle(image); });
+    executor.parallel_for(shape.n * shape.groups, std::max<index_t>(1, 2048 / (blocks * width)),
+                          [&](index_t begin, index_t end) {
+                            for (index_t at = begin; at < end; ++at) middle(at / shape.groups, at % shape.groups);
+                          });
     each(last);
   }
 
   /// Over the rows of a block: set[0][c] = mean of x - x[row 0], set[1][c] = sum of squared deviations from the mean.
   /// The shift is one of the samples, so that a large mean does not cancel.
   void block_moments(const T* x, index_t row_count, S* set) const {
-    index_t at = 0;
-    for (; at + 4 * lane_count <= c; at += 4 * lane_count)
-      column_moments<4>(x + at, row_count, set + at, AllLanes<V>{});
-    for (; at + 2 * lane_count <= c; at += 2 * lane_count)
-      column_moments<2>(x + at, row_count, set + at, AllLanes<V>{});
-    for_lanes<V>(at, c, [&](index_t rest, auto lanes) { column_moments<1>(x + rest, row_count, set + rest, lanes); });
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      constexpr index_t lane_count = LaneTraits<V>::width;
+      index_t at = 0;
+      for (; at + 4 * lane_count <= c; at += 4 * lane_count)
+        column_moments<V, 4>(x + at, row_count, set + at, AllLanes<V>{});
+      for_lanes<V>(
+          at, c, [&](index_t rest, auto lanes) __attribute__((always_inline)) {
+            column_moments<V, 1>(x + rest, row_count, set + rest, lanes);
+          });
+    });
   }
 
-  template <int Packs, class Lanes>
-  void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+  template <class V, int Packs, class Lanes>
+  LPO_ALWAYS_INLINE void column_moments(const T* x, index_t row_count, S* set, Lanes lanes) const {
+    constexpr index_t lane_count = LaneTraits<V>::width;
     V shift[Packs], sum[Packs] = {}, square[Packs] = {};
     const S inverse = S(1) / static_cast<S>(row_count);
     unroll<Packs>([&](auto i) __attribute__((always_inline)) { shift[i] = lanes.load(x + i * lane_count); });
@@ -115,7 +123,6 @@ struct GroupNormBlocks {
 /// dx = inverse (dz weight - mean(dz weight) - xhat mean(dz weight xhat)), means over the group.
 template <class T>
 struct GroupNormGradient {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
 
   const GroupNormBlocks<T>& work;
@@ -146,38 +153,39 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto add = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(dy + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        if (Silu && keep) lanes.store(dx + begin + at, dz);
-        lanes.store(sum + at, lanes.load(sum + at) + dz);
-        lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
-      };
-      for_lanes<V>(0, c, add);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(dy + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              lanes.store(sum + at, lanes.load(sum + at) + dz);
+              lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
+            });
+      }
+    });
   }
 
-  void combine(index_t image) const {
-    const index_t c = work.c;
+  void combine(index_t image, index_t g) const {
+    const index_t c = work.c, begin = g * work.width, end = begin + work.width;
     double* const total = totals + image * 2 * c;
-    sum_blocks(sums + image * work.blocks * 2 * c, work.blocks, 2 * c, 2 * c,
-               [&](index_t j, double sum) { total[j] = sum; });
+    for (index_t kind = 0; kind < 2 * c; kind += c)
+      sum_blocks(sums + image * work.blocks * 2 * c + kind + begin, work.blocks, 2 * c, work.width,
+                 [&](index_t j, double sum) { total[kind + begin + j] = sum; });
     S* const f = image_factors(image);
-    for (index_t g = 0; g < work.shape.groups; ++g) {
-      const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
-      const index_t begin = g * work.width, end = begin + work.width;
-      double plain = 0.0, along = 0.0;
-      for (index_t j = begin; j < end; ++j) {
-        plain += total[j] * load_lanes<double>(weight + j);
-        along += total[c + j] * load_lanes<double>(weight + j);
-        f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
-      }
-      std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
-      std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
+    const double inverse = static_cast<double>(inverse_deviation[image * work.shape.groups + g]);
+    double plain = 0.0, along = 0.0;
+    for (index_t j = begin; j < end; ++j) {
+      plain += total[j] * load_lanes<double>(weight + j);
+      along += total[c + j] * load_lanes<double>(weight + j);
+      f[2 * c + j] = static_cast<S>(inverse * load_lanes<double>(weight + j));
     }
+    std::fill(f + 3 * c + begin, f + 3 * c + end, static_cast<S>(-inverse * along / work.count));
+    std::fill(f + 4 * c + begin, f + 4 * c + end, static_cast<S>(-inverse * plain / work.count));
   }
 
   template <bool Silu>
@@ -185,21 +193,26 @@ struct GroupNormGradient {
     const index_t c = work.c;
     const S* const f = image_factors(image);
     const T* const slopes = keep ? dx : dy;
-    for (index_t row = 0; row < work.rows(block); ++row) {
-      const index_t begin = work.element(image, block) + row * c;
-      const auto write = [&](index_t at, auto lanes) __attribute__((always_inline)) {
-        const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-        V dz = lanes.load(slopes + begin + at);
-        if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-        V value = dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-        if (accumulate) value += lanes.load(dx + begin + at);
-        lanes.store(dx + begin + at, value);
-      };
-      for_lanes<V>(0, c, write);
-    }
+    const index_t row_count = work.rows(block), first = work.element(image, block);
+    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      for (index_t row = 0; row < row_count; ++row) {
+        const index_t begin = first + row * c;
+        for_lanes<V>(
+            0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + begin + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              V value =
+                  dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
+              if (accumulate) value += lanes.load(dx + begin + at);
+              lanes.store(dx + begin + at, value);
+            });
+      }
+    });
   }
 
   /// d silu(z) / dz
+  template <class V>
   static LPO_ALWAYS_INLINE V slope(V z) {
     const V gate = quick_sigmoid(z);
     return gate * (1.0f + z * (1.0f - gate));
@@ -215,7 +228,6 @@ struct GroupNorm<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& ctx, const GroupNormShape& shape, const T* x, const T* weight, const T* bias, T* y,
                       compute_t<T>* mean, compute_t<T>* inverse_deviation) {
-    using V = detail::lanes_t<T>;
     using S = compute_t<T>;
     if (shape.n == 0 || shape.spatial == 0 || shape.c == 0) return;
     const detail::GroupNormBlocks<T> work(shape);
@@ -229,40 +241,41 @@ struct GroupNorm<Cpu> {
           work.block_moments(x + work.element(image, block), work.rows(block),
                              moments + (image * work.blocks + block) * 2 * c);
         },
-        [&](index_t image) {
+        [&](index_t image, index_t g) {
           S* const a = affine + image * 3 * c;
-          for (index_t g = 0; g < shape.groups; ++g) {
-            double center, variance;
-            work.combine(x, moments, image, g, center, variance);
-            const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
-            mean[image * shape.groups + g] = static_cast<S>(center);
-            inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
-            for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
-              const double slope = inverse * detail::load_lanes<double>(weight + j);
-              a[j] = static_cast<S>(center);
-              a[c + j] = static_cast<S>(slope);
-              // what rounding took from the mean is given back here
-              a[2 * c + j] =
-                  static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
-            }
+          double center, variance;
+          work.combine(x, moments, image, g, center, variance);
+          const double inverse = 1.0 / std::sqrt(variance + static_cast<double>(shape.epsilon));
+          mean[image * shape.groups + g] = static_cast<S>(center);
+          inverse_deviation[image * shape.groups + g] = static_cast<S>(inverse);
+          for (index_t j = g * work.width; j < (g + 1) * work.width; ++j) {
+            const double slope = inverse * detail::load_lanes<double>(weight + j);
+            a[j] = static_cast<S>(center);
+            a[c + j] = static_cast<S>(slope);
+            // what rounding took from the mean is given back here
+            a[2 * c + j] =
+                static_cast<S>(detail::load_lanes<double>(bias + j) + (static_cast<double>(a[j]) - center) * slope);
           }
         },
         [&](index_t image, index_t block) {
           const S* const a = affine + image * 3 * c;
-          const index_t begin = work.element(image, block);
-          const auto apply = [&](auto activate) {
-            for (index_t row = 0; row < work.rows(block); ++row)
-              detail::for_lanes<V>(
-                  0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                    const V z = (lanes.load(x + begin + row * c + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
-                                lanes.load(a + 2 * c + at);
-                    lanes.store(y + begin + row * c + at, activate(z));
-                  });
+          const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+          const auto apply = [&](auto silu) {
+            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+              for (index_t row = begin; row < end; row += c)
+                detail::for_lanes<V>(
+                    0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+                      V z = (lanes.load(x + row + at) - lanes.load(a + at)) * lanes.load(a + c + at) +
+                            lanes.load(a + 2 * c + at);
+                      if constexpr (decltype(silu)::value) z = z * detail::quick_sigmoid(z);
+                      lanes.store(y + row + at, z);
+                    });
+            });
           };
           if (shape.silu)
-            apply([](V z) __attribute__((always_inline)) { return z * detail::quick_sigmoid(z); });
+            apply(std::true_type{});
           else
-            apply([](V z) __attribute__((always_inline)) { return z; });
+            apply(std::false_type{});
         });
   }
 
@@ -292,7 +305,7 @@ struct GroupNorm<Cpu> {
           else
             gradient.template sum_block<false>(image, block);
         },
-        [&](index_t image) { gradient.combine(image); },
+        [&](index_t image, index_t g) { gradient.combine(image, g); },
         [&](index_t image, index_t block) {
           if (dx && shape.silu && !keep) gradient.template write_block<true>(image, block);
           if (dx && (!shape.silu || keep)) gradient.template write_block<false>(image, block);

@@ -7,8 +7,9 @@
 #include <type_traits>
 #include <utility>
 
+#include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/tensor/math.hpp>
-#include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/wide_pack.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -35,65 +36,88 @@ LPO_ALWAYS_INLINE Pack smaller(Pack a, Pack b) {
 }
 LPO_ALWAYS_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
-/// exp for |x| <= 86: no range check, and the power of two goes straight into the exponent. Error as detail::exp.
-LPO_ALWAYS_INLINE Pack exp_within(Pack x) {
-  const Pack shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Pack n = shifted - 12582912.0f;
-  Pack r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Pack p = broadcast_lanes<Pack>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const Pack y = p * (r * r) + r + 1.0f;
-  return std::bit_cast<Pack>(std::bit_cast<PackBits32>(y) + (std::bit_cast<PackBits32>(shifted) << 23));
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> larger(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <int bytes>
+LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) {
+  return {a.v < b.v ? a.v : b.v};
 }
 
-/// exp for x <= 86, exactly zero below -86, so that no product is subnormal.
-LPO_ALWAYS_INLINE Pack exp_or_zero(Pack x) { return select(x < broadcast_lanes<Pack>(-86.0f), Pack{}, exp_within(x)); }
+inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
+
+/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
+/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  const V r = x - (shifted - 12582912.0f), square = r * r;
+  const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
+  const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
+  return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
+/// subnormal.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x) {
+  return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
+}
+LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// exp for x <= 86, exactly zero below -86.
+template <class V>
+LPO_ALWAYS_INLINE V exp_or_zero(V x) {
+  const V floor = broadcast_lanes<V>(-86.0f);
+  return select(x < floor, V{}, exp2_within(larger(x, floor) * static_cast<float>(log2_of_e)));
+}
 LPO_ALWAYS_INLINE double exp_or_zero(double x) { return x < -86.0 ? 0.0 : std::exp(x); }
 
 /// 1 / x for normal x; under AVX-512 an estimate of 14 bits and one Newton step (1 ulp) instead of a division.
-LPO_ALWAYS_INLINE Pack reciprocal(Pack x) {
+template <class V>
+LPO_ALWAYS_INLINE V reciprocal(V x) {
 #if defined(__AVX512F__)
-  const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
-  return estimate + estimate * (1.0f - x * estimate);
-#else
-  return 1.0f / x;
+  if constexpr (std::is_same_v<V, Pack>) {
+    const Pack estimate = std::bit_cast<Pack>(_mm512_maskz_rcp14_ps(0xffff, std::bit_cast<__m512>(x)));
+    return estimate + estimate * (1.0f - x * estimate);
+  }
 #endif
+  return 1.0f / x;
 }
 
 /// 1 / (1 + e^-x)
-LPO_ALWAYS_INLINE Pack quick_sigmoid(Pack x) {
-  const Pack bounded = larger(smaller(-x, broadcast_lanes<Pack>(80.0f)), broadcast_lanes<Pack>(-80.0f));
-  return reciprocal(1.0f + exp_within(bounded));
+template <class V>
+LPO_ALWAYS_INLINE V quick_sigmoid(V x) {
+  const V bounded = larger(smaller(x, broadcast_lanes<V>(80.0f)), broadcast_lanes<V>(-80.0f));
+  return reciprocal(1.0f + exp2_within(bounded * static_cast<float>(-log2_of_e)));
 }
 LPO_ALWAYS_INLINE double quick_sigmoid(double x) { return sigmoid(x); }
 
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE Pack rotate_lanes(Pack value, std::integer_sequence<int, Lane...>) {
-  return shuffle_lanes<((Lane + Step) % pack_width)...>(value, value);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE V rotate_lanes(V value, std::integer_sequence<int, Lane...>) {
+  return shuffle_lanes<((Lane + Step) % static_cast<int>(sizeof...(Lane)))...>(value, value);
 }
 
-/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order.
-template <int Step = pack_width / 2, class Combine>
-LPO_ALWAYS_INLINE float fold_lanes(Pack value, Combine&& combine) {
-  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, pack_width>{}));
+/// Combines all lanes by halves, in registers: combine(combine(lane 0, lane w/2), …), a fixed order for a width.
+template <int Step, class V, class Combine>
+LPO_ALWAYS_INLINE float fold_lanes(V value, Combine&& combine) {
+  value = combine(value, rotate_lanes<Step>(value, std::make_integer_sequence<int, LaneTraits<V>::width>{}));
   if constexpr (Step > 1)
     return fold_lanes<Step / 2>(value, combine);
   else
     return value[0];
 }
-LPO_ALWAYS_INLINE float lane_sum(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return a + b; });
+template <class V>
+LPO_ALWAYS_INLINE float lane_sum(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 LPO_ALWAYS_INLINE double lane_sum(double value) { return value; }
-LPO_ALWAYS_INLINE float lane_max(Pack value) {
-  return fold_lanes(
-      value, [](Pack a, Pack b) __attribute__((always_inline)) { return larger(a, b); });
+template <class V>
+LPO_ALWAYS_INLINE float lane_max(V value) {
+  return fold_lanes<LaneTraits<V>::width / 2>(
+      value, [](V a, V b) __attribute__((always_inline)) { return larger(a, b); });
 }
 LPO_ALWAYS_INLINE double lane_max(double value) { return value; }
 

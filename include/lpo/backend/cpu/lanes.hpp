@@ -7,7 +7,7 @@
 #include <utility>
 
 #include <lpo/base/extents.hpp>
-#include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/wide_pack.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -46,31 +46,39 @@ LPO_ALWAYS_INLINE V load_all(const T* p) {
 }
 
 /// Loads the first `count` lanes (1 <= count < width) from p; the others are `fill`. Nothing beyond them is read.
-template <class T>
-LPO_ALWAYS_INLINE Pack load_first(const T* p, index_t count, float fill) {
+template <class V, class T>
+LPO_ALWAYS_INLINE V load_first(const T* p, index_t count, float fill) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>)
     return std::bit_cast<Pack>(
         _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1u), p));
 #endif
-  T values[pack_width];
-  std::memset(static_cast<void*>(values), 0, sizeof(values));
-  std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
-  Pack loaded = load_all<Pack>(values);
-  for (index_t lane = count; lane < pack_width; ++lane) loaded[lane] = fill;
-  return loaded;
+  constexpr index_t width = LaneTraits<V>::width;
+  if constexpr (std::is_same_v<T, float>) {
+    float values[width];
+    for (index_t lane = 0; lane < width; ++lane) values[lane] = lane < count ? p[lane] : fill;
+    return load_lanes<V>(values);
+  } else {
+    T values[width];
+    std::memset(static_cast<void*>(values), 0, sizeof(values));
+    std::memcpy(static_cast<void*>(values), p, static_cast<std::size_t>(count) * sizeof(T));
+    float numbers[width];
+    store_lanes(numbers, load_all<V>(values));
+    for (index_t lane = count; lane < width; ++lane) numbers[lane] = fill;
+    return load_lanes<V>(numbers);
+  }
 }
 
-template <class T>
-LPO_ALWAYS_INLINE void store_first(T* p, index_t count, Pack value) {
+template <class V, class T>
+LPO_ALWAYS_INLINE void store_first(T* p, index_t count, V value) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<V, Pack>) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), std::bit_cast<__m512>(value));
     return;
   }
 #endif
-  T values[pack_width];
-  store_pack(values, value);
+  T values[LaneTraits<V>::width];
+  store_lanes(values, value);
   std::memcpy(static_cast<void*>(p), values, static_cast<std::size_t>(count) * sizeof(T));
 }
 
@@ -88,15 +96,16 @@ struct AllLanes {
 };
 
 /// The last, shorter piece of a row.
+template <class V>
 struct SomeLanes {
   index_t count;
 
   template <class T>
-  LPO_ALWAYS_INLINE Pack load(const T* p, float fill = 0.0f) const {
-    return load_first(p, count, fill);
+  LPO_ALWAYS_INLINE V load(const T* p, float fill = 0.0f) const {
+    return load_first<V>(p, count, fill);
   }
   template <class T>
-  LPO_ALWAYS_INLINE void store(T* p, Pack value) const {
+  LPO_ALWAYS_INLINE void store(T* p, V value) const {
     store_first(p, count, value);
   }
 };
@@ -109,7 +118,7 @@ LPO_ALWAYS_INLINE void for_lanes(index_t begin, index_t end, Body&& body) {
   index_t at = begin;
   for (; at + width <= end; at += width) body(at, AllLanes<V>{});
   if constexpr (width > 1) {
-    if (at < end) body(at, SomeLanes{end - at});
+    if (at < end) body(at, SomeLanes<V>{end - at});
   }
 }
 
@@ -121,24 +130,28 @@ constexpr index_t padded(index_t count) {
 }
 
 // One step of a transposition by halves: swaps bit `Step` of the row number with the same bit of the lane number.
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE void exchange(Pack& low, Pack& high, std::integer_sequence<int, Lane...>) {
-  const Pack a = low, b = high;
-  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + pack_width)...>(a, b);
-  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + pack_width)...>(a, b);
+template <int Step, class V, int... Lane>
+LPO_ALWAYS_INLINE void exchange(V& low, V& high, std::integer_sequence<int, Lane...>) {
+  constexpr int width = static_cast<int>(sizeof...(Lane));
+  const V a = low, b = high;
+  low = shuffle_lanes<((Lane & Step) == 0 ? Lane : Lane - Step + width)...>(a, b);
+  high = shuffle_lanes<((Lane & Step) == 0 ? Lane + Step : Lane + width)...>(a, b);
 }
 
-template <int Step>
-LPO_ALWAYS_INLINE void transpose_step(Pack (&rows)[pack_width]) {
-  unroll<pack_width>([&](auto row) __attribute__((always_inline)) {
+template <int Step, class V, int width>
+LPO_ALWAYS_INLINE void transpose_step(V (&rows)[width]) {
+  unroll<width>([&](auto row) __attribute__((always_inline)) {
     if constexpr ((row & Step) == 0)
-      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, pack_width>{});
+      exchange<Step>(rows[row], rows[row + Step], std::make_integer_sequence<int, width>{});
   });
-  if constexpr (Step * 2 < pack_width) transpose_step<Step * 2>(rows);
+  if constexpr (Step * 2 < width) transpose_step<Step * 2>(rows);
 }
 
 /// rows[i][lane] becomes rows[lane][i].
-LPO_ALWAYS_INLINE void transpose_lanes(Pack (&rows)[pack_width]) { transpose_step<1>(rows); }
+template <class V>
+LPO_ALWAYS_INLINE void transpose_lanes(V (&rows)[LaneTraits<V>::width]) {
+  transpose_step<1>(rows);
+}
 LPO_ALWAYS_INLINE void transpose_lanes(double (&)[1]) {}
 
 }  // namespace detail

@@ -36,20 +36,20 @@ void convert_line(const T* from, index_t count, S* to) {
 
 // The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
 
-/// to[l][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
   const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
   for (index_t l = first; l < last; ++l) {
-    S* target = to + l * columns;
+    S* target = to + (l - first) * columns;
     convert_line(from + offset[l], valid, target);
     for (index_t j = valid; j < width; ++j) target[j] = S{};
   }
 }
 
-/// to[l][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
+/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
 template <class S, class T>
 void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
                   index_t valid) {
@@ -62,34 +62,45 @@ void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, inde
       V rows[lanes];
       for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
       transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l + i) * columns + j, rows[i]);
+      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
     }
   }
   for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j) to[l * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
+    for (index_t j = 0; j < width; ++j)
+      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
 }
 
-/// Makes B of `items` operands [k, n] packed in scratch, threaded. `pack(item, column, first, last, to, valid)` fills
-/// rows [first, last) of the panel that begins at `column`.
-template <class S, class PackPanel>
-void pack_panels(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, index_t items, PackPanel&& pack) {
+/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
+/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
+/// packs its own, else B is packed before, threaded.
+template <class S, class T, class PackPanel>
+void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
+                 index_t items, PackPanel&& pack) {
   constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns();
-  const index_t panels = (p.n + columns - 1) / columns, blocks = (p.k + block - 1) / block;
-  const index_t size = packed_size(p.k, p.n, columns), k = p.k, n = p.n;
+  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
+  p.b_step = even_steps(scratch, k, columns);
+  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
+    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
+    };
+    p.pack_source = &pack;
+    return run_product(context, p, out);
+  }
+  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
+  const index_t size = packed_size(k, n, columns);
   S* to = scratch.allocate<S>(items * size);
   p.b = to;
-  p.b_step = even_steps(scratch, k, columns);
   p.panel_step = k * columns;
   p.batch_b = items == 1 ? 0 : size;
   const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
   context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k,
+      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
            std::min(columns, n - column));
     }
   });
+  run_product(context, p, out);
 }
 
 /// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.

@@ -20,6 +20,7 @@
 #include <lpo/base/device.hpp>
 #include <lpo/tensor/context.hpp>
 #include <lpo/tensor/pack.hpp>
+#include <lpo/tensor/tree.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -27,6 +28,8 @@ namespace detail {
 
 inline constexpr int tile_rows_max = 8;
 inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+inline constexpr index_t tile_job_rows = 96;     // that a part of a panel serves; a multiple of both tile heights
+inline constexpr index_t tile_part_bytes = 32768;  // of a part of a panel, at most
 
 /// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
 ///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
@@ -41,7 +44,7 @@ struct TileKernel {
   index_t columns() const { return lanes * packs; }
   /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
   /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return (packs == 4 ? 32768 : 16384) / (columns() * static_cast<index_t>(sizeof(S))); }
+  index_t depth() const { return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S))); }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -96,6 +99,10 @@ struct TileProduct {
   const index_t* b_step = nullptr;  ///< [k]
   index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
   index_t batch = 1, batch_a = 0, batch_b = 0;
+  /// Where B is not packed yet: writes rows [first, last) of the panel at `column`, kernel->columns() apart.
+  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
+               index_t valid) = nullptr;
+  const void* pack_source = nullptr;
 };
 
 /// Where and how a product is stored: c[rows(r) + j * column_step] = alpha * out + beta * c + bias.
@@ -108,6 +115,7 @@ struct TileOutput {
   const T* bias = nullptr;   ///< by column, or
   bool bias_by_row = false;  ///< by row
   index_t batch_c = 0;
+  T* gated = nullptr;  ///< see store_gated()
 };
 
 /// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
@@ -158,6 +166,7 @@ LPO_UNROLL(4)
                                                      const S* b, const index_t* b_step, const S* const* init,      \
                                                      S* const* out) {                                              \
       product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
     }                                                                                                              \
     static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
                                           tile_packs,                                                              \
@@ -201,26 +210,47 @@ const TileKernel<S>& tile_kernel() {
   return *tile_kernels<S>().kernel[0];
 }
 
+/// store_tile() where C is written transposed, down its rows, which are our columns.
+template <class S, class T>
+void store_columns(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
+                   index_t row, index_t column, index_t width) {
+  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
+  const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
+  index_t j = 0;
+  if constexpr (std::is_same_v<S, float>) {
+    if (count == pack_width && offset[count - 1] == offset[0] + count - 1) {
+      const Pack add = by_row ? load_all<Pack>(out.bias + row) : Pack{};
+      for (; j + pack_width <= width; j += pack_width) {
+        Pack lines[pack_width];
+        for (int r = 0; r < pack_width; ++r) lines[r] = load_pack(sums + r * sums_step + j);
+        transpose_lanes(lines);
+        for (int i = 0; i < pack_width; ++i) {
+          T* to = c + (column + j + i) * out.column_step + offset[0];
+          Pack value = lines[i] * alpha + add;
+          if (out.beta != 0.0f) value += load_all<Pack>(to) * beta;
+          if (by_column) value += load_lanes<S>(out.bias + column + j + i);
+          store_lanes(to, value);
+        }
+      }
+    }
+  }
+  for (; j < width; ++j) {
+    T* to = c + (column + j) * out.column_step;
+    for (int r = 0; r < count; ++r) {
+      S value = sums[r * sums_step + j] * alpha + (by_row ? load_lanes<S>(out.bias + row + r) : S{});
+      if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
+      if (by_column) value += load_lanes<S>(out.bias + column + j);
+      store_lanes(to + offset[r], value);
+    }
+  }
+}
+
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
 template <class S, class T>
 void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                 index_t row, index_t column, index_t width) {
+  if (out.column_step != 1) return store_columns(out, c, sums, sums_step, offset, count, row, column, width);
   const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
-  if (out.column_step != 1) {  // C is written transposed: down its rows, which are our columns
-    S add[tile_rows_max] = {};
-    for (int r = 0; r < count && out.bias_by_row && out.bias != nullptr; ++r)
-      add[r] = load_lanes<S>(out.bias + row + r);
-    for (index_t j = 0; j < width; ++j) {
-      T* to = c + (column + j) * out.column_step;
-      for (int r = 0; r < count; ++r) {
-        S value = sums[r * sums_step + j] * alpha + add[r];
-        if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
-        if (out.bias != nullptr && !out.bias_by_row) value += load_lanes<S>(out.bias + column + j);
-        store_lanes(to + offset[r], value);
-      }
-    }
-    return;
-  }
   for (int r = 0; r < count; ++r) {
     const S* from = sums + r * sums_step;
     T* to = c + offset[r] + column;
@@ -240,19 +270,44 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
   }
 }
 
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+template <class T>
+void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
+                 index_t panel_end) {
+  const index_t hidden = n / 2;
+  T both[2 * pack_width];
+  for (; panel < panel_end; panel += 2, sums += 2 * columns)
+    for (index_t j = 0; j < columns; j += pack_width) {
+      const index_t column = panel / 2 * columns + j;
+      T* const value = out.c == nullptr ? both : out.c + row * n + column;
+      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
+      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
+      if (out.bias != nullptr) {
+        value_sum += load_all<Pack>(out.bias + column);
+        gate_sum += load_all<Pack>(out.bias + hidden + column);
+      }
+      store_lanes(value, value_sum);
+      store_lanes(gate, gate_sum);
+      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
+    }
+}
+
 /// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
 /// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
 template <class S, class T>
-void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutput<T>& out, T* c, const S* bias,
-                 index_t row, index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t most = 96;  // rows that a part of a panel serves; a multiple of both tile heights
+void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out, T* c, const S* bias, index_t row,
+                 index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
+  constexpr index_t most = tile_job_rows;
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
                      p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
+  alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
+  const S* const a = p.a + item * p.batch_a;
   const index_t together = plain ? panel_end - panel : kept / columns;
   const S* left[most + tile_rows_max];
   const S* init[most + tile_rows_max];
@@ -285,14 +340,28 @@ void product_job(const TileProduct<S>& p, const S* a, const S* b, const TileOutp
             if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
           }
           const bool begun = l > first || (plain && bias != nullptr);
+          const S* b = p.b + item * p.batch_b + at * p.panel_step;
+          const index_t* b_step = p.b_step + l;
+          if (p.pack != nullptr) {
+            p.pack(p.pack_source, item, at * columns, l, l + depth, part, std::min(columns, p.n - at * columns));
+            b = part, b_step = p.b_step;
+          }
           for (int r = 0; r < count; r += rows)
-            run(depth, left + r, p.a_step + l, b + at * p.panel_step, p.b_step + l, begun ? init + r : nullptr, to + r);
+            run(depth, left + r, p.a_step + l, b, b_step, begun ? init + r : nullptr, to + r);
         }
         l += depth;
       } while (l < last);
+      if constexpr (std::is_same_v<S, float>) {
+        if (out.gated != nullptr) {
+          for (int r = 0; r < count; ++r)
+            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
+          continue;
+        }
+      }
       const index_t width = std::min(group_end * columns, p.n) - group * columns;
-      for (int r = 0; r < count && !plain; r += tile_rows_max)
-        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(tile_rows_max, count - r), row + r,
+      constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
+      for (int r = 0; r < count && !plain; r += together_rows)
+        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(together_rows, count - r), row + r,
                    group * columns, width);
     }
   }
@@ -325,7 +394,8 @@ template <class S, class T>
 void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
   const index_t columns = p.kernel->columns();
-  const ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
+  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
   const index_t panels = (p.n + columns - 1) / columns;
   const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
@@ -343,8 +413,8 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       for (index_t job = begin; job < end; ++job) {
         const index_t item = job / jobs, row = job % jobs % row_jobs * cut.rows,
                       panel = job % jobs / row_jobs * cut.panels;
-        product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, out, out.c + item * out.batch_c, bias, row,
-                    std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), 0, p.k);
+        product_job(p, item, out, out.c + item * out.batch_c, bias, row, std::min(p.m, row + cut.rows), panel,
+                    std::min(panels, panel + cut.panels), 0, p.k);
       }
     });
     return;
@@ -357,9 +427,9 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
       const index_t row = job % jobs % row_jobs * cut.rows, panel = job % jobs / row_jobs * cut.panels;
       TileOutput<S> partial;
       partial.rows = even_rows(p.m, p.n);
-      product_job(p, p.a + item * p.batch_a, p.b + item * p.batch_b, partial, parts + part * p.m * p.n,
-                  static_cast<const S*>(nullptr), row, std::min(p.m, row + cut.rows), panel,
-                  std::min(panels, panel + cut.panels), first, std::min(p.k, first + cut.slice));
+      product_job(p, item, partial, parts + part * p.m * p.n, static_cast<const S*>(nullptr), row,
+                  std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), first,
+                  std::min(p.k, first + cut.slice));
     }
   });
   const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));

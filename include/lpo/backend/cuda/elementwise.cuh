@@ -54,6 +54,34 @@ __device__ __forceinline__ void load_leaf(const void* data, int offset, Number (
   }
 }
 
+/// Leaf I of a statement in registers as it is stored: Count numbers, or one for all. Pairs of 16-bit numbers are words, which
+/// the compiler would otherwise spread over twice the registers.
+template <int I, class T, int Count>
+struct StoredLeaf {
+  static constexpr bool in_pairs = sizeof(T) == 2 && Count % 2 == 0;
+  NumberVector<std::conditional_t<in_pairs, std::uint32_t, T>, in_pairs ? Count / 2 : Count> stored;
+
+  __device__ __forceinline__ void fetch(const void* data, int offset) {
+    stored = *reinterpret_cast<const decltype(stored)*>(static_cast<const T*>(data) + offset);
+  }
+  template <int Vector, class Number>
+  __device__ __forceinline__ void widen_to(Number (&values)[Vector]) const {
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) values[i] = static_cast<Number>(widen(number(Count == 1 ? 0 : i)));
+  }
+
+ private:
+  __device__ __forceinline__ T number(int i) const {
+    if constexpr (in_pairs) {
+      T value;
+      value.bits = static_cast<std::uint16_t>(stored.at[i / 2] >> (i % 2 * 16));
+      return value;
+    } else {
+      return stored.at[i];
+    }
+  }
+};
+
 template <class Tree, class Number, int Vector, class Leaves, class Sequence>
 struct LeafAccess;
 
@@ -65,6 +93,20 @@ struct LeafAccess<Tree, Number, Vector, LeafTypes<Leaf...>, std::integer_sequenc
   static __device__ __forceinline__ void load(const void* const* data, const int* offset,
                                               [[maybe_unused]] Number (&values)[slots][Vector]) {
     (load_leaf<Vector, Leaf::splat, typename Leaf::type>(data[I], offset[I + 1], values[I]), ...);
+  }
+  /// The leaves as they are stored: half the registers of their numbers.
+  template <int K, class L>
+  using StoredAs = StoredLeaf<K, typename L::type, L::splat ? 1 : Vector>;
+  struct Stored : StoredAs<I, Leaf>... {};
+
+  /// The leaves that `skip` (null: none) does not name; those keep their values.
+  static __device__ __forceinline__ void fetch(const bool* skip, const void* const* data, const int* offset,
+                                               [[maybe_unused]] Stored& stored) {
+    ((skip != nullptr && skip[I] ? void() : static_cast<StoredAs<I, Leaf>&>(stored).fetch(data[I], offset[I + 1])), ...);
+  }
+  static __device__ __forceinline__ void widen_all([[maybe_unused]] const Stored& stored,
+                                                   [[maybe_unused]] Number (&values)[slots][Vector]) {
+    (static_cast<const StoredAs<I, Leaf>&>(stored).widen_to(values[I]), ...);
   }
 
   /// Stores or adds the gradients of leaves that are not summed, in leaf order: a leaf that occurs twice adds to itself.
@@ -126,20 +168,20 @@ struct BackwardArguments {
   const void* data[operands];
   void* gradients[operands];   ///< leaves that are not summed in this pass; null: none
   bool accumulate[operands];
-  Number* partial[operands];   ///< leaves that are: [chunk, kept]; null: not in this pass
+  bool fixed[operands];        ///< leaves that do not move along the reduced axes
+  Number* partial[operands];   ///< leaves that are summed: [chunk, kept]; null: not in this pass
   AxisList<operands> kept, reduced;
   unsigned kept_count;         ///< elements of the kept axes
   unsigned reduced_count, chunk;
 };
 
-/// Gradients of every leaf at Vector elements from `offset` on.
+/// Gradients of every leaf at Vector elements from `offset` on, where the leaves are `leaves` and the output's gradient `out`.
 template <int Vector, class Number, class Tree, class T>
 __device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree, T, Number>& a, const int* offset,
+                                                    const Number (&leaves)[LeafAccessOf<Tree, Number, Vector>::slots][Vector],
+                                                    const Number (&out)[Vector],
                                                     Number (&gradients)[LeafAccessOf<Tree, Number, Vector>::slots][Vector]) {
   using Access = LeafAccessOf<Tree, Number, Vector>;
-  Number leaves[Access::slots][Vector], out[Vector];
-  Access::load(a.data, offset, leaves);
-  load_numbers<Vector>(a.out_gradient + offset[0], out);
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
     typename Tree::template State<Number> state;
@@ -151,9 +193,10 @@ __device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree
 }
 
 /// The innermost axis is kept. A block covers `columns` groups of Vector elements of the kept axes (blockIdx.x) and a chunk of
-/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share and add up in shared memory.
-template <int Vector, class Number, class Tree, class T>
-__global__ void __launch_bounds__(256)
+/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share and add up in shared memory. A thread
+/// asks for Ahead positions before it works on the first: stores that might alias keep the compiler from doing so.
+template <int Vector, unsigned Ahead, class Number, class Tree, class T>
+__global__ void __launch_bounds__(256, Ahead)
     statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
   using Access = LeafAccessOf<Tree, Number, Vector>;
   __shared__ Number shared[256 * Vector];
@@ -163,18 +206,34 @@ __global__ void __launch_bounds__(256)
   if (first < a.kept_count) {
     int base[a.operands] = {};
     a.kept.locate(first, base);
+    typename Access::Stored leaves[Ahead];
+    StoredLeaf<0, T, Vector> out[Ahead];
+#pragma unroll
+    for (unsigned j = 0; j < Ahead; ++j) Access::fetch(nullptr, a.data, base, leaves[j]);
     const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
-    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += rows) {
-      int offset[a.operands];
+    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += Ahead * rows) {
+      int offset[Ahead][a.operands];
 #pragma unroll
-      for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
-      a.reduced.locate(position, offset);
-      Number gradients[Access::slots][Vector];
-      statement_gradients<Vector, Number>(a, offset, gradients);
+      for (unsigned j = 0; j < Ahead; ++j) {
+        if (position + j * rows >= end) break;
 #pragma unroll
-      for (int k = 0; k < Tree::leaves; ++k)
+        for (int k = 0; k < a.operands; ++k) offset[j][k] = base[k];
+        a.reduced.locate(position + j * rows, offset[j]);
+        Access::fetch(a.fixed, a.data, offset[j], leaves[j]);
+        out[j].fetch(a.out_gradient, offset[j][0]);
+      }
 #pragma unroll
-        for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
+      for (unsigned j = 0; j < Ahead; ++j) {
+        if (position + j * rows >= end) break;
+        Number values[Access::slots][Vector], out_gradient[Vector], gradients[Access::slots][Vector];
+        Access::widen_all(leaves[j], values);
+        out[j].widen_to(out_gradient);
+        statement_gradients<Vector, Number>(a, offset[j], values, out_gradient, gradients);
+#pragma unroll
+        for (int k = 0; k < Tree::leaves; ++k)
+#pragma unroll
+          for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
+      }
     }
   }
 #pragma unroll
@@ -210,8 +269,10 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
     a.reduced.locate(position, offset);
-    Number gradients[Access::slots][1];
-    statement_gradients<1, Number>(a, offset, gradients);
+    Number leaves[Access::slots][1], out[1], gradients[Access::slots][1];
+    Access::load(a.data, offset, leaves);
+    load_numbers<1>(a.out_gradient + offset[0], out);
+    statement_gradients<1, Number>(a, offset, leaves, out, gradients);
 #pragma unroll
     for (int k = 0; k < Tree::leaves; ++k) sum[k] += gradients[k][0];
   }
@@ -356,7 +417,7 @@ class StatementBackward {
   }
 
   void pass(const BackwardPass& p) {
-    BackwardArguments<Tree, T, Number> a{tree_, out_gradient_, {}, {}, {}, {}, {}, {}, 0, 1, 1};
+    BackwardArguments<Tree, T, Number> a{tree_, out_gradient_, {}, {}, {}, {}, {}, {}, {}, 0, 1, 1};
     a.kept = AxisList<Tree::leaves + 1>(space_, p.kept);
     a.reduced = AxisList<Tree::leaves + 1>(space_, ~p.kept);
     a.kept_count = static_cast<unsigned>(a.kept.count());
@@ -374,13 +435,14 @@ class StatementBackward {
     // Chunks: enough blocks to fill the device, and so long that the second stage is short beside the first.
     const index_t shortest = keeps_inner ? 4 * 256 / columns : 512;
     const index_t most = std::max<index_t>(1, (a.reduced_count + shortest - 1) / shortest);
-    const index_t chunks = p.summed == 0 ? 1 : std::clamp<index_t>(6 * context_.multiprocessors() / across, 1, std::min<index_t>(most, 65535));
+    const index_t chunks = p.summed == 0 ? 1 : std::clamp<index_t>(4 * context_.multiprocessors() / across, 1, std::min<index_t>(most, 65535));
     a.chunk = std::max(1u, static_cast<unsigned>((a.reduced_count + chunks - 1) / chunks));
     const unsigned parts = std::max(1u, (a.reduced_count + a.chunk - 1) / a.chunk);
     for (int k = 0; k < Tree::leaves; ++k) {
       a.data[k] = data_[k];
       a.gradients[k] = (p.direct >> k & 1u) != 0 ? gradients_[k] : nullptr;
       a.accumulate[k] = accumulate_[k];
+      a.fixed[k] = a.reduced.stands_still(k + 1);
       if ((p.summed >> k & 1u) != 0) {
         a.partial[k] = partial_[k] = scratch_.template allocate<Number>(static_cast<index_t>(parts) * a.kept_count);
         parts_[k] = parts;
@@ -392,8 +454,10 @@ class StatementBackward {
       context_.launch("statement_backward_rows_kernel", {grid, 256}, statement_backward_rows_kernel<Number, Tree, T>, a);
       return;
     }
-    const auto kernel = vectors ? statement_backward_columns_kernel<vector, Number, Tree, T>
-                                : statement_backward_columns_kernel<1, Number, Tree, T>;
+    constexpr unsigned ahead = Tree::leaves <= 4 ? 2 : 1;  // what registers allow
+    const auto kernel = !vectors         ? statement_backward_columns_kernel<1, 1, Number, Tree, T>
+                        : p.summed == 0 ? statement_backward_columns_kernel<vector, 1, Number, Tree, T>
+                                        : statement_backward_columns_kernel<vector, ahead, Number, Tree, T>;
     context_.launch("statement_backward_columns_kernel", {grid, 256}, kernel, a, columns);
   }
 

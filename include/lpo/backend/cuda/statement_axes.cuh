@@ -2,6 +2,7 @@
 // AxisList: some axes of a statement's loop nest, and where its operands stand at a flat position over them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include <lpo/backend/cuda/numbers.cuh>
@@ -43,6 +44,11 @@ struct AxisList {
     index_t product = 1;
     for (int axis = 0; axis < rank; ++axis) product *= extent[axis];
     return product;
+  }
+
+  /// Whether an operand has one offset at all positions.
+  bool stands_still(int operand) const {
+    return std::all_of(stride[operand], stride[operand] + rank, [](int step) { return step == 0; });
   }
 
   /// Adds every operand's offset at `position` to `offset`.

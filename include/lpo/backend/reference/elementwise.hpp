@@ -11,14 +11,14 @@ struct Evaluator<Reference> {
   template <class Tree, class T>
   static void forward(Context<Reference>*, const detail::IterationSpace& space, const Tree& tree, T* out,
                       const void* const* leaves) {
-    detail::host_forward<double, double>(nullptr, space, tree, out, leaves);
+    detail::host_forward<detail::OneLane<double>, double>(nullptr, space, tree, out, leaves);
   }
 
   template <class Tree, class T>
   static void backward(Context<Reference>* context, const detail::IterationSpace& space, const Tree& tree, const T* out_gradient,
                        const void* const* leaves, void* const* gradients, const bool* accumulate) {
-    detail::host_backward<double, double, double>(nullptr, context->scratch(), space, tree, out_gradient, leaves, gradients,
-                                                  accumulate);
+    detail::host_backward<detail::OneLane<double>, double, double>(nullptr, context->scratch(), space, tree, out_gradient,
+                                                                   leaves, gradients, accumulate);
   }
 };
 

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The PyTorch twin of bench/cuda/conv2d_bench.cu: 3x3 convolutions with padding 1 through cuDNN, channels last, bfloat16,
+algorithms chosen by measurement (cudnn.benchmark); forward with bias, and the gradients of x and of the weights. Prints medians
+of event times with a cold cache, operations counted as there.
+
+    python bench/peers/conv2d_torch.py [--bench OUTPUT]
+
+OUTPUT: what bench_cuda --benchmark_filter=conv2d --benchmark_format=json printed; then each line ends with lpo's time and the
+ratio of PyTorch's time to it.
+"""
+
+import argparse
+import json
+import math
+import statistics
+
+import torch
+
+SD15 = ((64, 320, 320, 1), (64, 960, 320, 1), (64, 320, 320, 2), (32, 320, 640, 1), (32, 640, 640, 1), (32, 1920, 640, 1),
+        (32, 640, 640, 2), (16, 640, 1280, 1), (16, 1280, 1280, 1), (16, 2560, 1280, 1), (16, 1280, 1280, 2), (8, 1280, 1280, 1),
+        (8, 2560, 1280, 1))
+SDXL = ((128, 320, 320, 1), (128, 960, 320, 1), (128, 320, 320, 2), (64, 640, 640, 1), (64, 1920, 640, 1), (64, 640, 640, 2),
+        (32, 1280, 1280, 1), (32, 2560, 1280, 1))
+SHAPES = [(n, *shape) for n in (2, 20) for shape in SD15] + [(n, *shape) for n in (2, 8) for shape in SDXL]
+
+
+def median_us(work, flush, repeats=15, warm=3):
+    times = []
+    for i in range(warm + repeats):
+        for _ in range(3):  # long enough to hide the time in which the host calls the work
+            flush.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        if i >= warm:
+            times.append(start.elapsed_time(stop) * 1e3)
+    return statistics.median(times)
+
+
+def times_of(path):
+    """Microseconds by pass and shape, from Google Benchmark's JSON."""
+    with open(path) as file:
+        runs = json.load(file)["benchmarks"]
+    return {run["name"].replace("<lpo::bfloat16>", "").replace("/manual_time", ""): run["real_time"] for run in runs
+            if "real_time" in run}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", help="JSON output of bench_cuda")
+    options = parser.parse_args()
+    ours = times_of(options.bench) if options.bench else {}
+    torch.backends.cudnn.benchmark = True
+    print(torch.__version__, torch.cuda.get_device_name(), "cuDNN", torch.backends.cudnn.version())
+    flush = torch.empty(64 << 20, dtype=torch.float32, device="cuda")
+    logs = {}
+
+    def tensor(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+
+    for n, side, c, o, stride in SHAPES:
+        out = (side - 1) // stride + 1
+        x, weight, dy = tensor(n, c, side, side), tensor(o, c, 3, 3) * 0.02, tensor(n, o, out, out)
+        bias = torch.randn(o, device="cuda", dtype=torch.bfloat16)
+
+        def backward(mask):
+            return torch.ops.aten.convolution_backward(dy, x, weight, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, mask)
+
+        passes = {"forward": lambda: torch.nn.functional.conv2d(x, weight, bias, stride, 1),
+                  "backward_data": lambda: backward([True, False, False]),
+                  "backward_weights": lambda: backward([False, True, False])}
+        operations = 2.0 * 9 * n * out * out * o * c
+        for name, work in passes.items():
+            us = median_us(work, flush)
+            key = f"conv2d_{name}/n:{n}/hw:{side}/c:{c}/o:{o}/stride:{stride}"
+            line = f"{key:58s} {us:9.1f} us  {operations / us * 1e-6:6.1f} TFLOP/s"
+            if key in ours:
+                logs.setdefault(name, []).append(math.log(us / ours[key]))
+                line += f"   lpo {ours[key]:9.1f} us  ratio {us / ours[key]:5.2f}"
+            print(line, flush=True)
+    for name, ratios in logs.items():
+        print(f"{name}: geometric mean of the ratio {math.exp(statistics.mean(ratios)):.3f} over {len(ratios)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT
+// Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
+//
+// Both read the same blocks of 16 x 32 elements:
+//   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
+// so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
+// as zero.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include <lpo/backend/cpu/isa.hpp>
+#include <lpo/backend/cpu/lanes.hpp>
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t pair_lanes = 16;  ///< rows or columns of a block
+inline constexpr index_t pair_depth = 32;  ///< elements of k in a block
+inline constexpr index_t pair_block = pair_lanes * pair_depth;
+
+/// Sixteen lines of an operand that is stored along k: element l of line i is line[i][l / run * run_step + l % run].
+struct PairLines {
+  const bfloat16* line[pair_lanes];
+  index_t run, run_step;
+};
+
+/// 16 rows of the left operand: element l of row r, of block b, is data[step[b] + r * row + l].
+struct PairGroup {
+  const bfloat16* data;
+  index_t row;
+  const index_t* step;
+};
+
+/// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
+struct PairWork {
+  index_t groups, panels, blocks;
+  const PairGroup* left;
+  const bfloat16* right;
+  index_t panel_step;  ///< from one panel of 16 columns to the next
+  float* sums;
+  index_t sums_step;
+  bool begun;  ///< whether `sums` holds something to add to
+};
+
+/// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
+/// packing, at element `k`: what lies behind it is zero in both operands.
+struct PairTiles {
+  index_t cycles;  ///< that the product of two blocks takes, about
+  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  /// Left or right blocks from lines along k.
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
+  void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
+                         index_t blocks, bfloat16* to);
+  void (*run)(const PairWork& work);
+};
+
+typedef std::uint32_t PairVector __attribute__((vector_size(64)));
+typedef float PairSums __attribute__((vector_size(64)));
+
+template <int Step, int... Lane>
+LPO_ALWAYS_INLINE void exchange_pairs(PairVector* rows, int low, std::integer_sequence<int, Lane...>) {
+  const PairVector a = rows[low], b = rows[low + Step];
+#if defined(__clang__)
+  rows[low] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + 16)...);
+  rows[low + Step] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + 16)...);
+#else
+  rows[low] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane : Lane - Step + 16)...});
+  rows[low + Step] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane + Step : Lane + 16)...});
+#endif
+}
+
+/// rows[i][lane] becomes rows[lane][i].
+template <int Step = 1>
+LPO_ALWAYS_INLINE void transpose_pairs(PairVector* rows) {
+  unroll<16>([&](auto row) __attribute__((always_inline)) {
+    if constexpr ((row & Step) == 0) exchange_pairs<Step>(rows, row, std::make_integer_sequence<int, 16>{});
+  });
+  if constexpr (Step < 8) transpose_pairs<2 * Step>(rows);
+}
+
+/// Elements [l, l + 32) of a line with runs of any length, zeros from k on.
+inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k, bfloat16* to) {
+  std::memset(static_cast<void*>(to), 0, pair_depth * sizeof(bfloat16));
+  const index_t end = std::min(k, l + pair_depth);
+  for (index_t at = l; at < end;) {
+    const index_t within = at % lines.run, count = std::min(end - at, lines.run - within);
+    std::memcpy(static_cast<void*>(to + at - l), lines.line[i] + at / lines.run * lines.run_step + within,
+                static_cast<std::size_t>(count) * sizeof(bfloat16));
+    at += count;
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                       bfloat16* to) {
+  const bool whole = lines.run % pair_depth == 0;
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    PairVector rows[16];
+    if (whole) {  // k is a multiple of the runs
+      const index_t at = lines.run == k ? l : l / lines.run * lines.run_step + l % lines.run;
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], lines.line[i] + at, sizeof(PairVector));
+    } else {
+      alignas(64) bfloat16 gathered[pair_block];
+      for (index_t i = 0; i < pair_lanes; ++i) gather_line(lines, i, l, k, gathered + i * pair_depth);
+LPO_UNROLL(16)
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], gathered + i * pair_depth, sizeof(PairVector));
+    }
+    if constexpr (right) transpose_pairs(rows);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &rows[i], sizeof(PairVector));
+  }
+}
+
+template <bool right>
+LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                        index_t first_block, index_t blocks, bfloat16* to) {
+  typedef std::uint16_t Half __attribute__((vector_size(32)));
+  const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
+  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+    const index_t l = (first_block + block) * pair_depth;
+    const bool whole = valid == pair_lanes && l + pair_depth <= k;
+    PairVector pairs[16];
+    for (int i = 0; i < 16; ++i) {
+      const index_t at = l + 2 * i;
+      Half low = {}, high = {};
+      if (whole) {
+        std::memcpy(&low, from + offset[at], sizeof(Half));
+        std::memcpy(&high, from + offset[at + 1], sizeof(Half));
+      } else {
+        if (at < k) std::memcpy(&low, from + offset[at], bytes);
+        if (at + 1 < k) std::memcpy(&high, from + offset[at + 1], bytes);
+      }
+      pairs[i] = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
+    }
+    if constexpr (!right) transpose_pairs(pairs);
+LPO_UNROLL(16)
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i], sizeof(PairVector));
+  }
+}
+
+#if defined(LPO_TARGET_PAIRS)
+template <bool right>
+LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
+                                     bfloat16* to) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to);
+}
+template <bool right>
+LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
+                                      index_t first_block, index_t blocks, bfloat16* to) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+}
+
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
+/// memory; in assembler, because compilers differ in the built-in's types.
+template <int panels>
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
+                                                  const bfloat16* right, float* to) {
+  typedef std::uint32_t __attribute__((may_alias)) Pair;
+  constexpr int rows = 8;
+  PairSums sum[rows][panels];
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p) {
+      sum[r][p] = PairSums{};
+      if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
+    }
+  }
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    const bfloat16* left[rows];
+LPO_UNROLL(8)
+    for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
+    for (index_t i = 0; i < pair_lanes; ++i) {
+      PairVector line[panels];
+LPO_UNROLL(3)
+      for (int p = 0; p < panels; ++p)
+        std::memcpy(&line[p], right + p * work.panel_step + i * 2 * pair_lanes, sizeof(PairVector));
+LPO_UNROLL(8)
+      for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+        for (int p = 0; p < panels; ++p) {
+          PairSums one = sum[r][p];  // a name of its own keeps the array in registers
+          asm("vdpbf16ps %2%{1to16%}, %1, %0"
+              : "+v"(one)
+              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
+          sum[r][p] = one;
+        }
+      }
+    }
+  }
+LPO_UNROLL(8)
+  for (int r = 0; r < rows; ++r) {
+LPO_UNROLL(3)
+    for (int p = 0; p < panels; ++p)
+      std::memcpy(to + r * work.sums_step + p * pair_lanes, &sum[r][p], sizeof(PairSums));
+  }
+}
+
+LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
+  for (index_t panel = 0; panel < work.panels; panel += 3) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    for (index_t half = 0; half < 2 * work.groups; ++half) {
+      const PairGroup& group = work.left[half / 2];
+      const index_t first = half % 2 * 8;
+      float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
+      if (work.panels - panel >= 3)
+        pair_tile<3>(work, group, first, right, to);
+      else if (work.panels - panel == 2)
+        pair_tile<2>(work, group, first, right, to);
+      else
+        pair_tile<1>(work, group, first, right, to);
+    }
+  }
+}
+
+inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_512};
+
+// One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
+// and tmm7. Compilers do not allocate these registers themselves.
+#define LPO_TILE_LOAD(tile, from, step) \
+  asm volatile("tileloadd (%0,%1,1), %%" tile : : "r"(from), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_STORE(tile, to, step) \
+  asm volatile("tilestored %%" tile ", (%0,%1,1)" : : "r"(to), "r"(static_cast<index_t>(step)) : "memory")
+#define LPO_TILE_ZERO(tile) asm volatile("tilezero %%" tile : :)
+#define LPO_TILE_DOT(right, left, sum) asm volatile("tdpbf16ps %%" right ", %%" left ", %%" sum : :)
+
+/// groups x panels blocks of sums, each 1 or 2.
+template <int groups, int panels>
+inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
+  const PairGroup &upper = left[0], &lower = left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
+  const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
+  float* const below = to + pair_lanes * work.sums_step;
+  if (work.begun) {
+    LPO_TILE_LOAD("tmm0", to, step);
+    if constexpr (panels > 1) LPO_TILE_LOAD("tmm1", to + pair_lanes, step);
+    if constexpr (groups > 1) LPO_TILE_LOAD("tmm2", below, step);
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_LOAD("tmm3", below + pair_lanes, step);
+  } else {
+    LPO_TILE_ZERO("tmm0");
+    if constexpr (panels > 1) LPO_TILE_ZERO("tmm1");
+    if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
+  }
+  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
+    LPO_TILE_LOAD("tmm6", right, 64);
+    LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
+    if constexpr (panels > 1) {
+      LPO_TILE_LOAD("tmm7", right + work.panel_step, 64);
+      LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+    }
+    if constexpr (groups > 1) {
+      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
+      LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
+      if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+    }
+  }
+  LPO_TILE_STORE("tmm0", to, step);
+  if constexpr (panels > 1) LPO_TILE_STORE("tmm1", to + pair_lanes, step);
+  if constexpr (groups > 1) LPO_TILE_STORE("tmm2", below, step);
+  if constexpr (groups > 1 && panels > 1) LPO_TILE_STORE("tmm3", below + pair_lanes, step);
+}
+#undef LPO_TILE_LOAD
+#undef LPO_TILE_STORE
+#undef LPO_TILE_ZERO
+#undef LPO_TILE_DOT
+
+/// All eight tile registers of full size, in the form that `ldtilecfg` reads.
+struct alignas(64) TileConfiguration {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void run_pairs_amx(const PairWork& work) {
+  const TileConfiguration configuration;
+  asm volatile("ldtilecfg %0" : : "m"(configuration));
+  for (index_t panel = 0; panel < work.panels; panel += 2) {
+    const bfloat16* right = work.right + panel * work.panel_step;
+    const bool two = work.panels - panel > 1;
+    for (index_t group = 0; group < work.groups; group += 2) {
+      const PairGroup* left = work.left + group;
+      float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
+      if (work.groups - group > 1)
+        two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
+      else
+        two ? amx_tile<1, 2>(work, left, right, to) : amx_tile<1, 1>(work, left, right, to);
+    }
+  }
+  asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
+}
+
+inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
+                                          {&pack_across_512<false>, &pack_across_512<true>},
+                                          &run_pairs_amx};
+#endif
+
+/// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.
+struct PairTilesList {
+  const PairTiles* tiles[2] = {};
+  int count = 0;
+
+  PairTilesList() {
+#if defined(LPO_TARGET_PAIRS)
+    if (machine_has_amx_bfloat16()) tiles[count++] = &pair_tiles_amx;
+    if (machine_has_avx512_bfloat16()) tiles[count++] = &pair_tiles_512;
+#endif
+  }
+};
+
+inline const PairTilesList& pair_tiles() {
+  static const PairTilesList list;
+  return list;
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
