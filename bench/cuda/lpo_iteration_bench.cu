@@ -70,9 +70,9 @@ bench::Run train(lpo::Context<Cuda>& context, Models& models, const lpo::LpoTrai
 }
 lpo::LpoTrainerOptions recipe(index_t iterations) { return bench::recipe(iterations, prompts_per_iteration); }
 
-/// The argument says whether steps are captured and replayed.
+/// The arguments say whether steps are captured and replayed, and whether algorithms of products are chosen by time.
 void lpo_iteration(benchmark::State& state) {
-  lpo::Context<Cuda> context(lpo::CudaOptions{.graphs = state.range(0) != 0});
+  lpo::Context<Cuda> context(lpo::CudaOptions{.time_products = state.range(1) != 0, .graphs = state.range(0) != 0});
   Models models(context);
   const auto repeats = static_cast<index_t>(state.max_iterations);
   constexpr std::size_t first = 3;  // algorithms are chosen and loaded, graphs captured
@@ -178,6 +178,6 @@ BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(ben
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->ArgName("graphs")->Arg(0)->Arg(1)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lpo_small)->Arg(1)->Arg(2)->Arg(3)->Iterations(2)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(lpo_iteration)->ArgName("graphs")->Arg(0)->Arg(1)->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_iteration)->ArgNames({"graphs", "timed"})->Args({0, 1})->Args({1, 0})->Args({1, 1})->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace

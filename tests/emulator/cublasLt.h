@@ -25,6 +25,7 @@ enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
 };
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM };
 using cublasLtHandle_t = void*;
 using cublasLtMatmulDesc_t = void*;
 using cublasLtMatrixLayout_t = void*;
@@ -42,6 +43,7 @@ cublasStatus_t emulated_cublas(const Arguments&...) {
 #define cublasLtCreate emulated_cublas
 #define cublasLtDestroy emulated_cublas
 #define cublasLtMatmul emulated_cublas
+#define cublasLtMatmulAlgoConfigGetAttribute emulated_cublas
 #define cublasLtMatmulAlgoGetHeuristic emulated_cublas
 #define cublasLtMatmulDescCreate emulated_cublas
 #define cublasLtMatmulDescDestroy emulated_cublas

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <lpo/tensor/context.hpp>
+#include <lpo/tensor/repeated_work.hpp>
 #include <set>
 #include <utility>
 
@@ -122,4 +122,17 @@ TEST_CASE("blocks of zeros are zero, small ones from the heap and large ones fro
       CHECK(moved.data()[bytes / 2] == std::byte{1});
     }
   }
+}
+
+TEST_CASE("on hosts every round of repeated work runs") {
+  lpo::Context<lpo::Cpu> context(1);
+  lpo::RepeatedWork<lpo::Cpu> work(2);
+  int parts = 0;
+  for (int round = 0; round < 3; ++round) {
+    work.begin(context);
+    work.run(context, [&] { ++parts; });
+    work.run(context, [&] { ++parts; });
+    CHECK_FALSE(work.replays());
+  }
+  CHECK(parts == 6);
 }

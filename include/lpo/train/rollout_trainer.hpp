@@ -89,7 +89,10 @@ class RolloutTrainer {
   }
 
   /// Uses another network as the reference (full fine-tuning).
-  void set_reference(UNet& reference) { reference_ = &reference; }
+  void set_reference(UNet& reference) {
+    reference_ = &reference;
+    passes_.clear();  // what is captured reads the one before
+  }
 
   /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out
   /// again.

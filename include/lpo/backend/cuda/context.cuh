@@ -20,6 +20,7 @@ struct CudaOptions {
   bool tf32 = false;        ///< float products on tensor cores with 10-bit mantissas: faster, relative error about 3e-4
   bool synchronize = false; ///< wait after every kernel, so that an error names the kernel that caused it
   bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
+  bool time_products = true;  ///< the algorithm of a large 16-bit product is chosen by time, among those with the same bits
   bool graphs = true;       ///< RepeatedWork is captured and replayed; not where one of the two above is on
 };
 

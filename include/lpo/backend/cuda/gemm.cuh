@@ -70,17 +70,20 @@ struct Gemm<Cuda> {
     key.alignment = detail::common_alignment(p.a, p.b, p.c, p.bias, p.start);
     auto& products = context.products();
     const auto handle = products.handle();
-    const auto& plan = products.plan(key);
+    auto& plan = products.plan(key);
     if (p.bias != nullptr) {
       const void* bias = p.bias;
       detail::cublas_check(
           cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)), "gemm");
     }
     const compute_t<T> alpha = p.alpha, beta = p.beta;
-    detail::cublas_check(
-        cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, p.c, plan.c,
-                       &plan.algorithm, products.workspace(), detail::ProductPlans::workspace_bytes, context.stream()),
-        "gemm");
+    const auto multiply = [&](const detail::ProductAlgorithm& algorithm, void* to) {
+      return cublasLtMatmul(handle, plan.operation, &alpha, p.b, plan.a, p.a, plan.b, &beta, start, plan.c, to, plan.c,
+                            &algorithm.value, products.workspace(), detail::ProductPlans::workspace_bytes, context.stream());
+    };
+    if (!plan.others.empty() && context.options().time_products && !context.capturing())
+      products.choose_fastest(plan, context.stream(), static_cast<std::size_t>(p.m * p.ldc) * sizeof(T), multiply);
+    detail::cublas_check(multiply(plan.algorithm, p.c), "gemm");
     context.check_launch("cublasLtMatmul", [&] {
       return message("cublasLtMatmul ", p.transpose_a ? "[k, m]^T " : "[m, k] ", p.transpose_b ? "[n, k]^T" : "[k, n]",
                      " m ", p.m, " n ", p.n, " k ", p.k, p.batch > 1 ? message(" x ", p.batch) : "",

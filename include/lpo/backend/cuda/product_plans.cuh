@@ -2,14 +2,18 @@
 // ProductPlans: cuBLASLt's handle and workspace, and the algorithm chosen for each shape of product, looked up once.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include <cublasLt.h>
 
-#include <lpo/backend/cuda/memory.cuh>
+#include <lpo/backend/cuda/launch.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -36,12 +40,18 @@ struct ProductKey {
   friend bool operator<(const ProductKey& a, const ProductKey& b) { return a.tie() < b.tie(); }
 };
 
+/// In place of the library's type, whose lack of a name of its own breaks nvcc 13.0 in containers.
+struct ProductAlgorithm {
+  cublasLtMatmulAlgo_t value{};
+};
+
 /// One product as cuBLASLt wants it described. The descriptors live as long as the context: making them takes longer than
 /// a small product.
 struct ProductPlan {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
-  cublasLtMatmulAlgo_t algorithm{};
+  ProductAlgorithm algorithm;
+  std::vector<ProductAlgorithm> others;  ///< that choose_fastest() compares with it
 
   ProductPlan() = default;
   ProductPlan(const ProductPlan&) = delete;
@@ -52,6 +62,14 @@ struct ProductPlan {
       if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
   }
 };
+
+/// Sets `differs` unless both ranges hold the same words.
+template <class Word>
+__global__ void compare_words_kernel(const Word* a, const Word* b, std::size_t count, int* differs) {
+  const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+    if (a[i] != b[i]) *differs = 1;
+}
 
 class ProductPlans {
  public:
@@ -74,7 +92,7 @@ class ProductPlans {
   std::size_t reserved_bytes() const { return workspace_.bytes(); }
 
   /// The plan of a product, made on first use.
-  const ProductPlan& plan(const ProductKey& key) {
+  ProductPlan& plan(const ProductKey& key) {
     const auto [at, fresh] = plans_.try_emplace(key);
     if (fresh) {
       try {
@@ -85,6 +103,53 @@ class ProductPlans {
       }
     }
     return at->second;
+  }
+
+  /// The library's first choice can take 1.7 times as long as its best, above all where a product adds to a residual and
+  /// has a bias. Times them once and keeps the fastest of those that give the bits of the first, so that the choice
+  /// shows in no result. `run(algorithm, to)` starts the product with its result of `bytes` bytes at `to`. Waits. Without
+  /// memory for two more results the first choice stays.
+  template <class Run>
+  static void choose_fastest(ProductPlan& plan, cudaStream_t stream, std::size_t bytes, const Run& run) {
+    const std::vector<ProductAlgorithm> others = std::exchange(plan.others, {});
+    std::size_t free = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&free, &total), "gemm");
+    if (free < 4 * bytes) return;
+    const DeviceBlock first = DeviceBlock::zeros(bytes), other = DeviceBlock::zeros(bytes), differs(sizeof(int));
+    std::array<cudaEvent_t, 2> events{};
+    for (cudaEvent_t& event : events) cuda_check(cudaEventCreate(&event), "gemm");
+    const auto seconds = [&](const ProductAlgorithm& algorithm, void* to) {
+      float best = 0;
+      for (int round = 0; round < 3; ++round) {  // the first loads the code
+        cuda_check(cudaEventRecord(events[0], stream), "gemm");
+        if (run(algorithm, to) != CUBLAS_STATUS_SUCCESS || run(algorithm, to) != CUBLAS_STATUS_SUCCESS) return 1e9f;
+        cuda_check(cudaEventRecord(events[1], stream), "gemm");
+        cuda_check(cudaEventSynchronize(events[1]), "gemm");
+        float milliseconds = 0;
+        cuda_check(cudaEventElapsedTime(&milliseconds, events[0], events[1]), "gemm");
+        best = round < 2 ? milliseconds : std::min(best, milliseconds);
+      }
+      return best;
+    };
+    const auto same_bits = [&] {
+      int result = 0;
+      cuda_check(cudaMemsetAsync(differs.data(), 0, sizeof(int), stream), "gemm");
+      launch_kernel("compare_words_kernel", {dim3(1024), dim3(256)}, stream, false, compare_words_kernel<std::uint32_t>,
+                    reinterpret_cast<const std::uint32_t*>(first.data()),
+                    reinterpret_cast<const std::uint32_t*>(other.data()), first.bytes() / sizeof(std::uint32_t),
+                    reinterpret_cast<int*>(differs.data()));
+      cuda_check(cudaMemcpyAsync(&result, differs.data(), sizeof(int), cudaMemcpyDeviceToHost, stream), "gemm");
+      cuda_check(cudaStreamSynchronize(stream), "gemm");
+      return result == 0;
+    };
+    float best = 0.98f * seconds(plan.algorithm, first.data());  // what is hardly faster is not worth a change
+    for (const auto& algorithm : others) {
+      const float time = seconds(algorithm, other.data());
+      if (time >= best || !same_bits()) continue;
+      best = time;
+      plan.algorithm = algorithm;
+    }
+    for (cudaEvent_t event : events) cudaEventDestroy(event);
   }
 
   static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;  // what the library asks for on Hopper
@@ -127,15 +192,36 @@ class ProductPlans {
     for (const auto name : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                             CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       cublasLtMatmulPreferenceSetAttribute(preference, name, &alignment, sizeof(alignment));
-    cublasLtMatmulHeuristicResult_t found{};
+    cublasLtMatmulHeuristicResult_t found[8] = {};
     int count = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(), plan.operation, plan.a, plan.b, plan.c, plan.c,
-                                                                 preference, 1, &found, &count);
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle(), plan.operation, plan.a, plan.b, plan.c, plan.c, preference,
+                                       is_large(key) ? 8 : 1, found, &count);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0)
       throw DeviceError(message("[gemm] cuBLASLt has no algorithm for the product of ", key.n, " x ", key.k, " and ", key.k,
                                 " x ", key.m, " (batch ", key.batch, "): ", cublasLtGetStatusString(status)));
-    plan.algorithm = found.algo;
+    plan.algorithm = {found[0].algo};
+    // Of one kind and without splitting the summed index: what adds in the same order.
+    const auto order = [](const cublasLtMatmulAlgo_t& algorithm) {
+      return std::pair(attribute(algorithm, CUBLASLT_ALGO_CONFIG_ID), attribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM));
+    };
+    const auto first = order(found[0].algo);
+    for (int i = 1; i < count && first.second == 1; ++i)
+      if (order(found[i].algo) == first) plan.others.push_back({found[i].algo});
+  }
+
+  /// Whether timing is worth its while: from some 10 us on.
+  static bool is_large(const ProductKey& key) {
+    const bool is_short = key.scalar == CUDA_R_16BF || key.scalar == CUDA_R_16F;
+    return is_short && key.batch == 1 && key.m * key.n * key.k >= index_t{1} << 30;
+  }
+
+  static std::int32_t attribute(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t name) {
+    std::int32_t value = 0;
+    std::size_t written = 0;
+    cublas_check(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, name, &value, sizeof(value), &written), "gemm");
+    return value;
   }
 
   cublasLtHandle_t handle_ = nullptr;
