@@ -1423,9 +1423,15 @@ struct WidePack {
  private:
   template <class T>
   static LPO_ALWAYS_INLINE void widen(const T* p, Words& words) {
+#if defined(__clang__)
     HalfWords bits;
     std::memcpy(&bits, p, sizeof(bits));
     words = __builtin_convertvector(bits, Words);
+#else
+    // g++ 12 converts in halves that it then joins; number by number it finds the one instruction.
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) { words = Words{p[I].bits...}; }
+    (std::make_integer_sequence<int, lanes>{});
+#endif
   }
   template <class T>
   static LPO_ALWAYS_INLINE void store_narrow(T* p, const Words& words) {
@@ -2974,8 +2980,8 @@ struct AdamW<Cpu> {
 #endif
 
 // The last statement of every function with such a target. Without it the upper halves of the registers stay in use, and
-// on Intel every SSE instruction of the program's own code then waits for them: tests ran tens of times slower. The
-// compilers add it by themselves, but g++ only from -O2 on.
+// on Intel every SSE instruction of the program's own code then depends on them. The compilers add it by themselves, but g++
+// only from -O2 on.
 #if defined(__x86_64__) && !defined(__AVX__)
 #  define LPO_LEAVE_WIDE_REGISTERS() __builtin_ia32_vzeroupper()
 #else
@@ -4102,11 +4108,13 @@ template <bool right>
 LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
                                      bfloat16* to) {
   pack_pair_lines<right>(lines, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 template <bool right>
 LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
                                       index_t first_block, index_t blocks, bfloat16* to) {
   pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
 /// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
@@ -4170,6 +4178,7 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
         pair_tile<1>(work, group, first, right, to);
     }
   }
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
 inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
@@ -4946,8 +4955,8 @@ struct PairCut {
   index_t groups, panels;
 };
 
-/// The cut whose jobs, shared out to the threads in rounds, take the least time: that of their tiles and of reading both
-/// operands once.
+/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs as
+/// they come and all wait for one that was taken last.
 inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
@@ -4957,8 +4966,7 @@ inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels,
     for (index_t width = 16; width >= 2; width -= 2) {
       if (height > groups || (width > 2 && width >= panels + 2)) continue;
       const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t rounds = (jobs + threads - 1) / threads;
-      const index_t cost = rounds * (height * width * tiles.cycles + (height + width) * read);
+      const index_t cost = (jobs + threads) * (height * width * tiles.cycles + (height + width) * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;
