@@ -208,6 +208,17 @@ TEST_CASE("inputs that do not fit are named") {
   Loaded<golden::sdxl, float, Cpu> model("unet_sdxl");
   Tape<Cpu> tape(model.context);
   auto in = model.inputs.on(tape);
+
+  // Time features on the device stand in for timesteps, and give the same bits.
+  const auto features = sinusoidal_embedding<float>(tape, in.condition.timesteps, golden::sdxl.level_channels(0));
+  const auto by_timesteps = values((*model.unet)(in.sample, in.condition));
+  in.condition.timesteps = {};
+  in.condition.time_features = features;
+  CHECK(values((*model.unet)(in.sample, in.condition)) == by_timesteps);
+  in.condition.time_features = features.slice(0, 0, 1);
+  CHECK_THROWS_WITH_AS((*model.unet)(in.sample, in.condition),
+                       doctest::Contains("[UNet] time features [1, "), ShapeError);
+  in = model.inputs.on(tape);
   in.condition.timesteps = in.condition.timesteps.first(1);
   CHECK_THROWS_WITH_AS((*model.unet)(in.sample, in.condition), "[UNet] 2 latents need 2 timesteps, given 1",
                        ShapeError);
