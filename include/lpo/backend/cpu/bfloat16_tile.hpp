@@ -4,8 +4,8 @@
 // Both read the same blocks of 16 x 32 elements:
 //   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
 // so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
-// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
-// as zero.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums
+// count as zero.
 #pragma once
 
 #include <cstdint>
@@ -150,15 +150,17 @@ template <bool right>
 LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
                                      bfloat16* to) {
   pack_pair_lines<right>(lines, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 template <bool right>
 LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
                                       index_t first_block, index_t blocks, bfloat16* to) {
   pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
-/// memory; in assembler, because compilers differ in the built-in's types.
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the
+/// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
                                                   const bfloat16* right, float* to) {
@@ -218,6 +220,7 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
         pair_tile<1>(work, group, first, right, to);
     }
   }
+  LPO_LEAVE_WIDE_REGISTERS();
 }
 
 inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
