@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The FMA peak of this machine, and that of its instructions for bfloat16, measured in the same run as what is compared.
+// The peak of this machine's multiply-adds, in float and in bfloat16, measured in the same run as what is compared.
 #pragma once
 
 #include <benchmark/benchmark.h>

@@ -109,7 +109,8 @@ void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run
   const bool across = run == 0;
   const index_t line = across ? k : k / run * (run + 3);
   const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
-  const auto a = sixteenths<float>(batch * m * line, 1), b = sixteenths<float>(n * k, 2), bias = sixteenths<float>(n, 3);
+  const auto a = sixteenths<float>(batch * m * line, 1), b = sixteenths<float>(n * k, 2),
+             bias = sixteenths<float>(n, 3);
   const auto stored = [](const std::vector<float>& from) {
     std::vector<bfloat16> to;
     for (const float value : from) to.push_back(bfloat16(value));

@@ -3,10 +3,10 @@
 //
 //   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
 //
-// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in place,
-// others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few rows: one
-// pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any cut and
-// any number of threads give the same bits.
+// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in
+// place, others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few
+// rows: one pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any
+// cut and any number of threads give the same bits.
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_tile.hpp>
@@ -17,8 +17,8 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
-/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of
+/// runs of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
 struct PairOperand {
   const bfloat16* data = nullptr;
   index_t batch_step = 0;
@@ -42,7 +42,8 @@ bool multiplies_pairs() {
     return false;
 }
 
-/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole blocks.
+/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole
+/// blocks.
 inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
   return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
          line % operand.rows.columns + pair_lanes <= operand.rows.columns;
@@ -55,8 +56,8 @@ struct PairCut {
   index_t groups, panels;
 };
 
-/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs as
-/// they come and all wait for one that was taken last.
+/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
+/// as they come and all wait for one that was taken last.
 inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
@@ -72,7 +73,8 @@ inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels,
   return best;
 }
 
-/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is
+/// repeated.
 template <bool right>
 void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
                 index_t k, index_t first_block, index_t blocks, bfloat16* to) {

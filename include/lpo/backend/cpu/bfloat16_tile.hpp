@@ -4,8 +4,8 @@
 // Both read the same blocks of 16 x 32 elements:
 //   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
 // so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
-// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
-// as zero.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums
+// count as zero.
 #pragma once
 
 #include <cstdint>
@@ -159,8 +159,8 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
-/// memory; in assembler, because compilers differ in the built-in's types.
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the
+/// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
                                                   const bfloat16* right, float* to) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The CPU's product with a gate: panels of values and of gates alternate, and a job that has both makes the gated result.
+// The CPU's product with a gate: panels of values and gates alternate, and a job that has both makes the gated result.
 //
-// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more the
-// faster the product is.
+// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more
+// the faster the product is.
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>

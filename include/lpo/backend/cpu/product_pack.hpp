@@ -36,7 +36,8 @@ void convert_line(const T* from, index_t count, S* to) {
 
 // The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next
+/// register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {

@@ -44,7 +44,9 @@ struct TileKernel {
   index_t columns() const { return lanes * packs; }
   /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
   /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S))); }
+  index_t depth() const {
+    return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S)));
+  }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -271,7 +273,7 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
 }
 
 /// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
-/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if not null, out.c [m, n].
 template <class T>
 void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
                  index_t panel_end) {
@@ -302,8 +304,8 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
-                     p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f &&
+                     out.column_step == 1 && p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
   alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
