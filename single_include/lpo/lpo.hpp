@@ -3969,8 +3969,8 @@ struct Attention<Cpu> {
 // Both read the same blocks of 16 x 32 elements:
 //   left   [16 rows][32 of k], packed or where they are       right  [16 pairs of k][16 columns][2], packed, 1 KiB
 // so that one packing serves both, and a plain loop that stands for the instructions tests everything around them.
-// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums count
-// as zero.
+// The products of two bfloat16 are exact in float, so nothing is rounded but the sums; subnormal operands and sums
+// count as zero.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -4117,8 +4117,8 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the left pair broadcast from
-/// memory; in assembler, because compilers differ in the built-in's types.
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the
+/// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
                                                   const bfloat16* right, float* to) {
@@ -4324,7 +4324,9 @@ struct TileKernel {
   index_t columns() const { return lanes * packs; }
   /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
   /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const { return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S))); }
+  index_t depth() const {
+    return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S)));
+  }
   /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
   constexpr int rows(int used) const { return tile_rows(packs, used); }
   static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
@@ -4551,7 +4553,7 @@ void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step
 }
 
 /// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
-/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if it is not null, out.c [m, n].
+/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if not null, out.c [m, n].
 template <class T>
 void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
                  index_t panel_end) {
@@ -4582,8 +4584,8 @@ void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out
   constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
   const TileKernel<S>& kernel = *p.kernel;
   const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f && out.column_step == 1 &&
-                     p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
+  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f &&
+                     out.column_step == 1 && p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
   // Sums that do not go straight to C wait here, for as many panels as fit.
   alignas(64) S sums[(most + tile_rows_max) * kept];
   alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
@@ -4766,7 +4768,8 @@ void convert_line(const T* from, index_t count, S* to) {
 
 // The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next register.
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next
+/// register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
@@ -4908,17 +4911,17 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
 //
 //   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
 //
-// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in place,
-// others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few rows: one
-// pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any cut and
-// any number of threads give the same bits.
+// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in
+// place, others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few
+// rows: one pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any
+// cut and any number of threads give the same bits.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of runs
-/// of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
+/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of
+/// runs of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
 struct PairOperand {
   const bfloat16* data = nullptr;
   index_t batch_step = 0;
@@ -4942,7 +4945,8 @@ bool multiplies_pairs() {
     return false;
 }
 
-/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole blocks.
+/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole
+/// blocks.
 inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
   return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
          line % operand.rows.columns + pair_lanes <= operand.rows.columns;
@@ -4955,8 +4959,8 @@ struct PairCut {
   index_t groups, panels;
 };
 
-/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs as
-/// they come and all wait for one that was taken last.
+/// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
+/// as they come and all wait for one that was taken last.
 inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
@@ -4972,7 +4976,8 @@ inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels,
   return best;
 }
 
-/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is repeated.
+/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is
+/// repeated.
 template <bool right>
 void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
                 index_t k, index_t first_block, index_t blocks, bfloat16* to) {
@@ -6217,10 +6222,10 @@ struct GatedProduct {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/gated_product.hpp>
-// The CPU's product with a gate: panels of values and of gates alternate, and a job that has both makes the gated result.
+// The CPU's product with a gate: panels of values and gates alternate, and a job that has both makes the gated result.
 //
-// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more the
-// faster the product is.
+// Without it, a product writes [rows, 2 hidden] and a statement reads them again: memory's time, which counts the more
+// the faster the product is.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
