@@ -8,10 +8,11 @@ operations counted as there.
 """
 
 import argparse
-import statistics
 
 import torch
 import torch.nn.functional as F
+
+from timing import device_median_ms
 
 SHAPES = [(n, 8, queries, keys, width)
           for n in (2, 20)
@@ -21,21 +22,6 @@ SHAPES += [(n, heads, queries, keys, 64)
            for n in (2, 8)
            for heads, queries in ((10, 4096), (20, 1024))
            for keys in (queries, 77)]
-
-
-def median_us(work, flush, repeats=15, warm=3):
-    times = []
-    for i in range(warm + repeats):
-        for _ in range(3):  # long enough to hide the time in which the host calls the work
-            flush.zero_()
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        if i >= warm:
-            times.append(start.elapsed_time(stop) * 1e3)
-    return statistics.median(times)
 
 
 def main():
@@ -55,14 +41,14 @@ def main():
                 print(f"attention_{which}/{name:58s} {us:9.1f} us  {products * operations / us * 1e-6:6.1f} TFLOP/s", flush=True)
 
             with torch.no_grad():
-                report("forward", 2, median_us(lambda: F.scaled_dot_product_attention(q, k, v), flush))
+                report("forward", 2, 1e3 * device_median_ms(lambda: F.scaled_dot_product_attention(q, k, v), flush=flush))
             if not options.backward:
                 continue
             for x in (q, k, v):
                 x.requires_grad_()
             out = F.scaled_dot_product_attention(q, k, v)
             dout = torch.randn_like(out)
-            report("backward", 5, median_us(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True), flush))
+            report("backward", 5, 1e3 * device_median_ms(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True), flush=flush))
 
 
 if __name__ == "__main__":

@@ -17,27 +17,14 @@ import statistics
 
 import torch
 
+from timing import device_median_ms
+
 SD15 = ((64, 320, 320, 1), (64, 960, 320, 1), (64, 320, 320, 2), (32, 320, 640, 1), (32, 640, 640, 1), (32, 1920, 640, 1),
         (32, 640, 640, 2), (16, 640, 1280, 1), (16, 1280, 1280, 1), (16, 2560, 1280, 1), (16, 1280, 1280, 2), (8, 1280, 1280, 1),
         (8, 2560, 1280, 1))
 SDXL = ((128, 320, 320, 1), (128, 960, 320, 1), (128, 320, 320, 2), (64, 640, 640, 1), (64, 1920, 640, 1), (64, 640, 640, 2),
         (32, 1280, 1280, 1), (32, 2560, 1280, 1))
 SHAPES = [(n, *shape) for n in (2, 20) for shape in SD15] + [(n, *shape) for n in (2, 8) for shape in SDXL]
-
-
-def median_us(work, flush, repeats=15, warm=3):
-    times = []
-    for i in range(warm + repeats):
-        for _ in range(3):  # long enough to hide the time in which the host calls the work
-            flush.zero_()
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        if i >= warm:
-            times.append(start.elapsed_time(stop) * 1e3)
-    return statistics.median(times)
 
 
 def times_of(path):
@@ -74,7 +61,7 @@ def main():
                   "backward_weights": lambda: backward([False, True, False])}
         operations = 2.0 * 9 * n * out * out * o * c
         for name, work in passes.items():
-            us = median_us(work, flush)
+            us = 1e3 * device_median_ms(work, flush=flush)
             key = f"conv2d_{name}/n:{n}/hw:{side}/c:{c}/o:{o}/stride:{stride}"
             line = f"{key:58s} {us:9.1f} us  {operations / us * 1e-6:6.1f} TFLOP/s"
             if key in ours:

@@ -14,12 +14,13 @@ import math
 import os
 import statistics
 import subprocess
-import time
 
 import cpu_torch
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from timing import host_median_ms
 
 
 class Model:
@@ -75,16 +76,6 @@ def onnx_case(name, threads):
     return None
 
 
-def median_ms(work, seconds):
-    work()
-    times, begin = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", required=True, help="the program bench_backend")
@@ -105,7 +96,7 @@ def main():
             if options.filter not in name:
                 continue
             case = onnx_case(name, options.threads)
-            theirs = {"onnxruntime": median_ms(case.run, options.seconds) if case else math.nan,
+            theirs = {"onnxruntime": host_median_ms(case.run, seconds=options.seconds) if case else math.nan,
                       "oneDNN": peer.get(name.rstrip("/"), math.nan)}
             if all(math.isnan(ms) for ms in theirs.values()):
                 continue

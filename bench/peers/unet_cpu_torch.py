@@ -8,20 +8,10 @@ channels last; a forward, and forward + backward with LoRA of rank 16 (peft). Pr
 
 import argparse
 import resource
-import statistics
-import time
 
 import torch
 
-
-def median_ms(work, repeats):
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+from timing import host_median_ms
 
 
 def main():
@@ -52,7 +42,7 @@ def main():
     for rows in options.rows:
         arguments = inputs(rows)
         with torch.no_grad():
-            report("unet_forward", rows, median_ms(lambda: model(*arguments).sample, options.repeats))
+            report("unet_forward", rows, host_median_ms(lambda: model(*arguments).sample, options.repeats))
     if options.no_lora:
         return
     from peft import LoraConfig
@@ -63,7 +53,7 @@ def main():
         arguments = inputs(rows)
         cotangent = torch.randn(rows, 4, 64, 64, dtype=dtype)
         report("lora_forward_backward", rows,
-               median_ms(lambda: torch.autograd.grad(model(*arguments).sample, weights, cotangent), options.repeats))
+               host_median_ms(lambda: torch.autograd.grad(model(*arguments).sample, weights, cotangent), options.repeats))
 
 
 if __name__ == "__main__":

@@ -8,27 +8,12 @@ event times.
 """
 
 import argparse
-import statistics
 import time
 
 import torch
 import torch.nn.functional as F
 
-
-def median_ms(work, repeats=15, warm=5, flush=None):
-    for _ in range(warm):
-        work()
-    times = []
-    for _ in range(repeats):
-        if flush is not None:
-            flush.zero_()
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
+from timing import device_median_ms
 
 
 def report(name, ms, note=""):
@@ -40,15 +25,15 @@ def small_kernels():
     for n, hw, c in ((2, 64, 320), (20, 64, 320), (20, 16, 1280), (8, 128, 320)):
         x = torch.randn(n, hw, hw, c, device="cuda", dtype=torch.bfloat16)
         scale, shift = (torch.randn(n, 1, 1, c, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        report(f"silu(x * (1 + scale) + shift) {n}x{hw}x{hw}x{c}", median_ms(lambda: F.silu(x * (1 + scale) + shift), flush=flush))
+        report(f"silu(x * (1 + scale) + shift) {n}x{hw}x{hw}x{c}", device_median_ms(lambda: F.silu(x * (1 + scale) + shift), flush=flush))
         images = torch.randn(n, c, hw, hw, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         norm = torch.nn.GroupNorm(32, c, device="cuda", dtype=torch.bfloat16)
-        report(f"group norm + silu forward {n}x{hw}x{hw}x{c}", median_ms(lambda: F.silu(norm(images)), flush=flush))
+        report(f"group norm + silu forward {n}x{hw}x{hw}x{c}", device_median_ms(lambda: F.silu(norm(images)), flush=flush))
         images.requires_grad_()
         out = F.silu(norm(images))
         cotangent = torch.randn_like(out)
         report(f"group norm + silu backward {n}x{hw}x{hw}x{c}",
-               median_ms(lambda: torch.autograd.grad(out, [images, *norm.parameters()], cotangent, retain_graph=True), flush=flush))
+               device_median_ms(lambda: torch.autograd.grad(out, [images, *norm.parameters()], cotangent, retain_graph=True), flush=flush))
 
 
 def unet(compiled, dtype, ready=lambda: None):
@@ -76,7 +61,7 @@ def unet(compiled, dtype, ready=lambda: None):
         ready()
         for name, forward in variants.items():
             for rows in (2, 20):
-                report(f"unet forward, {name}, rows {rows}", median_ms(lambda: forward(*inputs[rows]).sample))
+                report(f"unet forward, {name}, rows {rows}", device_median_ms(lambda: forward(*inputs[rows]).sample))
     model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     weights = [p for p in model.parameters() if p.requires_grad]
     for rows in (2, 8):
@@ -86,7 +71,7 @@ def unet(compiled, dtype, ready=lambda: None):
             out = model(*inputs[rows]).sample
             torch.autograd.grad(out, weights, cotangent)
 
-        report(f"lora forward + backward, eager, rows {rows}", median_ms(step))
+        report(f"lora forward + backward, eager, rows {rows}", device_median_ms(step))
 
 
 def main():

@@ -151,6 +151,19 @@ def check(what, found, expected, tolerance):
     return difference <= tolerance
 
 
+def check_lora(start_file, trained_file, twin, adapter):
+    """Whether a trained LoRA is 50 times closer to the twin's `adapter` than either is to where both began."""
+    theirs = {name.replace(f".{adapter}", ""): p.detach() for name, p in twin.weights}
+    distance = moved = 0.0
+    start, trained = load_file(start_file), load_file(trained_file)
+    for name, value in trained.items():
+        expected = theirs[name.removeprefix("unet.")]
+        distance += ((value.float() - expected) ** 2).sum().item()
+        moved += ((start[name].float() - expected) ** 2).sum().item()
+    print(f"LoRA moved by {moved ** 0.5:.4f}, {distance ** 0.5:.2e} apart")
+    return distance ** 0.5 < 0.02 * moved ** 0.5
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-lpo", type=pathlib.Path, required=True, help="the compiled program")
@@ -204,15 +217,7 @@ def main():
         for key, tolerance in (("reward_mean", 1e-4), ("reward_std", 1e-3), ("kept", 0), ("train_loss", 1e-3),
                                ("train_ratio_win", 1e-4), ("train_ratio_lose", 1e-4), ("grad_norm", 5e-3)):
             good &= check(key, [line[key] for line in log], [line[key] for line in lines], tolerance)
-        theirs = {name.replace(".lpo", ""): p.detach() for name, p in twin.weights}
-        distance = moved = 0.0
-        start, trained = load_file(start_file), load_file(trained_file)
-        for name, value in trained.items():
-            expected = theirs[name.removeprefix("unet.")]
-            distance += ((value.float() - expected) ** 2).sum().item()
-            moved += ((start[name].float() - expected) ** 2).sum().item()
-        print(f"LoRA moved by {moved ** 0.5:.4f}, {distance ** 0.5:.2e} apart")
-        good &= distance ** 0.5 < 0.02 * moved ** 0.5
+        good &= check_lora(start_file, trained_file, twin, "lpo")
     gc.collect()
     sys.exit(0 if good else 1)
 

@@ -28,6 +28,7 @@ from transformers import CLIPTokenizer
 
 import full_size
 import philox
+from check_lpo_iteration import check_lora
 from check_train_lrm import CAPTION, TINY, check, draw_pictures
 
 SEED, BETA, DECAY, EMPTY = 5, 5000.0, 1e-2, 0.5
@@ -143,15 +144,7 @@ def main():
                      1e-3 if exact else 5e-2)
         if exact:
             good &= check("gradient norms", [line["grad_norm"] for line in log], [line["grad_norm"] for line in lines], 5e-3)
-            theirs = {name.replace(".dpo", ""): p.detach() for name, p in twin.weights}
-            distance = moved = 0.0
-            start, trained = load_file(start_file), load_file(trained_file)
-            for name, value in trained.items():
-                expected = theirs[name.removeprefix("unet.")]
-                distance += ((value.float() - expected) ** 2).sum().item()
-                moved += ((start[name].float() - expected) ** 2).sum().item()
-            print(f"LoRA moved by {moved ** 0.5:.4f}, {distance ** 0.5:.2e} apart")
-            good &= distance ** 0.5 < 0.02 * moved ** 0.5
+            good &= check_lora(start_file, trained_file, twin, "dpo")
     gc.collect()
     return 0 if good else 1
 
