@@ -26,6 +26,14 @@ if(LPO_NATIVE)
   endif()
 endif()
 
+# What continuous integration builds on two cores: inner loops for one instruction set, except in targets with the property
+# LPO_ALL_ISAS, whose tests choose among several; no optimiser for targets with LPO_ONLY_STARTED, which no test runs for long.
+if(LPO_QUICK_BUILD)
+  target_compile_definitions(lpo_options INTERFACE "$<$<NOT:$<BOOL:$<TARGET_PROPERTY:LPO_ALL_ISAS>>>:LPO_ONE_ISA>")
+  target_compile_options(lpo_options INTERFACE
+    "$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:$<TARGET_PROPERTY:LPO_ONLY_STARTED>>>:-O0>")
+endif()
+
 # Libraries that only programs use, each where it is installed.
 find_package(CLI11 QUIET)
 find_package(tomlplusplus QUIET)
