@@ -3,24 +3,9 @@
 // (train_lrm, train_spm).
 #pragma once
 
-#include <CLI/CLI.hpp>
-
-#include "options.hpp"
+#include "option_list.hpp"
 
 namespace examples {
-
-/// Adds options to a command line, each spelled with _ and with -.
-struct OptionList {
-  CLI::App& app;
-
-  template <class T>
-  CLI::Option* operator()(const char* name, T& value, const char* text) const {
-    return app.add_option(both_spellings(name), value, text);
-  }
-  CLI::Option* flag(const char* name, bool& value, const char* text) const {
-    return app.add_flag(both_spellings(name), value, text);
-  }
-};
 
 inline void add_adamw_options(const OptionList& add, double& beta1, double& beta2, double& epsilon, double& decay) {
   add("adam_beta1", beta1, "AdamW's")->check(CLI::Range(0.0, 0.99999));

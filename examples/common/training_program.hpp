@@ -4,13 +4,11 @@
 
 #include <string>
 
-#include <CLI/CLI.hpp>
-
 #include <lpo/io/file.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
 #include "config_file.hpp"
-#include "options.hpp"
+#include "option_list.hpp"
 
 namespace examples {
 
@@ -24,9 +22,7 @@ inline std::string command_line(const std::string& program, int argc, char** arg
 /// Adds the options that name a model: its files, and what they may leave open.
 template <class Options>
 void add_model_options(CLI::App& app, Options& o) {
-  const auto add = [&](const char* name, std::string& value, const char* text) {
-    return app.add_option(both_spellings(name), value, text);
-  };
+  const OptionList add{app};
   add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
       ->required();
   add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");

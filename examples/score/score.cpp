@@ -15,7 +15,7 @@
 #endif
 
 #include "../common/console.hpp"
-#include "../common/options.hpp"
+#include "../common/option_list.hpp"
 #include "results.hpp"
 
 namespace {
@@ -82,9 +82,7 @@ int main(int argc, char** argv) {
   int resolution = 0;
   CLI::App app{"Score pictures or latents with a latent reward model."};
   app.option_defaults()->always_capture_default();
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return app.add_option(examples::both_spellings(name), value, text);
-  };
+  const examples::OptionList add{app};
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.add_option("inputs", files, "PNG and JPEG pictures; latents [n, channels, h, w] in .npy and .safetensors files")
@@ -104,8 +102,7 @@ int main(int argc, char** argv) {
   add("noises", job.noises, "scores are means over so many noises, of seeds seed, seed + 1, ...")
       ->check(CLI::PositiveNumber);
   add("rng", rng, "noise: torch or philox")->check(CLI::IsMember({"torch", "philox"}));
-  app.add_flag(examples::both_spellings("noisy_latents"), job.noisy_latents,
-               "latents are noisy already: nothing is added");
+  add.flag("noisy_latents", job.noisy_latents, "latents are noisy already: nothing is added");
   add("lrm_guidance", job.guidance, "visual feature enhancement; 1 is none");
   add("resolution", resolution, "pictures are resized to this square; 0 takes the base model's")
       ->check(CLI::NonNegativeNumber);

@@ -12,7 +12,7 @@
 #include <lpo/io/json.hpp>
 
 #include "../common/console.hpp"
-#include "../common/options.hpp"
+#include "../common/option_list.hpp"
 #include "plan.hpp"
 
 namespace {
@@ -103,9 +103,7 @@ int main(int argc, char** argv) {
   Options o;
   CLI::App app{"Draw pictures of prompts with a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world)."};
   app.option_defaults()->always_capture_default();
-  const auto add = [&](const char* name, auto& value, const char* text) {
-    return app.add_option(examples::both_spellings(name), value, text);
-  };
+  const examples::OptionList add{app};
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
   add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
@@ -138,7 +136,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
   add("output_dir", o.output_dir, "where pictures and metadata.jsonl go");
-  app.add_flag(examples::both_spellings("dry_run"), o.dry_run, "print the plan and stop");
+  add.flag("dry_run", o.dry_run, "print the plan and stop");
   CLI11_PARSE(app, argc, argv);
   return examples::run("txt2img", [&] { program(o); });
 }

@@ -180,23 +180,16 @@ Var<T, 4, Device> conditional_prediction(UNet& unet, const PromptBatch<T, Device
   return unet(latents, condition);
 }
 
-/// Both predictions on a tape, by one UNet pass. `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i] ->
-/// [2n, h, w, c], the rows [u ; c].
-template <class UNet, class T, class Device>
-Var<T, 4, Device> paired_prediction(UNet& unet, const PromptBatch<T, Device>& prompts, std::span<const index_t> rows,
-                                    const Var<T, 4, Device>& latents, std::span<const float> timesteps) {
-  const auto halves = detail::unguided_and_guided(rows);
-  return conditional_prediction(unet, prompts, std::span<const index_t>(halves), latents, timesteps);
-}
-
-/// Guided prediction on a tape: the rows [u ; c] combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of
-/// a 16-bit network, whose rounding the weights w and 1 - w would multiply.
+/// Guided prediction on a tape, by one UNet pass: `latents` [n, h, w, c], row i belongs to prompt rows[i] at timesteps[i];
+/// the rows [u ; c] are combined to eps_u + w (eps_c - eps_u), [n, h, w, c]. In float also of a 16-bit network, whose
+/// rounding the weights w and 1 - w would multiply.
 template <class UNet, class T, class Device>
 Var<compute_t<T>, 4, Device> guided_prediction(UNet& unet, const PromptBatch<T, Device>& prompts,
                                                std::span<const index_t> rows, const Var<T, 4, Device>& latents,
                                                std::span<const float> timesteps, double guidance_scale) {
   return scoped(latents.tape(), [&] {
-    const auto both = paired_prediction(unet, prompts, rows, latents, timesteps);
+    const auto halves = detail::unguided_and_guided(rows);
+    const auto both = conditional_prediction(unet, prompts, std::span<const index_t>(halves), latents, timesteps);
     return Var<compute_t<T>, 4, Device>(guided_rows(both, guidance_scale));
   });
 }

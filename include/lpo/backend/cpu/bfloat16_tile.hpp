@@ -61,27 +61,7 @@ struct PairTiles {
 
 typedef std::uint32_t PairVector __attribute__((vector_size(64)));
 typedef float PairSums __attribute__((vector_size(64)));
-
-template <int Step, int... Lane>
-LPO_ALWAYS_INLINE void exchange_pairs(PairVector* rows, int low, std::integer_sequence<int, Lane...>) {
-  const PairVector a = rows[low], b = rows[low + Step];
-#if defined(__clang__)
-  rows[low] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : Lane - Step + 16)...);
-  rows[low + Step] = __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : Lane + 16)...);
-#else
-  rows[low] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane : Lane - Step + 16)...});
-  rows[low + Step] = __builtin_shuffle(a, b, PairVector{((Lane & Step) == 0 ? Lane + Step : Lane + 16)...});
-#endif
-}
-
-/// rows[i][lane] becomes rows[lane][i].
-template <int Step = 1>
-LPO_ALWAYS_INLINE void transpose_pairs(PairVector* rows) {
-  unroll<16>([&](auto row) __attribute__((always_inline)) {
-    if constexpr ((row & Step) == 0) exchange_pairs<Step>(rows, row, std::make_integer_sequence<int, 16>{});
-  });
-  if constexpr (Step < 8) transpose_pairs<2 * Step>(rows);
-}
+using PairRow = WidePack<64>;  ///< 16 pairs in the place of 16 floats, which are moved and never computed with
 
 /// Elements [l, l + 32) of a line with runs of any length, zeros from k on.
 inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k, bfloat16* to) {
@@ -101,20 +81,20 @@ LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_
   const bool whole = lines.run % pair_depth == 0;
   for (index_t block = 0; block < blocks; ++block, to += pair_block) {
     const index_t l = (first_block + block) * pair_depth;
-    PairVector rows[16];
+    PairRow rows[16];
     if (whole) {  // k is a multiple of the runs
       const index_t at = lines.run == k ? l : l / lines.run * lines.run_step + l % lines.run;
 LPO_UNROLL(16)
-      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], lines.line[i] + at, sizeof(PairVector));
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i].v, lines.line[i] + at, sizeof(PairVector));
     } else {
       alignas(64) bfloat16 gathered[pair_block];
       for (index_t i = 0; i < pair_lanes; ++i) gather_line(lines, i, l, k, gathered + i * pair_depth);
 LPO_UNROLL(16)
-      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], gathered + i * pair_depth, sizeof(PairVector));
+      for (int i = 0; i < 16; ++i) std::memcpy(&rows[i].v, gathered + i * pair_depth, sizeof(PairVector));
     }
-    if constexpr (right) transpose_pairs(rows);
+    if constexpr (right) transpose_lanes(rows);
 LPO_UNROLL(16)
-    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &rows[i], sizeof(PairVector));
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &rows[i].v, sizeof(PairVector));
   }
 }
 
@@ -126,7 +106,7 @@ LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* off
   for (index_t block = 0; block < blocks; ++block, to += pair_block) {
     const index_t l = (first_block + block) * pair_depth;
     const bool whole = valid == pair_lanes && l + pair_depth <= k;
-    PairVector pairs[16];
+    PairRow pairs[16];
     for (int i = 0; i < 16; ++i) {
       const index_t at = l + 2 * i;
       Half low = {}, high = {};
@@ -137,11 +117,12 @@ LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* off
         if (at < k) std::memcpy(&low, from + offset[at], bytes);
         if (at + 1 < k) std::memcpy(&high, from + offset[at + 1], bytes);
       }
-      pairs[i] = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
+      const PairVector pair = __builtin_convertvector(low, PairVector) | (__builtin_convertvector(high, PairVector) << 16);
+      std::memcpy(&pairs[i].v, &pair, sizeof(pair));
     }
-    if constexpr (!right) transpose_pairs(pairs);
+    if constexpr (!right) transpose_lanes(pairs);
 LPO_UNROLL(16)
-    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i], sizeof(PairVector));
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<void*>(to + i * pair_depth), &pairs[i].v, sizeof(PairVector));
   }
 }
 
