@@ -2981,8 +2981,8 @@ struct AdamW<Cpu> {
 
 // The last statement of every function with such a target. Without it the upper halves of the registers stay in use, and
 // on Intel every SSE instruction of the program's own code then depends on them. The compilers add it by themselves, but g++
-// only from -O2 on.
-#if defined(__x86_64__) && !defined(__AVX__)
+// only from -O2 on. (g++ declares the builtin with the first such function, so without any its name is unknown.)
+#if defined(LPO_TARGET_512) && !defined(__AVX__)
 #  define LPO_LEAVE_WIDE_REGISTERS() __builtin_ia32_vzeroupper()
 #else
 #  define LPO_LEAVE_WIDE_REGISTERS() static_cast<void>(0)
