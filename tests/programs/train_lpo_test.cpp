@@ -22,56 +22,23 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 /// A reward model, prompts, and arguments of a run of four iterations in two epochs.
 struct Setting {
   TemporaryDirectory directory;
   std::string lrm = directory.file("lrm");
-  std::string prompts = directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+  std::string prompts = write_prompts(directory);
 
   Setting() { write_reward_model(lrm); }
 
   std::vector<std::string> arguments(const std::string& out, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    model,
-                                    "--lrm",
-                                    lrm,
-                                    "--prompt_file",
-                                    prompts,
-                                    "--threads",
-                                    "1",
-                                    "--output_dir",
-                                    directory.file(out),
-                                    "--num_train_epochs",
-                                    "2",
-                                    "--sample_batch_size",
-                                    "2",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--num_candidates",
-                                    "2",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--threshold_mode",
-                                    "const",
-                                    "--threshold_const",
-                                    "0",
-                                    "--train_batch_size",
-                                    "3",
-                                    "--rank",
-                                    "2",
-                                    "--learning_rate",
-                                    "5e-3",
-                                    "--checkpointing_iterations",
-                                    "1",
-                                    "--checkpoints_total_limit",
-                                    "2"};
-    return changed(std::move(all), more);
+    return changed(words("--num_train_epochs 2 --checkpoints_total_limit 2",
+                         changed(lpo_arguments(prompts, directory.file(out)), {"--lrm", lrm})),
+                   more);
   }
   ProgramResult train(const std::string& out, const std::vector<std::string>& more = {}) const {
     return run_program(LPO_PROGRAM_TRAIN_LPO, arguments(out, more));
-  }  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
+  }
+  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
     return draw_circle(directory, from, more);
   }
 };
@@ -102,9 +69,9 @@ TEST_CASE("train_lpo writes a LoRA with which txt2img draws what validation drew
   // Before training, the base model; afterwards, what the LoRA makes of it.
   const auto before = lpo::read_png(out + "/validation/epoch-000/0-0.png"),
              after = lpo::read_png(out + "/validation/epoch-002/0-0.png");
-  CHECK(before.image == setting.draw(model));
+  CHECK(before.image == setting.draw(tiny_model));
   CHECK(largest_difference(before.image, after.image) > 8);
-  CHECK(largest_difference(after.image, setting.draw(model, {"--lora", lora})) <= 1);
+  CHECK(largest_difference(after.image, setting.draw(tiny_model, {"--lora", lora})) <= 1);
   CHECK(has_part(after.texts.at(0).text, "a red circle\nSteps: 4, Sampler: DDIM, CFG scale: 2, Seed: 42, Size: 32x32"));
   CHECK(lpo::file_exists(out + "/validation/epoch-001/0-0.png"));
 
@@ -243,12 +210,12 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
   REQUIRE(full.status == 0);
   // The result in a pipeline's folder draws the last validation picture, which averages drew.
   const std::string pipeline = setting.directory.file("pipeline");
-  std::filesystem::copy(model, pipeline, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(tiny_model, pipeline, std::filesystem::copy_options::recursive);
   std::filesystem::copy(setting.directory.file("full/unet"), pipeline + "/unet",
                         std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
   const auto picture = setting.draw(pipeline);
   CHECK(picture == lpo::read_png(setting.directory.file("full/validation/epoch-002/0-0.png")).image);
-  CHECK_FALSE(picture == setting.draw(model));
+  CHECK_FALSE(picture == setting.draw(tiny_model));
 
   const auto averaged = setting.train("averaged", {"--ema_decay", "0.9", "--max_train_iterations", "2"});
   REQUIRE(averaged.status == 0);
@@ -263,7 +230,7 @@ TEST_CASE("the presets are settings of train_lpo") {
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
     const std::string preset = std::string(LPO_TEST_SOURCE_DIR) + "/examples/train_lpo/configs/lpo_" + name + ".toml";
     const auto plan =
-        run_program(LPO_PROGRAM_TRAIN_LPO, {"--config", preset, "--pretrained_model_name_or_path", model, "--lrm",
+        run_program(LPO_PROGRAM_TRAIN_LPO, {"--config", preset, "--pretrained_model_name_or_path", tiny_model, "--lrm",
                                             setting.lrm, "--prompt_file", setting.prompts, "--dry-run", "--rank", "4"});
     CAPTURE(plan.printed);
     CHECK(plan.status == 0);
@@ -298,7 +265,7 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--prompt_file", setting.directory.write("o.json", "[1]")},
        "o.json: entry 0 is 1, expected a text or an object with a \"caption\"");
   says({"--lrm", setting.directory.file("none")}, "none/unet/config.json");
-  says({"--lrm", model}, "model: no head; tried head.safetensors, state_dict.pt");
+  says({"--lrm", tiny_model}, "model: no head; tried head.safetensors, state_dict.pt");
   says({"--lora_targets", "to_z"},
        "[LoRA] no projection is named as --lora_targets to_z says; a UNet's are to_q, to_k, to_v");
   says({"--rank", "500"}, "[LoRA] rank 500 must be 1 to ");
