@@ -84,7 +84,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Host memory, computed by backend/cpu (SIMD packs, Eigen products, threads).
+/// Host memory, computed by backend/cpu (SIMD packs, threads).
 struct Cpu {};
 /// Host memory, computed by backend/reference (plain loops, double sums): the oracle.
 struct Reference {};
@@ -6324,14 +6324,7 @@ struct Gemm {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/gemm.hpp>
-// The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
-
-#if LPO_HOST_PASS
-#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
-#define EIGEN_NO_CUDA
-#endif
-#include <Eigen/Core>
-#endif
+// The matrix product of the CPU: a register tile over packs.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -6438,49 +6431,6 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
               });
 }
 
-/// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
-/// it, and one orientation (transposed operands are copied) keeps it to one instantiation. A template, so that only
-/// programs that use it compile it.
-template <class Number>
-void eigen_gemm(Context<Cpu>& context, const kernel::GemmParams<Number>& g) {
-  constexpr int block = 32;
-  using Tall = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using Short = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor, block, Eigen::Dynamic>;
-  using Stride = Eigen::OuterStride<>;
-  Scratch<Cpu> scratch(context);
-  auto untransposed = [&](const Number* data, index_t rows, index_t width, index_t step, index_t batch_step) {
-    const index_t items = batch_step == 0 ? 1 : g.batch;
-    Number* copy = scratch.allocate<Number>(items * rows * width);
-    for (index_t item = 0; item < items; ++item)
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t i = 0; i < width; ++i)
-          copy[(item * rows + r) * width + i] = data[item * batch_step + i * step + r];
-    return StoredMatrix<Number>{copy, width, batch_step == 0 ? 0 : rows * width};
-  };
-  const auto a = g.transpose_a ? untransposed(g.a, g.m, g.k, g.lda, g.batch_stride_a)
-                               : StoredMatrix<Number>{g.a, g.lda, g.batch_stride_a};
-  const auto b = g.transpose_b ? untransposed(g.b, g.k, g.n, g.ldb, g.batch_stride_b)
-                               : StoredMatrix<Number>{g.b, g.ldb, g.batch_stride_b};
-  const index_t blocks = (g.m + block - 1) / block;
-  context.executor().parallel_for(g.batch * blocks, 1, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / blocks, row = at % blocks * block, rows = std::min<index_t>(block, g.m - row);
-      Number* c = g.c + item * g.batch_stride_c + row * g.ldc;
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t j = 0; j < g.n; ++j) {
-          const Number kept = g.beta == 0.0f ? Number{} : static_cast<Number>(g.beta) * c[r * g.ldc + j];
-          c[r * g.ldc + j] = kept + (g.bias == nullptr ? Number{} : g.bias[j]);
-        }
-      if (g.k == 0) continue;
-      const Eigen::Map<const Short, 0, Stride> left(a.data + item * a.batch_step + row * a.step, rows, g.k,
-                                                    Stride(a.step));
-      const Eigen::Map<const Tall, 0, Stride> right(b.data + item * b.batch_step, g.k, g.n, Stride(b.step));
-      Eigen::Map<Short, 0, Stride>(c, rows, g.n, Stride(g.ldc)).noalias() +=
-          static_cast<Number>(g.alpha) * left * right;
-    }
-  });
-}
-
 }  // namespace detail
 
 namespace kernel {
@@ -6494,10 +6444,7 @@ struct Gemm<Cpu> {
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
     }
-    if constexpr (std::is_same_v<T, double>)
-      detail::eigen_gemm(context, p);
-    else
-      detail::tile_gemm(context, p);
+    detail::tile_gemm(context, p);
   }
 
  private:
