@@ -48,7 +48,7 @@ endforeach()
 # not its author's code.
 if(LPO_CUDA)
   add_library(lpo_cuda_options INTERFACE)
-  target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda)
+  target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda $<TARGET_NAME_IF_EXISTS:lpo_cudnn>)
   set(lpo_host_warnings -Wall,-Wextra,-Wshadow,-Wconversion,-Wno-sign-conversion,-Wno-array-bounds,-Wno-restrict)
   target_compile_options(lpo_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${lpo_host_warnings}>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>"  # CMake 3.25 does not know the dialects of newer toolkits
