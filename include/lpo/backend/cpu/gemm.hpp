@@ -11,7 +11,7 @@
 #include <lpo/base/config.hpp>
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
-#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/product_run.hpp>
 #include <lpo/kernel/gemm.hpp>
 
 #if LPO_HOST_PASS
@@ -82,41 +82,28 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   p.n = swap ? g.m : g.n;
   const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
                                   g.transpose_a ? p.m : g.k, g.batch);
-  if (g.transpose_a) {
-    use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
-  } else {
-    p.a = left.data;
-    p.batch_a = left.batch_step;
-    p.rows = even_rows(p.m, left.step);
-    p.a_step = even_steps(scratch, g.k, 1);
-  }
+  p.a.data = left.data;
+  p.a.batch_step = left.batch_step;
+  p.a.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
+  p.a.run = std::max<index_t>(g.k, 1);
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, left.step);
   out.rows = even_rows(p.m, swap ? 1 : g.ldc);
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
-  const index_t items = right.batch_step == 0 ? 1 : g.batch;
+  p.items = right.batch_step == 0 ? 1 : g.batch;
   if (g.transpose_b) {
-    return run_packing(context, scratch, p, out, items,
+    return run_product(context, p, out,
                        [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
                          pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
                                       first, last, to, valid);
                        });
   }
-  if constexpr (std::is_same_v<S, T>) {
-    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-      p.b = right.data;
-      p.b_step = even_steps(scratch, g.k, right.step);
-      p.panel_step = p.kernel->columns();
-      p.batch_b = right.batch_step;
-      return run_product(context, p, out);
-    }
-  }
-  const index_t* lines = even_steps(scratch, g.k, right.step);
-  run_packing(context, scratch, p, out, items,
-              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-              });
+  p.lines_along_n = true;
+  run_product(context, p, out, [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+    pack_rows(*p.kernel, right.data + item * right.batch_step + column, [&](index_t l) { return l * right.step; }, first,
+              last, to, valid);
+  });
 }
 
 }  // namespace detail
