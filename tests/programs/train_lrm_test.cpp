@@ -183,13 +183,9 @@ TEST_CASE("train_lrm: options of the losses and of what is trained") {
   CHECK(lpo::SafetensorsFile(f.directory.file("prompt/lrm-last/unet/diffusion_pytorch_model.safetensors"))
             .info("conv_in.weight")
             .dtype == lpo::DType::BF16);
-<<<<<<< HEAD
-  const auto further = f.train(f.pictures, "further", changed(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
-=======
   const auto rates = lpo::read_metric(f.directory.file("official/metrics.jsonl"), "lr").value;
   CHECK(rates == std::vector<double>{1e-5, 0});  // the peak, then the warm-up's beginning
-  const auto further = f.train(f.pictures, "further", with(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
->>>>>>> dtrain
+  const auto further = f.train(f.pictures, "further", changed(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
   CHECK(further.status == 0);
 }
 
