@@ -59,6 +59,8 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.small_bucket_includes_t1 = o.small_bucket_includes_t1;
   t.max_rows = o.lrm_max_rows;
   t.half_scores = o.lrm_head_dtype == "float16";
+  t.half_reference = o.ref_precision == "official";
+  t.dedup_forward = o.dedup_forward;
   t.checkpointing_iterations = o.checkpointing_iterations;
   t.checkpoints_total_limit = o.checkpoints_total_limit;
   t.seed = o.seed;
@@ -87,6 +89,9 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
                                                 : " needs --lrm, a reward model's folder"));
   if (o.objective == "grpo" && o.threshold_quantile > 0)
     throw lpo::ValueError("[train_lpo] --threshold_quantile: --objective grpo trains all candidates, without thresholds");
+  if (o.objective == "grpo" && !o.dedup_forward)
+    throw lpo::ValueError(
+        "[train_lpo] --dedup_forward: --objective grpo trains groups of candidates, which share a pass; false is for pairs");
   if (!(o.eta > 0))
     throw lpo::ValueError(
         "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
@@ -185,6 +190,13 @@ int main(int argc, char** argv) {
                  "the objective's: lpo 500, grpo 0.1, spo 10");
   add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
   add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
+  add("dedup_forward", o.dedup_forward,
+      "true or false: false runs policy and reference for win and for lose, as the original code does: the same numbers "
+      "for twice the work");
+  add("ref_precision", o.ref_precision,
+      "official rounds the reference's predictions to float16 and guides them in float16, which the original code does "
+      "with the reference alone")
+      ->check(CLI::IsMember({"same", "official"}));
   add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");
   add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")
       ->check(CLI::IsMember({"zeros", "encoded"}));

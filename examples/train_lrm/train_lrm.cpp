@@ -114,6 +114,12 @@ int main(int argc, char** argv) {
   add("batch_coeff", t.loss.batch_coefficient, "weight of the batch loss in both");
   add("pair_noise", o.pair_noise, "noise of the two pictures of a pair")
       ->check(CLI::IsMember({"independent", "shared"}));
+  add("noise_offset", t.noise_offset, "adds so much of one normal number for each picture and channel to the noise")
+      ->check(CLI::NonNegativeNumber);
+  add.flag("compare_between_timestep", t.compare_between_timestep,
+           "also train on the preferred pictures alone, each at two neighbouring timesteps: the less noisy one is better");
+  add("aux_loss_coeff", t.loss.aux_coefficient, "weight of what compare_between_timestep adds")
+      ->check(CLI::NonNegativeNumber);
   add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none");
   add.flag("single_scale", o.single_scale, "pool the middle block only");
   add.flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");

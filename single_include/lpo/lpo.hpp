@@ -39,10 +39,16 @@
 ///
 /// Define LPO_ONE_ISA, for a whole program, to compile inner loops for the instruction set of the translation unit alone
 /// and not for wider ones that the machine may turn out to have: less to compile, and slower unless -march says what there is.
-#if defined(LPO_ONE_ISA)
-#  define LPO_ABI LPO_CONCAT(v0_1_only_, LPO_ISA)
+/// Define LPO_HAS_CUDNN, for a whole program too, where CUDA's convolutions may go to cuDNN; the target lpo::cudnn does.
+#if defined(LPO_HAS_CUDNN)
+#  define LPO_ABI_LIBRARIES v0_1_cudnn_
 #else
-#  define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+#  define LPO_ABI_LIBRARIES v0_1_
+#endif
+#if defined(LPO_ONE_ISA)
+#  define LPO_ABI LPO_CONCAT(LPO_CONCAT(LPO_ABI_LIBRARIES, only_), LPO_ISA)
+#else
+#  define LPO_ABI LPO_CONCAT(LPO_ABI_LIBRARIES, LPO_ISA)
 #endif
 
 // The only place that asks whether nvcc compiles this translation unit.
@@ -84,7 +90,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Host memory, computed by backend/cpu (SIMD packs, Eigen products, threads).
+/// Host memory, computed by backend/cpu (SIMD packs, threads).
 struct Cpu {};
 /// Host memory, computed by backend/reference (plain loops, double sums): the oracle.
 struct Reference {};
@@ -4270,52 +4276,12 @@ inline const PairTilesList& pair_tiles() {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/backend/cpu/product_tile.hpp>
-// The register-tile product behind the CPU's matrix products and convolutions.
-//
-//   out[r, j] = sum_l a[row(r) + a_step[l]] * b(l)[j],   r < m, j < n, l < k
-//
-// Rows of A are addressed through a row map and a table of steps, so that one kernel serves plain and transposed
-// matrices and, without im2col, every convolution. B is read as panels of two or four registers, packed or in place.
-// One tile keeps 24 accumulators (12 where there are 16 registers); measured at 80-90 % of the FMA peak from k = 64 on.
-// The tile is compiled for every instruction set that beats the one of the translation unit and chosen when the program
-// runs (TileKernel): no -march is needed for it.
-// All splits depend on m, n and k alone and partial sums are added in slice order: any thread count gives the same
-// bits.
+// <lpo/backend/cpu/product_store.hpp>
+// Where the rows of operands and results lie, and how finished sums become a result: scaled, added, converted, gated.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-inline constexpr int tile_rows_max = 8;
-inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
-inline constexpr index_t tile_job_rows = 96;     // that a part of a panel serves; a multiple of both tile heights
-inline constexpr index_t tile_part_bytes = 32768;  // of a part of a panel, at most
-
-/// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
-///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
-///   without `init` the sums start from zero.
-template <class S>
-struct TileKernel {
-  using Run = void (*)(index_t k, const S* const* a, const index_t* a_step, const S* b, const index_t* b_step,
-                       const S* const* init, S* const* out);
-  int lanes, packs;
-  Run run[4];
-
-  index_t columns() const { return lanes * packs; }
-  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
-  /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const {
-    return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S)));
-  }
-  /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
-  constexpr int rows(int used) const { return tile_rows(packs, used); }
-  static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
-};
-
-/// The kernel for this machine; tile_kernels() below lists all that run on it.
-template <class S>
-const TileKernel<S>& tile_kernel();
 
 /// Offsets of rows that enumerate (image, line, column).
 struct RowMap {
@@ -4349,25 +4315,6 @@ class RowCursor {
   index_t column_, line_, offset_;
 };
 
-/// Operands of a product. Columns are read in whole registers: behind the last column of B there must be readable
-/// memory up to a multiple of the lanes.
-template <class S>
-struct TileProduct {
-  const TileKernel<S>* kernel = &tile_kernel<S>();
-  index_t m = 0, n = 0, k = 0;
-  const S* a = nullptr;
-  RowMap rows;
-  const index_t* a_step = nullptr;  ///< [k]
-  const S* b = nullptr;
-  const index_t* b_step = nullptr;  ///< [k]
-  index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
-  index_t batch = 1, batch_a = 0, batch_b = 0;
-  /// Where B is not packed yet: writes rows [first, last) of the panel at `column`, kernel->columns() apart.
-  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
-               index_t valid) = nullptr;
-  const void* pack_source = nullptr;
-};
-
 /// Where and how a product is stored: c[rows(r) + j * column_step] = alpha * out + beta * c + bias.
 template <class T>
 struct TileOutput {
@@ -4380,98 +4327,6 @@ struct TileOutput {
   index_t batch_c = 0;
   T* gated = nullptr;  ///< see store_gated()
 };
-
-/// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
-/// compiled to is decided by the target of that function.
-template <class S, int bytes, int tile_packs, int packs>
-LPO_ALWAYS_INLINE void product_tile(index_t k, const S* const* a, const index_t* a_step, const S* b,
-                                    const index_t* b_step, const S* const* init, S* const* out) {
-  typedef S V __attribute__((vector_size(bytes)));
-  constexpr int rows = TileKernel<S>::tile_rows(tile_packs, packs);
-  constexpr int lanes = bytes / static_cast<int>(sizeof(S));
-  V sum[rows][packs];
-  const S* row[rows];
-LPO_UNROLL(8)
-  for (int r = 0; r < rows; ++r) {
-    row[r] = a[r];
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) {
-      sum[r][p] = V{};
-      if (init != nullptr) std::memcpy(&sum[r][p], init[r] + p * lanes, sizeof(V));
-    }
-  }
-  for (index_t l = 0; l < k; ++l) {
-    const index_t at = a_step[l];
-    const S* line = b + b_step[l];
-    V right[packs];
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(&right[p], line + p * lanes, sizeof(V));
-LPO_UNROLL(8)
-    for (int r = 0; r < rows; ++r) {
-      const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
-LPO_UNROLL(4)
-      for (int p = 0; p < packs; ++p) sum[r][p] += left * right[p];
-    }
-  }
-LPO_UNROLL(8)
-  for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(out[r] + p * lanes, &sum[r][p], sizeof(V));
-  }
-}
-
-/// Defines the kernel `Name` whose tiles have the function attribute `target`.
-#define LPO_TILE_KERNEL(Name, bytes, tile_packs, target)                                                           \
-  template <class S>                                                                                               \
-  struct Name {                                                                                                    \
-    template <int packs>                                                                                           \
-    target static __attribute__((noinline)) void run(index_t k, const S* const* a, const index_t* a_step,          \
-                                                     const S* b, const index_t* b_step, const S* const* init,      \
-                                                     S* const* out) {                                              \
-      product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
-      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
-    }                                                                                                              \
-    static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
-                                          tile_packs,                                                              \
-                                          {&run<1>, &run<2>, &run<tile_packs == 4 ? 3 : 2>, &run<tile_packs>}};    \
-  };
-LPO_TILE_KERNEL(NativeTile, LPO_SIMD_BYTES, (LPO_SIMD_BYTES == 64 ? 4 : 2), )
-#if defined(LPO_TARGET_256)
-LPO_TILE_KERNEL(Tile256, 32, 2, LPO_TARGET_256)
-#endif
-#if defined(LPO_TARGET_512)
-LPO_TILE_KERNEL(Tile512, 64, 4, LPO_TARGET_512)
-#endif
-#undef LPO_TILE_KERNEL
-
-/// The kernels that run on this machine, the widest first.
-template <class S>
-struct TileKernels {
-  const TileKernel<S>* kernel[3] = {};
-  int count = 0;
-
-  TileKernels() {
-    [[maybe_unused]] const int bytes = machine_simd_bytes();
-#if defined(LPO_TARGET_512)
-    if (bytes >= 64) kernel[count++] = &Tile512<S>::kernel;
-#endif
-#if defined(LPO_TARGET_256)
-    if (bytes >= 32) kernel[count++] = &Tile256<S>::kernel;
-#endif
-    kernel[count++] = &NativeTile<S>::kernel;
-  }
-};
-
-template <class S>
-const TileKernels<S>& tile_kernels() {
-  static const TileKernels<S> kernels;
-  return kernels;
-}
-
-template <class S>
-const TileKernel<S>& tile_kernel() {
-  return *tile_kernels<S>().kernel[0];
-}
 
 /// store_tile() where C is written transposed, down its rows, which are our columns.
 template <class S, class T>
@@ -4556,159 +4411,162 @@ void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, i
     }
 }
 
-/// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
-/// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
-template <class S, class T>
-void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out, T* c, const S* bias, index_t row,
-                 index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t most = tile_job_rows;
-  constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
-  const TileKernel<S>& kernel = *p.kernel;
-  const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f &&
-                     out.column_step == 1 && p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
-  // Sums that do not go straight to C wait here, for as many panels as fit.
-  alignas(64) S sums[(most + tile_rows_max) * kept];
-  alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
-  const S* const a = p.a + item * p.batch_a;
-  const index_t together = plain ? panel_end - panel : kept / columns;
-  const S* left[most + tile_rows_max];
-  const S* init[most + tile_rows_max];
-  S* to[most + tile_rows_max];
-  index_t offset[most];
-  for (; row < row_end; row += most) {
-    const int count = static_cast<int>(std::min(most, row_end - row));
-    RowCursor source(p.rows, row), target(out.rows, row);
-    for (int i = 0; i < count; ++i, source.next(), target.next()) {
-      left[i] = a + source.offset();
-      offset[i] = target.offset();
-    }
-    for (int i = count; i < count + tile_rows_max; ++i) left[i] = left[0];  // computed and dropped
-    for (index_t group = panel; group < panel_end; group += together) {
-      const index_t group_end = std::min(panel_end, group + together);
-      index_t l = first;
-      do {
-        const index_t depth = std::min(kernel.depth(), last - l);
-        for (index_t at = group; at < group_end; ++at) {
-          const int packs =
-              static_cast<int>((std::min(columns, p.n - at * columns) + kernel.lanes - 1) / kernel.lanes);
-          const int rows = kernel.rows(packs);
-          const auto run = kernel.run[packs - 1];
-          for (int i = 0; i < count + tile_rows_max; ++i) {
-            to[i] = sums + i * kept + (plain ? 0 : (at - group) * columns);
-            if constexpr (std::is_same_v<S, T>) {
-              if (plain && i < count) to[i] = c + offset[i] + at * columns;
-            }
-            init[i] = to[i];
-            if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
-          }
-          const bool begun = l > first || (plain && bias != nullptr);
-          const S* b = p.b + item * p.batch_b + at * p.panel_step;
-          const index_t* b_step = p.b_step + l;
-          if (p.pack != nullptr) {
-            p.pack(p.pack_source, item, at * columns, l, l + depth, part, std::min(columns, p.n - at * columns));
-            b = part, b_step = p.b_step;
-          }
-          for (int r = 0; r < count; r += rows)
-            run(depth, left + r, p.a_step + l, b, b_step, begun ? init + r : nullptr, to + r);
-        }
-        l += depth;
-      } while (l < last);
-      if constexpr (std::is_same_v<S, float>) {
-        if (out.gated != nullptr) {
-          for (int r = 0; r < count; ++r)
-            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
-          continue;
-        }
-      }
-      const index_t width = std::min(group_end * columns, p.n) - group * columns;
-      constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
-      for (int r = 0; r < count && !plain; r += together_rows)
-        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(together_rows, count - r), row + r,
-                   group * columns, width);
-    }
-  }
-}
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
 
-/// How a product is cut, from its extents alone: rows per job, panels per job, length of a slice of k.
-struct ProductCut {
-  index_t rows, panels, slice;
+// <lpo/backend/cpu/product_tile.hpp>
+// The register tile behind the CPU's matrix products and convolutions, for every instruction set that may run it.
+//
+//   c[r][j] = (start[j] or c[r][j] or 0) + sum_l a(r, l) b(l)[j],   r < 6, j < up to 2 or 4 registers, l < k
+//
+// The tile keeps 12 (24 with 512 bits) accumulators. Its loop reads operands at constant distances and is unrolled, so
+// that little but loads and multiply-adds is left: where a core is shared with another thread, instructions count.
+// It is compiled for every instruction set that beats the one of the translation unit and chosen when the program runs
+// (TileKernel): no -march is needed for it.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr int tile_rows = 6;
+inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+
+/// What one tile does.
+template <class S>
+struct TileWork {
+  index_t k = 0;
+  const S* const* lines = nullptr;  ///< A in place: element l of row r is lines[r][at + l]
+  index_t at = 0;
+  const S* packed = nullptr;  ///< A in a block: element l of row r is packed[l * tile_rows + r]
+  const S* b = nullptr;       ///< lines kernel.columns() apart
+  S* const* c = nullptr;      ///< a pointer per row
+  const S* start = nullptr;   ///< what every row starts from, or
+  bool add = false;           ///< each from what is there
 };
 
-inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch) {
-  const double target = 2e6;  // operations per job, about 10 us
-  const index_t panels = (n + columns - 1) / columns;
-  const double per_row =
-      2.0 * static_cast<double>(std::max<index_t>(n, 1)) * static_cast<double>(std::max<index_t>(k, 1));
-  // Where B does not stay in L2, each panel is used for more rows.
-  const index_t least = n * k > 128 * 1024 ? 96 : 24;
-  index_t rows = static_cast<index_t>(std::min(target / per_row, static_cast<double>(m)));
-  rows = std::max(least, (rows + 23) / 24 * 24);
-  const double per_panel = per_row / static_cast<double>(n) * static_cast<double>(columns * std::min(rows, m));
-  const index_t wide = std::clamp<index_t>(static_cast<index_t>(target / per_panel), 1, panels);
-  const index_t jobs = batch * ((m + rows - 1) / rows) * ((panels + wide - 1) / wide);
-  // A product with few rows and columns is also split over k, for the threads' sake.
-  const index_t slices = jobs < 64 && k >= 2048 ? std::min((k + 1023) / 1024, (63 + jobs) / jobs) : 1;
-  return {rows, wide, (k + slices - 1) / slices};
+/// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
+template <class S>
+struct TileKernel {
+  using Run = void (*)(const TileWork<S>&);
+  int lanes, packs;
+  Run in_place[4], packed[4];  ///< [registers used - 1]
+
+  index_t columns() const { return lanes * packs; }
+  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
+  /// a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
+  index_t depth() const {
+    const index_t bytes = packs == 4 ? 32768 : 20480;
+    return std::min<index_t>(320, bytes / (columns() * static_cast<index_t>(sizeof(S))));
+  }
+};
+
+/// The kernel for this machine; tile_kernels() below lists all that run on it.
+template <class S>
+const TileKernel<S>& tile_kernel();
+
+/// The body of a tile in registers of `bytes`. It is inlined into one function per instruction set: what it is compiled
+/// to is decided by the target of that function.
+template <class S, int bytes, int tile_packs, int packs, bool packed>
+LPO_ALWAYS_INLINE void product_tile(const TileWork<S>& work) {
+  typedef S V __attribute__((vector_size(bytes)));
+  constexpr int lanes = bytes / static_cast<int>(sizeof(S)), columns = lanes * tile_packs, unrolled = 4;
+  V sum[tile_rows][packs];
+  const S* row[tile_rows];
+LPO_UNROLL(6)
+  for (int r = 0; r < tile_rows; ++r) {
+    row[r] = packed ? work.packed : work.lines[r] + work.at;
+    const S* from = work.add ? work.c[r] : work.start;
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) {
+      sum[r][p] = V{};
+      if (from != nullptr) std::memcpy(&sum[r][p], from + p * lanes, sizeof(V));
+    }
+  }
+  const S* left = work.packed;
+  const S* right = work.b;
+  auto step = [&](index_t l, int u) __attribute__((always_inline)) {
+    V line[packs];
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) std::memcpy(&line[p], right + u * columns + p * lanes, sizeof(V));
+LPO_UNROLL(6)
+    for (int r = 0; r < tile_rows; ++r) {
+      const V value = (packed ? left[u * tile_rows + r] : row[r][l]) - V{};  // x - 0 is x: a broadcast, no addition
+LPO_UNROLL(4)
+      for (int p = 0; p < packs; ++p) sum[r][p] += value * line[p];
+    }
+  };
+  index_t l = 0;
+  for (; l + unrolled <= work.k; l += unrolled) {
+LPO_UNROLL(4)
+    for (int u = 0; u < unrolled; ++u) step(l + u, u);
+    right += unrolled * columns;
+    if constexpr (packed) left += unrolled * tile_rows;
+  }
+  for (; l < work.k; ++l) {
+    step(l, 0);
+    right += columns;
+    if constexpr (packed) left += tile_rows;
+  }
+LPO_UNROLL(6)
+  for (int r = 0; r < tile_rows; ++r) {
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + p * lanes, &sum[r][p], sizeof(V));
+  }
 }
 
-/// Runs the product (all items of the batch) on the context's threads.
-template <class S, class T>
-void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
-  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t columns = p.kernel->columns();
-  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
-  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
-  const index_t panels = (p.n + columns - 1) / columns;
-  const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
-  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
-  const index_t jobs = row_jobs * panel_jobs;
-  Executor& executor = context.executor();
-  Scratch<Cpu> scratch(context);
+/// Defines the kernel `Name` whose tiles have the function attribute `target`.
+#define LPO_TILE_KERNEL(Name, bytes, tile_packs, target)                                      \
+  template <class S>                                                                          \
+  struct Name {                                                                               \
+    template <int packs, bool packed>                                                         \
+    target static __attribute__((noinline)) void run(const TileWork<S>& work) {               \
+      product_tile<S, bytes, tile_packs, packs, packed>(work);                                \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                       \
+    }                                                                                         \
+    static constexpr int third = tile_packs == 4 ? 3 : 2;                                     \
+    static constexpr TileKernel<S> kernel{                                                    \
+        bytes / static_cast<int>(sizeof(S)),                                                  \
+        tile_packs,                                                                           \
+        {&run<1, false>, &run<2, false>, &run<third, false>, &run<tile_packs, false>},        \
+        {&run<1, true>, &run<2, true>, &run<third, true>, &run<tile_packs, true>}};           \
+  };
+LPO_TILE_KERNEL(NativeTile, LPO_SIMD_BYTES, (LPO_SIMD_BYTES == 64 ? 4 : 2), )
+#if defined(LPO_TARGET_256)
+LPO_TILE_KERNEL(Tile256, 32, 2, LPO_TARGET_256)
+#endif
+#if defined(LPO_TARGET_512)
+LPO_TILE_KERNEL(Tile512, 64, 4, LPO_TARGET_512)
+#endif
+#undef LPO_TILE_KERNEL
 
-  if (slices == 1) {
-    S* bias = nullptr;
-    if (out.bias != nullptr && !out.bias_by_row) {
-      bias = scratch.allocate<S>(panels * columns);
-      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
-    }
-    executor.parallel_for(p.batch * jobs, 1, [&](index_t begin, index_t end) {
-      for (index_t job = begin; job < end; ++job) {
-        const index_t item = job / jobs, row = job % jobs % row_jobs * cut.rows,
-                      panel = job % jobs / row_jobs * cut.panels;
-        product_job(p, item, out, out.c + item * out.batch_c, bias, row, std::min(p.m, row + cut.rows), panel,
-                    std::min(panels, panel + cut.panels), 0, p.k);
-      }
-    });
-    return;
+/// The kernels that run on this machine, the widest first.
+template <class S>
+struct TileKernels {
+  const TileKernel<S>* kernel[3] = {};
+  int count = 0;
+
+  TileKernels() {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_512)
+    if (bytes >= 64) kernel[count++] = &Tile512<S>::kernel;
+#endif
+#if defined(LPO_TARGET_256)
+    if (bytes >= 32) kernel[count++] = &Tile256<S>::kernel;
+#endif
+    kernel[count++] = &NativeTile<S>::kernel;
   }
+};
 
-  S* parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  executor.parallel_for(p.batch * slices * jobs, 1, [&](index_t begin, index_t end) {
-    for (index_t job = begin; job < end; ++job) {
-      const index_t part = job / jobs, item = part / slices, first = part % slices * cut.slice;
-      const index_t row = job % jobs % row_jobs * cut.rows, panel = job % jobs / row_jobs * cut.panels;
-      TileOutput<S> partial;
-      partial.rows = even_rows(p.m, p.n);
-      product_job(p, item, partial, parts + part * p.m * p.n, static_cast<const S*>(nullptr), row,
-                  std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), first,
-                  std::min(p.k, first + cut.slice));
-    }
-  });
-  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
-  executor.parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / p.m, row = at % p.m;
-      S* sums = parts + (item * slices * p.m + row) * p.n;
-      for (index_t slice = 1; slice < slices; ++slice) {
-        const S* more = sums + slice * p.m * p.n;
-        for_lanes<lanes_t<S>>(
-            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
-      }
-      const index_t offset = RowCursor(out.rows, row).offset();
-      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
-    }
-  });
+template <class S>
+const TileKernels<S>& tile_kernels() {
+  static const TileKernels<S> kernels;
+  return kernels;
+}
+
+template <class S>
+const TileKernel<S>& tile_kernel() {
+  return *tile_kernels<S>().kernel[0];
 }
 
 }  // namespace detail
@@ -4716,19 +4574,11 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
 #endif
 
 // <lpo/backend/cpu/product_pack.hpp>
-// Bringing operands into the form that the register tile reads: panels of B, tables of steps, 16-bit storage as float.
+// Bringing operands into the form that the register tile reads: blocks of A, panels of B, 16-bit storage as float.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-/// Height of the blocks that a transposed A is packed into: what every tile height and every job height divides.
-inline constexpr index_t packed_rows = 24;
-
-/// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
-inline index_t packed_size(index_t k, index_t n, index_t columns) {
-  return k * ((n + columns - 1) / columns * columns);
-}
 
 /// A table of `count` steps: 0, step, 2 step, …
 inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t step) {
@@ -4743,122 +4593,125 @@ void convert_line(const T* from, index_t count, S* to) {
   if constexpr (std::is_same_v<S, T>) {
     std::copy_n(from, count, to);
   } else {
-    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+    with_lanes<float>([&]<class V>() __attribute__((always_inline)) {
+      for_lanes<V>(0, count, [&](index_t i, auto lanes) __attribute__((always_inline)) {
+        lanes.store(to + i, lanes.load(from + i));
+      });
+    });
   }
 }
 
-// The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
+/// The left operand: its rows. Stored along k, row i begins at data + rows(i) and is made of runs of `run` elements,
+/// `run_step` apart; or, with `offset`, element l of row i is data[offset[l] + rows(i)].
+template <class S>
+struct LeftOperand {
+  const S* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
+};
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next
+/// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
+/// A few elements behind the block are overwritten.
+template <class S>
+void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int lanes = static_cast<int>(LaneTraits<V>::width), groups = (tile_rows + lanes - 1) / lanes;
+    for (index_t l = first; l < last;) {
+      const index_t within = l % a.run, length = std::min(a.run - within, last - l);
+      const index_t begin = l / a.run * a.run_step + within;
+      index_t i = 0;
+      for (; i + lanes <= length; i += lanes) {
+        V square[groups][lanes];
+        unroll<groups>([&](auto g) __attribute__((always_inline)) {
+          unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+            constexpr int at = g * lanes + r;
+            if constexpr (at < tile_rows)
+              square[g][r] = load_lanes<V>(line[at] + begin + i);
+            else
+              square[g][r] = V{};
+          });
+          transpose_lanes(square[g]);
+        });
+        // In the order of memory: what is stored behind a row's lines is overwritten by the next.
+        unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+          unroll<groups>([&](auto g)
+                             __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
+        });
+        to += lanes * tile_rows;
+      }
+      for (; i < length; ++i, to += tile_rows)
+        for (int r = 0; r < tile_rows; ++r) to[r] = line[r][begin + i];
+      l += length;
+    }
+  });
+}
+
+/// All blocks [blocks][last - first][tile_rows] of rows that begin at line, where element l of row r is
+/// line[r][offset[l]]: a few lines of memory for all blocks, then the next.
+template <class S>
+void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last, S* to) {
+  constexpr index_t together = 16;
+  const index_t depth = last - first;
+  for (index_t begin = 0; begin < depth; begin += together)
+    for (index_t block = 0; block < blocks; ++block) {
+      const S* const* row = line + block * tile_rows;
+      bool adjacent = true;
+      for (int r = 1; r < tile_rows; ++r) adjacent = adjacent && row[r] == row[0] + r;
+      S* target = to + (block * depth + begin) * tile_rows;
+      const index_t end = std::min(begin + together, depth);
+      for (index_t l = begin; l < end; ++l, target += tile_rows) {
+        if (adjacent)
+          std::memcpy(target, row[0] + offset[first + l], tile_rows * sizeof(S));
+        else
+          for (int r = 0; r < tile_rows; ++r) target[r] = row[r][offset[first + l]];
+      }
+    }
+}
+
+// The pack functions of B widen 16-bit storage on the way: weights are never copied as a whole.
+
+/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset(l); zeros up to the next
 /// register.
-template <class S, class T>
-void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
+template <class S, class T, class Offset>
+void pack_rows(const TileKernel<S>& kernel, const T* from, Offset&& offset, index_t first, index_t last, S* to,
                index_t valid) {
   const index_t columns = kernel.columns(), lanes = kernel.lanes;
   const index_t width = (valid + lanes - 1) / lanes * lanes;
-  for (index_t l = first; l < last; ++l) {
-    S* target = to + (l - first) * columns;
-    convert_line(from + offset[l], valid, target);
-    for (index_t j = valid; j < width; ++j) target[j] = S{};
-  }
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    for (index_t l = first; l < last; ++l, to += columns) {
+      const T* line = from + offset(l);
+      index_t j = 0;
+      for (; j + LaneTraits<V>::width <= valid; j += LaneTraits<V>::width)
+        store_lanes(to + j, load_lanes<V>(line + j));
+      for (; j < valid; ++j) to[j] = load_lanes<S>(line + j);
+      for (; j < width; ++j) to[j] = S{};
+    }
+  });
 }
 
 /// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
 template <class S, class T>
 void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
                   index_t valid) {
-  using V = lanes_t<S>;
-  constexpr index_t lanes = LaneTraits<V>::width;
   const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  index_t l = first;
-  for (; l + lanes <= last; l += lanes) {
-    for (index_t j = 0; j < width; j += lanes) {
-      V rows[lanes];
-      for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
-      transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
-    }
-  }
-  for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j)
-      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
-}
-
-/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
-/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
-/// packs its own, else B is packed before, threaded.
-template <class S, class T, class PackPanel>
-void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
-                 index_t items, PackPanel&& pack) {
-  constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
-  p.b_step = even_steps(scratch, k, columns);
-  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
-    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
-    };
-    p.pack_source = &pack;
-    return run_product(context, p, out);
-  }
-  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
-  const index_t size = packed_size(k, n, columns);
-  S* to = scratch.allocate<S>(items * size);
-  p.b = to;
-  p.panel_step = k * columns;
-  p.batch_b = items == 1 ? 0 : size;
-  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
-  context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
-           std::min(columns, n - column));
-    }
-  });
-  run_product(context, p, out);
-}
-
-/// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.
-template <class S>
-void pack_transposed(Context<Cpu>& context, index_t m, index_t k, const S* from, index_t step, S* to) {
-  constexpr index_t block = 256;
-  const index_t groups = (m + packed_rows - 1) / packed_rows, blocks = (k + block - 1) / block;
-  context.executor().parallel_for(groups * blocks, 8, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t row = at / blocks * packed_rows, first = at % blocks * block, last = std::min(k, first + block);
-      const index_t valid = std::min(packed_rows, m - row);
-      for (index_t l = first; l < last; ++l) {
-        const S* source = from + l * step + row;
-        S* target = to + row * k + l * packed_rows;
-        if (valid == packed_rows)
-          std::memcpy(target, source, packed_rows * sizeof(S));
-        else
-          for (index_t i = 0; i < valid; ++i) target[i] = source[i];
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    for (; l + lanes <= last && lanes <= columns; l += lanes, to += lanes * columns) {
+      for (index_t j = 0; j < width; j += lanes) {
+        V square[lanes];
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+          square[i] = j + i < valid ? load_lanes<V>(from + (j + i) * step + l) : V{};
+        });
+        transpose_lanes(square);
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) { store_lanes(to + i * columns + j, square[i]); });
       }
     }
+    for (; l < last; ++l, to += columns)
+      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
   });
-}
-
-/// Makes A of `items` operands stored [k, m] with lines `step` apart.
-template <class S>
-void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const S* data, index_t step,
-                    index_t items, index_t batch_step) {
-  // In place, each tile reads a few elements of every line, which is as fast while these lines stay in L1. Limits
-  // measured.
-  if (p.m < packed_rows || p.n * p.batch < 128 || (step < 192 && p.k < 1024)) {
-    p.a = data;
-    p.batch_a = batch_step;
-    p.rows = even_rows(p.m, 1);
-    p.a_step = even_steps(scratch, p.k, step);
-    return;
-  }
-  const index_t groups = (p.m + packed_rows - 1) / packed_rows, size = groups * packed_rows * p.k;
-  S* blocks = scratch.allocate<S>(items * size);
-  for (index_t item = 0; item < items; ++item)
-    pack_transposed(context, p.m, p.k, data + item * batch_step, step, blocks + item * size);
-  p.a = blocks;
-  p.batch_a = items == 1 ? 0 : size;
-  p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
-  p.a_step = even_steps(scratch, p.k, packed_rows);
 }
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
@@ -5054,6 +4907,313 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
       }
     }
   });
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/product_run.hpp>
+// Products on the register tile: how they are cut into jobs, and what a job does.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
+//
+// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
+// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
+// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
+// number of threads gives the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t tile_job_blocks = 44;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
+
+template <class S>
+struct TileProduct {
+  const TileKernel<S>* kernel = &tile_kernel<S>();
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  LeftOperand<S> a;
+  index_t items = 1;  ///< of B, 1 or batch
+  /// Writes rows [first, last) of the panel of B that begins at `column`, kernel->columns() apart; zeros behind `valid`
+  /// columns up to the next register.
+  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
+               index_t valid) = nullptr;
+  const void* pack_source = nullptr;
+  bool lines_along_n = false;  ///< B is stored along n: panels are better packed side by side
+};
+
+/// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
+/// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
+struct ProductCut {
+  index_t blocks, panels, slice, depth;
+};
+
+/// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
+/// take jobs as they come and half a job is waited for at the end. `most`: blocks of a job.
+template <class S>
+ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
+  const index_t panels = (p.n + columns - 1) / columns;
+  // A product with few rows and columns is split over k, for the threads' sake.
+  const index_t units = p.batch * ((blocks + 3) / 4) * panels;
+  const index_t slices = units < 64 && p.k >= 2048 ? std::min((p.k + 1023) / 1024, (63 + units) / units) : 1;
+  const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);
+  const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
+  const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
+
+  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
+  constexpr double pack_a = 0.3, pack_b = 0.7;
+  const double start = 300.0 / static_cast<double>(slice);
+  ProductCut best{};
+  double least = 0;
+  const index_t fewest = (blocks + most - 1) / most;
+  for (index_t high = fewest; high <= std::max(fewest, blocks / 4) && high <= 64 * fewest; high += (high + 3) / 4)
+    for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
+      const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
+      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
+      const double turns =
+          static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.5 : 0.0);
+      const double cost =
+          turns * ((static_cast<double>(height) + pack_b) * (static_cast<double>(width) + pack_a) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth};
+    }
+  return best;
+}
+
+/// What all jobs of a product share.
+template <class S, class T>
+struct ProductJobs {
+  const TileProduct<S>& p;
+  const TileOutput<T>& out;
+  ProductCut cut;
+  const S* right;     ///< [items, panels, k, columns] of B if it was packed before
+  const S* bias;      ///< [panels * columns] in the arithmetic type, or null
+  bool straight;      ///< whether sums are what is stored
+  bool left_in_place;
+
+  index_t columns() const { return p.kernel->columns(); }
+  /// Panels of B that a job packs at a time.
+  index_t side_by_side() const { return p.lines_along_n ? (cut.blocks > 22 ? 4 : 8) : 1; }
+  index_t left_size() const { return left_in_place ? 0 : cut.blocks * cut.depth * tile_rows + 16; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns() * side_by_side(); }
+  index_t sums_size() const { return cut.blocks * tile_rows * (straight ? 0 : tile_kept_columns); }
+  index_t workspace() const { return left_size() + right_size() + sums_size(); }
+
+  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
+  void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
+           S* space) const {
+    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
+    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
+    S* const left = space;
+    S* const part = left + left_size();
+    S* const sums = part + right_size();
+    const S* lines[tile_job_blocks * tile_rows];
+    index_t offset[tile_job_blocks * tile_rows];
+    RowCursor source(p.a.rows, row), target(out.rows, row);
+    for (index_t i = 0; i < blocks * tile_rows; ++i) {
+      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];  // computed and dropped
+      offset[i] = i < rows ? target.offset() : 0;
+      if (i + 1 < rows) source.next(), target.next();
+    }
+    const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
+    for (index_t group = panel; group < panel_end; group += together) {
+      const index_t group_end = std::min(panel_end, group + together);
+      index_t l = first;
+      do {
+        const index_t depth = std::min(cut.depth, last - l);
+        if (!left_in_place) pack_left(lines, blocks, l, l + depth, left);
+        for (index_t at = group; at < group_end; ++at) {
+          const index_t valid = std::min(columns(), p.n - at * columns());
+          TileWork<S> work;
+          work.k = depth;
+          work.at = l;
+          const index_t beside = (at - group) % side_by_side();
+          if (right != nullptr) {
+            work.b = right + (p.items == 1 ? 0 : item) * p.k * panels() * columns() + (at * p.k + l) * columns();
+          } else {
+            if (beside == 0) pack_panels(item, at, std::min(group_end, at + side_by_side()), l, l + depth, part);
+            work.b = part + beside * depth * columns();
+          }
+          work.add = l > first || (straight && out.beta != 0.0f);
+          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
+          // What the next panel reads of B is fetched while this one is computed.
+          const char* ahead = right == nullptr || at + 1 == group_end
+                                  ? nullptr : reinterpret_cast<const char*>(work.b + p.k * columns());
+          const index_t ahead_lines = (depth * columns() * static_cast<index_t>(sizeof(S)) / 64 + blocks - 1) / blocks;
+          const auto run = (left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+          for (index_t i = 0; i < blocks; ++i) {
+            S* to[tile_rows];
+            S dropped[tile_columns_max];
+            for (index_t r = 0; r < tile_rows; ++r) {
+              const index_t line = i * tile_rows + r;
+              to[r] = sums + line * tile_kept_columns + (at - group) * columns();
+              if constexpr (std::is_same_v<S, T>) {
+                if (straight) to[r] = line < rows ? c + offset[line] + at * columns() : dropped;
+              }
+            }
+            if constexpr (std::is_same_v<S, T>) {
+              if (straight && (i + 2) * tile_rows <= rows)
+                for (index_t r = 0; r < tile_rows; ++r)
+                  __builtin_prefetch(c + offset[(i + 1) * tile_rows + r] + at * columns(), 1);
+            }
+            if (ahead != nullptr)
+              for (index_t line = 0; line < ahead_lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            work.lines = lines + i * tile_rows;
+            work.packed = left + i * depth * tile_rows;
+            work.c = to;
+            run(work);
+          }
+        }
+        l += depth;
+      } while (l < last);
+      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+    }
+  }
+
+ private:
+  index_t panels() const { return (p.n + columns() - 1) / columns(); }
+
+  /// [panels][last - first][columns]; a few lines of memory for all panels, then the next.
+  void pack_panels(index_t item, index_t panel, index_t panel_end, index_t first, index_t last, S* to) const {
+    const index_t together = panel_end - panel > 1 ? 16 : last - first;
+    for (index_t l = first; l < last; l += together)
+      for (index_t at = panel; at < panel_end; ++at)
+        p.pack(p.pack_source, item, at * columns(), l, std::min(last, l + together),
+               to + ((at - panel) * (last - first) + l - first) * columns(), std::min(columns(), p.n - at * columns()));
+  }
+
+  void pack_left(const S* const* lines, index_t blocks, index_t first, index_t last, S* to) const {
+    if (p.a.offset != nullptr) return pack_blocks_across(lines, blocks, p.a.offset, first, last, to);
+    for (index_t i = 0; i < blocks; ++i)
+      pack_block(p.a, lines + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+  }
+
+  void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
+             index_t panel_end) const {
+    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    if constexpr (std::is_same_v<S, float>) {
+      if (out.gated != nullptr) {
+        for (index_t r = 0; r < rows; ++r)
+          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
+        return;
+      }
+    }
+    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
+    for (index_t r = 0; r < rows; r += together)
+      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
+                 panel * columns(), width);
+  }
+};
+
+/// Runs the jobs of all slices of k, whose sums go to out_of(slice).
+template <class S, class T, class Out>
+void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
+              Out&& out_of) {
+  const TileProduct<S>& p = jobs.p;
+  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  WorkerScratch<S> workspace(context, scratch, jobs.workspace());
+  context.executor().parallel_for(p.batch * slices * high * wide, 1, [&](index_t begin, index_t end) {
+    const typename WorkerScratch<S>::Lease lease(workspace);
+    for (index_t job = begin; job < end; ++job) {
+      const index_t part = job / (high * wide), item = part / slices, first = part % slices * jobs.cut.slice;
+      const index_t block = job % high * jobs.cut.blocks, panel = job / high % wide * jobs.cut.panels;
+      jobs.run(item, out_of(part), block, panel, std::min(panels, panel + jobs.cut.panels), first,
+               std::min(p.k, first + jobs.cut.slice), lease.data());
+    }
+  });
+}
+
+/// All of B, packed by the threads: [items, panels, k, columns].
+template <class S>
+const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.k + block - 1) / block;
+  S* const to = scratch.allocate<S>(p.items * panels * p.k * columns);
+  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  context.executor().parallel_for(p.items * panels * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      // In the order in which B lies in memory.
+      const index_t item = at / (panels * blocks), within = at % (panels * blocks);
+      const index_t panel = p.lines_along_n ? within % panels : within / blocks;
+      const index_t first = (p.lines_along_n ? within / panels : within % blocks) * block, column = panel * columns;
+      p.pack(p.pack_source, item, column, first, std::min(p.k, first + block),
+             to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
+    }
+  });
+  return to;
+}
+
+/// Adds up `slices` partial products [batch, slices, m, n] in their order, in place, and stores them.
+template <class S, class T>
+void store_slices(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out, S* parts, index_t slices) {
+  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
+  context.executor().parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t item = at / p.m, row = at % p.m;
+      S* sums = parts + (item * slices * p.m + row) * p.n;
+      for (index_t slice = 1; slice < slices; ++slice) {
+        const S* more = sums + slice * p.m * p.n;
+        for_lanes<lanes_t<S>>(
+            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
+      }
+      const index_t offset = RowCursor(out.rows, row).offset();
+      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
+    }
+  });
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+template <class S, class T>
+void run_tiles(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns;
+  const bool by_row = out.bias != nullptr && out.bias_by_row;
+  const bool straight = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.column_step == 1 &&
+                        (out.beta == 0.0f || (out.beta == 1.0f && out.bias == nullptr)) &&
+                        p.n % p.kernel->lanes == 0 && !by_row;
+  Scratch<Cpu> scratch(context);
+  ProductCut cut = cut_product(p, straight ? tile_job_blocks : 16, out.gated == nullptr ? 1 : 2,
+                               context.executor().threads());
+  if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
+  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
+  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items > 1;
+  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
+
+  if (slices == 1) {
+    S* bias = nullptr;
+    if (straight && out.bias != nullptr) {
+      bias = scratch.allocate<S>(panels * columns);
+      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
+    }
+    const ProductJobs<S, T> jobs{p, out, cut, right, bias, straight, left_in_place};
+    run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
+    return;
+  }
+  TileOutput<S> partial;
+  partial.rows = even_rows(p.m, p.n);
+  S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
+  const ProductJobs<S, S> jobs{p, partial, cut, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
+  store_slices(context, p, out, parts, slices);
+}
+
+/// Runs the product with B of p.items operands [k, n] that `pack(item, column, first, last, to, valid)` packs.
+template <class S, class T, class PackPanel>
+void run_product(Context<Cpu>& context, TileProduct<S>& p, const TileOutput<T>& out, PackPanel&& pack) {
+  p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+    (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
+  };
+  p.pack_source = &pack;
+  run_tiles(context, p, out);
 }
 
 }  // namespace detail
@@ -5281,15 +5441,14 @@ struct PaddedImages {
 };
 
 /// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
-/// where that changes nothing. `overread`: up to a register may be read behind the end, so it is always a copy.
+/// where that changes nothing.
 template <class S, class T>
 PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
-                           index_t c, index_t top, index_t left, index_t lines, index_t columns,
-                           bool overread = false) {
+                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
   if constexpr (std::is_same_v<S, T>) {
-    if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
+    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
+  S* data = scratch.allocate<S>(n * lines * columns * c);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -5306,16 +5465,6 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
     }
   });
   return {data, lines, columns, c};
-}
-
-/// Steps of the taps of a kernel: [(u, v, channel)].
-template <class S>
-const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_t kernel_h, index_t kernel_w) {
-  index_t* steps = scratch.allocate<index_t>(kernel_h * kernel_w * x.c);
-  index_t at = 0;
-  for (index_t u = 0; u < kernel_h; ++u)
-    for (index_t i = 0; i < kernel_w * x.c; ++i) steps[at++] = u * x.line() + i;
-  return steps;
 }
 
 // S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
@@ -5341,13 +5490,10 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   } else {
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = images.data;
-    p.rows = pixels;
-    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-    run_packing(context, scratch, p, out, 1,
-                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-                });
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
+    });
   }
 }
 
@@ -5396,13 +5542,11 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     } else {
       TileProduct<S> p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
-      p.a = gradients;
-      p.rows = pixels;
-      p.a_step = tap_steps(inner, images, taps_h, taps_w);
-      run_packing(context, inner, p, out, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-                  });
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.lines_along_n = true;
+      run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+        pack_rows(*p.kernel, weight + column, [&](index_t l) { return from[l]; }, first, last, to, valid);
+      });
     }
   }
 }
@@ -5453,48 +5597,40 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   Scratch<Cpu> scratch(context);
   const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
-  const index_t lanes = p.kernel->lanes;
-  const auto images =
-      pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
-                    s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
+  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
+  p.lines_along_n = true;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
-  if (run >= 2 * lanes) {
+  if (run >= 2 * p.kernel->lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
-    p.m = s.o;
-    p.n = run;
-    p.batch = s.kernel_h;
-    use_transposed(context, scratch, p, gradients, s.o, 1, 0);
-    p.b = images.data;
-    p.b_step = steps;
-    p.panel_step = p.kernel->columns();
-    p.batch_b = images.line();
+    p.m = s.o, p.n = run;
+    p.batch = p.items = s.kernel_h;
+    p.a.data = gradients;
+    p.a.rows = even_rows(s.o, 1);
+    p.a.offset = even_steps(scratch, pixels, s.o);
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
+    run_product(context, p, out, [&](index_t u, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      pack_rows(*p.kernel, images.data + u * images.line() + column, [&](index_t l) { return steps[l]; }, first, last,
+                to, valid);
+    });
   } else {
     // Few channels would leave these registers empty: dy in the registers, written transposed.
-    p.m = s.kernel_h * run;
-    p.n = s.o;
-    p.a = images.data;
-    p.rows = {run, s.kernel_h, 1, images.line(), 0};
-    p.a_step = steps;
+    p.m = s.kernel_h * run, p.n = s.o;
+    p.a.data = images.data;
+    p.a.rows = {run, s.kernel_h, 1, images.line(), 0};
+    p.a.offset = steps;
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes != 0)
-      return run_packing(context, scratch, p, out, 1,
-                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                         });
-    p.b = gradients;
-    p.b_step = lines;
-    p.panel_step = p.kernel->columns();
+    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
+      pack_rows(*p.kernel, gradients + column, [&](index_t l) { return l * s.o; }, first, last, to, valid);
+    });
   }
-  run_product(context, p, out);
 }
 
 }  // namespace detail
@@ -6259,18 +6395,18 @@ struct GatedProduct<Cpu> {
     Scratch<Cpu> scratch(context);
     detail::TileProduct<float> p;
     p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
-    p.a_step = detail::even_steps(scratch, g.in, 1);
+    p.a.run = g.in;
     if constexpr (std::is_same_v<T, float>) {
-      p.a = g.x;
-      p.rows = detail::even_rows(g.rows, g.x_row);
+      p.a.data = g.x;
+      p.a.rows = detail::even_rows(g.rows, g.x_row);
     } else {
       float* wide = scratch.allocate<float>(g.rows * g.in);
       detail::convert_block(context, g.rows, g.in, g.x, g.x_row, wide);
-      p.a = wide;
-      p.rows = detail::even_rows(g.rows, g.in);
+      p.a.data = wide;
+      p.a.rows = detail::even_rows(g.rows, g.in);
     }
     const index_t columns = p.kernel->columns();
-    detail::run_packing(context, scratch, p, out, 1,
+    detail::run_product(context, p, out,
                         [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
                           const index_t panel = column / columns;
                           const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
@@ -6324,14 +6460,7 @@ struct Gemm {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/gemm.hpp>
-// The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
-
-#if LPO_HOST_PASS
-#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
-#define EIGEN_NO_CUDA
-#endif
-#include <Eigen/Core>
-#endif
+// The matrix product of the CPU: a register tile over packs.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -6401,83 +6530,27 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   p.n = swap ? g.m : g.n;
   const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
                                   g.transpose_a ? p.m : g.k, g.batch);
-  if (g.transpose_a) {
-    use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
-  } else {
-    p.a = left.data;
-    p.batch_a = left.batch_step;
-    p.rows = even_rows(p.m, left.step);
-    p.a_step = even_steps(scratch, g.k, 1);
-  }
+  p.a.data = left.data;
+  p.a.batch_step = left.batch_step;
+  p.a.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
+  p.a.run = std::max<index_t>(g.k, 1);
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, left.step);
   out.rows = even_rows(p.m, swap ? 1 : g.ldc);
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
-  const index_t items = right.batch_step == 0 ? 1 : g.batch;
+  p.items = right.batch_step == 0 ? 1 : g.batch;
   if (g.transpose_b) {
-    return run_packing(context, scratch, p, out, items,
+    return run_product(context, p, out,
                        [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
                          pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
                                       first, last, to, valid);
                        });
   }
-  if constexpr (std::is_same_v<S, T>) {
-    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-      p.b = right.data;
-      p.b_step = even_steps(scratch, g.k, right.step);
-      p.panel_step = p.kernel->columns();
-      p.batch_b = right.batch_step;
-      return run_product(context, p, out);
-    }
-  }
-  const index_t* lines = even_steps(scratch, g.k, right.step);
-  run_packing(context, scratch, p, out, items,
-              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-              });
-}
-
-/// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
-/// it, and one orientation (transposed operands are copied) keeps it to one instantiation. A template, so that only
-/// programs that use it compile it.
-template <class Number>
-void eigen_gemm(Context<Cpu>& context, const kernel::GemmParams<Number>& g) {
-  constexpr int block = 32;
-  using Tall = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using Short = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor, block, Eigen::Dynamic>;
-  using Stride = Eigen::OuterStride<>;
-  Scratch<Cpu> scratch(context);
-  auto untransposed = [&](const Number* data, index_t rows, index_t width, index_t step, index_t batch_step) {
-    const index_t items = batch_step == 0 ? 1 : g.batch;
-    Number* copy = scratch.allocate<Number>(items * rows * width);
-    for (index_t item = 0; item < items; ++item)
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t i = 0; i < width; ++i)
-          copy[(item * rows + r) * width + i] = data[item * batch_step + i * step + r];
-    return StoredMatrix<Number>{copy, width, batch_step == 0 ? 0 : rows * width};
-  };
-  const auto a = g.transpose_a ? untransposed(g.a, g.m, g.k, g.lda, g.batch_stride_a)
-                               : StoredMatrix<Number>{g.a, g.lda, g.batch_stride_a};
-  const auto b = g.transpose_b ? untransposed(g.b, g.k, g.n, g.ldb, g.batch_stride_b)
-                               : StoredMatrix<Number>{g.b, g.ldb, g.batch_stride_b};
-  const index_t blocks = (g.m + block - 1) / block;
-  context.executor().parallel_for(g.batch * blocks, 1, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / blocks, row = at % blocks * block, rows = std::min<index_t>(block, g.m - row);
-      Number* c = g.c + item * g.batch_stride_c + row * g.ldc;
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t j = 0; j < g.n; ++j) {
-          const Number kept = g.beta == 0.0f ? Number{} : static_cast<Number>(g.beta) * c[r * g.ldc + j];
-          c[r * g.ldc + j] = kept + (g.bias == nullptr ? Number{} : g.bias[j]);
-        }
-      if (g.k == 0) continue;
-      const Eigen::Map<const Short, 0, Stride> left(a.data + item * a.batch_step + row * a.step, rows, g.k,
-                                                    Stride(a.step));
-      const Eigen::Map<const Tall, 0, Stride> right(b.data + item * b.batch_step, g.k, g.n, Stride(b.step));
-      Eigen::Map<Short, 0, Stride>(c, rows, g.n, Stride(g.ldc)).noalias() +=
-          static_cast<Number>(g.alpha) * left * right;
-    }
+  p.lines_along_n = true;
+  run_product(context, p, out, [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+    pack_rows(*p.kernel, right.data + item * right.batch_step + column, [&](index_t l) { return l * right.step; }, first,
+              last, to, valid);
   });
 }
 
@@ -6494,10 +6567,7 @@ struct Gemm<Cpu> {
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
     }
-    if constexpr (std::is_same_v<T, double>)
-      detail::eigen_gemm(context, p);
-    else
-      detail::tile_gemm(context, p);
+    detail::tile_gemm(context, p);
   }
 
  private:
@@ -11442,6 +11512,25 @@ auto guided_rows(const Batch& rows, double guidance_scale) {
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
 }
 
+/// The same in half arithmetic, where the rows and the result of each operation are rounded to half: views [2n, h, w, c] of
+/// any type -> `combined` [n, h, w, c].
+template <class T, class Device, class C = T>
+void guide_in_half(Context<Device>& context, std::type_identity_t<View<const C, 4, Device>> rows, double guidance_scale,
+                   const View<T, 4, Device>& combined) {
+  const index_t n = rows.extents[0] / 2;
+  auto expected = combined.extents;
+  expected[0] *= 2;
+  detail::expect_same("guide_in_half", "rows", rows.extents, "twice the result's", expected);
+  Scratch<Device> scratch(context);
+  const View<half, 4, Device> both(scratch.template allocate<half>(rows.size()), rows.extents);
+  const View<half, 4, Device> u = both.slice(0, 0, n), c = both.slice(0, n, 2 * n);
+  evaluate(&context, both, 1.0 * rows);
+  evaluate(&context, c, c - u);
+  evaluate(&context, c, guidance_scale * c);
+  evaluate(&context, c, u + c);
+  evaluate(&context, combined, 1.0 * c);
+}
+
 namespace detail {
 
 /// Norm of every row's deviation from its mean; [n, h, w, c] -> n host values.
@@ -12385,7 +12474,8 @@ namespace lpo::inline LPO_ABI {
 /// Mean over n pairs of -ln sigmoid(beta (ln r_win - ln r_lose)), a Var [1]; see LpoPairTerms.
 ///
 /// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose
-/// share x_t, so one policy prediction and one reference prediction serve a pair. With D elements per row, mu = a x_t +
+/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows, those
+/// for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t +
 /// c prediction,
 ///   Delta(x') = 1/(2 D sigma^2) sum (mu - mu_ref) (2 x' - mu - mu_ref)
 /// is computed as this product of differences (two large means would cancel), its sum and everything after it in
@@ -12402,18 +12492,22 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
                                       std::span<const GaussianStep> steps, const LpoLossOptions& options = {},
                                       LpoMetrics* metrics = nullptr, std::span<LpoPairTerms> pairs = {}) {
   using Number = compute_t<T>;
+  const index_t n = x_t.extents[0];
+  const bool shared = prediction.extent(0) != 2 * n;  // by win and lose
+  auto expected = x_t.extents;
+  if (!shared) expected[0] = 2 * n;
   detail::expect_same("lpo_loss", "prediction", prediction.extents(), "reference", reference.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_t", x_t.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_win", x_win.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_lose", x_lose.extents);
-  const index_t n = prediction.extent(0);
-  if (n == 0 || prediction.size() == 0 || static_cast<index_t>(steps.size()) != n)
-    throw ShapeError(message("[lpo_loss] predictions ", to_string(prediction.extents()), " and ",
-                             static_cast<index_t>(steps.size()), " steps; give one step per row, at least one row"));
+  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_t", expected);
+  detail::expect_same("lpo_loss", "x_t", x_t.extents, "x_win", x_win.extents);
+  detail::expect_same("lpo_loss", "x_t", x_t.extents, "x_lose", x_lose.extents);
+  if (n == 0 || x_t.size() == 0 || static_cast<index_t>(steps.size()) != n)
+    throw ShapeError(message("[lpo_loss] latents ", to_string(x_t.extents), " and ", static_cast<index_t>(steps.size()),
+                             " steps; give one step per row, at least one row"));
   if (!pairs.empty() && static_cast<index_t>(pairs.size()) != n)
     throw ShapeError(
         message("[lpo_loss] results for ", static_cast<index_t>(pairs.size()), " pairs asked, there are ", n));
-  const double width = static_cast<double>(prediction.size() / n);
+  const double width = static_cast<double>(x_t.size() / n);
+  const auto side = [n, shared](auto rows, int lose) { return shared ? rows : rows.slice(0, lose * n, (lose + 1) * n); };
 
   auto& tape = prediction.tape();
   auto& context = tape.context();
@@ -12434,20 +12528,20 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
   std::vector<Number> sums(static_cast<std::size_t>(4 * n));
   {
     Scratch<Device> scratch(context);
-    const View<Number, 4, Device> terms(scratch.template allocate<Number>(prediction.size()), prediction.extents());
+    const View<Number, 4, Device> terms(scratch.template allocate<Number>(x_t.size()), x_t.extents);
     Number* const row_sums = scratch.template allocate<Number>(4 * n);
     const auto reduce = [&](int which) {
-      kernel::Reduce<Device>::row_sums(context, n, prediction.size() / n, static_cast<const Number*>(terms.data),
+      kernel::Reduce<Device>::row_sums(context, n, x_t.size() / n, static_cast<const Number*>(terms.data),
                                        row_sums + which * n);
     };
-    const View<const T, 4, Device> y = prediction.view();
-    int which = 0;
-    for (const auto& next : {x_win, x_lose}) {
+    for (const int lose : {0, 1}) {
+      const View<const T, 4, Device> y = side(prediction.view(), lose), y_ref = side(reference, lose);
+      const auto& next = lose ? x_lose : x_win;
       evaluate(&context, terms,
-               bcast_last(c) * (y - reference) * (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + reference)));
-      reduce(which++);
-      evaluate(&context, terms, square(next - bcast_last(a) * x_t - bcast_last(c) * reference));
-      reduce(which++);
+               bcast_last(c) * (y - y_ref) * (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + y_ref)));
+      reduce(2 * lose);
+      evaluate(&context, terms, square(next - bcast_last(a) * x_t - bcast_last(c) * y_ref));
+      reduce(2 * lose + 1);
     }
     context.copy_to_host(sums.data(), row_sums, sums.size() * sizeof(Number));
   }
@@ -12480,15 +12574,22 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
   tape.push(mark, loss.slot(), [=](Tape<Device>& t) {
     const auto target = gradient_target(prediction);
     if (!target) return;
-    const View<T, 4, Device> into(target.data, prediction.extents(), prediction.view().strides);
+    const View<T, 4, Device> all_rows(target.data, prediction.extents(), prediction.view().strides);
     const View<const Number, 4, Device> outer(output_gradient(loss), Extents<4>{1, 1, 1, 1});
-    const auto mean_of = [&] { return bcast_last(a) * x_t + bcast_last(c) * prediction.view(); };
-    auto gradient =
-        bcast_last(outer) * (bcast_last(win) * (x_win - mean_of()) + bcast_last(lose) * (x_lose - mean_of()));
-    if (target.accumulate)
-      evaluate(&t.context(), into, into + std::move(gradient));
-    else
-      evaluate(&t.context(), into, std::move(gradient));
+    const auto add = [&](const View<T, 4, Device>& into, auto gradient) {
+      if (target.accumulate)
+        evaluate(&t.context(), into, into + std::move(gradient));
+      else
+        evaluate(&t.context(), into, std::move(gradient));
+    };
+    const auto mean_of = [&](const auto& rows) { return bcast_last(a) * x_t + bcast_last(c) * rows; };
+    const auto y = prediction.view();
+    if (shared)
+      return add(all_rows, bcast_last(outer) * (bcast_last(win) * (x_win - mean_of(y)) +
+                                                bcast_last(lose) * (x_lose - mean_of(y))));
+    for (const int which : {0, 1})
+      add(side(all_rows, which), bcast_last(outer) * (bcast_last(which ? lose : win) *
+                                                      ((which ? x_lose : x_win) - mean_of(side(y, which)))));
   });
   return loss;
 }

@@ -74,6 +74,7 @@ class GrpoObjective {
   }
   std::span<const PairRecord> records() const { return batch_.records(); }
   View<const T, 4, Device> x_t() const { return batch_.x_t(); }
+  index_t rows_of_item() const { return 1; }
 
   template <int Channels>
   Var<T, 1, Device> loss(const Var<T, 4, Device, Channels>& prediction, View<const T, 4, Device> reference,

@@ -41,6 +41,7 @@ struct RolloutTrainerOptions {
   double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
+  bool half_reference = false;  ///< the reference's predictions and their guidance are half, the policy's as they are
   bool half_scores = false;     ///< LRM scores are rounded to half, as those of the released code, which lie 2^-7 apart above 8
   double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
   index_t checkpointing_iterations = 0;
@@ -55,6 +56,11 @@ struct RolloutTrainerOptions {
   /// Called when a part begins; on a device, work called before may still run.
   std::function<void(LpoStage)> on_stage;
 };
+
+/// Tells what listens on `options` that a part begins.
+inline void begin_stage(const RolloutTrainerOptions& options, LpoStage stage) {
+  if (options.on_stage) options.on_stage(stage);
+}
 
 /// Items whose activations are in memory at once.
 inline index_t micro_batch_items(const RolloutTrainerOptions& options) {

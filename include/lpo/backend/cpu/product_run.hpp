@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: MIT
+// Products on the register tile: how they are cut into jobs, and what a job does.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
+//
+// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
+// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
+// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
+// number of threads gives the same bits.
+#pragma once
+
+#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/worker_scratch.hpp>
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t tile_job_blocks = 44;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
+
+template <class S>
+struct TileProduct {
+  const TileKernel<S>* kernel = &tile_kernel<S>();
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  LeftOperand<S> a;
+  index_t items = 1;  ///< of B, 1 or batch
+  /// Writes rows [first, last) of the panel of B that begins at `column`, kernel->columns() apart; zeros behind `valid`
+  /// columns up to the next register.
+  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
+               index_t valid) = nullptr;
+  const void* pack_source = nullptr;
+  bool lines_along_n = false;  ///< B is stored along n: panels are better packed side by side
+};
+
+/// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
+/// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
+struct ProductCut {
+  index_t blocks, panels, slice, depth;
+};
+
+/// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
+/// take jobs as they come and half a job is waited for at the end. `most`: blocks of a job.
+template <class S>
+ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
+  const index_t panels = (p.n + columns - 1) / columns;
+  // A product with few rows and columns is split over k, for the threads' sake.
+  const index_t units = p.batch * ((blocks + 3) / 4) * panels;
+  const index_t slices = units < 64 && p.k >= 2048 ? std::min((p.k + 1023) / 1024, (63 + units) / units) : 1;
+  const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);
+  const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
+  const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
+
+  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
+  constexpr double pack_a = 0.3, pack_b = 0.7;
+  const double start = 300.0 / static_cast<double>(slice);
+  ProductCut best{};
+  double least = 0;
+  const index_t fewest = (blocks + most - 1) / most;
+  for (index_t high = fewest; high <= std::max(fewest, blocks / 4) && high <= 64 * fewest; high += (high + 3) / 4)
+    for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
+      const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
+      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
+      const double turns =
+          static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.5 : 0.0);
+      const double cost =
+          turns * ((static_cast<double>(height) + pack_b) * (static_cast<double>(width) + pack_a) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth};
+    }
+  return best;
+}
+
+/// What all jobs of a product share.
+template <class S, class T>
+struct ProductJobs {
+  const TileProduct<S>& p;
+  const TileOutput<T>& out;
+  ProductCut cut;
+  const S* right;     ///< [items, panels, k, columns] of B if it was packed before
+  const S* bias;      ///< [panels * columns] in the arithmetic type, or null
+  bool straight;      ///< whether sums are what is stored
+  bool left_in_place;
+
+  index_t columns() const { return p.kernel->columns(); }
+  /// Panels of B that a job packs at a time.
+  index_t side_by_side() const { return p.lines_along_n ? (cut.blocks > 22 ? 4 : 8) : 1; }
+  index_t left_size() const { return left_in_place ? 0 : cut.blocks * cut.depth * tile_rows + 16; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns() * side_by_side(); }
+  index_t sums_size() const { return cut.blocks * tile_rows * (straight ? 0 : tile_kept_columns); }
+  index_t workspace() const { return left_size() + right_size() + sums_size(); }
+
+  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
+  void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
+           S* space) const {
+    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
+    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
+    S* const left = space;
+    S* const part = left + left_size();
+    S* const sums = part + right_size();
+    const S* lines[tile_job_blocks * tile_rows];
+    index_t offset[tile_job_blocks * tile_rows];
+    RowCursor source(p.a.rows, row), target(out.rows, row);
+    for (index_t i = 0; i < blocks * tile_rows; ++i) {
+      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];  // computed and dropped
+      offset[i] = i < rows ? target.offset() : 0;
+      if (i + 1 < rows) source.next(), target.next();
+    }
+    const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
+    for (index_t group = panel; group < panel_end; group += together) {
+      const index_t group_end = std::min(panel_end, group + together);
+      index_t l = first;
+      do {
+        const index_t depth = std::min(cut.depth, last - l);
+        if (!left_in_place) pack_left(lines, blocks, l, l + depth, left);
+        for (index_t at = group; at < group_end; ++at) {
+          const index_t valid = std::min(columns(), p.n - at * columns());
+          TileWork<S> work;
+          work.k = depth;
+          work.at = l;
+          const index_t beside = (at - group) % side_by_side();
+          if (right != nullptr) {
+            work.b = right + (p.items == 1 ? 0 : item) * p.k * panels() * columns() + (at * p.k + l) * columns();
+          } else {
+            if (beside == 0) pack_panels(item, at, std::min(group_end, at + side_by_side()), l, l + depth, part);
+            work.b = part + beside * depth * columns();
+          }
+          work.add = l > first || (straight && out.beta != 0.0f);
+          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
+          // What the next panel reads of B is fetched while this one is computed.
+          const char* ahead = right == nullptr || at + 1 == group_end
+                                  ? nullptr : reinterpret_cast<const char*>(work.b + p.k * columns());
+          const index_t ahead_lines = (depth * columns() * static_cast<index_t>(sizeof(S)) / 64 + blocks - 1) / blocks;
+          const auto run = (left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+          for (index_t i = 0; i < blocks; ++i) {
+            S* to[tile_rows];
+            S dropped[tile_columns_max];
+            for (index_t r = 0; r < tile_rows; ++r) {
+              const index_t line = i * tile_rows + r;
+              to[r] = sums + line * tile_kept_columns + (at - group) * columns();
+              if constexpr (std::is_same_v<S, T>) {
+                if (straight) to[r] = line < rows ? c + offset[line] + at * columns() : dropped;
+              }
+            }
+            if constexpr (std::is_same_v<S, T>) {
+              if (straight && (i + 2) * tile_rows <= rows)
+                for (index_t r = 0; r < tile_rows; ++r)
+                  __builtin_prefetch(c + offset[(i + 1) * tile_rows + r] + at * columns(), 1);
+            }
+            if (ahead != nullptr)
+              for (index_t line = 0; line < ahead_lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            work.lines = lines + i * tile_rows;
+            work.packed = left + i * depth * tile_rows;
+            work.c = to;
+            run(work);
+          }
+        }
+        l += depth;
+      } while (l < last);
+      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+    }
+  }
+
+ private:
+  index_t panels() const { return (p.n + columns() - 1) / columns(); }
+
+  /// [panels][last - first][columns]; a few lines of memory for all panels, then the next.
+  void pack_panels(index_t item, index_t panel, index_t panel_end, index_t first, index_t last, S* to) const {
+    const index_t together = panel_end - panel > 1 ? 16 : last - first;
+    for (index_t l = first; l < last; l += together)
+      for (index_t at = panel; at < panel_end; ++at)
+        p.pack(p.pack_source, item, at * columns(), l, std::min(last, l + together),
+               to + ((at - panel) * (last - first) + l - first) * columns(), std::min(columns(), p.n - at * columns()));
+  }
+
+  void pack_left(const S* const* lines, index_t blocks, index_t first, index_t last, S* to) const {
+    if (p.a.offset != nullptr) return pack_blocks_across(lines, blocks, p.a.offset, first, last, to);
+    for (index_t i = 0; i < blocks; ++i)
+      pack_block(p.a, lines + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+  }
+
+  void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
+             index_t panel_end) const {
+    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    if constexpr (std::is_same_v<S, float>) {
+      if (out.gated != nullptr) {
+        for (index_t r = 0; r < rows; ++r)
+          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
+        return;
+      }
+    }
+    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
+    for (index_t r = 0; r < rows; r += together)
+      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
+                 panel * columns(), width);
+  }
+};
+
+/// Runs the jobs of all slices of k, whose sums go to out_of(slice).
+template <class S, class T, class Out>
+void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
+              Out&& out_of) {
+  const TileProduct<S>& p = jobs.p;
+  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  WorkerScratch<S> workspace(context, scratch, jobs.workspace());
+  context.executor().parallel_for(p.batch * slices * high * wide, 1, [&](index_t begin, index_t end) {
+    const typename WorkerScratch<S>::Lease lease(workspace);
+    for (index_t job = begin; job < end; ++job) {
+      const index_t part = job / (high * wide), item = part / slices, first = part % slices * jobs.cut.slice;
+      const index_t block = job % high * jobs.cut.blocks, panel = job / high % wide * jobs.cut.panels;
+      jobs.run(item, out_of(part), block, panel, std::min(panels, panel + jobs.cut.panels), first,
+               std::min(p.k, first + jobs.cut.slice), lease.data());
+    }
+  });
+}
+
+/// All of B, packed by the threads: [items, panels, k, columns].
+template <class S>
+const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.k + block - 1) / block;
+  S* const to = scratch.allocate<S>(p.items * panels * p.k * columns);
+  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  context.executor().parallel_for(p.items * panels * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      // In the order in which B lies in memory.
+      const index_t item = at / (panels * blocks), within = at % (panels * blocks);
+      const index_t panel = p.lines_along_n ? within % panels : within / blocks;
+      const index_t first = (p.lines_along_n ? within / panels : within % blocks) * block, column = panel * columns;
+      p.pack(p.pack_source, item, column, first, std::min(p.k, first + block),
+             to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
+    }
+  });
+  return to;
+}
+
+/// Adds up `slices` partial products [batch, slices, m, n] in their order, in place, and stores them.
+template <class S, class T>
+void store_slices(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out, S* parts, index_t slices) {
+  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
+  context.executor().parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t item = at / p.m, row = at % p.m;
+      S* sums = parts + (item * slices * p.m + row) * p.n;
+      for (index_t slice = 1; slice < slices; ++slice) {
+        const S* more = sums + slice * p.m * p.n;
+        for_lanes<lanes_t<S>>(
+            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
+      }
+      const index_t offset = RowCursor(out.rows, row).offset();
+      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
+    }
+  });
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+template <class S, class T>
+void run_tiles(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns;
+  const bool by_row = out.bias != nullptr && out.bias_by_row;
+  const bool straight = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.column_step == 1 &&
+                        (out.beta == 0.0f || (out.beta == 1.0f && out.bias == nullptr)) &&
+                        p.n % p.kernel->lanes == 0 && !by_row;
+  Scratch<Cpu> scratch(context);
+  ProductCut cut = cut_product(p, straight ? tile_job_blocks : 16, out.gated == nullptr ? 1 : 2,
+                               context.executor().threads());
+  if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
+  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
+  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items > 1;
+  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
+
+  if (slices == 1) {
+    S* bias = nullptr;
+    if (straight && out.bias != nullptr) {
+      bias = scratch.allocate<S>(panels * columns);
+      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
+    }
+    const ProductJobs<S, T> jobs{p, out, cut, right, bias, straight, left_in_place};
+    run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
+    return;
+  }
+  TileOutput<S> partial;
+  partial.rows = even_rows(p.m, p.n);
+  S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
+  const ProductJobs<S, S> jobs{p, partial, cut, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
+  store_slices(context, p, out, parts, slices);
+}
+
+/// Runs the product with B of p.items operands [k, n] that `pack(item, column, first, last, to, valid)` packs.
+template <class S, class T, class PackPanel>
+void run_product(Context<Cpu>& context, TileProduct<S>& p, const TileOutput<T>& out, PackPanel&& pack) {
+  p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
+    (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
+  };
+  p.pack_source = &pack;
+  run_tiles(context, p, out);
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
