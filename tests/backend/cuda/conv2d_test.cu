@@ -37,9 +37,11 @@ std::vector<Conv2dShape> wide_shapes() {
 
 TEST_CASE_TEMPLATE("cuda conv2d agrees with the reference", T, LPO_STORAGE_TYPES) {
   lpo::Context<lpo::Cuda> own(lpo::CudaOptions{.cudnn = lpo::CudnnUse::never});
+#if defined(LPO_HAS_CUDNN)
   lpo::Context<lpo::Cuda> same_bits(lpo::CudaOptions{.cudnn = lpo::CudnnUse::same_bits});
   lpo::Context<lpo::Cuda> fastest(lpo::CudaOptions{.cudnn = lpo::CudnnUse::fastest});
   lpo::Context<lpo::Cuda> cudnn(lpo::CudaOptions{.cudnn = lpo::CudnnUse::wherever_possible});
+#endif
   lpo::Context<lpo::Reference> reference(1);
   auto list = shapes();
   for (const Conv2dShape& s : wide_shapes()) list.push_back(s);
