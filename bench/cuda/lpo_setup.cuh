@@ -21,9 +21,9 @@ namespace bench {
 
 inline constexpr int lpo_steps = 20, lpo_candidates = 4;
 
-/// LPO's objective on the two pairs of every step with the widest gaps, as bench/peers/lpo_torch.py keeps them: 40 of an
-/// iteration, an assumption: the paper gives no number. A threshold would keep another number each time, or none: the scores of random
-/// weights differ from prompt to prompt.
+/// LPO's objective on the two pairs of every step with the widest gaps, as bench/peers/lpo_torch.py keeps them: 40 of
+/// an iteration, an assumption: the paper gives no number. A threshold would keep another number each time, or none:
+/// the scores of random weights differ from prompt to prompt.
 template <class T>
 class WidestPairs : public lpo::PairObjective<T, Cuda> {
  public:

@@ -54,7 +54,8 @@ TEST_CASE("the derivatives are those of the loss") {
 }
 
 TEST_CASE("a clip that leaves no ratio, or more than all, is refused") {
-  for (const double clip : {0.0, -0.1, 1.0, std::nan("")}) CHECK_THROWS_AS(lpo_pair_terms(0, 0, {.clip = clip}), lpo::ValueError);
+  for (const double clip : {0.0, -0.1, 1.0, std::nan("")})
+    CHECK_THROWS_AS(lpo_pair_terms(0, 0, {.clip = clip}), lpo::ValueError);
   CHECK(lpo_pair_terms(0, 0, {.clip = 0.999}).argument == 0);
 }
 

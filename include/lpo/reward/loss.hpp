@@ -32,8 +32,8 @@ struct RewardLossOptions {
   float aux_coefficient = 1.0f;    ///< weight of auxiliary pairs
 };
 
-/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), n_i the pairs of a prompt and a_i the auxiliary factor, after which nothing is
-/// renormalised, as in the released code. ValueError unless every n_i is positive.
+/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), n_i the pairs of a prompt and a_i the auxiliary factor, after which nothing
+/// is renormalised, as in the released code. ValueError unless every n_i is positive.
 inline std::vector<float> pair_weights(std::span<const PreferenceLabel> labels, float aux_coefficient = 1.0f) {
   double total = 0;
   for (const auto& label : labels) {
@@ -157,13 +157,13 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
-/// Validation accuracy as in the released code: a tie counts 0.5 for any strict order, 0 for equal scores. scores_0, scores_1
-/// [n], one label each; returns 0 to 1, and 0 without labels. ShapeError for another number of scores.
+/// Validation accuracy as in the released code: a tie counts 0.5 for any strict order, 0 for equal scores. scores_0,
+/// scores_1 [n], one label each; returns 0 to 1, and 0 without labels. ShapeError for another number of scores.
 inline double pair_accuracy(std::span<const float> scores_0, std::span<const float> scores_1,
                             std::span<const PreferenceLabel> labels) {
   if (scores_0.size() != labels.size() || scores_1.size() != labels.size())
-    throw ShapeError(message("[pair_accuracy] ", scores_0.size(), " and ", scores_1.size(), " scores need one label each, given ",
-                             labels.size()));
+    throw ShapeError(message("[pair_accuracy] ", scores_0.size(), " and ", scores_1.size(),
+                             " scores need one label each, given ", labels.size()));
   if (labels.empty()) return 0;
   double total = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {
