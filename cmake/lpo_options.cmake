@@ -36,9 +36,8 @@ endif()
 
 # Libraries that only programs use, each where it is installed.
 find_package(CLI11 QUIET)
-find_package(tomlplusplus QUIET)
 find_package(LibArchive QUIET)
-foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 tomlplusplus::tomlplusplus LibArchive::LibArchive)
+foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 LibArchive::LibArchive)
   if(TARGET ${library})
     target_link_libraries(lpo_options INTERFACE ${library})
   endif()

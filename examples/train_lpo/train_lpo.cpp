@@ -188,7 +188,7 @@ int main(int argc, char** argv) {
   app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta,
                  "strength of the preference against the reference; grpo: weight of the divergence from it; below 0 takes "
                  "the objective's: lpo 500, grpo 0.1, spo 10");
-  add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
+  add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(1e-4, 0.999));
   add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
   add("dedup_forward", o.dedup_forward,
       "true or false: false runs policy and reference for win and for lose, as the original code does: the same numbers "

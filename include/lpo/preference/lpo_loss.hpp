@@ -15,15 +15,15 @@ namespace lpo::inline LPO_ABI {
 /// Mean over n pairs of -ln sigmoid(beta (ln r_win - ln r_lose)), a Var [1]; see LpoPairTerms.
 ///
 /// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose
-/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows, those
-/// for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t +
-/// c prediction,
+/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows,
+/// those for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t + c
+/// prediction,
 ///   Delta(x') = 1/(2 D sigma^2) sum (mu - mu_ref) (2 x' - mu - mu_ref)
 /// is computed as this product of differences (two large means would cancel), its sum and everything after it in
 /// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
-/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0.
+/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0 or a clip outside (0, 1).
 template <class T, class Device, int Channels>
 Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& prediction,
                                       std::type_identity_t<View<const T, 4, Device>> reference,

@@ -14,8 +14,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Defaults are lpo-method E5's. An item is a group: the K candidates of a prompt at a step, which share one forward
-/// and one backward pass.
+/// Defaults are those of the step-wise GRPO that arXiv 2502.01051 compares LPO with. An item is a group: the K
+/// candidates of a prompt at a step, which share one forward and one backward pass.
 struct GrpoTrainerOptions : RolloutTrainerOptions {
   GrpoOptions loss;
   GroupDeviation deviation = GroupDeviation::population;  ///< in the advantages

@@ -29,7 +29,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Defaults are LRM-1.5's of lpo-method B3-B5; option names are the method's.
+/// Defaults are those of LRM-1.5, SD1.5's reward model in arXiv 2502.01051; names of options are the released code's.
 struct LrmTrainerOptions {
   index_t max_train_steps = 4000;
   index_t train_batch_size = 128;  ///< pairs, or prompts when they are the unit of a batch
@@ -237,7 +237,7 @@ class LrmTrainer {
     return true;
   }
 
-  /// Validation accuracy at one timestep (lpo-method B5), with noise that depends on the seed and the pair only.
+  /// Validation accuracy at one timestep (see pair_accuracy), with noise that depends on the seed and the pair only.
   double accuracy(const LatentPairs& pairs, int timestep) {
     const auto [first, second] = scores(pairs, timestep);
     return pair_accuracy(first, second, pairs.labels);

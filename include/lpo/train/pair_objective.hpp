@@ -85,7 +85,7 @@ class PairObjective {
     return {{"loss", metrics_.loss}, {"implicit_acc", metrics_.implicit_accuracy}, {"margin", metrics_.margin}};
   }
 
-  /// The names are the method's (lpo-method C6, D8).
+  /// The names are those of the released code's log.
   MetricValues rollout_columns(const Rollout<T, Device>& rollout) const {
     const auto kept = kept_buckets(rollout.statistics(), small_bucket_includes_t1_);
     return {{"kept", static_cast<double>(kept_in_all(rollout.statistics()))},

@@ -34,7 +34,7 @@ struct CudaOptions {
   bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
   bool time_products = true;  ///< the algorithm of a large 16-bit product is chosen by time, among those with the same bits
   CudnnUse cudnn = CudnnUse::same_bits;
-  bool graphs = true;       ///< RepeatedWork is captured and replayed; not where one of the two above is on
+  bool graphs = true;  ///< RepeatedWork is captured and replayed; not where synchronize or time_kernels is on
 };
 
 /// Owns a CUDA device's stream, arenas, pools and library handles. All work of a context runs in the order in which it was
