@@ -14,27 +14,6 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Rows of a block of scores: with 64 lanes it stays in the first-level cache.
-inline constexpr index_t attention_block = 96;
-
-/// Tasks per chunk, so that a chunk is large against handing it out.
-inline index_t attention_grain(index_t products) {
-  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
-}
-
-/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
-/// takes.
-template <class T>
-index_t attention_lanes() {
-  return 4 * machine_lanes<T>();
-}
-/// Lanes for `count` queries or keys of a block: whole registers.
-template <class T>
-index_t lanes_for(index_t count) {
-  const index_t width = machine_lanes<T>();
-  return (count + width - 1) / width * width;
-}
-
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
 /// dv = p^T dout, dq = scale ds k, dk = scale ds^T q. A task is a part of the queries of one (batch, head) pair: it
 /// takes block after block of keys, finishes dq of its queries, and leaves sums towards dk and dv. Parts depend on the
@@ -64,8 +43,9 @@ struct AttentionBackward {
     sum_rows(ctx, delta);
     key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
     if (key_blocks > 1 && (shape.heads > 1 || !std::is_same_v<T, S>)) {
-      q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
-      dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
+      q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row, width);
+      dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row,
+                                     width);
     }
     parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1,
                                 std::max<index_t>(1, shape.queries / (2 * attention_block)));
