@@ -173,7 +173,7 @@ struct Attention<Cpu> {
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
     const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
-    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k,
+    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
                                                        static_cast<S>(shape.scale * detail::log2_of_e));
     const S* const values =
         detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);

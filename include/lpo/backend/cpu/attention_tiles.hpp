@@ -285,11 +285,11 @@ const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, ind
   return packed;
 }
 
-/// The keys of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
 /// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
 template <class S, class T>
 const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
-                           S factor) {
+                           index_t k_row, S factor) {
   const index_t pairs = shape.batch * shape.heads, width = shape.width, size = lanes_for<T>(shape.keys) * width;
   const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
   S* const packed = scratch.allocate<S>(pairs * size);
@@ -299,8 +299,8 @@ const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kerne
       const index_t pair = at / blocks, first = at % blocks * attention_block;
       const index_t count = std::min(attention_block, shape.keys - first);
       const T* const rows =
-          k + (pair / shape.heads * shape.keys + first) * shape.k_row + pair % shape.heads * width;
-      load_columns(rows, shape.k_row, count, width, factor, packed + pair * size + first * width,
+          k + (pair / shape.heads * shape.keys + first) * k_row + pair % shape.heads * width;
+      load_columns(rows, k_row, count, width, factor, packed + pair * size + first * width,
                    lanes_for<T>(count));
     }
   });
