@@ -46,7 +46,7 @@ struct LeftOperand {
 };
 
 /// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
-/// A few elements behind the block are overwritten.
+/// Nothing behind the block is written: another thread may have been there.
 template <class S>
 void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
@@ -55,7 +55,7 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
       const index_t within = l % a.run, length = std::min(a.run - within, last - l);
       const index_t begin = a.along(l);
       index_t i = 0;
-      for (; i + lanes <= length; i += lanes) {
+      for (; i + lanes <= length && l + i + lanes + 2 <= last; i += lanes) {
         V square[groups][lanes];
         unroll<groups>([&](auto g) __attribute__((always_inline)) {
           unroll<lanes>([&](auto r) __attribute__((always_inline)) {
@@ -67,7 +67,7 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
           });
           transpose_lanes(square[g]);
         });
-        // In the order of memory: what is stored behind a row's lines is overwritten by the next.
+        // In the order of memory: what is stored behind a row is overwritten with the next two.
         unroll<lanes>([&](auto r) __attribute__((always_inline)) {
           unroll<groups>([&](auto g)
                              __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
@@ -101,6 +101,14 @@ void pack_blocks_across(const S* const* line, index_t blocks, const index_t* off
           for (int r = 0; r < tile_rows; ++r) target[r] = row[r][offset[first + l]];
       }
     }
+}
+
+/// Blocks [blocks][last - first][tile_rows] of rows that begin at line.
+template <class S>
+void pack_blocks(const LeftOperand<S>& a, const S* const* line, index_t blocks, index_t first, index_t last, S* to) {
+  if (a.offset != nullptr) return pack_blocks_across(line, blocks, a.offset, first, last, to);
+  for (index_t i = 0; i < blocks; ++i)
+    pack_block(a, line + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
 }
 
 /// to[l - first][0, valid) for l in [first, last) from lines that begin at from + offset[l]; zeros up to the next

@@ -59,10 +59,11 @@ class Ahead {
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
   index_t blocks, panels, slice, depth;
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
-/// take jobs as they come and half a job is waited for at the end. `most`: blocks of a job.
+/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
@@ -75,7 +76,7 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
 
   // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
-  constexpr double pack_a = 0.3, pack_b = 0.7;
+  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
   const double start = 300.0 / static_cast<double>(slice);
   ProductCut best{};
   double least = 0;
@@ -84,11 +85,11 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
     for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
       const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
       const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
-      const double turns =
-          static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.5 : 0.0);
-      const double cost =
-          turns * ((static_cast<double>(height) + pack_b) * (static_cast<double>(width) + pack_a) + start);
-      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth};
+      const bool before = height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
+      const double cost = turns * ((static_cast<double>(height) + pack_b) *
+                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
     }
   return best;
 }
@@ -99,16 +100,17 @@ struct ProductJobs {
   const TileProduct<S>& p;
   const TileOutput<T>& out;
   ProductCut cut;
+  const S* left;      ///< [batch, blocks, k, tile_rows] of A if it was packed before
   const S* right;     ///< [items, panels, k, columns] of B if it was packed before
   const S* bias;      ///< [panels * columns] in the arithmetic type, or null
   bool straight;      ///< whether sums are what is stored
   bool left_in_place;
 
   index_t columns() const { return p.kernel->columns(); }
-  /// Panels of B that a job packs at a time.
+  /// Panels of B that a job fetches at a time.
   index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
-  index_t left_size() const { return left_in_place ? 0 : cut.blocks * cut.depth * tile_rows + 16; }
-  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns() * side_by_side(); }
+  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
   index_t sums_size() const {
     return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
   }
@@ -119,8 +121,7 @@ struct ProductJobs {
            S* space) const {
     const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
     const index_t blocks = (rows + tile_rows - 1) / tile_rows;
-    S* const left = space;
-    S* const part = left + left_size();
+    S* const part = space + left_size();
     S* const sums = part + right_size();
     const S* lines[tile_job_blocks * tile_rows];
     S* to[(tile_job_blocks + 1) * tile_rows];
@@ -143,10 +144,12 @@ struct ProductJobs {
       index_t l = first;
       do {
         const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
-        if (!left_in_place) pack_left(lines, blocks, l, l + depth, left);
+        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
+        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
+        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
         const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
         Ahead left_ahead;
-        if (l + depth < last && !left_in_place)
+        if (l + depth < last && !left_in_place && left == nullptr)
           left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
                                              : Ahead(rows, depth * element_bytes, turns);
         Ahead right_ahead;
@@ -162,8 +165,8 @@ struct ProductJobs {
           if (right != nullptr) {
             work.b = packed_panel(item, at, l);
           } else {
-            if (beside == 0) pack_panels(item, at, std::min(group_end, at + side_by_side()), l, l + depth, part);
-            work.b = part + beside * depth * columns();
+            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
+            work.b = part;
           }
           if (beside == 0) {
             const index_t panels_now = std::min(side_by_side(), group_end - at);
@@ -189,7 +192,7 @@ struct ProductJobs {
               return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
             });
             work.lines = lines + i * tile_rows;
-            work.packed = left + i * depth * tile_rows;
+            work.packed = packed + i * packed_step;
             work.c = to + i * tile_rows;
             run(work);
           }
@@ -205,22 +208,6 @@ struct ProductJobs {
 
   const S* packed_panel(index_t item, index_t panel, index_t l) const {
     return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
-  }
-
-  /// [panels][last - first][columns]; a few lines of memory for all panels, then the next.
-  void pack_panels(index_t item, index_t panel, index_t panel_end, index_t first, index_t last, S* to) const {
-    const index_t together = panel_end - panel > 1 ? 16 : last - first;
-    for (index_t l = first; l < last; l += together)
-      for (index_t at = panel; at < panel_end; ++at)
-        p.b.pack(p.b, *p.kernel, item, at * columns(), l, std::min(last, l + together),
-                 to + ((at - panel) * (last - first) + l - first) * columns(),
-                 std::min(columns(), p.n - at * columns()));
-  }
-
-  void pack_left(const S* const* lines, index_t blocks, index_t first, index_t last, S* to) const {
-    if (p.a.offset != nullptr) return pack_blocks_across(lines, blocks, p.a.offset, first, last, to);
-    for (index_t i = 0; i < blocks; ++i)
-      pack_block(p.a, lines + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
   }
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
@@ -259,6 +246,25 @@ void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S,
                std::min(p.k, first + jobs.cut.slice), lease.data());
     }
   });
+}
+
+/// All of A, packed by the threads: [batch, blocks, k, tile_rows].
+template <class S>
+const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
+  S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
+  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const S* lines[tile_rows];
+      const index_t row = at % blocks * tile_rows;
+      RowCursor source(p.a.rows, row);
+      for (index_t i = 0; i < tile_rows; ++i, source.next())
+        lines[i] = row + i < p.m ? p.a.data + at / blocks * p.a.batch_step + source.offset() : lines[0];
+      pack_blocks(p.a, lines, 1, 0, p.k, to + at * p.k * tile_rows);
+    }
+  });
+  return to;
 }
 
 /// All of B, packed by the threads: [items, panels, k, columns].
@@ -319,20 +325,22 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
   const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
   const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
 
+  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
+
   if (slices == 1) {
     S* bias = nullptr;
     if (straight && out.bias != nullptr) {
       bias = scratch.allocate<S>(panels * columns);
       for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
     }
-    const ProductJobs<S, T> jobs{p, out, cut, right, bias, straight, left_in_place};
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
     run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
     return;
   }
   TileOutput<S> partial;
   partial.rows = even_rows(p.m, p.n);
   S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  const ProductJobs<S, S> jobs{p, partial, cut, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
   run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
   store_slices(context, p, out, parts, slices);
 }
