@@ -42,19 +42,13 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, index_t run,
   p.m = m, p.n = n, p.k = k;
   p.a = {a.data(), 0, detail::even_rows(m, run == 0 ? 1 : line), run == 0 ? k : run, run + 3};
   if (run == 0) p.a.offset = detail::even_steps(scratch, k, m);
-  p.lines_along_n = !columns_of_b;
+  p.b = columns_of_b ? detail::RightOperand<S>::along_k(b.data(), 0, detail::even_rows(n, k))
+                     : detail::RightOperand<S>::along_n(b.data(), 0, detail::even_steps(scratch, k, n));
   detail::TileOutput<S> out;
   out.c = c.data();
   out.rows = detail::even_rows(m, n);
   out.bias = bias.data();
-  detail::run_product(context, p, out,
-                      [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                        if (columns_of_b)
-                          detail::pack_columns(kernel, b.data() + column * k, k, first, last, to, valid);
-                        else
-                          detail::pack_rows(
-                              kernel, b.data() + column, [&](index_t l) { return l * n; }, first, last, to, valid);
-                      });
+  detail::run_product(context, p, out);
   index_t wrong = 0;
   for (index_t i = 0; i < m; ++i)
     for (index_t j = 0; j < n; ++j) {

@@ -78,9 +78,8 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
     p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
-    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-    });
+    p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
+    run_product(context, p, out);
   }
 }
 
@@ -130,10 +129,8 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
       TileProduct<S> p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
       p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
-      p.lines_along_n = true;
-      run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-        pack_rows(*p.kernel, weight + column, [&](index_t l) { return from[l]; }, first, last, to, valid);
-      });
+      p.b = RightOperand<S>::along_n(weight, 0, from);
+      run_product(context, p, out);
     }
   }
 }
@@ -189,23 +186,19 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
-  p.lines_along_n = true;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
   if (run >= 2 * p.kernel->lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
     p.m = s.o, p.n = run;
-    p.batch = p.items = s.kernel_h;
+    p.batch = s.kernel_h;
     p.a.data = gradients;
     p.a.rows = even_rows(s.o, 1);
     p.a.offset = even_steps(scratch, pixels, s.o);
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
-    run_product(context, p, out, [&](index_t u, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, images.data + u * images.line() + column, [&](index_t l) { return steps[l]; }, first, last,
-                to, valid);
-    });
+    p.b = RightOperand<S>::along_n(images.data, images.line(), steps);
   } else {
     // Few channels would leave these registers empty: dy in the registers, written transposed.
     p.m = s.kernel_h * run, p.n = s.o;
@@ -214,10 +207,9 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.a.offset = steps;
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
-    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, gradients + column, [&](index_t l) { return l * s.o; }, first, last, to, valid);
-    });
+    p.b = RightOperand<S>::along_n(gradients, 0, even_steps(scratch, pixels, s.o));
   }
+  run_product(context, p, out);
 }
 
 }  // namespace detail

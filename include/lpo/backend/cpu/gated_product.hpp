@@ -71,12 +71,8 @@ struct GatedProduct<Cpu> {
       p.a.rows = detail::even_rows(g.rows, g.in);
     }
     const index_t columns = p.kernel->columns();
-    detail::run_product(context, p, out,
-                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
-                          const index_t panel = column / columns;
-                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
-                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
-                        });
+    p.b = detail::RightOperand<float>::along_k(g.weight, 0, {columns, 2, g.in, g.hidden * g.in, columns * g.in});
+    detail::run_product(context, p, out);
   }
 };
 

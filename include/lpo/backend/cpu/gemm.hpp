@@ -76,7 +76,7 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 24 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
@@ -91,19 +91,11 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  p.items = right.batch_step == 0 ? 1 : g.batch;
-  if (g.transpose_b) {
-    return run_product(context, p, out,
-                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
-                                      first, last, to, valid);
-                       });
-  }
-  p.lines_along_n = true;
-  run_product(context, p, out, [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_rows(*p.kernel, right.data + item * right.batch_step + column, [&](index_t l) { return l * right.step; }, first,
-              last, to, valid);
-  });
+  if (g.transpose_b)
+    p.b = RightOperand<S>::along_k(right.data, right.batch_step, even_rows(p.n, right.step));
+  else
+    p.b = RightOperand<S>::along_n(right.data, right.batch_step, even_steps(scratch, g.k, right.step));
+  run_product(context, p, out);
 }
 
 }  // namespace detail

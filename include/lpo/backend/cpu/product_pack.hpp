@@ -41,19 +41,21 @@ struct LeftOperand {
   RowMap rows;
   index_t run = 1, run_step = 0;
   const index_t* offset = nullptr;  ///< [k]
+
+  index_t along(index_t l) const { return l / run * run_step + l % run; }
 };
 
 /// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
-/// A few elements behind the block are overwritten.
+/// Nothing behind the block is written: another thread may have been there.
 template <class S>
 void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
     constexpr int lanes = static_cast<int>(LaneTraits<V>::width), groups = (tile_rows + lanes - 1) / lanes;
     for (index_t l = first; l < last;) {
       const index_t within = l % a.run, length = std::min(a.run - within, last - l);
-      const index_t begin = l / a.run * a.run_step + within;
+      const index_t begin = a.along(l);
       index_t i = 0;
-      for (; i + lanes <= length; i += lanes) {
+      for (; i + lanes <= length && l + i + lanes + 2 <= last; i += lanes) {
         V square[groups][lanes];
         unroll<groups>([&](auto g) __attribute__((always_inline)) {
           unroll<lanes>([&](auto r) __attribute__((always_inline)) {
@@ -65,7 +67,7 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
           });
           transpose_lanes(square[g]);
         });
-        // In the order of memory: what is stored behind a row's lines is overwritten by the next.
+        // In the order of memory: what is stored behind a row is overwritten with the next two.
         unroll<lanes>([&](auto r) __attribute__((always_inline)) {
           unroll<groups>([&](auto g)
                              __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
@@ -101,30 +103,41 @@ void pack_blocks_across(const S* const* line, index_t blocks, const index_t* off
     }
 }
 
-// The pack functions of B widen 16-bit storage on the way: weights are never copied as a whole.
+/// Blocks [blocks][last - first][tile_rows] of rows that begin at line.
+template <class S>
+void pack_blocks(const LeftOperand<S>& a, const S* const* line, index_t blocks, index_t first, index_t last, S* to) {
+  if (a.offset != nullptr) return pack_blocks_across(line, blocks, a.offset, first, last, to);
+  for (index_t i = 0; i < blocks; ++i)
+    pack_block(a, line + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+}
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset(l); zeros up to the next
+/// to[l - first][0, valid) for l in [first, last) from lines that begin at from + offset[l]; zeros up to the next
 /// register.
-template <class S, class T, class Offset>
-void pack_rows(const TileKernel<S>& kernel, const T* from, Offset&& offset, index_t first, index_t last, S* to,
+template <class S, class T>
+void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
-  const index_t columns = kernel.columns(), lanes = kernel.lanes;
-  const index_t width = (valid + lanes - 1) / lanes * lanes;
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
-    for (index_t l = first; l < last; ++l, to += columns) {
-      const T* line = from + offset(l);
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    if (valid == 2 * lanes && columns == valid)  // the usual case, in few instructions
+      for (; l < last; ++l, to += 2 * lanes) {
+        store_lanes(to, load_lanes<V>(from + offset[l]));
+        store_lanes(to + lanes, load_lanes<V>(from + offset[l] + lanes));
+      }
+    for (; l < last; ++l, to += columns) {
+      const T* line = from + offset[l];
       index_t j = 0;
-      for (; j + LaneTraits<V>::width <= valid; j += LaneTraits<V>::width)
-        store_lanes(to + j, load_lanes<V>(line + j));
+      for (; j + lanes <= valid; j += lanes) store_lanes(to + j, load_lanes<V>(line + j));
       for (; j < valid; ++j) to[j] = load_lanes<S>(line + j);
       for (; j < width; ++j) to[j] = S{};
     }
   });
 }
 
-/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
+/// to[l - first][j] = line[j][l] for l in [first, last) and j < valid; zeros up to the next register.
 template <class S, class T>
-void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
+void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t first, index_t last, S* to,
                   index_t valid) {
   const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
@@ -134,16 +147,56 @@ void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, inde
       for (index_t j = 0; j < width; j += lanes) {
         V square[lanes];
         unroll<lanes>([&](auto i) __attribute__((always_inline)) {
-          square[i] = j + i < valid ? load_lanes<V>(from + (j + i) * step + l) : V{};
+          square[i] = j + i < valid ? load_lanes<V>(line[j + i] + l) : V{};
         });
         transpose_lanes(square);
         unroll<lanes>([&](auto i) __attribute__((always_inline)) { store_lanes(to + i * columns + j, square[i]); });
       }
     }
     for (; l < last; ++l, to += columns)
-      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
+      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(line[j] + l) : S{};
   });
 }
+
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
+/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
+template <class S>
+struct RightOperand {
+  const void* data = nullptr;
+  index_t size = sizeof(S);  ///< of an element, in bytes
+  index_t batch_step = 0;
+  RowMap lines;
+  const index_t* offset = nullptr;  ///< [k]
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
+               index_t last, S* to, index_t valid) = nullptr;
+
+  template <class T>
+  static RightOperand along_k(const T* data, index_t batch_step, const RowMap& lines) {
+    return {data, sizeof(T), batch_step, lines, nullptr, &pack_panel<T>};
+  }
+  template <class T>
+  static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
+    return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
+  }
+
+  const char* element(index_t item, index_t l, index_t column) const {
+    const index_t at = offset != nullptr ? offset[l] + column : RowCursor(lines, column).offset() + l;
+    return static_cast<const char*>(data) + (item * batch_step + at) * size;
+  }
+
+ private:
+  template <class T>
+  static void pack_panel(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column,
+                         index_t first, index_t last, S* to, index_t valid) {
+    const T* const from = static_cast<const T*>(b.data) + item * b.batch_step;
+    if (b.offset != nullptr) return pack_rows(kernel, from + column, b.offset, first, last, to, valid);
+    const T* line[tile_columns_max];
+    RowCursor cursor(b.lines, column);
+    for (index_t j = 0; j < valid; ++j, cursor.next()) line[j] = from + cursor.offset();
+    pack_columns(kernel, line, first, last, to, valid);
+  }
+};
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>

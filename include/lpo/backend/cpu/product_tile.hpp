@@ -32,7 +32,8 @@ struct TileWork {
   index_t at = 0;
   const S* packed = nullptr;  ///< A in a block: element l of row r is packed[l * tile_rows + r]
   const S* b = nullptr;       ///< lines kernel.columns() apart
-  S* const* c = nullptr;      ///< a pointer per row
+  S* const* c = nullptr;      ///< a pointer per row, and those of the next tile, which are fetched ahead
+  index_t column = 0;         ///< of c
   const S* start = nullptr;   ///< what every row starts from, or
   bool add = false;           ///< each from what is there
 };
@@ -68,7 +69,8 @@ LPO_ALWAYS_INLINE void product_tile(const TileWork<S>& work) {
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
     row[r] = packed ? work.packed : work.lines[r] + work.at;
-    const S* from = work.add ? work.c[r] : work.start;
+    const S* from = work.add ? work.c[r] + work.column : work.start;
+    __builtin_prefetch(work.c[r + tile_rows] + work.column, 1);
 LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
@@ -103,7 +105,7 @@ LPO_UNROLL(4)
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
 LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + p * lanes, &sum[r][p], sizeof(V));
+    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + work.column + p * lanes, &sum[r][p], sizeof(V));
   }
 }
 
