@@ -5,6 +5,8 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 #include <vector>
 
 #include <lpo/backend/cuda/gemm.cuh>
@@ -15,9 +17,19 @@ namespace bench {
 using lpo::Cuda;
 using lpo::index_t;
 
+/// What contexts start from: the environment variable LPO_BENCH_CUDNN (never, fastest) sets CudaOptions::cudnn.
+inline lpo::CudaOptions options() {
+  lpo::CudaOptions options;
+  const char* set = std::getenv("LPO_BENCH_CUDNN");
+  const std::string_view use = set == nullptr ? "" : set;
+  if (use == "never") options.cudnn = lpo::CudnnUse::never;
+  if (use == "fastest") options.cudnn = lpo::CudnnUse::fastest;
+  return options;
+}
+
 /// One context for the whole program.
 inline lpo::Context<Cuda>& device() {
-  static lpo::Context<Cuda> context;
+  static lpo::Context<Cuda> context(options());
   return context;
 }
 

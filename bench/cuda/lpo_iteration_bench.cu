@@ -73,7 +73,10 @@ lpo::LpoTrainerOptions recipe(index_t iterations) { return bench::recipe(iterati
 
 /// The arguments say whether steps are captured and replayed, and whether algorithms of products are chosen by time.
 void lpo_iteration(benchmark::State& state) {
-  lpo::Context<Cuda> context(lpo::CudaOptions{.time_products = state.range(1) != 0, .graphs = state.range(0) != 0});
+  auto device_options = bench::options();
+  device_options.time_products = state.range(1) != 0;
+  device_options.graphs = state.range(0) != 0;
+  lpo::Context<Cuda> context(device_options);
   Models models(context);
   const auto repeats = static_cast<index_t>(state.max_iterations);
   constexpr std::size_t first = 3;  // algorithms are chosen and loaded, graphs captured

@@ -3046,20 +3046,21 @@ inline bool machine_has_amx_bfloat16() {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+// The body is a copy: what it captured by value stays in registers, whatever the loop writes.
 template <class V, class Body>
-__attribute__((noinline)) void run_native(Body& body) {
+__attribute__((noinline)) void run_native(Body body) {
   body.template operator()<V>();
 }
 #if defined(LPO_TARGET_256)
 template <class Body>
-LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
+LPO_TARGET_256 __attribute__((noinline)) void run_256(Body body) {
   body.template operator()<WidePack<32>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
 template <class Body>
-LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
+LPO_TARGET_512 __attribute__((noinline)) void run_512(Body body) {
   body.template operator()<WidePack<64>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
@@ -3067,7 +3068,8 @@ LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
 
 /// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
 /// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
-/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower.
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. Capture by value what
+/// the inner loop reads: references would be followed again after every store.
 template <class T, class Body>
 void with_lanes(Body&& body) {
   using V = lanes_t<T>;
@@ -3097,12 +3099,67 @@ int machine_lanes() {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/kernel/attention.hpp>
+// Contract of scaled dot-product attention that never stores the query x key matrix, and its gradient.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// q and out are [batch, queries, heads, width], k and v are [batch, keys, heads, width]; the last two axes are dense, and
+/// each tensor has its own row stride (elements between two positions), so that slices of a fused projection work.
+/// out = softmax(scale * q k^T (+ causal mask)) v per head. With `causal`, query i sees keys j <= i (queries == keys).
+struct AttentionShape {
+  index_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
+  float scale = 1.0f;  ///< 1 / sqrt(width) as a rule
+  bool causal = false;
+  index_t q_row = 0, k_row = 0, v_row = 0, out_row = 0;  ///< row strides; a batch advances by its length times these
+};
+
+template <class Device>
+struct Attention {
+  LPO_MISSING_KERNEL(Device, "attention");
+
+  /// `log_sum_exp` [batch, heads, queries] keeps what backward needs; may be null for inference.
+  template <class T>
+  static void forward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, T* out,
+                      compute_t<T>* log_sum_exp);
+  /// dout has out's layout; dq, dk, dv have the layout of q, k, v. Any may be null; the flags say add instead of overwrite.
+  template <class T>
+  static void backward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, const T* out,
+                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk, bool accumulate_k,
+                       T* dv, bool accumulate_v);
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/backend/cpu/attention_tiles.hpp>
 // Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
+
+/// Keys or queries of a block of scores: beside 48 of the others it stays in the first-level cache.
+inline constexpr index_t attention_block = 96;
+
+/// Tasks per chunk, so that a chunk is large against handing it out.
+inline index_t attention_grain(index_t products) {
+  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
+}
+
+/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
+/// takes.
+template <class T>
+index_t attention_lanes() {
+  return 4 * machine_lanes<T>();
+}
+/// Lanes for `count` queries or keys of a block: whole registers.
+template <class T>
+index_t lanes_for(index_t count) {
+  const index_t width = machine_lanes<T>();
+  return (count + width - 1) / width * width;
+}
 
 /// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
 /// latency of a multiply-add.
@@ -3112,7 +3169,7 @@ inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
 inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
-                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 3 ? 4 : Packs == 2 ? 6 : 8)
                                                          : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
@@ -3186,6 +3243,12 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
     for (; at + 4 * width <= columns; at += 4 * width)
       multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   }
+  if constexpr (bytes == 32) {  // an odd number of packs, as a head of 40 has: one alone would wait for its operands
+    if (columns / width % 2 == 1 && columns >= 3 * width) {
+      multiply_some<S, bytes, 3, Add>(rows, a, a_row, a_step, b, b_step, depth, c, c_row);
+      at = 3 * width;
+    }
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -3243,7 +3306,7 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
 template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < lanes; lane += side)
       for_lanes<V>(
@@ -3265,7 +3328,7 @@ void load_columns(const T* rows, index_t row_stride, index_t count, index_t widt
 template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < count; lane += side)
       for_lanes<V>(
@@ -3299,7 +3362,7 @@ AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
       for (index_t row = 0; row < count; ++row)
         for_lanes<V>(
             0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
@@ -3319,25 +3382,52 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
   return attention_rows(rows, row_stride, count, width, space);
 }
 
-/// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
-/// read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of 40).
+/// Copies [batch, length, heads, width] with strided rows into a [batch, heads, length, row] of S, row >= width: blocks
+/// that read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of
+/// 40). What a row has beyond `width`, less than a register, is zero.
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
-                    index_t width, const T* rows, index_t row_stride) {
-  S* const packed = scratch.allocate<S>(batch * length * heads * width);
-  const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
+                    index_t width, const T* rows, index_t row_stride, index_t row) {
+  S* const packed = scratch.allocate<S>(batch * length * heads * row);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = begin; row < end; ++row)
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t from = begin; from < end; ++from)
         for (index_t head = 0; head < heads; ++head) {
-          const T* const from = rows + row * row_stride + head * width;
-          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          const T* const source = rows + from * row_stride + head * width;
+          S* const to = packed + ((from / length * heads + head) * length + from % length) * row;
           for_lanes<V>(
               0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                lanes.store(to + at, lanes.load(from + at));
+                const V value = lanes.load(source + at);
+                if (row >= at + LaneTraits<V>::width)
+                  store_lanes(to + at, value);
+                else
+                  lanes.store(to + at, value);
               });
         }
     });
+  });
+  return packed;
+}
+
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
+/// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
+template <class S, class T>
+const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
+                           index_t k_row, S factor) {
+  const index_t pairs = shape.batch * shape.heads, width = shape.width, size = lanes_for<T>(shape.keys) * width;
+  const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
+  S* const packed = scratch.allocate<S>(pairs * size);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, size / blocks));
+  ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t pair = at / blocks, first = at % blocks * attention_block;
+      const index_t count = std::min(attention_block, shape.keys - first);
+      const T* const rows =
+          k + (pair / shape.heads * shape.keys + first) * k_row + pair % shape.heads * width;
+      load_columns(rows, k_row, count, width, factor, packed + pair * size + first * width,
+                   lanes_for<T>(count));
+    }
   });
   return packed;
 }
@@ -3385,15 +3475,21 @@ LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) 
 
 inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
 
-/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
-/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+/// 2^r times the power of two whose exponent is what the last bits of `shifted` count, for |r| <= 0.5; exactly that power
+/// at 0. A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
 template <class V>
-LPO_ALWAYS_INLINE V exp2_within(V x) {
-  const V shifted = x + 12582912.0f;
-  const V r = x - (shifted - 12582912.0f), square = r * r;
+LPO_ALWAYS_INLINE V exp2_of_parts(V r, V shifted) {
+  const V square = r * r;
   const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
   const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
   return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for |x| <= 126: no range check, and the power of two goes straight into the exponent.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  return exp2_of_parts(x - (shifted - 12582912.0f), shifted);
 }
 
 /// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
@@ -3403,6 +3499,16 @@ LPO_ALWAYS_INLINE V exp2_above(V x) {
   return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
 }
 LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// 2^(x - whole) for a whole number within 2^21 and x up to 126 above it, bounded as exp2_above: nothing is subtracted
+/// from x before it is rounded.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x, float whole) {
+  const V bounded = larger(x, V{} + (whole - 100.0f)), magic = V{} + (12582912.0f - whole);
+  const V shifted = bounded + magic;
+  return exp2_of_parts(bounded - (shifted - magic), shifted);
+}
+LPO_ALWAYS_INLINE double exp2_above(double x, double whole) { return exp2_above(x - whole); }
 
 /// exp for x <= 86, exactly zero below -86.
 template <class V>
@@ -3518,40 +3624,6 @@ class WorkerScratch {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/kernel/attention.hpp>
-// Contract of scaled dot-product attention that never stores the query x key matrix, and its gradient.
-
-namespace lpo::inline LPO_ABI {
-namespace kernel {
-
-/// q and out are [batch, queries, heads, width], k and v are [batch, keys, heads, width]; the last two axes are dense, and
-/// each tensor has its own row stride (elements between two positions), so that slices of a fused projection work.
-/// out = softmax(scale * q k^T (+ causal mask)) v per head. With `causal`, query i sees keys j <= i (queries == keys).
-struct AttentionShape {
-  index_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
-  float scale = 1.0f;  ///< 1 / sqrt(width) as a rule
-  bool causal = false;
-  index_t q_row = 0, k_row = 0, v_row = 0, out_row = 0;  ///< row strides; a batch advances by its length times these
-};
-
-template <class Device>
-struct Attention {
-  LPO_MISSING_KERNEL(Device, "attention");
-
-  /// `log_sum_exp` [batch, heads, queries] keeps what backward needs; may be null for inference.
-  template <class T>
-  static void forward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, T* out,
-                      compute_t<T>* log_sum_exp);
-  /// dout has out's layout; dq, dk, dv have the layout of q, k, v. Any may be null; the flags say add instead of overwrite.
-  template <class T>
-  static void backward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, const T* out,
-                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk, bool accumulate_k,
-                       T* dv, bool accumulate_v);
-};
-
-}  // namespace kernel
-}  // namespace lpo::inline LPO_ABI
-
 // <lpo/backend/cpu/attention_backward.hpp>
 // Gradient of attention on the CPU: probabilities recomputed per block of keys that lies across lanes.
 
@@ -3559,36 +3631,15 @@ struct Attention {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Rows of a block of scores: with 64 lanes it stays in the first-level cache.
-inline constexpr index_t attention_block = 96;
-
-/// Tasks per chunk, so that a chunk is large against handing it out.
-inline index_t attention_grain(index_t products) {
-  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
-}
-
-/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
-/// takes.
-template <class T>
-index_t attention_lanes() {
-  return 4 * machine_lanes<T>();
-}
-/// Lanes for `count` queries or keys of a block: whole registers.
-template <class T>
-index_t lanes_for(index_t count) {
-  const index_t width = machine_lanes<T>();
-  return (count + width - 1) / width * width;
-}
-
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
 /// dv = p^T dout, dq = scale ds k, dk = scale ds^T q. A task is a part of the queries of one (batch, head) pair: it
-/// takes block after block of keys, finishes dq of its queries, and leaves sums towards dk and dv. Parts depend on the
-/// shape alone, and their sums are added in order.
+/// takes block after block of keys, one key per lane, finishes dq of its queries, and leaves sums towards dk and dv.
+/// Parts depend on the shape alone, and their sums are added in order.
 template <class T>
 struct AttentionBackward {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
   static constexpr index_t tasks = 32;  ///< where the shape gives as many: twice the threads of a usual machine
+  static constexpr index_t rows = 96;   ///< queries of a block of scores
 
   const kernel::AttentionShape& shape;
   const T *q, *k, *v, *out;
@@ -3596,102 +3647,106 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const index_t most_lanes = attention_lanes<T>();
-  const S *q_packed = nullptr, *dout_packed = nullptr;
-  index_t parts = 1, part_rows = 0, key_blocks = 0;
-  S* partial = nullptr;  ///< with several parts [pairs, parts, key_blocks, 2, width, most_lanes]: dk and dv
+  const index_t row = lanes_for<T>(shape.width);             ///< of key_rows and of sums towards dq
+  const index_t lanes_size = lanes_for<T>(shape.keys) * shape.width;  ///< of the keys of a pair across lanes
+  const S *keys = nullptr, *values = nullptr, *key_rows = nullptr, *q_packed = nullptr, *dout_packed = nullptr;
+  index_t parts = 1, part_rows = 0;
+  S* partial = nullptr;  ///< with several parts [pairs, parts, 2, lanes_size]: dk and dv
 
   void run(Context<Cpu>& ctx) {
     const index_t pairs = shape.batch * shape.heads, width = shape.width;
     if (pairs == 0 || width == 0) return;
     Scratch<Cpu> scratch(ctx);
-    S* const delta = scratch.allocate<S>(pairs * shape.queries);
-    sum_rows(ctx, delta);
-    key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
-    if (key_blocks > 1 && (shape.heads > 1 || !std::is_same_v<T, S>)) {
-      q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
-      dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
+    if (shape.keys > 0) {
+      keys = keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row, static_cast<S>(shape.scale * log2_of_e));
+      values = keys_across_lanes<S>(ctx, scratch, shape, v, shape.v_row, S(1));
     }
-    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1,
-                                std::max<index_t>(1, shape.queries / (2 * attention_block)));
+    if (dq) key_rows = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, k, shape.k_row, row);
+    if (shape.keys > attention_block && (shape.heads > 1 || !std::is_same_v<T, S>)) {
+      q_packed =
+          pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row, width);
+      dout_packed =
+          pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row, width);
+    }
+    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1, std::max<index_t>(1, shape.queries / (2 * rows)));
     part_rows = (shape.queries + parts - 1) / parts;
-    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * key_blocks * 2 * width * most_lanes);
-    const index_t block_space = (4 * width + 2 * attention_block + 1) * most_lanes + 2 * attention_block * width;
-    WorkerScratch<S> workspaces(ctx, scratch, block_space + (dq ? (part_rows + most_lanes) * padded<V>(width) : 0));
+    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * 2 * lanes_size);
+    WorkerScratch<S> workspaces(
+        ctx, scratch, part_rows * (1 + row) + 2 * (rows + width) * attention_block + attention_block + 2 * rows * width);
     ctx.executor().parallel_for(
-        pairs * parts, attention_grain(2 * part_rows * padded<V>(shape.keys) * width), [&](index_t begin, index_t end) {
+        pairs * parts, attention_grain(2 * part_rows * lanes_for<T>(shape.keys) * width),
+        [&](index_t begin, index_t end) {
           const typename WorkerScratch<S>::Lease space(workspaces);
-          for (index_t task = begin; task < end; ++task) {
-            const index_t row = task % parts * part_rows, row_end = std::min(shape.queries, row + part_rows);
-            S* const dq_sum = dq ? space.data() + block_space : nullptr;
-            if (dq) std::fill(dq_sum, dq_sum + (row_end - row) * padded<V>(width), S(0));
-            for (index_t block = 0; block < key_blocks; ++block)
-              key_lanes(task, block, row, row_end, delta, space.data(), dq_sum);
-            if (dq) store_dq(task / parts, row, row_end, dq_sum);
-          }
+          for (index_t task = begin; task < end; ++task) run_part(task / parts, task % parts, space.data());
         });
-    if (partial) ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) { add_parts(task); });
+    if (!partial) return;
+    const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
+    ctx.executor().parallel_for(pairs * blocks, 1,
+                                [&](index_t task, index_t) { add_parts(task / blocks, task % blocks * attention_block); });
   }
 
  private:
-  index_t query_at(index_t pair, index_t i, index_t row) const {
-    return (pair / shape.heads * shape.queries + i) * row + pair % shape.heads * shape.width;
+  index_t query_at(index_t pair, index_t i, index_t stride) const {
+    return (pair / shape.heads * shape.queries + i) * stride + pair % shape.heads * shape.width;
   }
-  index_t key_at(index_t pair, index_t j, index_t row) const {
-    return (pair / shape.heads * shape.keys + j) * row + pair % shape.heads * shape.width;
+  index_t key_at(index_t pair, index_t j, index_t stride) const {
+    return (pair / shape.heads * shape.keys + j) * stride + pair % shape.heads * shape.width;
   }
 
-  /// delta[pair][i] = dout_i . out_i
-  void sum_rows(Context<Cpu>& ctx, S* delta) const {
-    const index_t heads = shape.heads, width = shape.width;
-    const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
-    ctx.executor().parallel_for(shape.batch * shape.queries, grain, [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row)
-        for (index_t head = 0; head < heads; ++head) {
-          const index_t at = row * shape.out_row + head * width;
-          V sum{};
-          for_lanes<V>(
-              at, at + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
-                sum += lanes.load(dout + d) * lanes.load(out + d);
-              });
-          delta[(row / shape.queries * heads + head) * shape.queries + row % shape.queries] = lane_sum(sum);
-        }
+  void run_part(index_t pair, index_t part, S* space) const {
+    const index_t query = part * part_rows, query_end = std::min(shape.queries, query + part_rows);
+    S* const delta = space;
+    S* const dq_sum = dq ? delta + part_rows : nullptr;
+    sum_rows(pair, query, query_end, delta);
+    if (dq && shape.keys == 0) std::fill(dq_sum, dq_sum + part_rows * row, S(0));
+    for (index_t first = 0; first < shape.keys; first += attention_block)
+      key_lanes(pair, part, first, query, query_end, delta, delta + part_rows * (1 + row), dq_sum);
+    if (dq) store_dq(pair, query, query_end, dq_sum);
+  }
+
+  /// delta[i - query] = dout_i . out_i
+  void sum_rows(index_t pair, index_t query, index_t query_end, S* delta) const {
+    const T* const a = dout + query_at(pair, query, shape.out_row);
+    const T* const b = out + query_at(pair, query, shape.out_row);
+    const index_t count = query_end - query, width = shape.width, stride = shape.out_row;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) {
+        V sum{};
+        for_lanes<V>(
+            i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
+              sum += lanes.load(a + d) * lanes.load(b + d);
+            });
+        delta[i] = lane_sum(sum);
+      }
     });
   }
 
-  S* partial_sums(index_t pair, index_t part, index_t block) const {
-    return partial + ((pair * parts + part) * key_blocks + block) * 2 * shape.width * most_lanes;
+  S* partial_sums(index_t pair, index_t part, index_t first) const {
+    return partial + (pair * parts + part) * 2 * lanes_size + 2 * first * shape.width;
   }
 
-  /// What the queries [query, query_end) give to dk and dv of a block of keys, one key per lane, and what these keys
-  /// give to dq of the queries where `dq_sum` is given.
-  void key_lanes(index_t task, index_t key_block, index_t query, index_t query_end, const S* deltas, S* space,
+  /// What the queries [query, query_end) give to dk and dv of a block of keys, and what these keys give to dq of the
+  /// queries where `dq_sum` is given.
+  void key_lanes(index_t pair, index_t part, index_t first, index_t query, index_t query_end, const S* delta, S* space,
                  S* dq_sum) const {
-    const index_t pair = task / parts, first = key_block * most_lanes;
-    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
-    const S* const delta = deltas + pair * shape.queries;
-    const index_t width = shape.width, row = padded<V>(width);
-    S* const key = space;
-    S* const value = key + width * lanes;
-    S* const dkey = partial ? partial_sums(pair, task % parts, key_block) : value + width * lanes;
+    const index_t width = shape.width, columns = padded<lanes_t<T>>(width);
+    const index_t count = std::min(attention_block, shape.keys - first), lanes = lanes_for<T>(count);
+    const S* const key = keys + pair * lanes_size + first * width;
+    const S* const value = values + pair * lanes_size + first * width;
+    const S* const key_row = dq_sum ? key_rows + (pair * shape.keys + first) * row : nullptr;
+    S* const p = space;
+    S* const ds = p + rows * attention_block;
+    S* const q_space = ds + rows * attention_block;
+    S* const dout_space = q_space + rows * width;
+    S* const factor = dout_space + rows * width;
+    S* const dkey = partial ? partial_sums(pair, part, first) : factor + attention_block;
     S* const dvalue = dkey + width * lanes;
-    S* const p = value + 3 * width * lanes;
-    S* const ds = p + attention_block * lanes;
-    S* const factor = ds + attention_block * lanes;
-    S* const q_space = factor + lanes;
-    S* const dout_space = q_space + attention_block * width;
-    S* const key_rows = dq_sum ? dq_sum + part_rows * row : nullptr;
-    const T* const k_first = k + key_at(pair, first, shape.k_row);
     const bool slopes = dk || dq_sum;
-    load_columns(k_first, shape.k_row, count, width, static_cast<S>(shape.scale * log2_of_e), key, lanes);
-    if (slopes) load_columns(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
     if (dk) std::fill(dkey, dkey + width * lanes, S(0));
     if (dv) std::fill(dvalue, dvalue + width * lanes, S(0));
-    if (key_rows) pad_rows(k_first, count, key_rows);
-    const S* const level = log_sum_exp + pair * shape.queries;
 
-    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += attention_block) {
-      const index_t block = std::min(attention_block, query_end - begin);
+    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += rows) {
+      const index_t block = std::min(rows, query_end - begin);
       const auto q_rows = attention_rows(q_packed, pair * shape.queries + begin, q + query_at(pair, begin, shape.q_row),
                                          shape.q_row, block, width, q_space);
       const auto dout_rows =
@@ -3700,15 +3755,17 @@ struct AttentionBackward {
       multiply_rows<false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
         multiply_rows<false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
-      with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+      const S* const level = log_sum_exp + pair * shape.queries + begin;
+      const S* const offset = delta + (begin - query);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t i = 0; i < block; ++i) {
-          const S base = level[begin + i] * static_cast<S>(log2_of_e), offset = delta[begin + i];
+          const S base = level[i] * static_cast<S>(log2_of_e), less = offset[i];
           S* const row_p = p + i * lanes;
           S* const row_ds = ds + i * lanes;
-          for (index_t lane = 0; lane < lanes; lane += LaneTraits<W>::width) {
-            const W probability = exp2_above(load_lanes<W>(row_p + lane) - base);
+          for (index_t lane = 0; lane < lanes; lane += LaneTraits<V>::width) {
+            const V probability = exp2_above(load_lanes<V>(row_p + lane) - base);
             store_lanes(row_p + lane, probability);
-            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<W>(row_ds + lane) - offset));
+            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<V>(row_ds + lane) - less));
           }
         }
       });
@@ -3718,30 +3775,32 @@ struct AttentionBackward {
             p[i * lanes + lane] = ds[i * lanes + lane] = S(0);
       if (dv) multiply_rows<true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
       if (dk) multiply_rows<true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum)
-        multiply_rows<true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + (begin - query) * row, row);
+      if (dq_sum == nullptr) continue;
+      S* const sum = dq_sum + (begin - query) * row;
+      if (first == 0)
+        multiply_rows<false>(block, columns, ds, lanes, 1, key_row, row, count, sum, row);
+      else
+        multiply_rows<true>(block, columns, ds, lanes, 1, key_row, row, count, sum, row);
     }
     if (!partial) store_sums(pair, first, dkey, dvalue, factor);
   }
 
   /// Adds the parts of a block of keys in order.
-  void add_parts(index_t task) const {
-    const index_t pair = task / key_blocks, block = task % key_blocks, first = block * most_lanes;
-    const index_t size = 2 * shape.width * lanes_for<T>(std::min(most_lanes, shape.keys - first));
-    S* const sum = partial_sums(pair, 0, block);
-    with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
-      for (index_t part = 1; part < parts; ++part) {
-        const S* const more = partial_sums(pair, part, block);
-        for (index_t at = 0; at < size; at += LaneTraits<W>::width)
-          store_lanes(sum + at, load_lanes<W>(sum + at) + load_lanes<W>(more + at));
-      }
+  void add_parts(index_t pair, index_t first) const {
+    const index_t size = 2 * shape.width * lanes_for<T>(std::min(attention_block, shape.keys - first));
+    const index_t count = parts, step = 2 * lanes_size;
+    S* const sum = partial_sums(pair, 0, first);
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t part = 1; part < count; ++part)
+        for (index_t at = 0; at < size; at += LaneTraits<V>::width)
+          store_lanes(sum + at, load_lanes<V>(sum + at) + load_lanes<V>(sum + part * step + at));
     });
-    S factor[4 * 64 / sizeof(float)];
+    S factor[attention_block + 64 / sizeof(S)];
     store_sums(pair, first, sum, sum + size / 2, factor);
   }
 
   void store_sums(index_t pair, index_t first, const S* dkey, const S* dvalue, S* factor) const {
-    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
+    const index_t count = std::min(attention_block, shape.keys - first), lanes = lanes_for<T>(count);
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     if (dk)
       store_columns(dkey, lanes, factor, count, shape.width, dk + key_at(pair, first, shape.k_row), shape.k_row,
@@ -3752,28 +3811,20 @@ struct AttentionBackward {
                     accumulate_v);
   }
 
-  /// Keys as rows of whole packs, the right operand of ds k.
-  void pad_rows(const T* k_first, index_t count, S* key_rows) const {
-    const index_t row = padded<V>(shape.width);
-    for (index_t j = 0; j < count; ++j)
-      for_lanes<V>(
-          0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            store_lanes(key_rows + j * row + at, lanes.load(k_first + j * shape.k_row + at));
-          });
-  }
-
-  void store_dq(index_t pair, index_t first, index_t last, const S* dq_sum) const {
-    const index_t row = padded<V>(shape.width);
+  void store_dq(index_t pair, index_t query, index_t query_end, const S* dq_sum) const {
+    T* const target = dq + query_at(pair, query, shape.q_row);
+    const index_t count = query_end - query, width = shape.width, from = row, to = shape.q_row;
     const S scale = static_cast<S>(shape.scale);
-    for (index_t i = first; i < last; ++i) {
-      T* const target = dq + query_at(pair, i, shape.q_row);
-      for_lanes<V>(
-          0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            V value = load_lanes<V>(dq_sum + (i - first) * row + at) * scale;
-            if (accumulate_q) value += lanes.load(target + at);
-            lanes.store(target + at, value);
-          });
-    }
+    const bool add = accumulate_q;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              V value = load_lanes<V>(dq_sum + i * from + at) * scale;
+              if (add) value += lanes.load(target + i * to + at);
+              lanes.store(target + i * to + at, value);
+            });
+    });
   }
 };
 
@@ -3782,110 +3833,141 @@ struct AttentionBackward {
 #endif
 
 // <lpo/backend/cpu/attention.hpp>
-// Attention on the CPU: streaming softmax with the queries across lanes; backward recomputes the probabilities.
+// Attention on the CPU: streaming softmax with the keys across lanes; backward recomputes the probabilities.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one head for a block of queries, one query per lane. Per block of keys, with scores in units of ln 2:
-///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = 2^(s - m'),  l = l 2^(m - m') + sum_j p,
-///   o[d][lane] = o 2^(m - m') + sum_j p[j][lane] v[j][d]
-/// and at the end out = o / l. Sums over keys run down the rows, so nothing is ever summed across lanes.
+/// Forward of one (batch, head) pair for a block of queries, whose keys lie across lanes. Per block of keys, with scores
+/// in units of ln 2:
+///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
+///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
+/// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
 template <class T>
 struct AttentionForward {
   using S = compute_t<T>;
+  static constexpr index_t rows = 48;  ///< whole register tiles of 6 and of 8 rows
 
   static index_t scratch_size(index_t width) {
-    return (2 * width + attention_block + 4) * attention_lanes<T>() +
-           (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
+    return rows * (attention_block + lanes_for<T>(width) + width + machine_lanes<T>() + 3) + machine_lanes<T>();
   }
 
-  /// Row is T, or S where the keys and values were packed.
-  template <class Row>
-  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
-                  index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width, lanes = lanes_for<T>(count);
-    S* const query = space;
-    S* const total = query + width * lanes;
-    S* const score = total + width * lanes;
-    S* const highest = score + attention_block * lanes;
-    S* const sum = highest + lanes;
-    S* const factor = sum + lanes;
-    S* const level = factor + lanes;
-    S* const k_space = level + lanes;
-    S* const v_space = k_space + attention_block * width;
-    load_columns(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale * log2_of_e), query,
-                 lanes);
-    std::fill(highest, highest + lanes, S(-1e30));
-    std::fill(sum, sum + lanes, S(0));
-    const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < keys; begin += attention_block) {
-      const index_t block = std::min(attention_block, keys - begin);
+  /// `keys` and `values` as keys_across_lanes() and pack_heads() leave them.
+  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const S* keys,
+                  const S* values, T* out, S* log_sum_exp, S* space) {
+    const index_t width = shape.width, step = machine_lanes<T>(), row = lanes_for<T>(width);
+    S* const score = space;
+    S* const total = score + rows * attention_block;
+    S* const sum = total + rows * row;
+    S* const query = sum + rows * step;
+    S* const highest = query + rows * width;
+    S* const factor = highest + rows;
+    S* const level = factor + rows;
+    S* const edge = level + rows;
+    std::fill(highest, highest + rows, S(-1e30));
+    constexpr index_t line = 64 / sizeof(T);
+    for (index_t i = 0; i < count; ++i)  // arrives while the products run
+      for (index_t d = 0; d < width; d += line) __builtin_prefetch(out + (first + i) * shape.out_row + d, 1);
+    const auto q_rows = attention_rows(q + first * shape.q_row, shape.q_row, count, width, query);
+    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
+    for (index_t begin = 0; begin < visible; begin += attention_block) {
+      const index_t block = std::min(attention_block, shape.keys - begin), lanes = lanes_for<T>(block);
       const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
-      const auto k_rows = attention_rows(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(-2e30));
-      with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-        index_t at = 0;
-        for (; at + 4 * LaneTraits<V>::width <= lanes; at += 4 * LaneTraits<V>::width)
-          soften<V, 4>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
-        for (; at < lanes; at += LaneTraits<V>::width)
-          soften<V, 1>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
+      multiply_rows<false>(count, lanes, q_rows.data, q_rows.stride, 1, keys + begin * width, lanes, width, score,
+                           lanes);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(-2e30));
+      for (index_t lane = 0; lane < step; ++lane) edge[lane] = lanes - step + lane < block ? S(0) : S(-2e30);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+        index_t i = 0;
+        for (; i + 4 <= count; i += 4)
+          soften<V, 4>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
+        for (; i < count; ++i)
+          soften<V, 1>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
       });
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(0));
-      const auto v_rows = attention_rows(v + begin * v_row, v_row, block, width, v_space);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(0));
+      const S* const value_rows = values + begin * row;
       if (begin == 0)
-        multiply_rows<false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<false>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
       else
-        multiply_rows<true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<true>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
     }
-    for (index_t lane = 0; lane < lanes; ++lane) {
-      factor[lane] = S(1) / sum[lane];
-      level[lane] = highest[lane] * static_cast<S>(log_of_2) + log(sum[lane]);
-    }
-    store_columns(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) factor[i] = lane_sum(load_lanes<V>(sum + i * step));
+      for_lanes<V>(
+          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            const V whole = some.load(factor + i, 1.0f);
+            some.store(level + i, some.load(highest + i) * static_cast<S>(log_of_2) + log(whole));
+            some.store(factor + i, 1.0f / whole);
+          });
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
+              some.store(out + (first + i) * shape.out_row + d, load_lanes<V>(total + i * row + d) * factor[i]);
+            });
+    });
     if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
   }
 
  private:
-  /// One block's turn of the running maximum and sum; scores become probabilities, `rows` rows of the total are
-  /// rescaled. The packs go side by side: their maxima and exponentials do not wait for each other.
-  template <class V, int Packs>
-  static LPO_ALWAYS_INLINE void soften(index_t block, index_t lanes, S* score, S* highest, S* sum, index_t rows,
+  /// One block's turn of the running maxima and sums of `Rows` queries; scores become probabilities, `row` numbers of
+  /// each total are rescaled. `edge` is added to the last pack: it takes away the lanes without a key. The rows go side
+  /// by side: their maxima do not wait for each other.
+  template <class V, int Rows>
+  static LPO_ALWAYS_INLINE void soften(index_t lanes, const S* edge, S* score, S* highest, S* sum, index_t row,
                                        S* total) {
     constexpr index_t step = LaneTraits<V>::width;
-    V top[Packs], shrink[Packs], part[Packs];
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) { top[i] = load_lanes<V>(highest + i * step); });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        top[i] = larger(load_lanes<V>(score + j * lanes + i * step), top[i]);
+    V top[Rows], part[Rows];
+    S peak[Rows];
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const last = score + (i + 1) * lanes - step;
+      top[i] = load_lanes<V>(last) + load_lanes<V>(edge);
+      store_lanes(last, top[i]);
+    });
+    for (index_t at = 0; at < lanes - step; at += step)
+      unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + i * lanes + at), top[i]);
       });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      shrink[i] = exp2_above(load_lanes<V>(highest + i * step) - top[i]);
-      store_lanes(highest + i * step, top[i]);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      const S before = highest[i];
+      peak[i] = std::ceil(std::max(before, lane_max(top[i])));
+      highest[i] = peak[i];
       part[i] = V{};
+      if (row > 0) {
+        const V shrink = exp2_above(V{} + (before - peak[i]));
+        part[i] = load_lanes<V>(sum + i * step) * shrink;
+        for (index_t d = 0; d < row; d += step) {
+          S* const at = total + i * row + d;
+          store_lanes(at, load_lanes<V>(at) * shrink);
+        }
+      }
     });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        const V p = exp2_above(load_lanes<V>(score + j * lanes + i * step) - top[i]);
-        store_lanes(score + j * lanes + i * step, p);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const row_score = score + i * lanes;
+      S whole = peak[i];
+      if (std::abs(whole) > S(1 << 21)) {
+        for (index_t at = 0; at < lanes; at += step)
+          store_lanes(row_score + at, load_lanes<V>(row_score + at) - whole);
+        whole = 0;
+      }
+      for (index_t at = 0; at < lanes; at += step) {
+        const V p = exp2_above(load_lanes<V>(row_score + at), whole);
+        store_lanes(row_score + at, p);
         part[i] += p;
-      });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      store_lanes(sum + i * step, load_lanes<V>(sum + i * step) * shrink[i] + part[i]);
+      }
+      store_lanes(sum + i * step, part[i]);
     });
-    for (index_t d = 0; d < rows; ++d)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        S* const at = total + d * lanes + i * step;
-        store_lanes(at, load_lanes<V>(at) * shrink[i]);
-      });
   }
 
   /// Sets what belongs to keys after a query's own.
-  static void set_later_keys(S* score, index_t lanes, index_t first, index_t begin, index_t block, S value) {
-    for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
-      std::fill(score + j * lanes, score + j * lanes + std::min(lanes, begin + j - first), value);
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t count, index_t begin, index_t block,
+                             S value) {
+    for (index_t i = 0; i < count; ++i) {
+      const index_t own = std::clamp<index_t>(first + i + 1 - begin, 0, block);
+      std::fill(score + i * lanes + own, score + i * lanes + block, value);
+    }
   }
 };
 
@@ -3909,41 +3991,25 @@ struct Attention<Cpu> {
       return;
     }
     using Block = detail::AttentionForward<T>;
-    const index_t lanes = detail::attention_lanes<T>();
-    const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
+    const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t padded = detail::lanes_for<T>(std::min(shape.queries, lanes));
-    const auto run = [&](auto&& keys_of) {
-      ctx.executor().parallel_for(
-          pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
-            const typename detail::WorkerScratch<S>::Lease space(workspaces);
-            for (index_t task = begin; task < end; ++task) {
-              const index_t pair = task / blocks, first = task % blocks * lanes;
-              const index_t count = std::min(lanes, shape.queries - first), column = pair % heads * width;
-              const index_t row = pair / heads * shape.queries;
-              S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
-              const auto keys = keys_of(pair);
-              Block::run(shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
-                         out + row * shape.out_row + column, level, space.data());
-            }
-          });
-    };
-    if (blocks > 2 && (std::is_same_v<T, S> ? heads > 1 && shape.keys > detail::attention_block : true)) {
-      const S* const k_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
-      const S* const v_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row);
-      run([&](index_t pair) {
-        const index_t at = pair * shape.keys * width;
-        return Keys<S>{k_packed + at, width, v_packed + at, width};
-      });
-    } else {
-      run([&](index_t pair) {
-        const index_t row = pair / heads * shape.keys, column = pair % heads * width;
-        return Keys<T>{k + row * shape.k_row + column, shape.k_row, v + row * shape.v_row + column, shape.v_row};
-      });
-    }
+    const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
+    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
+                                                       static_cast<S>(shape.scale * detail::log2_of_e));
+    const S* const values =
+        detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);
+    const index_t grain = detail::attention_grain(std::min(shape.queries, Block::rows) * shape.keys * width);
+    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+      const typename detail::WorkerScratch<S>::Lease space(workspaces);
+      for (index_t task = begin; task < end; ++task) {
+        const index_t pair = task / blocks, first = task % blocks * Block::rows, column = pair % heads * width;
+        const index_t row = pair / heads * shape.queries;
+        Block::run(shape, first, std::min(Block::rows, shape.queries - first), q + row * shape.q_row + column,
+                   keys + pair * keys_size, values + pair * shape.keys * value_row, out + row * shape.out_row + column,
+                   log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
+      }
+    });
   }
 
   template <class T>
@@ -3954,15 +4020,6 @@ struct Attention<Cpu> {
                                       accumulate_k, accumulate_v};
     work.run(ctx);
   }
-
- private:
-  template <class Row>
-  struct Keys {
-    const Row* k;
-    index_t k_row;
-    const Row* v;
-    index_t v_row;
-  };
 };
 
 }  // namespace kernel
@@ -9294,7 +9351,8 @@ struct LoraAdapter {
 
   LoraAdapter(index_t in_width, index_t out_width) : in(in_width), out(out_width) {}
 
-  /// A ~ N(0, (1 / rank)^2), B = 0 (lpo-method D6): the adapted projection starts equal to the plain one.
+  /// A ~ N(0, (1 / rank)^2), B = 0, as peft's Gaussian initialization: the adapted projection starts equal to the plain
+  /// one.
   void enable(index_t new_rank, float alpha) {
     if (new_rank < 1 || new_rank > std::min(in, out))
       throw ValueError(message("[LoRA] rank ", new_rank, " must be 1 to ", std::min(in, out), " for a ", in, " -> ", out, " projection"));
@@ -10480,11 +10538,13 @@ struct UNetConfig {
 
 namespace presets {
 
+/// Stable Diffusion 1.x: 64x64x4 latents at 512 pixels.
 inline constexpr UNetConfig sd15{};
 
 /// SD2.1, base and 768-v alike: that the latter predicts v is told by its scheduler's config.
 inline constexpr UNetConfig sd21{.heads = {5, 10, 20, 20}, .context_width = 1024, .linear_projection = true};
 
+/// Stable Diffusion XL's base model: 128x128x4 latents at 1024 pixels, with added conditioning.
 inline constexpr UNetConfig sdxl{.levels = 3,
                                  .channels = {320, 640, 1280, 0},
                                  .transformer_depth = {0, 2, 10, 0},
@@ -12006,7 +12066,7 @@ void fill_torch_normal(Context<Device>& context, const View<T, 4, Device>& view,
 
 namespace lpo::inline LPO_ABI {
 
-/// Rows of x [n, width] divided by their L2 norm (no epsilon, lpo-method A4).
+/// Rows of x [n, width] divided by their L2 norm (without epsilon, as in the released code).
 template <class T, class Device>
 Var<T, 2, Device> l2_normalize(const Var<T, 2, Device>& x) {
   const Var<T, 2, Device> squares = square(x);
@@ -12045,7 +12105,7 @@ Var<compute_t<T>, 1, Device> cosine_score(const Var<T, 2, Device>& visual, const
 
 namespace lpo::inline LPO_ABI {
 
-/// Which features enter the score. The defaults are the released models' (lpo-method A2, A3).
+/// Which features enter the score. The defaults are the released models' (arXiv 2502.01051).
 struct RewardFeatureOptions {
   float guidance = 7.5f;         ///< g of the visual feature enhancement; 1 turns the unconditional pass off
   bool multi_scale = true;       ///< pool every level, not the middle alone
@@ -12166,13 +12226,16 @@ struct PreferenceLabel {
   bool tie() const { return label_0 == label_1; }
 };
 
+/// Which loss trains the reward model: the pairs' (the released models' choice), the contrastive one over the batch, or
+/// pair + batch_coefficient * batch.
 struct RewardLossOptions {
   enum class Kind { pair, batch, both } kind = Kind::pair;
-  float batch_coefficient = 1.0f;
-  float aux_coefficient = 1.0f;
+  float batch_coefficient = 1.0f;  ///< of `both`
+  float aux_coefficient = 1.0f;    ///< weight of auxiliary pairs
 };
 
-/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), lpo-method B4; not renormalised after the auxiliary factor.
+/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), n_i the pairs of a prompt and a_i the auxiliary factor, after which nothing
+/// is renormalised, as in the released code. ValueError unless every n_i is positive.
 inline std::vector<float> pair_weights(std::span<const PreferenceLabel> labels, float aux_coefficient = 1.0f) {
   double total = 0;
   for (const auto& label : labels) {
@@ -12231,7 +12294,7 @@ Var<T, 1, Device> pair_losses(const Var<T, 1, Device>& scores_0, const Var<T, 1,
 }
 
 /// CLIP's contrastive loss with preferences: visual_0, visual_1, text [n, width] (any length), logit_scale [1] -> [n].
-/// Image side: each image against all texts; text side: each text against all 2n images (lpo-method B4).
+/// Image side: each image against all texts; text side: each text against all 2n images, as in the released code.
 template <class T, class Device>
 Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                                const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
@@ -12260,7 +12323,7 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i. The pair loss is a sum over pairs,
 /// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
@@ -12296,9 +12359,13 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
-/// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.
+/// Validation accuracy as in the released code: a tie counts 0.5 for any strict order, 0 for equal scores. scores_0,
+/// scores_1 [n], one label each; returns 0 to 1, and 0 without labels. ShapeError for another number of scores.
 inline double pair_accuracy(std::span<const float> scores_0, std::span<const float> scores_1,
                             std::span<const PreferenceLabel> labels) {
+  if (scores_0.size() != labels.size() || scores_1.size() != labels.size())
+    throw ShapeError(message("[pair_accuracy] ", scores_0.size(), " and ", scores_1.size(),
+                             " scores need one label each, given ", labels.size()));
   if (labels.empty()) return 0;
   double total = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -12317,12 +12384,12 @@ namespace lpo::inline LPO_ABI {
 
 /// Score differences winner minus loser (for ties: first minus second, or its absolute value).
 struct PreferenceGaps {
-  float aesthetic = 0;
-  float clip = 0;
-  float vqa = 0;
+  float aesthetic = 0;  ///< by the aesthetic predictor
+  float clip = 0;       ///< by CLIPScore: agreement with the prompt
+  float vqa = 0;        ///< by VQAScore (visual question answering): the probability that the picture shows the prompt
 };
 
-/// Thresholds of lpo-method B2. Strategy 2 is the paper's choice.
+/// Thresholds of arXiv 2502.01051, which trains with strategy 2.
 struct MpcfOptions {
   int strategy = 2;       ///< 1: aesthetic > 0; 2: > -0.5; 3: > -1; 0 keeps everything
   bool tie_abs = true;    ///< `mpcf_tie_abs`: compare |gap| for ties; false is the official code
@@ -12375,6 +12442,7 @@ concept TransitionScorer =
 
 namespace lpo::inline LPO_ABI {
 
+/// Defaults are the released code's for SD1.5.
 struct LpoLossOptions {
   double beta = 500;  ///< strength of the preference against the reference
   double clip = 0.1;  ///< ratios are limited to [1 - clip, 1 + clip]
@@ -12396,7 +12464,10 @@ struct LpoPairTerms {
   double reference_log_density_win = 0, reference_log_density_lose = 0;
 };
 
+/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless 0 < clip < 1.
 inline LpoPairTerms lpo_pair_terms(double delta_win, double delta_lose, const LpoLossOptions& options) {
+  if (!(options.clip > 0 && options.clip < 1))
+    throw ValueError(message("[lpo_loss] clip ", options.clip, " must lie above 0 and below 1"));
   // ln r is Delta limited in log space: no exp of an unbounded number, the same value.
   const double low = std::log1p(-options.clip), high = std::log1p(options.clip);
   const double log_win = std::clamp(delta_win, low, high), log_lose = std::clamp(delta_lose, low, high);
@@ -12474,15 +12545,15 @@ namespace lpo::inline LPO_ABI {
 /// Mean over n pairs of -ln sigmoid(beta (ln r_win - ln r_lose)), a Var [1]; see LpoPairTerms.
 ///
 /// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose
-/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows, those
-/// for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t +
-/// c prediction,
+/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows,
+/// those for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t + c
+/// prediction,
 ///   Delta(x') = 1/(2 D sigma^2) sum (mu - mu_ref) (2 x' - mu - mu_ref)
 /// is computed as this product of differences (two large means would cancel), its sum and everything after it in
 /// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
-/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0.
+/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0 or a clip outside (0, 1).
 template <class T, class Device, int Channels>
 Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& prediction,
                                       std::type_identity_t<View<const T, 4, Device>> reference,
@@ -12846,8 +12917,9 @@ namespace lpo::inline LPO_ABI {
 /// arrival at 0.
 enum class LrmTimestep { departure, arrival };
 
+/// What a roll-out draws and keeps. Defaults are the released code's for SD1.5.
 struct RolloutOptions {
-  int candidates = 4;
+  int candidates = 4;         ///< K, next latents that are drawn and compared at each step
   int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
   int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
   LrmTimestep lrm_timestep = LrmTimestep::departure;

@@ -188,7 +188,9 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
                                          "--gradient_accumulation_steps",
                                          "2",
                                          "--lrm_multi_scale_cfg",
-                                         "true"});
+                                         "true",
+                                         "--lrm_head_dtype",
+                                         "float16"});
   CAPTURE(few.printed);
   REQUIRE(few.status == 0);
   const lpo::LoraFile file(setting.directory.file("few/pytorch_lora_weights.safetensors"));
@@ -225,6 +227,29 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
               setting.directory.read("averaged/pytorch_lora_weights.safetensors"));
 }
 
+TEST_CASE("train_lpo can be told what the original code does otherwise") {
+  const Setting setting;
+  const std::vector<std::string> official = {"--dedup_forward", "false", "--ref_precision", "official",
+                                             "--stable_logsigmoid", "false", "--small_bucket_includes_t1", "false",
+                                             "--lrm_timestep", "departure", "--num_inference_steps", "20",
+                                             "--threshold_mode", "sigma", "--threshold_table", "official20",
+                                             "--threshold_min", "0", "--threshold_max", "0",
+                                             "--max_train_iterations", "1", "--lrm_guidance", "1"};
+  const auto run = setting.train("official", official);
+  CAPTURE(run.printed);
+  REQUIRE(run.status == 0);
+  const auto line = lpo::read_metrics(setting.directory.file("official/metrics.jsonl")).front();
+  const auto number = [&](const char* name) { return line[name].get<double>(); };
+  CHECK(number("kept") == 40);  // of two prompts at each step, of which t = 1 is in no bucket
+  CHECK(number("kept_t_very_large") + number("kept_t_large") + number("kept_t_middle") + number("kept_t_small") == 38);
+  const auto state = setting.directory.read("official/latest/trainer_state.json");
+  for (const char* part : {"\"dedup_forward\": false", "\"half_reference\": true", "\"lrm_timestep\": \"departure\""})
+    CHECK_MESSAGE(has_part(state, part), part);
+  const auto other = setting.train("official", {"--num_inference_steps", "20", "--lrm_guidance", "1", "--resume"});
+  CHECK(other.status == 1);
+  CHECK(has_part(other.printed, "half_reference: saved true, now nothing"));
+}
+
 TEST_CASE("the presets are settings of train_lpo") {
   const Setting setting;
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
@@ -248,6 +273,8 @@ TEST_CASE("train_lpo --dry-run shows the plan and writes nothing") {
         "iterations   4, 2 an epoch", "  unet                    2801700      11.2 MB", "TFLOP an iteration",
         "memory       about ", "GFLOP/s"})
     CHECK_MESSAGE(has_part(plan.printed, part), part);
+  CHECK(has_part(plan.printed, "training (6 rows)"));
+  CHECK(has_part(setting.train("out", {"--dry-run", "--dedup_forward", "false"}).printed, "training (12 rows)"));
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }
 
@@ -278,6 +305,8 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--threshold_quantile", "0.5"}, "[train_lpo] --threshold_quantile finds thresholds that grow with the noise");
   says({"--dtype", "float64"}, "dtype is float64; this program is compiled for ");
   says({"--lr_scheduler", "cosine"}, "--lr_scheduler");
+  says({"--ref_precision", "float16"}, "--ref_precision");
+  says({"--objective", "grpo", "--dedup_forward", "false"}, "[train_lpo] --dedup_forward: --objective grpo trains groups");
 
   // A reward model of another architecture.
   const std::string other = setting.directory.file("other");

@@ -166,7 +166,9 @@ TEST_CASE("train_lrm: options of the losses and of what is trained") {
   for (const std::vector<std::string>& more :
        std::vector<std::vector<std::string>>{{"--loss", "both", "--pair_noise", "shared", "--freeze-text-encoder"},
                                              {"--batch_unit", "prompt", "--gradient_checkpointing", "--ema_decay",
-                                              "0.9", "--lrm_guidance", "1", "--save_dtype", "bfloat16"}}) {
+                                              "0.9", "--lrm_guidance", "1", "--save_dtype", "bfloat16"},
+                                             {"--lr_first_step", "official", "--compare_between_timestep",
+                                              "--aux_loss_coeff", "0.5", "--noise_offset", "0.05"}}) {
     const std::string out = more[1];
     const auto run =
         f.train(f.shards + "/part-0.tar", out, changed({"--max_train_steps", "2", "--train_batch_size", "3"}, more));
@@ -181,6 +183,8 @@ TEST_CASE("train_lrm: options of the losses and of what is trained") {
   CHECK(lpo::SafetensorsFile(f.directory.file("prompt/lrm-last/unet/diffusion_pytorch_model.safetensors"))
             .info("conv_in.weight")
             .dtype == lpo::DType::BF16);
+  const auto rates = lpo::read_metric(f.directory.file("official/metrics.jsonl"), "lr").value;
+  CHECK(rates == std::vector<double>{1e-5, 0});  // the peak, then the warm-up's beginning
   const auto further = f.train(f.pictures, "further", changed(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
   CHECK(further.status == 0);
 }

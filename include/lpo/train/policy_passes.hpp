@@ -96,10 +96,12 @@ class PolicyPasses {
 
   Var<Latent, 4, Device> reference_prediction(UNet& unet, const Pass& pass) {
     if (!options_.half_reference) return prediction(unet, pass);
-    const Var<T, 4, Device> both = unet(constant(tape_, pass.latents), pass.condition.on(tape_));
-    const auto guided = make_output<Latent>(tape_, pass.latents.extents(), false);
-    guide_in_half<Latent, Device, T>(tape_.context(), both.view(), options_.guidance_scale, guided.view());
-    return guided;
+    return scoped(tape_, [&] {
+      const Var<T, 4, Device> both = unet(constant(tape_, pass.latents), pass.condition.on(tape_));
+      const auto guided = make_output<Latent>(tape_, pass.latents.extents(), false);
+      guide_in_half<Latent, Device, T>(tape_.context(), both.view(), options_.guidance_scale, guided.view());
+      return guided;
+    });
   }
 
   /// d loss / d prediction of a pass, times `share` and the loss scale.

@@ -262,8 +262,7 @@ class RolloutTrainer {
     counters.set_optimizer(optimizer_.step_count(), guard_.skipped(), ema_ ? ema_->updates() : 0);
   }
 
-  /// One pass over the kept items in random order: one optimiser step per mini-batch, each with one policy forward, one
-  /// reference forward and one backward per item. Returns the largest gradient norm.
+  /// One pass over the kept items in random order: one optimiser step per mini-batch. Returns the largest gradient norm.
   double train_on_kept(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
     double largest_norm = 0;
     dealt_.deal(context_, ranks_, objective_.items(rollout_.rollout()), options_.seed, iteration, options_.train_batch_size);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention on the CPU: streaming softmax with the queries across lanes; backward recomputes the probabilities.
+// Attention on the CPU: streaming softmax with the keys across lanes; backward recomputes the probabilities.
 #pragma once
 
 #include <algorithm>
@@ -17,104 +17,135 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one head for a block of queries, one query per lane. Per block of keys, with scores in units of ln 2:
-///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = 2^(s - m'),  l = l 2^(m - m') + sum_j p,
-///   o[d][lane] = o 2^(m - m') + sum_j p[j][lane] v[j][d]
-/// and at the end out = o / l. Sums over keys run down the rows, so nothing is ever summed across lanes.
+/// Forward of one (batch, head) pair for a block of queries, whose keys lie across lanes. Per block of keys, with scores
+/// in units of ln 2:
+///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
+///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
+/// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
 template <class T>
 struct AttentionForward {
   using S = compute_t<T>;
+  static constexpr index_t rows = 48;  ///< whole register tiles of 6 and of 8 rows
 
   static index_t scratch_size(index_t width) {
-    return (2 * width + attention_block + 4) * attention_lanes<T>() +
-           (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
+    return rows * (attention_block + lanes_for<T>(width) + width + machine_lanes<T>() + 3) + machine_lanes<T>();
   }
 
-  /// Row is T, or S where the keys and values were packed.
-  template <class Row>
-  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
-                  index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width, lanes = lanes_for<T>(count);
-    S* const query = space;
-    S* const total = query + width * lanes;
-    S* const score = total + width * lanes;
-    S* const highest = score + attention_block * lanes;
-    S* const sum = highest + lanes;
-    S* const factor = sum + lanes;
-    S* const level = factor + lanes;
-    S* const k_space = level + lanes;
-    S* const v_space = k_space + attention_block * width;
-    load_columns(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale * log2_of_e), query,
-                 lanes);
-    std::fill(highest, highest + lanes, S(-1e30));
-    std::fill(sum, sum + lanes, S(0));
-    const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < keys; begin += attention_block) {
-      const index_t block = std::min(attention_block, keys - begin);
+  /// `keys` and `values` as keys_across_lanes() and pack_heads() leave them.
+  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const S* keys,
+                  const S* values, T* out, S* log_sum_exp, S* space) {
+    const index_t width = shape.width, step = machine_lanes<T>(), row = lanes_for<T>(width);
+    S* const score = space;
+    S* const total = score + rows * attention_block;
+    S* const sum = total + rows * row;
+    S* const query = sum + rows * step;
+    S* const highest = query + rows * width;
+    S* const factor = highest + rows;
+    S* const level = factor + rows;
+    S* const edge = level + rows;
+    std::fill(highest, highest + rows, S(-1e30));
+    constexpr index_t line = 64 / sizeof(T);
+    for (index_t i = 0; i < count; ++i)  // arrives while the products run
+      for (index_t d = 0; d < width; d += line) __builtin_prefetch(out + (first + i) * shape.out_row + d, 1);
+    const auto q_rows = attention_rows(q + first * shape.q_row, shape.q_row, count, width, query);
+    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
+    for (index_t begin = 0; begin < visible; begin += attention_block) {
+      const index_t block = std::min(attention_block, shape.keys - begin), lanes = lanes_for<T>(block);
       const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
-      const auto k_rows = attention_rows(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(-2e30));
-      with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-        index_t at = 0;
-        for (; at + 4 * LaneTraits<V>::width <= lanes; at += 4 * LaneTraits<V>::width)
-          soften<V, 4>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
-        for (; at < lanes; at += LaneTraits<V>::width)
-          soften<V, 1>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
+      multiply_rows<false>(count, lanes, q_rows.data, q_rows.stride, 1, keys + begin * width, lanes, width, score,
+                           lanes);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(-2e30));
+      for (index_t lane = 0; lane < step; ++lane) edge[lane] = lanes - step + lane < block ? S(0) : S(-2e30);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+        index_t i = 0;
+        for (; i + 4 <= count; i += 4)
+          soften<V, 4>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
+        for (; i < count; ++i)
+          soften<V, 1>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
       });
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(0));
-      const auto v_rows = attention_rows(v + begin * v_row, v_row, block, width, v_space);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(0));
+      const S* const value_rows = values + begin * row;
       if (begin == 0)
-        multiply_rows<false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<false>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
       else
-        multiply_rows<true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<true>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
     }
-    for (index_t lane = 0; lane < lanes; ++lane) {
-      factor[lane] = S(1) / sum[lane];
-      level[lane] = highest[lane] * static_cast<S>(log_of_2) + log(sum[lane]);
-    }
-    store_columns(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) factor[i] = lane_sum(load_lanes<V>(sum + i * step));
+      for_lanes<V>(
+          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            const V whole = some.load(factor + i, 1.0f);
+            some.store(level + i, some.load(highest + i) * static_cast<S>(log_of_2) + log(whole));
+            some.store(factor + i, 1.0f / whole);
+          });
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
+              some.store(out + (first + i) * shape.out_row + d, load_lanes<V>(total + i * row + d) * factor[i]);
+            });
+    });
     if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
   }
 
  private:
-  /// One block's turn of the running maximum and sum; scores become probabilities, `rows` rows of the total are
-  /// rescaled. The packs go side by side: their maxima and exponentials do not wait for each other.
-  template <class V, int Packs>
-  static LPO_ALWAYS_INLINE void soften(index_t block, index_t lanes, S* score, S* highest, S* sum, index_t rows,
+  /// One block's turn of the running maxima and sums of `Rows` queries; scores become probabilities, `row` numbers of
+  /// each total are rescaled. `edge` is added to the last pack: it takes away the lanes without a key. The rows go side
+  /// by side: their maxima do not wait for each other.
+  template <class V, int Rows>
+  static LPO_ALWAYS_INLINE void soften(index_t lanes, const S* edge, S* score, S* highest, S* sum, index_t row,
                                        S* total) {
     constexpr index_t step = LaneTraits<V>::width;
-    V top[Packs], shrink[Packs], part[Packs];
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) { top[i] = load_lanes<V>(highest + i * step); });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        top[i] = larger(load_lanes<V>(score + j * lanes + i * step), top[i]);
+    V top[Rows], part[Rows];
+    S peak[Rows];
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const last = score + (i + 1) * lanes - step;
+      top[i] = load_lanes<V>(last) + load_lanes<V>(edge);
+      store_lanes(last, top[i]);
+    });
+    for (index_t at = 0; at < lanes - step; at += step)
+      unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + i * lanes + at), top[i]);
       });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      shrink[i] = exp2_above(load_lanes<V>(highest + i * step) - top[i]);
-      store_lanes(highest + i * step, top[i]);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      const S before = highest[i];
+      peak[i] = std::ceil(std::max(before, lane_max(top[i])));
+      highest[i] = peak[i];
       part[i] = V{};
+      if (row > 0) {
+        const V shrink = exp2_above(V{} + (before - peak[i]));
+        part[i] = load_lanes<V>(sum + i * step) * shrink;
+        for (index_t d = 0; d < row; d += step) {
+          S* const at = total + i * row + d;
+          store_lanes(at, load_lanes<V>(at) * shrink);
+        }
+      }
     });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        const V p = exp2_above(load_lanes<V>(score + j * lanes + i * step) - top[i]);
-        store_lanes(score + j * lanes + i * step, p);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const row_score = score + i * lanes;
+      S whole = peak[i];
+      if (std::abs(whole) > S(1 << 21)) {
+        for (index_t at = 0; at < lanes; at += step)
+          store_lanes(row_score + at, load_lanes<V>(row_score + at) - whole);
+        whole = 0;
+      }
+      for (index_t at = 0; at < lanes; at += step) {
+        const V p = exp2_above(load_lanes<V>(row_score + at), whole);
+        store_lanes(row_score + at, p);
         part[i] += p;
-      });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      store_lanes(sum + i * step, load_lanes<V>(sum + i * step) * shrink[i] + part[i]);
+      }
+      store_lanes(sum + i * step, part[i]);
     });
-    for (index_t d = 0; d < rows; ++d)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        S* const at = total + d * lanes + i * step;
-        store_lanes(at, load_lanes<V>(at) * shrink[i]);
-      });
   }
 
   /// Sets what belongs to keys after a query's own.
-  static void set_later_keys(S* score, index_t lanes, index_t first, index_t begin, index_t block, S value) {
-    for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
-      std::fill(score + j * lanes, score + j * lanes + std::min(lanes, begin + j - first), value);
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t count, index_t begin, index_t block,
+                             S value) {
+    for (index_t i = 0; i < count; ++i) {
+      const index_t own = std::clamp<index_t>(first + i + 1 - begin, 0, block);
+      std::fill(score + i * lanes + own, score + i * lanes + block, value);
+    }
   }
 };
 
@@ -138,41 +169,25 @@ struct Attention<Cpu> {
       return;
     }
     using Block = detail::AttentionForward<T>;
-    const index_t lanes = detail::attention_lanes<T>();
-    const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
+    const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t padded = detail::lanes_for<T>(std::min(shape.queries, lanes));
-    const auto run = [&](auto&& keys_of) {
-      ctx.executor().parallel_for(
-          pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
-            const typename detail::WorkerScratch<S>::Lease space(workspaces);
-            for (index_t task = begin; task < end; ++task) {
-              const index_t pair = task / blocks, first = task % blocks * lanes;
-              const index_t count = std::min(lanes, shape.queries - first), column = pair % heads * width;
-              const index_t row = pair / heads * shape.queries;
-              S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
-              const auto keys = keys_of(pair);
-              Block::run(shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
-                         out + row * shape.out_row + column, level, space.data());
-            }
-          });
-    };
-    if (blocks > 2 && (std::is_same_v<T, S> ? heads > 1 && shape.keys > detail::attention_block : true)) {
-      const S* const k_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
-      const S* const v_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row);
-      run([&](index_t pair) {
-        const index_t at = pair * shape.keys * width;
-        return Keys<S>{k_packed + at, width, v_packed + at, width};
-      });
-    } else {
-      run([&](index_t pair) {
-        const index_t row = pair / heads * shape.keys, column = pair % heads * width;
-        return Keys<T>{k + row * shape.k_row + column, shape.k_row, v + row * shape.v_row + column, shape.v_row};
-      });
-    }
+    const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
+    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
+                                                       static_cast<S>(shape.scale * detail::log2_of_e));
+    const S* const values =
+        detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);
+    const index_t grain = detail::attention_grain(std::min(shape.queries, Block::rows) * shape.keys * width);
+    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+      const typename detail::WorkerScratch<S>::Lease space(workspaces);
+      for (index_t task = begin; task < end; ++task) {
+        const index_t pair = task / blocks, first = task % blocks * Block::rows, column = pair % heads * width;
+        const index_t row = pair / heads * shape.queries;
+        Block::run(shape, first, std::min(Block::rows, shape.queries - first), q + row * shape.q_row + column,
+                   keys + pair * keys_size, values + pair * shape.keys * value_row, out + row * shape.out_row + column,
+                   log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
+      }
+    });
   }
 
   template <class T>
@@ -183,15 +198,6 @@ struct Attention<Cpu> {
                                       accumulate_k, accumulate_v};
     work.run(ctx);
   }
-
- private:
-  template <class Row>
-  struct Keys {
-    const Row* k;
-    index_t k_row;
-    const Row* v;
-    index_t v_row;
-  };
 };
 
 }  // namespace kernel

@@ -8,11 +8,33 @@
 
 #include <lpo/backend/cpu/lane_dispatch.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
+#include <lpo/kernel/attention.hpp>
 #include <lpo/tensor/context.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
+
+/// Keys or queries of a block of scores: beside 48 of the others it stays in the first-level cache.
+inline constexpr index_t attention_block = 96;
+
+/// Tasks per chunk, so that a chunk is large against handing it out.
+inline index_t attention_grain(index_t products) {
+  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
+}
+
+/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
+/// takes.
+template <class T>
+index_t attention_lanes() {
+  return 4 * machine_lanes<T>();
+}
+/// Lanes for `count` queries or keys of a block: whole registers.
+template <class T>
+index_t lanes_for(index_t count) {
+  const index_t width = machine_lanes<T>();
+  return (count + width - 1) / width * width;
+}
 
 /// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
 /// latency of a multiply-add.
@@ -22,7 +44,7 @@ inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
 inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
-                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 3 ? 4 : Packs == 2 ? 6 : 8)
                                                          : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
@@ -96,6 +118,12 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
     for (; at + 4 * width <= columns; at += 4 * width)
       multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   }
+  if constexpr (bytes == 32) {  // an odd number of packs, as a head of 40 has: one alone would wait for its operands
+    if (columns / width % 2 == 1 && columns >= 3 * width) {
+      multiply_some<S, bytes, 3, Add>(rows, a, a_row, a_step, b, b_step, depth, c, c_row);
+      at = 3 * width;
+    }
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -153,7 +181,7 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
 template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < lanes; lane += side)
       for_lanes<V>(
@@ -175,7 +203,7 @@ void load_columns(const T* rows, index_t row_stride, index_t count, index_t widt
 template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < count; lane += side)
       for_lanes<V>(
@@ -209,7 +237,7 @@ AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
       for (index_t row = 0; row < count; ++row)
         for_lanes<V>(
             0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
@@ -229,25 +257,52 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
   return attention_rows(rows, row_stride, count, width, space);
 }
 
-/// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
-/// read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of 40).
+/// Copies [batch, length, heads, width] with strided rows into a [batch, heads, length, row] of S, row >= width: blocks
+/// that read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of
+/// 40). What a row has beyond `width`, less than a register, is zero.
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
-                    index_t width, const T* rows, index_t row_stride) {
-  S* const packed = scratch.allocate<S>(batch * length * heads * width);
-  const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
+                    index_t width, const T* rows, index_t row_stride, index_t row) {
+  S* const packed = scratch.allocate<S>(batch * length * heads * row);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = begin; row < end; ++row)
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t from = begin; from < end; ++from)
         for (index_t head = 0; head < heads; ++head) {
-          const T* const from = rows + row * row_stride + head * width;
-          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          const T* const source = rows + from * row_stride + head * width;
+          S* const to = packed + ((from / length * heads + head) * length + from % length) * row;
           for_lanes<V>(
               0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                lanes.store(to + at, lanes.load(from + at));
+                const V value = lanes.load(source + at);
+                if (row >= at + LaneTraits<V>::width)
+                  store_lanes(to + at, value);
+                else
+                  lanes.store(to + at, value);
               });
         }
     });
+  });
+  return packed;
+}
+
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
+/// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
+template <class S, class T>
+const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
+                           index_t k_row, S factor) {
+  const index_t pairs = shape.batch * shape.heads, width = shape.width, size = lanes_for<T>(shape.keys) * width;
+  const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
+  S* const packed = scratch.allocate<S>(pairs * size);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, size / blocks));
+  ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t pair = at / blocks, first = at % blocks * attention_block;
+      const index_t count = std::min(attention_block, shape.keys - first);
+      const T* const rows =
+          k + (pair / shape.heads * shape.keys + first) * k_row + pair % shape.heads * width;
+      load_columns(rows, k_row, count, width, factor, packed + pair * size + first * width,
+                   lanes_for<T>(count));
+    }
   });
   return packed;
 }

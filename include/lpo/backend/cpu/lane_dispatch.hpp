@@ -12,20 +12,21 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+// The body is a copy: what it captured by value stays in registers, whatever the loop writes.
 template <class V, class Body>
-__attribute__((noinline)) void run_native(Body& body) {
+__attribute__((noinline)) void run_native(Body body) {
   body.template operator()<V>();
 }
 #if defined(LPO_TARGET_256)
 template <class Body>
-LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
+LPO_TARGET_256 __attribute__((noinline)) void run_256(Body body) {
   body.template operator()<WidePack<32>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
 template <class Body>
-LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
+LPO_TARGET_512 __attribute__((noinline)) void run_512(Body body) {
   body.template operator()<WidePack<64>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
@@ -33,7 +34,8 @@ LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
 
 /// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
 /// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
-/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower.
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. Capture by value what
+/// the inner loop reads: references would be followed again after every store.
 template <class T, class Body>
 void with_lanes(Body&& body) {
   using V = lanes_t<T>;

@@ -47,15 +47,21 @@ LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) 
 
 inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
 
-/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
-/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+/// 2^r times the power of two whose exponent is what the last bits of `shifted` count, for |r| <= 0.5; exactly that power
+/// at 0. A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
 template <class V>
-LPO_ALWAYS_INLINE V exp2_within(V x) {
-  const V shifted = x + 12582912.0f;
-  const V r = x - (shifted - 12582912.0f), square = r * r;
+LPO_ALWAYS_INLINE V exp2_of_parts(V r, V shifted) {
+  const V square = r * r;
   const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
   const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
   return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for |x| <= 126: no range check, and the power of two goes straight into the exponent.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  return exp2_of_parts(x - (shifted - 12582912.0f), shifted);
 }
 
 /// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
@@ -65,6 +71,16 @@ LPO_ALWAYS_INLINE V exp2_above(V x) {
   return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
 }
 LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// 2^(x - whole) for a whole number within 2^21 and x up to 126 above it, bounded as exp2_above: nothing is subtracted
+/// from x before it is rounded.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x, float whole) {
+  const V bounded = larger(x, V{} + (whole - 100.0f)), magic = V{} + (12582912.0f - whole);
+  const V shifted = bounded + magic;
+  return exp2_of_parts(bounded - (shifted - magic), shifted);
+}
+LPO_ALWAYS_INLINE double exp2_above(double x, double whole) { return exp2_above(x - whole); }
 
 /// exp for x <= 86, exactly zero below -86.
 template <class V>

@@ -2,8 +2,9 @@
 // The convolution and its gradients by cuDNN, and the choice between cuDNN and lpo's own kernels for each shape.
 //
 // Numerics: sums in float. A bias is written to y first, and the convolution adds to it before it rounds, so that y is
-// rounded once, as by lpo's kernels. An addend of the weights' gradient may be added after rounding. Not handled:
-// double, empty tensors, captured graphs at a shape's first use.
+// rounded once, as by lpo's kernels; where cuDNN pads channels (no multiples of 8), it may round before it adds.
+// Not handled: double, empty tensors, 16-bit gradients of weights that are added to, which cuDNN's engines would round
+// before they add; captured graphs at a shape's first use.
 #pragma once
 
 #include <cstddef>
@@ -167,6 +168,7 @@ bool cudnn_conv2d_backward_data(Context<Cuda>& context, const kernel::Conv2dShap
 template <class T, class Own>
 bool cudnn_conv2d_backward_weights(Context<Cuda>& context, const kernel::Conv2dShape& s, const T* x, const T* dy,
                                    T* dweight, bool accumulate, const Own& own) {
+  if (accumulate && sizeof(T) == 2) return false;
   const CudnnConvolutionKey key{CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
                                 cudnn_type<T>,
                                 context.options().tf32,

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// CudnnPlans: cuDNN's handle, what it offers for each shape of convolution, and what was chosen of that. Include with
-// cuDNN 9.
+// CudnnPlans: cuDNN's handle, what it offers for each shape of convolution, and what was chosen of that. Needs cuDNN 9.
 //
 // A convolution is described as a graph of one operation. Of the engines that cuDNN's heuristics name for it, those
 // stay that keep lpo's promises: the same bits in every run, sums in float of products of the operands as they are
@@ -185,16 +184,16 @@ inline CudnnDescriptor cudnn_operation(const CudnnConvolutionKey& key) {
 
 /// Whether an engine keeps the promises that the head of this file lists.
 inline bool cudnn_engine_is_allowed(const CudnnConvolutionKey& key, const CudnnDescriptor& engine) {
-  for (const auto note :
-       engine.list<CUDNN_NUMERICAL_NOTE_TYPE_COUNT, cudnnBackendNumericalNote_t>(CUDNN_ATTR_ENGINE_NUMERICAL_NOTE)) {
-    const bool rounds = note == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS || note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE;
-    const bool is_plain =
-        note == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP ||
-        (rounds && (key.tf32 || (key.scalar != CUDNN_DATA_FLOAT && note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE)));
-    if (!is_plain) return false;
+  constexpr auto most_notes = CUDNN_NUMERICAL_NOTE_TYPE_COUNT;
+  constexpr auto most_behaviors = CUDNN_BEHAVIOR_NOTE_TYPE_COUNT;
+  const bool is_float = key.scalar == CUDNN_DATA_FLOAT;
+  for (const auto note : engine.list<most_notes, cudnnBackendNumericalNote_t>(CUDNN_ATTR_ENGINE_NUMERICAL_NOTE)) {
+    const bool is_allowed = note == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP ||
+                            (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE && (!is_float || key.tf32)) ||
+                            (note == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS && is_float && key.tf32);
+    if (!is_allowed) return false;
   }
-  for (const auto note :
-       engine.list<CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, cudnnBackendBehaviorNote_t>(CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE))
+  for (const auto note : engine.list<most_behaviors, cudnnBackendBehaviorNote_t>(CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE))
     if (note == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) return false;
   return true;
 }
@@ -215,7 +214,8 @@ inline std::vector<CudnnPlan> cudnn_offers(cudnnHandle_t handle, const CudnnConv
   cudnn_check(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
                                        to_fill.size(), &found, to_fill.data()),
               "conv2d");
-  for (std::size_t i = 0; i < static_cast<std::size_t>(found) && offers.size() < most; ++i) {
+  const std::size_t count = std::min(configs.size(), static_cast<std::size_t>(found));
+  for (std::size_t i = 0; i < count && offers.size() < most; ++i) {
     const CudnnDescriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
     cudnnBackendDescriptor_t engine_to_fill = engine.get();
     std::int64_t engines = 0;
