@@ -246,7 +246,7 @@ TEST_CASE("train_lrm says what is wrong, where, and what to do") {
           {"--score_file",
            f.directory.write("tie.csv", "different_flag,aesthetic_gap,clipscore_gap,vqascore_gap\n0,1,1,1\n")},
           "tie.csv: line 2 says tie, the labels of row 0 say win-lose");
-  refused(f.pictures, {"--resolution", "36"}, "--resolution is 36; expected a multiple of 16");
+  refused(f.pictures, {"--resolution", "36"}, "--resolution is 36; this model draws multiples of 16");
   refused(f.pictures, {"--num_validation_pairs", "20", "--max_train_steps", "1"},
           "holding out 20 of 20 pairs leaves none to train on");
   refused(f.pictures, {"--num_validation_pairs", "2", "--validation_data_dir", f.shards}, "give one of them");
