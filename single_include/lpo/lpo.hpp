@@ -4497,7 +4497,8 @@ struct TileWork {
   index_t at = 0;
   const S* packed = nullptr;  ///< A in a block: element l of row r is packed[l * tile_rows + r]
   const S* b = nullptr;       ///< lines kernel.columns() apart
-  S* const* c = nullptr;      ///< a pointer per row
+  S* const* c = nullptr;      ///< a pointer per row, and those of the next tile, which are fetched ahead
+  index_t column = 0;         ///< of c
   const S* start = nullptr;   ///< what every row starts from, or
   bool add = false;           ///< each from what is there
 };
@@ -4533,7 +4534,8 @@ LPO_ALWAYS_INLINE void product_tile(const TileWork<S>& work) {
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
     row[r] = packed ? work.packed : work.lines[r] + work.at;
-    const S* from = work.add ? work.c[r] : work.start;
+    const S* from = work.add ? work.c[r] + work.column : work.start;
+    __builtin_prefetch(work.c[r + tile_rows] + work.column, 1);
 LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
@@ -4568,7 +4570,7 @@ LPO_UNROLL(4)
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
 LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + p * lanes, &sum[r][p], sizeof(V));
+    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + work.column + p * lanes, &sum[r][p], sizeof(V));
   }
 }
 
@@ -4667,19 +4669,21 @@ struct LeftOperand {
   RowMap rows;
   index_t run = 1, run_step = 0;
   const index_t* offset = nullptr;  ///< [k]
+
+  index_t along(index_t l) const { return l / run * run_step + l % run; }
 };
 
 /// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
-/// A few elements behind the block are overwritten.
+/// Nothing behind the block is written: another thread may have been there.
 template <class S>
 void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
     constexpr int lanes = static_cast<int>(LaneTraits<V>::width), groups = (tile_rows + lanes - 1) / lanes;
     for (index_t l = first; l < last;) {
       const index_t within = l % a.run, length = std::min(a.run - within, last - l);
-      const index_t begin = l / a.run * a.run_step + within;
+      const index_t begin = a.along(l);
       index_t i = 0;
-      for (; i + lanes <= length; i += lanes) {
+      for (; i + lanes <= length && l + i + lanes + 2 <= last; i += lanes) {
         V square[groups][lanes];
         unroll<groups>([&](auto g) __attribute__((always_inline)) {
           unroll<lanes>([&](auto r) __attribute__((always_inline)) {
@@ -4691,7 +4695,7 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
           });
           transpose_lanes(square[g]);
         });
-        // In the order of memory: what is stored behind a row's lines is overwritten by the next.
+        // In the order of memory: what is stored behind a row is overwritten with the next two.
         unroll<lanes>([&](auto r) __attribute__((always_inline)) {
           unroll<groups>([&](auto g)
                              __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
@@ -4727,30 +4731,41 @@ void pack_blocks_across(const S* const* line, index_t blocks, const index_t* off
     }
 }
 
-// The pack functions of B widen 16-bit storage on the way: weights are never copied as a whole.
+/// Blocks [blocks][last - first][tile_rows] of rows that begin at line.
+template <class S>
+void pack_blocks(const LeftOperand<S>& a, const S* const* line, index_t blocks, index_t first, index_t last, S* to) {
+  if (a.offset != nullptr) return pack_blocks_across(line, blocks, a.offset, first, last, to);
+  for (index_t i = 0; i < blocks; ++i)
+    pack_block(a, line + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+}
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset(l); zeros up to the next
+/// to[l - first][0, valid) for l in [first, last) from lines that begin at from + offset[l]; zeros up to the next
 /// register.
-template <class S, class T, class Offset>
-void pack_rows(const TileKernel<S>& kernel, const T* from, Offset&& offset, index_t first, index_t last, S* to,
+template <class S, class T>
+void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
-  const index_t columns = kernel.columns(), lanes = kernel.lanes;
-  const index_t width = (valid + lanes - 1) / lanes * lanes;
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
-    for (index_t l = first; l < last; ++l, to += columns) {
-      const T* line = from + offset(l);
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    if (valid == 2 * lanes && columns == valid)  // the usual case, in few instructions
+      for (; l < last; ++l, to += 2 * lanes) {
+        store_lanes(to, load_lanes<V>(from + offset[l]));
+        store_lanes(to + lanes, load_lanes<V>(from + offset[l] + lanes));
+      }
+    for (; l < last; ++l, to += columns) {
+      const T* line = from + offset[l];
       index_t j = 0;
-      for (; j + LaneTraits<V>::width <= valid; j += LaneTraits<V>::width)
-        store_lanes(to + j, load_lanes<V>(line + j));
+      for (; j + lanes <= valid; j += lanes) store_lanes(to + j, load_lanes<V>(line + j));
       for (; j < valid; ++j) to[j] = load_lanes<S>(line + j);
       for (; j < width; ++j) to[j] = S{};
     }
   });
 }
 
-/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
+/// to[l - first][j] = line[j][l] for l in [first, last) and j < valid; zeros up to the next register.
 template <class S, class T>
-void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
+void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t first, index_t last, S* to,
                   index_t valid) {
   const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
@@ -4760,16 +4775,56 @@ void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, inde
       for (index_t j = 0; j < width; j += lanes) {
         V square[lanes];
         unroll<lanes>([&](auto i) __attribute__((always_inline)) {
-          square[i] = j + i < valid ? load_lanes<V>(from + (j + i) * step + l) : V{};
+          square[i] = j + i < valid ? load_lanes<V>(line[j + i] + l) : V{};
         });
         transpose_lanes(square);
         unroll<lanes>([&](auto i) __attribute__((always_inline)) { store_lanes(to + i * columns + j, square[i]); });
       }
     }
     for (; l < last; ++l, to += columns)
-      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
+      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(line[j] + l) : S{};
   });
 }
+
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
+/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
+template <class S>
+struct RightOperand {
+  const void* data = nullptr;
+  index_t size = sizeof(S);  ///< of an element, in bytes
+  index_t batch_step = 0;
+  RowMap lines;
+  const index_t* offset = nullptr;  ///< [k]
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
+               index_t last, S* to, index_t valid) = nullptr;
+
+  template <class T>
+  static RightOperand along_k(const T* data, index_t batch_step, const RowMap& lines) {
+    return {data, sizeof(T), batch_step, lines, nullptr, &pack_panel<T>};
+  }
+  template <class T>
+  static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
+    return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
+  }
+
+  const char* element(index_t item, index_t l, index_t column) const {
+    const index_t at = offset != nullptr ? offset[l] + column : RowCursor(lines, column).offset() + l;
+    return static_cast<const char*>(data) + (item * batch_step + at) * size;
+  }
+
+ private:
+  template <class T>
+  static void pack_panel(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column,
+                         index_t first, index_t last, S* to, index_t valid) {
+    const T* const from = static_cast<const T*>(b.data) + item * b.batch_step;
+    if (b.offset != nullptr) return pack_rows(kernel, from + column, b.offset, first, last, to, valid);
+    const T* line[tile_columns_max];
+    RowCursor cursor(b.lines, column);
+    for (index_t j = 0; j < valid; ++j, cursor.next()) line[j] = from + cursor.offset();
+    pack_columns(kernel, line, first, last, to, valid);
+  }
+};
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>
@@ -4985,7 +5040,7 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-inline constexpr index_t tile_job_blocks = 44;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_job_blocks = 54;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
 inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
 
 template <class S>
@@ -4993,23 +5048,45 @@ struct TileProduct {
   const TileKernel<S>* kernel = &tile_kernel<S>();
   index_t m = 0, n = 0, k = 0, batch = 1;
   LeftOperand<S> a;
-  index_t items = 1;  ///< of B, 1 or batch
-  /// Writes rows [first, last) of the panel of B that begins at `column`, kernel->columns() apart; zeros behind `valid`
-  /// columns up to the next register.
-  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
-               index_t valid) = nullptr;
-  const void* pack_source = nullptr;
-  bool lines_along_n = false;  ///< B is stored along n: panels are better packed side by side
+  RightOperand<S> b;
+
+  index_t panels() const { return (n + kernel->columns() - 1) / kernel->columns(); }
+  index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
+};
+
+/// Cache lines of a few rows of memory that will be needed soon, fetched a few at a time beside the multiply-adds: what
+/// packing would wait for.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// `rows` rows of `bytes`, to be fetched in `turns` turns.
+  Ahead(index_t rows, index_t bytes, index_t turns)
+      : rows_(rows), lines_((bytes + 63) / 64), each_((rows * lines_ + turns - 1) / turns) {}
+
+  /// One turn; row i begins at row(i).
+  template <class Row>
+  void fetch(Row&& row) {
+    for (index_t i = 0; i < each_ && row_ < rows_; ++i) {
+      if (line_ == 0) from_ = static_cast<const char*>(row(row_));
+      __builtin_prefetch(from_ + line_ * 64, 0, 2);
+      if (++line_ == lines_) line_ = 0, ++row_;
+    }
+  }
+
+ private:
+  index_t rows_ = 0, lines_ = 1, each_ = 0, row_ = 0, line_ = 0;
+  const char* from_ = nullptr;
 };
 
 /// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
   index_t blocks, panels, slice, depth;
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
-/// take jobs as they come and half a job is waited for at the end. `most`: blocks of a job.
+/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
@@ -5022,7 +5099,7 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
 
   // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
-  constexpr double pack_a = 0.3, pack_b = 0.7;
+  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
   const double start = 300.0 / static_cast<double>(slice);
   ProductCut best{};
   double least = 0;
@@ -5031,11 +5108,11 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
     for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
       const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
       const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
-      const double turns =
-          static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.5 : 0.0);
-      const double cost =
-          turns * ((static_cast<double>(height) + pack_b) * (static_cast<double>(width) + pack_a) + start);
-      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth};
+      const bool before = height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
+      const double cost = turns * ((static_cast<double>(height) + pack_b) *
+                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
     }
   return best;
 }
@@ -5046,17 +5123,20 @@ struct ProductJobs {
   const TileProduct<S>& p;
   const TileOutput<T>& out;
   ProductCut cut;
+  const S* left;      ///< [batch, blocks, k, tile_rows] of A if it was packed before
   const S* right;     ///< [items, panels, k, columns] of B if it was packed before
   const S* bias;      ///< [panels * columns] in the arithmetic type, or null
   bool straight;      ///< whether sums are what is stored
   bool left_in_place;
 
   index_t columns() const { return p.kernel->columns(); }
-  /// Panels of B that a job packs at a time.
-  index_t side_by_side() const { return p.lines_along_n ? (cut.blocks > 22 ? 4 : 8) : 1; }
-  index_t left_size() const { return left_in_place ? 0 : cut.blocks * cut.depth * tile_rows + 16; }
-  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns() * side_by_side(); }
-  index_t sums_size() const { return cut.blocks * tile_rows * (straight ? 0 : tile_kept_columns); }
+  /// Panels of B that a job fetches at a time.
+  index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
+  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
+  index_t sums_size() const {
+    return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
+  }
   index_t workspace() const { return left_size() + right_size() + sums_size(); }
 
   /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
@@ -5064,64 +5144,79 @@ struct ProductJobs {
            S* space) const {
     const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
     const index_t blocks = (rows + tile_rows - 1) / tile_rows;
-    S* const left = space;
-    S* const part = left + left_size();
+    S* const part = space + left_size();
     S* const sums = part + right_size();
     const S* lines[tile_job_blocks * tile_rows];
+    S* to[(tile_job_blocks + 1) * tile_rows];
     index_t offset[tile_job_blocks * tile_rows];
     RowCursor source(p.a.rows, row), target(out.rows, row);
     for (index_t i = 0; i < blocks * tile_rows; ++i) {
-      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];  // computed and dropped
+      // What is behind the last row is computed and dropped.
+      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];
       offset[i] = i < rows ? target.offset() : 0;
+      to[i] = sums + (straight ? 0 : i * tile_kept_columns);
+      if constexpr (std::is_same_v<S, T>) {
+        if (straight && i < rows) to[i] = c + offset[i] + panel * columns();
+      }
       if (i + 1 < rows) source.next(), target.next();
     }
+    for (index_t i = 0; i < tile_rows; ++i) to[blocks * tile_rows + i] = to[i];
     const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
     for (index_t group = panel; group < panel_end; group += together) {
       const index_t group_end = std::min(panel_end, group + together);
       index_t l = first;
       do {
-        const index_t depth = std::min(cut.depth, last - l);
-        if (!left_in_place) pack_left(lines, blocks, l, l + depth, left);
+        const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
+        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
+        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
+        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
+        const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
+        Ahead left_ahead;
+        if (l + depth < last && !left_in_place && left == nullptr)
+          left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
+                                             : Ahead(rows, depth * element_bytes, turns);
+        Ahead right_ahead;
         for (index_t at = group; at < group_end; ++at) {
           const index_t valid = std::min(columns(), p.n - at * columns());
+          const index_t beside = (at - group) % side_by_side();
+          // The panel and the part of k that follow.
+          const index_t after = at - beside + side_by_side() < group_end ? at - beside + side_by_side() : group;
+          const index_t after_l = after == group ? next : l;
           TileWork<S> work;
           work.k = depth;
           work.at = l;
-          const index_t beside = (at - group) % side_by_side();
           if (right != nullptr) {
-            work.b = right + (p.items == 1 ? 0 : item) * p.k * panels() * columns() + (at * p.k + l) * columns();
+            work.b = packed_panel(item, at, l);
           } else {
-            if (beside == 0) pack_panels(item, at, std::min(group_end, at + side_by_side()), l, l + depth, part);
-            work.b = part + beside * depth * columns();
+            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
+            work.b = part;
+          }
+          if (beside == 0) {
+            const index_t panels_now = std::min(side_by_side(), group_end - at);
+            if (right != nullptr)
+              right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
+            else if (p.b.offset != nullptr)
+              right_ahead = Ahead(depth, columns() * side_by_side() * p.b.size, blocks * panels_now);
+            else
+              right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
           }
           work.add = l > first || (straight && out.beta != 0.0f);
           if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
-          // What the next panel reads of B is fetched while this one is computed.
-          const char* ahead = right == nullptr || at + 1 == group_end
-                                  ? nullptr : reinterpret_cast<const char*>(work.b + p.k * columns());
-          const index_t ahead_lines = (depth * columns() * static_cast<index_t>(sizeof(S)) / 64 + blocks - 1) / blocks;
           const auto run = (left_in_place ? p.kernel->in_place
                                           : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+          work.column = (straight ? at - panel : at - group) * columns();
           for (index_t i = 0; i < blocks; ++i) {
-            S* to[tile_rows];
-            S dropped[tile_columns_max];
-            for (index_t r = 0; r < tile_rows; ++r) {
-              const index_t line = i * tile_rows + r;
-              to[r] = sums + line * tile_kept_columns + (at - group) * columns();
-              if constexpr (std::is_same_v<S, T>) {
-                if (straight) to[r] = line < rows ? c + offset[line] + at * columns() : dropped;
-              }
-            }
-            if constexpr (std::is_same_v<S, T>) {
-              if (straight && (i + 2) * tile_rows <= rows)
-                for (index_t r = 0; r < tile_rows; ++r)
-                  __builtin_prefetch(c + offset[(i + 1) * tile_rows + r] + at * columns(), 1);
-            }
-            if (ahead != nullptr)
-              for (index_t line = 0; line < ahead_lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+            right_ahead.fetch([&](index_t r) -> const void* {
+              if (right != nullptr) return packed_panel(item, after, after_l);
+              return p.b.offset != nullptr ? p.b.element(item, after_l + r, after * columns())
+                                           : p.b.element(item, after_l, after * columns() + r);
+            });
+            left_ahead.fetch([&](index_t r) -> const void* {
+              return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
+            });
             work.lines = lines + i * tile_rows;
-            work.packed = left + i * depth * tile_rows;
-            work.c = to;
+            work.packed = packed + i * packed_step;
+            work.c = to + i * tile_rows;
             run(work);
           }
         }
@@ -5132,21 +5227,10 @@ struct ProductJobs {
   }
 
  private:
-  index_t panels() const { return (p.n + columns() - 1) / columns(); }
+  static constexpr index_t element_bytes = sizeof(S);
 
-  /// [panels][last - first][columns]; a few lines of memory for all panels, then the next.
-  void pack_panels(index_t item, index_t panel, index_t panel_end, index_t first, index_t last, S* to) const {
-    const index_t together = panel_end - panel > 1 ? 16 : last - first;
-    for (index_t l = first; l < last; l += together)
-      for (index_t at = panel; at < panel_end; ++at)
-        p.pack(p.pack_source, item, at * columns(), l, std::min(last, l + together),
-               to + ((at - panel) * (last - first) + l - first) * columns(), std::min(columns(), p.n - at * columns()));
-  }
-
-  void pack_left(const S* const* lines, index_t blocks, index_t first, index_t last, S* to) const {
-    if (p.a.offset != nullptr) return pack_blocks_across(lines, blocks, p.a.offset, first, last, to);
-    for (index_t i = 0; i < blocks; ++i)
-      pack_block(p.a, lines + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+  const S* packed_panel(index_t item, index_t panel, index_t l) const {
+    return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
   }
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
@@ -5187,22 +5271,41 @@ void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S,
   });
 }
 
+/// All of A, packed by the threads: [batch, blocks, k, tile_rows].
+template <class S>
+const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
+  S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
+  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const S* lines[tile_rows];
+      const index_t row = at % blocks * tile_rows;
+      RowCursor source(p.a.rows, row);
+      for (index_t i = 0; i < tile_rows; ++i, source.next())
+        lines[i] = row + i < p.m ? p.a.data + at / blocks * p.a.batch_step + source.offset() : lines[0];
+      pack_blocks(p.a, lines, 1, 0, p.k, to + at * p.k * tile_rows);
+    }
+  });
+  return to;
+}
+
 /// All of B, packed by the threads: [items, panels, k, columns].
 template <class S>
 const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
   constexpr index_t block = 64;
   const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
                 blocks = (p.k + block - 1) / block;
-  S* const to = scratch.allocate<S>(p.items * panels * p.k * columns);
+  S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
   const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
-  context.executor().parallel_for(p.items * panels * blocks, grain, [&](index_t begin, index_t end) {
+  context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       // In the order in which B lies in memory.
       const index_t item = at / (panels * blocks), within = at % (panels * blocks);
-      const index_t panel = p.lines_along_n ? within % panels : within / blocks;
-      const index_t first = (p.lines_along_n ? within / panels : within % blocks) * block, column = panel * columns;
-      p.pack(p.pack_source, item, column, first, std::min(p.k, first + block),
-             to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
+      const index_t panel = p.b.offset != nullptr ? within % panels : within / blocks;
+      const index_t first = (p.b.offset != nullptr ? within / panels : within % blocks) * block, column = panel * columns;
+      p.b.pack(p.b, *p.kernel, item, column, first, std::min(p.k, first + block),
+               to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
     }
   });
   return to;
@@ -5229,9 +5332,9 @@ void store_slices(Context<Cpu>& context, const TileProduct<S>& p, const TileOutp
 
 /// Runs the product (all items of the batch) on the context's threads.
 template <class S, class T>
-void run_tiles(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
+void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns;
+  const index_t columns = p.kernel->columns(), panels = p.panels();
   const bool by_row = out.bias != nullptr && out.bias_by_row;
   const bool straight = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.column_step == 1 &&
                         (out.beta == 0.0f || (out.beta == 1.0f && out.bias == nullptr)) &&
@@ -5241,9 +5344,11 @@ void run_tiles(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<
                                context.executor().threads());
   if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
-  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items > 1;
+  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
   const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
   const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
+
+  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
 
   if (slices == 1) {
     S* bias = nullptr;
@@ -5251,26 +5356,16 @@ void run_tiles(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<
       bias = scratch.allocate<S>(panels * columns);
       for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
     }
-    const ProductJobs<S, T> jobs{p, out, cut, right, bias, straight, left_in_place};
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
     run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
     return;
   }
   TileOutput<S> partial;
   partial.rows = even_rows(p.m, p.n);
   S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  const ProductJobs<S, S> jobs{p, partial, cut, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
   run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
   store_slices(context, p, out, parts, slices);
-}
-
-/// Runs the product with B of p.items operands [k, n] that `pack(item, column, first, last, to, valid)` packs.
-template <class S, class T, class PackPanel>
-void run_product(Context<Cpu>& context, TileProduct<S>& p, const TileOutput<T>& out, PackPanel&& pack) {
-  p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
-  };
-  p.pack_source = &pack;
-  run_tiles(context, p, out);
 }
 
 }  // namespace detail
@@ -5548,9 +5643,8 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
     p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
-    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-    });
+    p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
+    run_product(context, p, out);
   }
 }
 
@@ -5600,10 +5694,8 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
       TileProduct<S> p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
       p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
-      p.lines_along_n = true;
-      run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-        pack_rows(*p.kernel, weight + column, [&](index_t l) { return from[l]; }, first, last, to, valid);
-      });
+      p.b = RightOperand<S>::along_n(weight, 0, from);
+      run_product(context, p, out);
     }
   }
 }
@@ -5659,23 +5751,19 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
-  p.lines_along_n = true;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
   if (run >= 2 * p.kernel->lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
     p.m = s.o, p.n = run;
-    p.batch = p.items = s.kernel_h;
+    p.batch = s.kernel_h;
     p.a.data = gradients;
     p.a.rows = even_rows(s.o, 1);
     p.a.offset = even_steps(scratch, pixels, s.o);
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
-    run_product(context, p, out, [&](index_t u, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, images.data + u * images.line() + column, [&](index_t l) { return steps[l]; }, first, last,
-                to, valid);
-    });
+    p.b = RightOperand<S>::along_n(images.data, images.line(), steps);
   } else {
     // Few channels would leave these registers empty: dy in the registers, written transposed.
     p.m = s.kernel_h * run, p.n = s.o;
@@ -5684,10 +5772,9 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
     p.a.offset = steps;
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
-    run_product(context, p, out, [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      pack_rows(*p.kernel, gradients + column, [&](index_t l) { return l * s.o; }, first, last, to, valid);
-    });
+    p.b = RightOperand<S>::along_n(gradients, 0, even_steps(scratch, pixels, s.o));
   }
+  run_product(context, p, out);
 }
 
 }  // namespace detail
@@ -6463,12 +6550,8 @@ struct GatedProduct<Cpu> {
       p.a.rows = detail::even_rows(g.rows, g.in);
     }
     const index_t columns = p.kernel->columns();
-    detail::run_product(context, p, out,
-                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
-                          const index_t panel = column / columns;
-                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
-                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
-                        });
+    p.b = detail::RightOperand<float>::along_k(g.weight, 0, {columns, 2, g.in, g.hidden * g.in, columns * g.in});
+    detail::run_product(context, p, out);
   }
 };
 
@@ -6581,7 +6664,7 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 24 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
@@ -6596,19 +6679,11 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  p.items = right.batch_step == 0 ? 1 : g.batch;
-  if (g.transpose_b) {
-    return run_product(context, p, out,
-                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
-                                      first, last, to, valid);
-                       });
-  }
-  p.lines_along_n = true;
-  run_product(context, p, out, [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-    pack_rows(*p.kernel, right.data + item * right.batch_step + column, [&](index_t l) { return l * right.step; }, first,
-              last, to, valid);
-  });
+  if (g.transpose_b)
+    p.b = RightOperand<S>::along_k(right.data, right.batch_step, even_rows(p.n, right.step));
+  else
+    p.b = RightOperand<S>::along_n(right.data, right.batch_step, even_steps(scratch, g.k, right.step));
+  run_product(context, p, out);
 }
 
 }  // namespace detail
@@ -13413,15 +13488,33 @@ class Ema {
     });
   }
 
-  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on.
+  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on. 16-bit
+  /// parameters would take the averages' precision away: they are set aside meanwhile, and `average()` stays as it is.
   void swap() {
-    each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
-      Scratch<Device> scratch(context_);
-      const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
-      evaluate(&context_, kept, parameter);
-      evaluate(&context_, parameter, average);
-      evaluate(&context_, average, kept);
-    });
+    if constexpr (std::is_same_v<T, Number>) {
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        Scratch<Device> scratch(context_);
+        const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
+        evaluate(&context_, kept, parameter);
+        evaluate(&context_, parameter, average);
+        evaluate(&context_, average, kept);
+      });
+    } else {
+      const bool swapped_in = aside_.size() != 0;
+      if (!swapped_in) aside_ = Tensor<T, 1, Device>(average_.extents());
+      T* kept_data = aside_.data();
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        const View<T, 1, Device> kept(kept_data, parameter.extents);
+        kept_data += parameter.size();
+        if (swapped_in) {
+          evaluate(&context_, parameter, kept);
+        } else {
+          evaluate(&context_, kept, parameter);
+          evaluate(&context_, parameter, average);
+        }
+      });
+      if (swapped_in) aside_ = Tensor<T, 1, Device>();
+    }
   }
 
   /// Averages of all spans, in their order, [total]; with `updates()` the whole state.
@@ -13445,6 +13538,7 @@ class Ema {
   double decay_;
   bool warm_up_;
   Tensor<Number, 1, Device> average_;
+  Tensor<T, 1, Device> aside_;  ///< 16-bit parameters while the averages are in their place
   index_t updates_ = 0;
 };
 
