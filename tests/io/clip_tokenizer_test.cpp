@@ -136,6 +136,10 @@ TEST_CASE("merges as OpenAI packs them") {
   CHECK(lpo::read_gzip_file(directory.write("a.txt", "plain")) == "plain");
   CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed.substr(0, 20), "a.gz"); }),
                  "a.gz: the compressed data is cut off"));
+  CHECK(lpo::gunzip(packed + packed, "a.gz") == "hello\nhello\n");
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + "garbage", "a.gz"); }), "[gzip] a.gz: damaged"));
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + packed.substr(0, 20), "a.gz"); }), "is cut off"));
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + packed, "a.gz", 11); }), "unpacks to more than 11"));
   std::string damaged = packed;
   damaged[14] ^= 1;
   CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(damaged, "a.gz"); }), "[gzip] a.gz: damaged"));
