@@ -297,12 +297,20 @@ inline Plan plan_single_file(const Options& o) {
                               lpo::detail::bare_clip_text_name, [](std::string_view key) { return key.ends_with("position_ids"); });
     }
   }
-  std::string prediction = o.prediction_type;
-  if (const std::string path = o.from + "/scheduler/scheduler_config.json";
-      prediction.empty() && lpo::file_exists(path))
-    prediction = lpo::JsonConfig::from_file(path).get_or<std::string>("prediction_type", "epsilon");
-  if (!prediction.empty() && o.wants("unet"))
-    writer.set_metadata("modelspec.prediction_type", prediction == "v_prediction" ? "v" : prediction);
+  if (o.wants("unet")) {
+    std::string prediction = o.prediction_type;
+    if (const std::string path = o.from + "/scheduler/scheduler_config.json"; lpo::file_exists(path)) {
+      const auto scheduler = lpo::JsonConfig::from_file(path);
+      if (prediction.empty()) prediction = scheduler.get_or<std::string>("prediction_type", "epsilon");
+      if (prediction == "sample")
+        throw lpo::FileError(lpo::message("[convert] ", path, ": prediction_type is sample, which a single file cannot ",
+                                          "say; keep the folder, or convert other parts with --component"));
+      if (scheduler.get_or("rescale_betas_zero_snr", false))
+        writer.add_owned("ztsnr", lpo::DType::F32, {}, std::vector<float>{1});
+    }
+    if (!prediction.empty())
+      writer.set_metadata("modelspec.prediction_type", prediction == "v_prediction" ? "v" : prediction);
+  }
   plan.weights.push_back({o.component.empty() ? "checkpoint" : o.component, o.to, std::move(writer)});
   return plan;
 }

@@ -98,6 +98,7 @@ template <class Step>
 void train_stage(const std::string& stage, const std::string& folder, index_t total, const Options& o, lpo::TrainingState& state,
                  const std::function<void()>& after_resume, Step&& step) {
   const lpo::CheckpointFolder checkpoints(folder, 1);
+  if (!o.resume) checkpoints.clear();
   if (o.resume && checkpoints.resume(state)) after_resume();
   lpo::make_directories(folder);
   lpo::MetricsLog log(folder + "/metrics.jsonl", state.step);

@@ -10,6 +10,9 @@
 #include <thread>
 #include <vector>
 
+#include "error_text.hpp"
+#include "few_threads.hpp"
+
 using lpo::Executor;
 using lpo::index_t;
 
@@ -102,6 +105,14 @@ TEST_CASE("several callers take turns") {
     });
   for (auto& caller : callers) caller.join();
   CHECK(total == 4 * 50 * 40);
+}
+
+TEST_CASE("threads that the system does not give are an error, and those that it gave end") {
+  CHECK(with_few_threads([] { return Executor(3).threads() == 3; }));
+  CHECK(with_few_threads([] {
+    const std::string text = error_text<lpo::ValueError>([] { Executor executor(16); });
+    return text.starts_with("[Executor] cannot start 16 threads: ") && text.ends_with("; ask for fewer");
+  }));
 }
 
 TEST_CASE("more threads than cores: short jobs do not wait for workers that come late") {

@@ -141,6 +141,35 @@ TEST_CASE("a model that lpo wrote, wide enough that shapes tell all: configs and
   CHECK(directory.read("again.safetensors") == directory.read("one.safetensors"));
 }
 
+TEST_CASE("a schedule with zero terminal SNR has its mark in the single file; what has none is refused") {
+  const golden::SinglePipeline p = golden::single_pipelines()[0];
+  const TemporaryDirectory directory;
+  const std::string folder = directory.file("folder"), path = folder + "/scheduler/scheduler_config.json";
+  write_configs(p, directory.file("configs"));
+  convert({.from = golden_path(p.name), .to = folder, .config = directory.file("configs")});
+  convert({.from = folder, .to = directory.file("plain.safetensors")});
+  CHECK_FALSE(SingleFile(directory.file("plain.safetensors")).contains("ztsnr"));
+
+  JsonConfig scheduler = JsonConfig::from_file(path);
+  scheduler.set("rescale_betas_zero_snr", true);
+  scheduler.set("prediction_type", "v_prediction");
+  scheduler.write(path);
+  convert({.from = folder, .to = directory.file("one.safetensors")});
+  const SingleFile file(directory.file("one.safetensors"));
+  CHECK(file.other_keys().empty());
+  CHECK(load_scheduler(file).rescale_betas_zero_snr);
+  CHECK(load_scheduler(file).prediction_type == PredictionType::v_prediction);
+  convert({.from = file.path(), .to = directory.file("back"), .config = directory.file("configs")});
+  CHECK(load_scheduler(directory.file("back/scheduler")).rescale_betas_zero_snr);
+  convert({.from = folder, .to = directory.file("vae.safetensors"), .component = "vae"});
+  CHECK_FALSE(SingleFile(directory.file("vae.safetensors")).contains("ztsnr"));
+
+  scheduler.set("prediction_type", "sample");
+  scheduler.write(path);
+  CHECK(has_part(message_of<FileError>([&] { conversion::make_plan({.from = folder, .to = "x.safetensors"}); }),
+                 path + ": prediction_type is sample, which a single file cannot say"));
+}
+
 TEST_CASE("types, variants, single components and tokenizers") {
   const golden::SinglePipeline p = golden::single_pipelines()[2];  // XL
   const TemporaryDirectory directory;

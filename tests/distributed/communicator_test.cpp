@@ -15,6 +15,7 @@
 #include <lpo/distributed/thread_communicator.hpp>
 
 #include "communicator_cases.hpp"
+#include "few_threads.hpp"
 
 using namespace lpo;
 
@@ -66,6 +67,18 @@ TEST_CASE("a rank that throws ends the others, and its error is the one that is 
   };
   CHECK_THROWS_WITH_AS(run_on_threads(3, body), "rank 1 had enough", ValueError);
   CHECK(ended == 2);
+}
+
+TEST_CASE("ranks that the system gives no thread end the others") {
+  CHECK(with_few_threads([] {
+    try {
+      run_on_threads(16, [](ThreadCommunicator ranks) { ranks.barrier(); });
+    } catch (const ValueError& error) {
+      const std::string text = error.what();
+      return text.starts_with("[run_on_threads] cannot start 16 threads: ") && text.ends_with("; ask for fewer");
+    }
+    return false;
+  }));
 }
 
 TEST_CASE("gradients through gathered rows add up to the gradient of the whole loss") {

@@ -136,6 +136,10 @@ TEST_CASE("merges as OpenAI packs them") {
   CHECK(lpo::read_gzip_file(directory.write("a.txt", "plain")) == "plain");
   CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed.substr(0, 20), "a.gz"); }),
                  "a.gz: the compressed data is cut off"));
+  CHECK(lpo::gunzip(packed + packed, "a.gz") == "hello\nhello\n");
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + "garbage", "a.gz"); }), "[gzip] a.gz: damaged"));
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + packed.substr(0, 20), "a.gz"); }), "is cut off"));
+  CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(packed + packed, "a.gz", 11); }), "unpacks to more than 11"));
   std::string damaged = packed;
   damaged[14] ^= 1;
   CHECK(has_part(message_of<FileError>([&] { lpo::gunzip(damaged, "a.gz"); }), "[gzip] a.gz: damaged"));
@@ -184,6 +188,10 @@ TEST_CASE("broken tokenizer files are named with what is wrong") {
   CHECK(has_part(reason(), "merges.txt: line 2 is \"a b c\", expected two symbols and a space"));
   directory.write("merges.txt", "#version\n");
   CHECK(has_part(reason(), "no token \"<|startoftext|>\", which the settings name"));
+  directory.write("added_tokens.json", R"({"": 7})");
+  CHECK(has_part(reason(), "added_tokens.json: a token is empty; expected a text"));
+  directory.write("tokenizer_config.json", R"({"added_tokens_decoder": {"7": {"content": ""}}})");
+  CHECK(has_part(reason(), "tokenizer_config.json: a token is empty; expected a text"));
   directory.write("tokenizer_config.json", R"({"model_max_length": 1})");
   CHECK(has_part(reason(), "model_max_length is 1.000000, expected at least 2"));
 }

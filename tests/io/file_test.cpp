@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Tests of file mappings and of writes that happen entirely or not at all.
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <lpo/io/file.hpp>
 #include <stdexcept>
+#include <string>
 
 #include "temporary_directory.hpp"
 
@@ -54,6 +56,22 @@ TEST_CASE("an atomic write replaces the file") {
   });
   CHECK(directory.read("out.txt") == "second " + big + " end");
   CHECK(entries_in(directory.path()) == 1);
+}
+
+TEST_CASE("what a killed process of the same id left behind does not hinder a write") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("out.txt"), name = "out.txt.tmp-" + std::to_string(::getpid()) + "-";
+  std::string temporary;
+  lpo::write_file_atomically(path, [&](lpo::FileSink&) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path()))
+      temporary = entry.path().filename().string();
+  });
+  REQUIRE(temporary.starts_with(name));
+  const int number = std::stoi(temporary.substr(name.size()));
+  for (const int next : {1, 2}) directory.write(name + std::to_string(number + next), "left over");
+  lpo::write_text_file(path, "text");
+  CHECK(directory.read("out.txt") == "text");
+  CHECK(entries_in(directory.path()) == 3);
 }
 
 TEST_CASE("an exception in the writer leaves the older file and nothing else") {

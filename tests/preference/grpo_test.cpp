@@ -98,6 +98,9 @@ TEST_CASE("advantages of four scores, population and sample deviation") {
   }
   const std::vector<float> two_prompts = {1, 5, 3, 5};  // K = 2, B = 2; the second prompt's scores are equal
   CHECK(lpo::group_advantages(two_prompts, 2) == std::vector<double>{-1, 0, 1, 0});
+  // Equal scores, whose mean is not always equal to them.
+  for (const int candidates : {2, 3, 5, 6, 7, 10})
+    CHECK(lpo::group_advantages(std::vector<float>(20 * 21, 0.1f), candidates) == std::vector<double>(20 * 21, 0.0));
   CHECK_THROWS_AS(lpo::group_advantages(scores, 3), lpo::ValueError);
 }
 

@@ -43,6 +43,9 @@ TEST_CASE("wrong construction") {
   CHECK(error_text<lpo::ShapeError>([] {
           Tensor<float, 2> x(Extents<2>{2, -3});
         }) == "[Tensor] negative size in [2, -3]");
+  CHECK(error_text<lpo::ShapeError>([] {
+          Tensor<float, 2> x(Extents<2>{lpo::index_t{1} << 33, lpo::index_t{1} << 29});
+        }) == "[Tensor] [8589934592, 536870912] is too large");
 }
 
 TEST_CASE("moves leave nothing behind") {

@@ -180,6 +180,19 @@ TEST_CASE("damaged caches are refused, and the file is named") {
     std::filesystem::remove(folder + "/posteriors-000003.safetensors");
     CHECK_THROWS_WITH_AS(load(folder), doctest::Contains("posteriors-000003.safetensors"), FileError);
   }
+  SUBCASE("an image whose number no index can hold") {
+    SafetensorsWriter writer;
+    const std::vector<float> none(16, 0.0f);
+    writer.add_converted("mean", DType::F16, {1, 2, 2, 4}, none.data());
+    writer.add_converted("deviation", DType::F16, {1, 2, 2, 4}, none.data());
+    writer.set_metadata("format_version", "1");
+    writer.set_metadata("first_image", "0");
+    writer.set_metadata("pairs",
+                        R"([{"caption":"a","uids":["x","y"],"images":[18446744073709551000,0],"labels":[1,0,1]}])");
+    writer.write(folder + "/posteriors-000000.safetensors");
+    CHECK_THROWS_WITH_AS(load(folder), doctest::Contains("posteriors-000000.safetensors has a pair of image -616"),
+                         FileError);
+  }
   SUBCASE("files in the wrong places") {
     std::filesystem::rename(folder + "/posteriors-000002.safetensors", folder + "/posteriors-000001.safetensors");
     CHECK_THROWS_WITH_AS(load(folder), doctest::Contains("does not go on where the file before it ends"), FileError);

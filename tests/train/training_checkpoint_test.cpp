@@ -47,6 +47,26 @@ TEST_CASE("nothing to resume from, a half-written folder is ignored") {
   CHECK_FALSE(checkpoints.resume(state));
 }
 
+TEST_CASE("a new run does not begin among the checkpoints of an earlier one") {
+  TemporaryFolder folder;
+  const CheckpointFolder checkpoints(folder.path(), 2);
+  SoloCommunicator ranks;
+  std::vector<float> values{1};
+  auto state = state_of(values, 0);
+  CHECK_FALSE(begin_together(checkpoints, false, state, ranks));
+  CHECK_FALSE(begin_together(checkpoints, true, state, ranks));
+  CHECK_FALSE(begin_together(CheckpointFolder("", 0), false, state, ranks));
+  for (const index_t step : {900, 1000}) checkpoints.save(state_of(values, step));
+  const std::string expected = "[train] the output folder " + folder.path() +
+                               " has checkpoints of an earlier run; set resume to go on with it, or use another folder";
+  CHECK_THROWS_WITH_AS(begin_together(checkpoints, false, state, ranks), expected.c_str(), ValueError);
+  CHECK(begin_together(checkpoints, true, state, ranks));
+  CHECK(state.step == 1000);
+  checkpoints.clear();
+  CHECK(std::filesystem::is_empty(folder.path()));
+  CHECK_FALSE(begin_together(checkpoints, false, state, ranks));
+}
+
 TEST_CASE("damaged checkpoints are refused by name and change nothing") {
   TemporaryFolder folder;
   const CheckpointFolder checkpoints(folder.path(), 0);

@@ -25,6 +25,7 @@ void align(Studio& studio, const Options& o, tw::RewardModel& reward, tw::DemoRe
   options.seed = o.seed;
   options.output_dir = o.out + "/lpo";
   options.resume = o.resume;
+  if (!o.resume) lpo::CheckpointFolder(options.output_dir, 0).clear();
 
   lpo::PromptTokens prompts;
   prompts.tokens = prompts.reward_tokens = tw::text_config.positions;

@@ -13,6 +13,7 @@ void train_reward_model(Studio& studio, const Options& o, tw::RewardModel& rewar
   options.checkpoints_total_limit = 1;
   options.output_dir = o.out + "/lrm";
   options.resume = o.resume;
+  if (!o.resume) lpo::CheckpointFolder(options.output_dir, 0).clear();
   lpo::LrmTrainer trainer(studio.context, reward.lrm, reward.text_encoder, reward.store, studio.generator.schedule, options);
   trainer.train(train.latents, held_out.latents, std::ref(studio.bar));
   for (const int timestep : {1, 101, 201, 301, 401, 501, 601, 701, 801, 901})

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <lpo/base/config.hpp>
+#include <lpo/base/error.hpp>
 #include <lpo/base/extents.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -22,23 +23,22 @@ namespace lpo::inline LPO_ABI {
 /// of threads: a kernel that sums per chunk and then in chunk order gives the same bits for any thread count.
 class Executor {
  public:
-  /// `threads` counts the caller; 0 takes the machine's number of hardware threads.
+  /// `threads` counts the caller; 0 takes the machine's number of hardware threads. ValueError if the system does not
+  /// give so many.
   explicit Executor(int threads = 0) {
     if (threads <= 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::exception& error) {
+      stop();  // those that run wait for work
+      throw ValueError(message("[Executor] cannot start ", threads, " threads: ", error.what(), "; ask for fewer"));
+    }
   }
 
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  ~Executor() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_.store(true, std::memory_order_relaxed);
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~Executor() { stop(); }
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -63,6 +63,15 @@ class Executor {
   static bool& inside() {
     static thread_local bool value = false;
     return value;
+  }
+
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_.store(true, std::memory_order_relaxed);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
   }
 
   /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine

@@ -114,27 +114,36 @@ class ThreadCommunicator {
 };
 
 /// Calls `body(communicator)` on `ranks` threads. A rank that throws ends the others; rethrows what the first one
-/// threw.
+/// threw. ValueError if the system does not give so many threads.
 template <class Body>
 void run_on_threads(int ranks, const Body& body) {
   if (ranks < 1) throw ValueError(message("[run_on_threads] ", ranks, " ranks; expected at least 1"));
   const auto group = std::make_shared<ThreadCommunicator::Group>(ranks);
   std::exception_ptr first;
   std::mutex mutex;
+  const auto end_all = [&](ThreadCommunicator& communicator, const std::exception_ptr& error) {
+    {
+      std::lock_guard lock(mutex);
+      if (!first) first = error;
+    }
+    communicator.abort();
+  };
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < ranks; ++rank)
-    threads.emplace_back([&, rank] {
-      ThreadCommunicator communicator(group, rank);
-      try {
-        body(communicator);
-      } catch (...) {
-        {
-          std::lock_guard lock(mutex);
-          if (!first) first = std::current_exception();
+  try {
+    for (int rank = 0; rank < ranks; ++rank)
+      threads.emplace_back([&, rank] {
+        ThreadCommunicator communicator(group, rank);
+        try {
+          body(communicator);
+        } catch (...) {
+          end_all(communicator, std::current_exception());
         }
-        communicator.abort();
-      }
-    });
+      });
+  } catch (const std::exception& error) {  // those that run wait for the one that does not
+    ThreadCommunicator communicator(group, static_cast<int>(threads.size()));
+    end_all(communicator, std::make_exception_ptr(ValueError(message(
+                              "[run_on_threads] cannot start ", ranks, " threads: ", error.what(), "; ask for fewer"))));
+  }
   for (auto& thread : threads) thread.join();
   if (first) std::rethrow_exception(first);
 }

@@ -60,6 +60,7 @@ inline void read_merge_lines(std::string_view text, const std::string& file, Byt
 
 inline void place_token(std::vector<std::string>& tokens, const std::string& token, const SortedJson& id,
                         const std::string& file) {
+  if (token.empty()) throw FileError(message("[tokenizer] ", file, ": a token is empty; expected a text"));
   constexpr std::uint64_t id_limit = 1 << 20;  // a hostile id would otherwise size the table
   if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= id_limit)
     throw FileError(message("[tokenizer] ", file, ": token \"", token, "\" has id ", json_preview(id),

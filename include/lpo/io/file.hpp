@@ -202,10 +202,15 @@ class FileSink {
 template <class Writer>
 void write_file_atomically(const std::string& path, Writer&& writer) {
   static std::atomic<unsigned> counter{0};
-  const std::string temporary = message(path, ".tmp-", ::getpid(), "-", counter.fetch_add(1));
-  // open() and not mkstemp(): the file shall get the permissions that the user's umask asks for.
-  detail::Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (file.get() < 0) detail::file_failure("write", path, errno);
+  std::string temporary;
+  int descriptor = -1;
+  do {  // a killed process of the same id, often 1 in containers, may have left a file of the name behind
+    temporary = message(path, ".tmp-", ::getpid(), "-", counter.fetch_add(1));
+    // open() and not mkstemp(): the file shall get the permissions that the user's umask asks for.
+    descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (descriptor < 0 && errno == EEXIST);
+  if (descriptor < 0) detail::file_failure("write", path, errno);
+  detail::Descriptor file(descriptor);
   try {
     FileSink sink(file.get(), path);
     std::forward<Writer>(writer)(sink);

@@ -15,8 +15,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// The unpacked content of a gzip text; `file` is for messages. FileError if it is damaged, cut off, or would unpack to
-/// more than `limit` bytes.
+/// The unpacked content of a gzip text, of all its members one after the other; `file` is for messages. FileError if it
+/// is damaged, cut off, or would unpack to more than `limit` bytes.
 inline std::string gunzip(std::string_view packed, const std::string& file, std::size_t limit = std::size_t{1} << 28) {
   z_stream stream{};
   constexpr int gzip_only = 15 + 16;
@@ -29,8 +29,7 @@ inline std::string gunzip(std::string_view packed, const std::string& file, std:
   std::string piece(std::size_t{1} << 16, '\0');
   // zlib counts in unsigned int, so a huge input goes in by pieces too.
   std::size_t given = 0;
-  int status = Z_OK;
-  while (status != Z_STREAM_END) {
+  for (;;) {
     if (stream.avail_in == 0) {
       const std::size_t now = std::min<std::size_t>(packed.size() - given, std::size_t{1} << 30);
       if (now == 0) throw FileError(message("[gzip] ", file, ": the compressed data is cut off"));
@@ -40,13 +39,15 @@ inline std::string gunzip(std::string_view packed, const std::string& file, std:
     }
     stream.next_out = reinterpret_cast<Bytef*>(piece.data());
     stream.avail_out = static_cast<uInt>(piece.size());
-    status = inflate(&stream, Z_NO_FLUSH);
+    const int status = inflate(&stream, Z_NO_FLUSH);
     if (status != Z_OK && status != Z_STREAM_END)
       throw FileError(message("[gzip] ", file, ": damaged: ", stream.msg == nullptr ? "not a gzip file" : stream.msg));
     text.append(piece.data(), piece.size() - stream.avail_out);
     if (text.size() > limit) throw FileError(message("[gzip] ", file, ": unpacks to more than ", limit, " bytes"));
+    if (status != Z_STREAM_END) continue;
+    if (stream.avail_in == 0 && given == packed.size()) return text;
+    inflateReset(&stream);  // another member follows
   }
-  return text;
 }
 
 /// The text of a file, unpacked if it is gzip.

@@ -28,11 +28,15 @@ inline std::vector<double> group_advantages(std::span<const float> scores, int c
   std::vector<double> advantages(scores.size());
   for (std::size_t b = 0; b < prompts; ++b) {
     double mean = 0, squares = 0;
-    for (std::size_t k = 0; k < group; ++k) mean += static_cast<double>(scores[k * prompts + b]) / candidates;
+    bool differ = false;  // of equal scores rounding can make a mean beside them
+    for (std::size_t k = 0; k < group; ++k) {
+      mean += static_cast<double>(scores[k * prompts + b]) / candidates;
+      differ = differ || scores[k * prompts + b] != scores[b];
+    }
     for (std::size_t k = 0; k < group; ++k) squares += std::pow(static_cast<double>(scores[k * prompts + b]) - mean, 2);
     const double spread = std::sqrt(squares / (deviation == GroupDeviation::population ? candidates : candidates - 1));
     for (std::size_t k = 0; k < group; ++k)
-      advantages[k * prompts + b] = spread > 0 ? (static_cast<double>(scores[k * prompts + b]) - mean) / spread : 0.0;
+      advantages[k * prompts + b] = differ && spread > 0 ? (static_cast<double>(scores[k * prompts + b]) - mean) / spread : 0.0;
   }
   return advantages;
 }

@@ -139,9 +139,13 @@ class Tensor {
 
  private:
   static std::size_t checked_bytes(const Extents<Rank>& extents) {
-    for (index_t size : extents)
+    index_t bytes = sizeof(T);
+    for (index_t size : extents) {
       if (size < 0) throw ShapeError(message("[Tensor] negative size in ", to_string(extents)));
-    return static_cast<std::size_t>(extents.size()) * sizeof(T);
+      if (__builtin_mul_overflow(bytes, size, &bytes))
+        throw ShapeError(message("[Tensor] ", to_string(extents), " is too large"));
+    }
+    return static_cast<std::size_t>(bytes);
   }
 
   /// True when the expression reads this tensor's memory at other positions than it writes (`x = x.view().permute(…)`).

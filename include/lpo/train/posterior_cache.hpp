@@ -265,7 +265,9 @@ LatentPairs load_posterior_cache(const std::string& folder, const Tokenize& toke
       }
       const std::array<index_t, 2> members = {pair["images"][0].get<index_t>(), pair["images"][1].get<index_t>()};
       for (const index_t image : members) {
-        if (image >= images) fail(file.file.path(), " has a pair of image ", image, ", which comes later");
+        // A number beyond index_t arrives negative.
+        if (image < 0 || image >= images)
+          fail(file.file.path(), " has a pair of image ", image, ", but no more than ", images, " images so far");
         auto& owner = data.prompt_of_image[static_cast<std::size_t>(image)];
         owner = prompt->second;
       }

@@ -101,6 +101,8 @@ class CheckpointFolder {
     remove_left_overs();
   }
 
+  const std::string& path() const { return folder_; }
+
   /// Whether there is a complete checkpoint of this step.
   bool contains(index_t step) const {
     const auto found = steps();
@@ -122,6 +124,14 @@ class CheckpointFolder {
     }
     std::sort(found.begin(), found.end());
     return found;
+  }
+
+  /// Removes all checkpoints, for a run that begins anew.
+  void clear() const {
+    for (const index_t step : steps()) set_aside("checkpoint-" + std::to_string(step));
+    std::error_code error;
+    std::filesystem::remove(std::filesystem::path(folder_) / "latest", error);
+    remove_left_overs();
   }
 
   /// Restores the newest checkpoint into `state`'s buffers and step. False when there is none. Throws FileError when the
@@ -225,13 +235,17 @@ class CheckpointFolder {
 };
 
 /// Begins a run on all ranks: with `resume`, from the newest checkpoint. Whether there was one. Throws when the ranks do
-/// not have the same settings or do not find the same checkpoint.
+/// not have the same settings or do not find the same checkpoint; and, without `resume`, when the folder has checkpoints:
+/// those of an earlier run would count as newer than this run's.
 template <class Ranks>
 bool begin_together(const CheckpointFolder& folder, bool resume, TrainingState& state, Ranks& ranks) {
   std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
   for (const char c : state.settings.dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
   for (const std::uint64_t other : gather_values(ranks, std::vector<std::uint64_t>{hash}))
     if (other != hash) throw ValueError("[Communicator] ranks have different options or data; start all of them alike");
+  if (!resume && !folder.steps().empty())
+    throw ValueError(message("[train] the output folder ", folder.path(),
+                             " has checkpoints of an earlier run; set resume to go on with it, or use another folder"));
   const bool found = resume && folder.resume(state);
   const auto steps = gather_values(ranks, std::vector<index_t>{found ? state.step : -1});
   for (std::size_t rank = 0; rank < steps.size(); ++rank)
