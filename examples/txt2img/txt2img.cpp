@@ -135,7 +135,7 @@ int main(int argc, char** argv) {
   add("dtype", o.dtype, "how weights and activations are kept in memory; arithmetic is float32")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
-  add("output_dir", o.output_dir, "where pictures and metadata.jsonl go");
+  add("output_dir", o.output_dir, "where pictures, metadata.jsonl and grid.png, of the first 100, go");
   add.flag("dry_run", o.dry_run, "print the plan and stop");
   CLI11_PARSE(app, argc, argv);
   return examples::run("txt2img", [&] { program(o); });
