@@ -4,7 +4,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -38,6 +40,13 @@ inline std::string clock_text(double seconds) {
   return text;
 }
 
+/// "####....": so much of a line is done, all of it where a run was resumed past its end.
+inline std::string bar_text(lpo::index_t step, lpo::index_t total, int width) {
+  const double share = total > 0 ? std::min(1.0, static_cast<double>(step) / static_cast<double>(total)) : 1.0;
+  const auto done = static_cast<std::size_t>(share * width + 1e-9);
+  return std::string(done, '#') + std::string(static_cast<std::size_t>(width) - done, '.');
+}
+
 /// Draws progress on stderr: one line that is rewritten on a terminal, a line every ten seconds otherwise.
 class ProgressBar {
  public:
@@ -59,11 +68,8 @@ class ProgressBar {
 
  private:
   static void draw(const lpo::Progress& p, bool terminal, bool last) {
-    constexpr int width = 24;
-    const double share = p.total > 0 ? static_cast<double>(p.step) / static_cast<double>(p.total) : 1.0;
-    std::string bar(width, '.');
-    for (int i = 0; i < static_cast<int>(share * width + 1e-9); ++i) bar[static_cast<std::size_t>(i)] = '#';
-    std::string text;
+    const std::string bar = bar_text(p.step, p.total, 24);
+    std::string text = p.first_step > 0 && p.first_step >= p.total ? "  (was finished already)" : "";
     for (const auto& [name, value] : p.metrics) {
       char number[64];
       std::snprintf(number, sizeof number, "  %s %.4g", name.c_str(), value);

@@ -64,7 +64,6 @@ inline std::vector<std::string> captions_of_json(const std::string& text, const 
 
 /// Lines without the spaces around them; empty ones are left out.
 inline std::vector<std::string> captions_of_text(std::string_view text, const std::string& path) {
-  if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
   std::vector<std::string> captions;
   for (int line = 1; !text.empty(); ++line) {
     const std::size_t end = std::min(text.find('\n'), text.size());
@@ -85,7 +84,8 @@ inline std::vector<std::string> captions_of_text(std::string_view text, const st
 /// Prompts of a file: a JSON list, whose entries are texts or objects with a "caption", or plain text, a prompt a line.
 /// Files named .txt are plain text; of others, those that begin with a bracket are JSON.
 inline std::vector<std::string> read_captions(const std::string& path) {
-  const std::string text = lpo::read_text_file(path);
+  std::string text = lpo::read_text_file(path);
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   const std::size_t first = text.find_first_not_of(" \t\r\n");
   const bool json = !path.ends_with(".txt") && first != std::string::npos && (text[first] == '[' || text[first] == '{');
   auto captions = json ? detail::captions_of_json(text, path) : detail::captions_of_text(text, path);

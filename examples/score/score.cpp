@@ -14,6 +14,7 @@
 #include <lpo/io/jpeg.hpp>
 #endif
 
+#include "../common/config_file.hpp"
 #include "../common/console.hpp"
 #include "../common/option_list.hpp"
 #include "results.hpp"
@@ -83,8 +84,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Score pictures or latents with a latent reward model."};
   app.option_defaults()->always_capture_default();
   const examples::OptionList add{app};
-  app.set_config("--config", "", "TOML file of these options; the command line wins");
-  app.allow_config_extras(CLI::config_extras_mode::error);
+  examples::add_config_option(app);
   app.add_option("inputs", files, "PNG and JPEG pictures; latents [n, channels, h, w] in .npy and .safetensors files")
       ->required();
   add("lrm", job.reward_model, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -58,17 +59,19 @@ inline std::string parameters_text(const Job& job, const std::string& prompt, st
   return text + (job.torch_noise ? ", RNG: CPU" : ", RNG: philox") + ", Version: lpo " + LPO_VERSION_STRING;
 }
 
-/// Numbers pictures on from those that the folder has. Every file is written whole or not at all.
+/// Gives pictures the numbers that are free in the folder. Every file is written whole or not at all.
 class PictureWriter {
  public:
+  static constexpr std::size_t grid_pictures = 100;  ///< the first ones: more would be too large a picture to look at
+
   PictureWriter(const Job& job, std::string folder) : job_(job), folder_(std::move(folder)) {
     lpo::make_directories(folder_);
     if (lpo::file_exists(metadata_path())) metadata_ = lpo::read_text_file(metadata_path());
-    while (lpo::file_exists(folder_ + "/" + name(next_))) ++next_;
   }
 
   /// Returns the path.
   std::string write(lpo::RgbImage image, const std::string& prompt, std::uint64_t seed) {
+    while (lpo::file_exists(folder_ + "/" + name(next_))) ++next_;
     const std::string file = name(next_++);
     lpo::write_png(folder_ + "/" + file, image, {{"parameters", parameters_text(job_, prompt, seed)}});
     lpo::OrderedJson line;
@@ -90,11 +93,12 @@ class PictureWriter {
     for (const Lora& lora : job_.loras) line["lora"].push_back(lpo::message(lora.path, ":", short_text(lora.scale)));
     metadata_ += line.dump() + "\n";
     lpo::write_text_file(metadata_path(), metadata_);
-    images_.push_back(std::move(image));
+    if (images_.size() < grid_pictures) images_.push_back(std::move(image));
     return folder_ + "/" + file;
   }
 
-  /// A row for each prompt, or a square for one; nothing for a single picture. Returns the path, if there is one.
+  /// A row for each prompt, or a square for one, of at most grid_pictures; nothing for a single picture. Returns the
+  /// path, if there is one.
   std::string write_grid() const {
     if (images_.size() < 2) return "";
     const int square = static_cast<int>(std::ceil(std::sqrt(static_cast<double>(images_.size()))));

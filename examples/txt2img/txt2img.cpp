@@ -11,6 +11,7 @@
 #include <lpo/io/diffusers.hpp>
 #include <lpo/io/json.hpp>
 
+#include "../common/config_file.hpp"
 #include "../common/console.hpp"
 #include "../common/option_list.hpp"
 #include "plan.hpp"
@@ -104,8 +105,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Draw pictures of prompts with a Stable Diffusion model (SD1.5, SD2.1, SDXL or lpo's tiny world)."};
   app.option_defaults()->always_capture_default();
   const examples::OptionList add{app};
-  app.set_config("--config", "", "TOML file of these options; the command line wins");
-  app.allow_config_extras(CLI::config_extras_mode::error);
+  examples::add_config_option(app);
   add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
       ->required();
   add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
@@ -135,7 +135,7 @@ int main(int argc, char** argv) {
   add("dtype", o.dtype, "how weights and activations are kept in memory; arithmetic is float32")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
-  add("output_dir", o.output_dir, "where pictures and metadata.jsonl go");
+  add("output_dir", o.output_dir, "where pictures, metadata.jsonl and grid.png, of the first 100, go");
   add.flag("dry_run", o.dry_run, "print the plan and stop");
   CLI11_PARSE(app, argc, argv);
   return examples::run("txt2img", [&] { program(o); });

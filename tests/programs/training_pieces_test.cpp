@@ -5,6 +5,7 @@
 #include <common/run_report.hpp>
 
 #include <common/config_file.hpp>
+#include <common/console.hpp>
 #include <common/options.hpp>
 
 #include "../io/temporary_directory.hpp"
@@ -80,6 +81,56 @@ TEST_CASE("settings are written as they came out, and read back") {
   CHECK(fourth.rate == 6e-5);
   CHECK_FALSE(fourth.flag);
   CHECK(fourth.list.empty());
+  // Texts come back whole, whatever is in them: also those that CLI11's own reader splits or ends early.
+  const std::vector<std::string> texts{
+      "a # b", "the cat's \"toy\", red", "two\nlines\tand \x01", "[a], {b} = c", "back\\slash", " 5", "007", "",
+      "\xC3\xA9t\xC3\xA9 \xE7\x8C\xAB", "true"};
+  for (const std::string& text : texts) {
+    Settings fifth, sixth;
+    CLI::App five{"Program."}, six{"Program."};
+    parse(fifth, five, {"--some_text", text, "--list", text, "--list", "#"});
+    examples::save_resolved_config(five, saved);
+    CAPTURE(lpo::read_text_file(saved));
+    parse(sixth, six, {"--config", saved});
+    CHECK(sixth.text == text);
+    CHECK(sixth.list == std::vector<std::string>{text, "#"});
+  }
+}
+
+TEST_CASE("settings files are TOML; what they get wrong is told with its line") {
+  const auto read = [](const std::string& text) { return examples::detail::TomlSettings(text).read(); };
+  const auto items = read(
+      "# comment\r\na = \"x # y\" # z\r\n\n'b-c' = [ # list\n  'C:\\d', \"\\u00e9\\U0001F600\",\n]\nd=1e-5 # rate\n"
+      "e=true");
+  REQUIRE(items.size() == 4);
+  CHECK(items[0].name == "a");
+  CHECK(items[0].inputs == std::vector<std::string>{"x # y"});
+  CHECK(items[1].name == "b-c");
+  CHECK(items[1].inputs == std::vector<std::string>{"C:\\d", "\xC3\xA9\xF0\x9F\x98\x80"});
+  CHECK(items[2].inputs == std::vector<std::string>{"1e-5"});
+  CHECK(items[3].inputs == std::vector<std::string>{"true"});
+  CHECK(read("").empty());
+  const auto error = [&](const std::string& text) { return message_of<CLI::ConfigError>([&] { read(text); }); };
+  CHECK(has_part(error("a = 1\nb"), "line 2: expected `key = value`, found `b`"));
+  CHECK(has_part(error("a ="), "expected a value"));
+  CHECK(has_part(error("a = \"x\n"), "expected the text to end with its quote"));
+  CHECK(has_part(error("a = \"x\" y"), "expected the line to end after the value"));
+  CHECK(has_part(error("a = [1 # one\n"), "expected , or ] after `1`"));
+  CHECK(has_part(error("a = \"\\ud800\""), "after a backslash"));
+  CHECK(has_part(error("[a]\n"), "has a section"));
+}
+
+TEST_CASE("progress past the end, as after a resume to fewer steps, is a full bar without time left") {
+  CHECK(examples::bar_text(200, 100, 24) == std::string(24, '#'));
+  CHECK(examples::bar_text(0, 0, 3) == "###");
+  CHECK(examples::bar_text(1, 3, 3) == "#..");
+  lpo::Progress progress;
+  progress.seconds = 10;
+  progress.step = 5;
+  progress.total = 15;
+  CHECK(progress.remaining() == 20.0);
+  progress.total = 4;
+  CHECK(progress.remaining() == 0.0);
 }
 
 TEST_CASE("prompts come from JSON lists or from plain text, a line each") {
@@ -92,6 +143,8 @@ TEST_CASE("prompts come from JSON lists or from plain text, a line each") {
                                                 "\xEF\xBB\xBF"
                                                 "a red circle\n[a] \"b\""))
             .at(1) == "[a] \"b\"");
+  CHECK(examples::read_captions(directory.write("m.json", "\xEF\xBB\xBF[\"a red circle\"]")) ==
+        std::vector<std::string>{"a red circle"});
   CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("e.txt", "\n \n")); }),
                  "e.txt: has no prompts"));
   CHECK(has_part(message_of<lpo::FileError>([&] { examples::read_captions(directory.write("o.json", "{}")); }),

@@ -8,12 +8,14 @@
 #include <lpo/io/json.hpp>
 #include <lpo/io/png.hpp>
 
+#include <txt2img/pictures.hpp>
+
 #include "../io/temporary_directory.hpp"
 #include "program.hpp"
 
 namespace {
 
-ProgramResult txt2img(std::vector<std::string> arguments) {
+ProgramResult run_txt2img(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), {"--pretrained_model_name_or_path", tiny_model, "--threads", "1"});
   return run_program(LPO_PROGRAM_TXT2IMG, arguments);
 }
@@ -23,7 +25,7 @@ ProgramResult txt2img(std::vector<std::string> arguments) {
 TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
   const TemporaryDirectory directory;
   const std::string out = directory.file("out");
-  const auto run = txt2img({"--prompt", "a red circle", "--negative-prompt", "blue", "--num_inference_steps", "5",
+  const auto run = run_txt2img({"--prompt", "a red circle", "--negative-prompt", "blue", "--num_inference_steps", "5",
                             "--guidance-scale", "3.5", "--num_images_per_prompt", "2", "--seed", "11", "--scheduler",
                             "Euler", "--output_dir", out});
   CAPTURE(run.printed);
@@ -56,13 +58,13 @@ TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
       "--guidance_scale", "3.5",          "--scheduler",       "euler"};
   auto arguments = settings;
   arguments.insert(arguments.end(), {"--seed", "12", "--output_dir", alone});
-  REQUIRE(txt2img(arguments).status == 0);
+  REQUIRE(run_txt2img(arguments).status == 0);
   CHECK(lpo::read_png(alone + "/00000.png").image == second.image);
   CHECK_FALSE(lpo::file_exists(alone + "/grid.png"));
   arguments = settings;
   arguments.insert(arguments.end(),
                    {"--seed", "11", "--num_images_per_prompt", "2", "--batch_size", "2", "--output_dir", batch});
-  REQUIRE(txt2img(arguments).status == 0);
+  REQUIRE(run_txt2img(arguments).status == 0);
   const auto batched = lpo::read_png(batch + "/00001.png").image;
   int worst = 0;
   for (std::size_t i = 0; i < batched.pixels.size(); ++i)
@@ -72,9 +74,30 @@ TEST_CASE("txt2img writes pictures with their settings, a grid and metadata") {
   // A second run numbers on.
   arguments = settings;
   arguments.insert(arguments.end(), {"--seed", "13", "--output_dir", alone, "--rng", "philox"});
-  REQUIRE(txt2img(arguments).status == 0);
+  REQUIRE(run_txt2img(arguments).status == 0);
   CHECK(lpo::file_exists(alone + "/00001.png"));
   CHECK_FALSE(lpo::read_png(alone + "/00001.png").image == second.image);
+}
+
+TEST_CASE("txt2img's pictures replace none that are there; a grid is of the first hundred") {
+  const TemporaryDirectory directory;
+  directory.write("00001.png", "an earlier picture");
+  directory.write("00003.png", "another");
+  txt2img::Job job;
+  job.model = examples::ModelSource(tiny_model);
+  job.prompts = {"a red circle"};
+  txt2img::PictureWriter writer(job, directory.path());
+  CHECK(writer.write_grid().empty());
+  CHECK(writer.write(lpo::RgbImage(2, 1), "a red circle", 1).ends_with("/00000.png"));
+  CHECK(writer.write(lpo::RgbImage(2, 1), "a red circle", 2).ends_with("/00002.png"));
+  CHECK(writer.write(lpo::RgbImage(2, 1), "a red circle", 3).ends_with("/00004.png"));
+  CHECK(directory.read("00001.png") == "an earlier picture");
+  CHECK(directory.read("00003.png") == "another");
+  for (std::uint64_t seed = 4; seed <= 101; ++seed) writer.write(lpo::RgbImage(2, 1), "a red circle", seed);
+  CHECK(lpo::file_exists(directory.file("00102.png")));
+  const auto grid = lpo::read_png(writer.write_grid()).image;  // 10 x 10, 2 pixels between them
+  CHECK(grid.width == 10 * 2 + 9 * 2);
+  CHECK(grid.height == 10 * 1 + 9 * 2);
 }
 
 TEST_CASE("txt2img reads prompts and settings from files, and the command line wins") {
@@ -83,16 +106,16 @@ TEST_CASE("txt2img reads prompts and settings from files, and the command line w
   const std::string config =
       directory.write("config.toml", "num_inference_steps = 2\nseed = 5\nprompt_file = \"" + prompts + "\"\n");
   const std::string out = directory.file("out");
-  const auto run = txt2img({"--config", config, "--seed", "6", "--output_dir", out});
+  const auto run = run_txt2img({"--config", config, "--seed", "6", "--output_dir", out});
   CAPTURE(run.printed);
   REQUIRE(run.status == 0);
   const std::string text = lpo::read_png(out + "/00001.png").texts.at(0).text;
   CHECK(has_part(text, "a red circle\nSteps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 6"));
 
-  const auto unknown = txt2img({"--config", directory.write("bad.toml", "guidance = 3\n"), "--prompt", "x"});
+  const auto unknown = run_txt2img({"--config", directory.write("bad.toml", "guidance = 3\n"), "--prompt", "x"});
   CHECK(unknown.status != 0);
   CHECK(has_part(unknown.printed, "guidance"));
-  const auto empty = txt2img({"--prompt_file", directory.write("empty.json", "[]")});
+  const auto empty = run_txt2img({"--prompt_file", directory.write("empty.json", "[]")});
   CHECK(empty.status == 1);
   CHECK(has_part(empty.printed, "has no prompts"));
 }
@@ -132,7 +155,7 @@ TEST_CASE("txt2img draws the same from a single file, given a tokenizer") {
 TEST_CASE("txt2img in 16-bit storage draws nearly the same picture") {
   const TemporaryDirectory directory;
   const auto draw = [&](const std::string& dtype) {
-    const auto run = txt2img({"--prompt", "a red circle", "--num_inference_steps", "8", "--seed", "4", "--dtype", dtype,
+    const auto run = run_txt2img({"--prompt", "a red circle", "--num_inference_steps", "8", "--seed", "4", "--dtype", dtype,
                               "--output_dir", directory.file(dtype)});
     CAPTURE(run.printed);
     REQUIRE(run.status == 0);
@@ -158,30 +181,30 @@ TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
   const TemporaryDirectory directory;
   const std::string out = directory.file("out");
   const auto run =
-      txt2img({"--prompt", "a red circle", "--dry-run", "--output_dir", out, "--width", "48", "--guidance_scale", "1"});
+      run_txt2img({"--prompt", "a red circle", "--dry-run", "--output_dir", out, "--width", "48", "--guidance_scale", "1"});
   CAPTURE(run.printed);
   CHECK(run.status == 0);
   for (const char* part : {"(tiny world)", "48 x 32, latents 12 x 8 x 4", "DDIM, 50 steps, epsilon prediction",
                            "2801700", "11.2 MB", "while denoising (1 rows)"})
     CHECK_MESSAGE(has_part(run.printed, part), part);
   CHECK_FALSE(lpo::file_exists(out + "/metadata.jsonl"));
-  const auto half = txt2img({"--prompt", "a red circle", "--dry-run", "--dtype", "float16"});
+  const auto half = run_txt2img({"--prompt", "a red circle", "--dry-run", "--dtype", "float16"});
   CAPTURE(half.printed);
   CHECK(has_part(half.printed, "storage      float16\n"));
   CHECK(has_part(half.printed, "memory       about 6.7 MB"));  // 2 (3181243 weights + 147456 activations)
 }
 
 TEST_CASE("txt2img says what is wrong") {
-  const auto option = txt2img({"--prompt", "x", "--num_inference_step", "3"});
+  const auto option = run_txt2img({"--prompt", "x", "--num_inference_step", "3"});
   CHECK(option.status != 0);
   CHECK(has_part(option.printed, "--num_inference_step"));
-  const auto nothing = txt2img({});
+  const auto nothing = run_txt2img({});
   CHECK(nothing.status == 1);
   CHECK(
       has_part(nothing.printed, "txt2img: error: [txt2img] there is nothing to draw; give --prompt or --prompt_file"));
-  const auto size = txt2img({"--prompt", "x", "--height", "40"});
+  const auto size = run_txt2img({"--prompt", "x", "--height", "40"});
   CHECK(has_part(size.printed, "[txt2img] height is 40; this model draws multiples of 16"));
-  const auto sampler = txt2img({"--prompt", "x", "--scheduler", "heun"});
+  const auto sampler = run_txt2img({"--prompt", "x", "--scheduler", "heun"});
   CHECK(has_part(sampler.printed, "sampler \"heun\" is not supported; use one of ddim"));
 
   // A model that is none of the families: every difference from the nearest.

@@ -2,6 +2,7 @@
 // Progress and cancellation of long work: one callback, called after every step.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <string>
@@ -22,10 +23,10 @@ struct Progress {
   index_t first_step = 0;  ///< where this run began
   std::vector<std::pair<std::string, double>> metrics;
 
-  /// Seconds to go at the pace of this run; 0 before the first step.
+  /// Seconds to go at the pace of this run; 0 before the first step, and past the last.
   double remaining() const {
-    const index_t done = step - first_step;
-    return done > 0 ? seconds / static_cast<double>(done) * static_cast<double>(total - step) : 0.0;
+    const index_t done = step - first_step, left = std::max(total - step, index_t{0});
+    return done > 0 ? seconds / static_cast<double>(done) * static_cast<double>(left) : 0.0;
   }
 };
 
