@@ -153,16 +153,16 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    with_lanes<T>([=, x = x, dy = dy, dx = keep ? dx : nullptr, weight = weight,
+                   bias = bias]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(dy + begin + at);
+              const V hat = (lanes.load(x + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(dy + row + at);
               if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              if (Silu && dx) lanes.store(dx + row + at, dz);
               lanes.store(sum + at, lanes.load(sum + at) + dz);
               lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
             });
@@ -193,19 +193,19 @@ struct GroupNormGradient {
     const index_t c = work.c;
     const S* const f = image_factors(image);
     const T* const slopes = keep ? dx : dy;
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    with_lanes<T>([=, x = x, dx = dx, weight = weight, bias = bias,
+                   accumulate = accumulate]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(slopes + begin + at);
+              const V hat = (lanes.load(x + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + row + at);
               if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
               V value =
                   dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-              if (accumulate) value += lanes.load(dx + begin + at);
-              lanes.store(dx + begin + at, value);
+              if (accumulate) value += lanes.load(dx + row + at);
+              lanes.store(dx + row + at, value);
             });
       }
     });
@@ -261,7 +261,7 @@ struct GroupNorm<Cpu> {
           const S* const a = affine + image * 3 * c;
           const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
           const auto apply = [&](auto silu) {
-            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+            detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
               for (index_t row = begin; row < end; row += c)
                 detail::for_lanes<V>(
                     0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
