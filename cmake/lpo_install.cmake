@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-# Installs the headers and a relocatable package: find_package(lpo [COMPONENTS png jpeg mpi]).
+# Installs the headers and a relocatable package: find_package(lpo [COMPONENTS png jpeg mpi cuda]).
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 install(DIRECTORY include/lpo DESTINATION include FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(TARGETS lpo EXPORT lpo_targets)
-foreach(component IN ITEMS png jpeg mpi)
+foreach(component IN ITEMS png jpeg mpi cuda)
   # One export file per component, so that a missing libpng does not break a program that never draws.
   if(TARGET lpo_${component})
     install(TARGETS lpo_${component} EXPORT lpo_${component}_targets)

@@ -36,9 +36,8 @@ endif()
 
 # Libraries that only programs use, each where it is installed.
 find_package(CLI11 QUIET)
-find_package(tomlplusplus QUIET)
 find_package(LibArchive QUIET)
-foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 tomlplusplus::tomlplusplus LibArchive::LibArchive)
+foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 LibArchive::LibArchive)
   if(TARGET ${library})
     target_link_libraries(lpo_options INTERFACE ${library})
   endif()
@@ -48,7 +47,7 @@ endforeach()
 # not its author's code.
 if(LPO_CUDA)
   add_library(lpo_cuda_options INTERFACE)
-  target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda)
+  target_link_libraries(lpo_cuda_options INTERFACE lpo_cuda $<TARGET_NAME_IF_EXISTS:lpo_cudnn>)
   set(lpo_host_warnings -Wall,-Wextra,-Wshadow,-Wconversion,-Wno-sign-conversion,-Wno-array-bounds,-Wno-restrict)
   target_compile_options(lpo_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${lpo_host_warnings}>"
     "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>"  # CMake 3.25 does not know the dialects of newer toolkits

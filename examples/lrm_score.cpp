@@ -19,7 +19,8 @@ int main() {
   lpo::ParameterStore<float, Cpu> store;
   store.add("", model);
   store.allocate_frozen();
-  store.initialize(/*seed=*/1);  // random weights; lpo::load_unet() reads those of a checkpoint
+  // Random weights; lpo::load_latent_reward_model() (lpo/io/latent_reward_folder.hpp) reads released ones.
+  store.initialize(/*seed=*/1);
 
   lpo::Context<Cpu> context;
   lpo::Tape<Cpu> tape(context);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Convolutions of Stable Diffusion's UNets on the device, three passes, in TFLOP/s beside a large product;
+// Convolutions of Stable Diffusion's UNets on the device, three passes, in TFLOP/s beside a large product: by lpo's kernels
+// and, in programs with cuDNN, by cuDNN's first offer, by the fastest, and by the fastest with the bits of lpo's kernel.
 // bench/peers/conv2d_torch.py times the same shapes.
 #include <array>
 
@@ -12,6 +13,15 @@ namespace {
 using bench::Cuda;
 using bench::index_t;
 
+using lpo::CudnnUse;
+
+/// One context for each way to choose.
+template <CudnnUse use>
+lpo::Context<Cuda>& context_with() {
+  static lpo::Context<Cuda> context(lpo::CudaOptions{.cudnn = use});
+  return context;
+}
+
 /// 3x3 with padding 1. Each pass takes one of x, y and weight as its result.
 template <class T>
 struct Convolution {
@@ -21,39 +31,44 @@ struct Convolution {
   explicit Convolution(const benchmark::State& state)
       : shape{state.range(0), state.range(1), state.range(1), state.range(2), state.range(3), 3, 3, state.range(4), 1, 1, 1, 1},
         x(shape.n * shape.h * shape.w * shape.c, 1), y(shape.n * shape.out_h() * shape.out_w() * shape.o, 2),
-        weight(shape.o * 9 * shape.c, 3, 0.02f), bias(shape.o, 4) {}
+        weight(shape.o * 9 * shape.c, 3, 0.02f), bias(shape.o, 4) {
+    bench::device().synchronize();  // other contexts read them
+  }
 
   double operations() const {
     return 2.0 * 9.0 * static_cast<double>(shape.n * shape.out_h() * shape.out_w()) * static_cast<double>(shape.o * shape.c);
   }
 };
 
-template <class T>
+template <class T, CudnnUse use>
 void conv2d_forward(benchmark::State& state) {
   Convolution<T> p(state);
+  auto& context = context_with<use>();
   bench::time_on_device(state, [&] {
-    lpo::kernel::Conv2d<Cuda>::forward(bench::device(), p.shape, p.x.data(), p.weight.data(), p.bias.data(), p.y.data());
-  });
+    lpo::kernel::Conv2d<Cuda>::forward(context, p.shape, p.x.data(), p.weight.data(), p.bias.data(), p.y.data());
+  }, true, context);
   bench::count_operations<T>(state, p.operations());
 }
 
-template <class T>
+template <class T, CudnnUse use>
 void conv2d_backward_data(benchmark::State& state) {
   Convolution<T> p(state);
+  auto& context = context_with<use>();
   bench::time_on_device(state, [&] {
-    lpo::kernel::Conv2d<Cuda>::backward_data(bench::device(), p.shape, p.y.data(), p.weight.data(), p.x.data(), false);
-  });
+    lpo::kernel::Conv2d<Cuda>::backward_data(context, p.shape, p.y.data(), p.weight.data(), p.x.data(), false);
+  }, true, context);
   bench::count_operations<T>(state, p.operations());
 }
 
 /// Of the weights alone; the bias' gradient is a sum over columns.
-template <class T>
+template <class T, CudnnUse use>
 void conv2d_backward_weights(benchmark::State& state) {
   Convolution<T> p(state);
+  auto& context = context_with<use>();
   bench::time_on_device(state, [&] {
-    lpo::kernel::Conv2d<Cuda>::backward_weights(bench::device(), p.shape, p.x.data(), p.y.data(), p.weight.data(), false,
+    lpo::kernel::Conv2d<Cuda>::backward_weights(context, p.shape, p.x.data(), p.y.data(), p.weight.data(), false,
                                                 static_cast<T*>(nullptr), false);
-  });
+  }, true, context);
   bench::count_operations<T>(state, p.operations());
 }
 
@@ -74,8 +89,15 @@ void shapes(benchmark::internal::Benchmark* b) {
       b->Args({n, s[0], s[1], s[2], s[3]});
 }
 
-BENCHMARK_TEMPLATE(conv2d_forward, lpo::bfloat16)->Apply(shapes);
-BENCHMARK_TEMPLATE(conv2d_backward_data, lpo::bfloat16)->Apply(shapes);
-BENCHMARK_TEMPLATE(conv2d_backward_weights, lpo::bfloat16)->Apply(shapes);
+#define LPO_CONVOLUTIONS(use)                                                   \
+  BENCHMARK_TEMPLATE(conv2d_forward, lpo::bfloat16, use)->Apply(shapes);        \
+  BENCHMARK_TEMPLATE(conv2d_backward_data, lpo::bfloat16, use)->Apply(shapes);  \
+  BENCHMARK_TEMPLATE(conv2d_backward_weights, lpo::bfloat16, use)->Apply(shapes)
+LPO_CONVOLUTIONS(CudnnUse::never);
+#if defined(LPO_HAS_CUDNN)
+LPO_CONVOLUTIONS(CudnnUse::wherever_possible);
+LPO_CONVOLUTIONS(CudnnUse::fastest);
+LPO_CONVOLUTIONS(CudnnUse::same_bits);
+#endif
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 #include <vector>
 
 #include <lpo/backend/cuda/gemm.cuh>
@@ -15,9 +17,19 @@ namespace bench {
 using lpo::Cuda;
 using lpo::index_t;
 
+/// What contexts start from: the environment variable LPO_BENCH_CUDNN (never, fastest) sets CudaOptions::cudnn.
+inline lpo::CudaOptions options() {
+  lpo::CudaOptions options;
+  const char* set = std::getenv("LPO_BENCH_CUDNN");
+  const std::string_view use = set == nullptr ? "" : set;
+  if (use == "never") options.cudnn = lpo::CudnnUse::never;
+  if (use == "fastest") options.cudnn = lpo::CudnnUse::fastest;
+  return options;
+}
+
 /// One context for the whole program.
 inline lpo::Context<Cuda>& device() {
-  static lpo::Context<Cuda> context;
+  static lpo::Context<Cuda> context(options());
   return context;
 }
 
@@ -37,7 +49,7 @@ class Random {
 /// Seconds of `work()` on the context's stream, the L2 cache filled with other data before.
 class Stopwatch {
  public:
-  Stopwatch() {
+  explicit Stopwatch(lpo::Context<Cuda>& context = device()) : context_(context) {
     lpo::detail::cuda_check(cudaEventCreate(&start_), "benchmark");
     lpo::detail::cuda_check(cudaEventCreate(&stop_), "benchmark");
   }
@@ -51,11 +63,10 @@ class Stopwatch {
   template <class Work>
   double seconds(Work&& work, bool cold = true) {
     static Random<float> flush(index_t{64} << 20);  // 256 MiB, several times any L2
-    auto& context = device();
-    if (cold) context.fill_zero(flush.data(), std::size_t{256} << 20);
-    cudaEventRecord(start_, context.stream());
+    if (cold) context_.fill_zero(flush.data(), std::size_t{256} << 20);
+    cudaEventRecord(start_, context_.stream());
     work();
-    cudaEventRecord(stop_, context.stream());
+    cudaEventRecord(stop_, context_.stream());
     lpo::detail::cuda_check(cudaEventSynchronize(stop_), "benchmark");
     float milliseconds = 0;
     cudaEventElapsedTime(&milliseconds, start_, stop_);
@@ -72,6 +83,7 @@ class Stopwatch {
   }
 
  private:
+  lpo::Context<Cuda>& context_;
   cudaEvent_t start_ = nullptr, stop_ = nullptr;
 };
 
@@ -105,10 +117,11 @@ double product_ceiling() {
   return ceiling;
 }
 
-/// Runs `work()` under the benchmark's loop. The first calls, which allocate and choose algorithms, are not timed.
+/// Runs `work()`, whose work is the context's, under the benchmark's loop. The first calls, which allocate and choose
+/// algorithms, are not timed.
 template <class Work>
-void time_on_device(benchmark::State& state, Work&& work, bool cold = true) {
-  Stopwatch watch;
+void time_on_device(benchmark::State& state, Work&& work, bool cold = true, lpo::Context<Cuda>& context = device()) {
+  Stopwatch watch(context);
   for (int i = 0; i < 3; ++i) work();
   for (auto _ : state) state.SetIterationTime(watch.seconds(work, cold));
 }

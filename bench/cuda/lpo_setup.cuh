@@ -21,9 +21,9 @@ namespace bench {
 
 inline constexpr int lpo_steps = 20, lpo_candidates = 4;
 
-/// LPO's objective on the two pairs of every step with the widest gaps, as bench/peers/lpo_torch.py keeps them: 40 of an
-/// iteration, lpo-method's assumption. A threshold would keep another number each time, or none: the scores of random
-/// weights differ from prompt to prompt.
+/// LPO's objective on the two pairs of every step with the widest gaps, as bench/peers/lpo_torch.py keeps them: 40 of
+/// an iteration, an assumption: the paper gives no number. A threshold would keep another number each time, or none:
+/// the scores of random weights differ from prompt to prompt.
 template <class T>
 class WidestPairs : public lpo::PairObjective<T, Cuda> {
  public:
@@ -74,7 +74,7 @@ inline lpo::PromptTokens random_prompts(index_t count, index_t tokens) {
   return prompts;
 }
 
-/// The released recipe (lpo-method C and D), with LoRA of rank 16.
+/// The released recipe, with LoRA of rank 16.
 inline lpo::LpoTrainerOptions recipe(index_t iterations, index_t prompts) {
   lpo::LpoTrainerOptions options;
   options.max_train_iterations = iterations;

@@ -86,7 +86,9 @@ void lora_forward_backward(benchmark::State& state) {
 
 /// Not a benchmark of its own: where the device's time goes, printed once per run with --benchmark_filter=kernels.
 void kernels(benchmark::State& state) {
-  lpo::Context<Cuda> context(lpo::CudaOptions{.time_kernels = true});
+  auto options = bench::options();
+  options.time_kernels = true;
+  lpo::Context<Cuda> context(options);
   const index_t rows = state.range(0);
   Denoiser denoiser(state.range(1), context);
   const bench::Random<T> latents(rows * 64 * 64 * 4, 1), text(rows * 77 * config.context_width, 2), cotangent(rows * 64 * 64 * 4, 3);

@@ -4,10 +4,10 @@
 algorithms chosen by measurement (cudnn.benchmark); forward with bias, and the gradients of x and of the weights. Prints medians
 of event times with a cold cache, operations counted as there.
 
-    python bench/peers/conv2d_torch.py [--bench OUTPUT]
+    python bench/peers/conv2d_torch.py [--bench OUTPUT [--use never]]
 
-OUTPUT: what bench_cuda --benchmark_filter=conv2d --benchmark_format=json printed; then each line ends with lpo's time and the
-ratio of PyTorch's time to it.
+OUTPUT: what bench_cuda --benchmark_filter=conv2d --benchmark_format=json printed; then each line ends with lpo's time, with
+that CudnnUse, and the ratio of PyTorch's time to it.
 """
 
 import argparse
@@ -27,19 +27,21 @@ SDXL = ((128, 320, 320, 1), (128, 960, 320, 1), (128, 320, 320, 2), (64, 640, 64
 SHAPES = [(n, *shape) for n in (2, 20) for shape in SD15] + [(n, *shape) for n in (2, 8) for shape in SDXL]
 
 
-def times_of(path):
-    """Microseconds by pass and shape, from Google Benchmark's JSON."""
+def times_of(path, use):
+    """Microseconds by pass and shape, from Google Benchmark's JSON, of the rows with that CudnnUse."""
     with open(path) as file:
         runs = json.load(file)["benchmarks"]
-    return {run["name"].replace("<lpo::bfloat16>", "").replace("/manual_time", ""): run["real_time"] for run in runs
-            if "real_time" in run}
+    types = f"<lpo::bfloat16, CudnnUse::{use}>"
+    return {run["name"].replace(types, "").replace("/manual_time", ""): run["real_time"] for run in runs
+            if types in run["name"] and "real_time" in run}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", help="JSON output of bench_cuda")
+    parser.add_argument("--use", default="never", help="never, same_bits, fastest or wherever_possible")
     options = parser.parse_args()
-    ours = times_of(options.bench) if options.bench else {}
+    ours = times_of(options.bench, options.use) if options.bench else {}
     torch.backends.cudnn.benchmark = True
     print(torch.__version__, torch.cuda.get_device_name(), "cuDNN", torch.backends.cudnn.version())
     flush = torch.empty(64 << 20, dtype=torch.float32, device="cuda")

@@ -4,7 +4,7 @@
 initializers (packed once) and forward passes only; oneDNN (bench/peers/onednn.cpp, compiled before) three passes with
 reordered weights. Each case is timed in turn on every side; times are medians.
 
-    python bench/peers/cpu_others.py --bench build/bench/bench_backend [--onednn ./onednn] [--threads 16] [--filter conv]
+    python bench/peers/cpu_others.py --bench build/release/bench/bench_backend [--onednn ./onednn] [--threads 16] [--filter conv]
 
 Columns: milliseconds of lpo, onnxruntime, oneDNN; then their time over lpo's (above 1: lpo is faster) and lpo's fraction of peak.
 """

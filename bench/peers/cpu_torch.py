@@ -5,7 +5,7 @@ Stable Diffusion 1.5, in float32; with --dtype bfloat16 products and convolution
 fraction of a second, so that a busy or throttled machine slows both; each time is the median over the turns. With one
 thread, times are processor times of that thread.
 
-    python bench/peers/cpu_torch.py --bench build/bench/bench_backend [--threads 2] [--rounds 3] [--filter conv]
+    python bench/peers/cpu_torch.py --bench build/release/bench/bench_backend [--threads 2] [--rounds 3] [--filter conv]
 
 Columns: milliseconds of lpo and of PyTorch, ratio (above 1: lpo is faster), and lpo's fraction of the peak of
 multiply-adds in that type that it measured in the same process (products, convolutions and attention only).

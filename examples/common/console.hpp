@@ -47,9 +47,11 @@ class ProgressBar {
     if (p.stage != stage_ || p.seconds < shown_) {
       stage_ = p.stage;
       shown_ = -1e9;
+      ended_ = false;
     }
-    if (last || p.seconds - shown_ >= (terminal ? 0.2 : 10.0)) {
+    if ((last && !ended_) || p.seconds - shown_ >= (terminal ? 0.2 : 10.0)) {
       shown_ = p.seconds;
+      ended_ = last;
       draw(p, terminal, last);
     }
     return interrupted() == 0;
@@ -75,6 +77,7 @@ class ProgressBar {
 
   std::string stage_;
   double shown_ = -1e9;
+  bool ended_ = false;  ///< the last line is drawn once, however often the work is reported as done
 };
 
 /// Runs `body`. Where it runs out of a device's memory, `print_plan()` shows what was to be expected.

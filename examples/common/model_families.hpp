@@ -66,7 +66,8 @@ constexpr const char* storage_name = std::is_same_v<T, float>           ? "float
                                      : std::is_same_v<T, lpo::bfloat16> ? "bfloat16"
                                                                         : "float16";
 
-// CMake says which families and storage types a program is built with (LPO_EXAMPLE_FAMILIES, LPO_EXAMPLE_DTYPES).
+// CMake says which families and storage types a program is built with (LPO_EXAMPLE_FAMILIES; LPO_EXAMPLE_DTYPES
+// for txt2img, LPO_TRAIN_DTYPES for train_lpo and train_dpo).
 #ifndef LPO_FAMILIES
 #define LPO_FAMILIES tiny_family
 #endif
@@ -110,7 +111,8 @@ void with_storage(StorageList<T...>, const std::string& name, const Use& use) {
   const bool found = ((name == storage_name<T> ? (use.template operator()<T>(), true) : false) || ...);
   if (!found)
     throw lpo::ValueError(
-        lpo::message("[model] dtype is ", name, "; this program is compiled for ", names, " (LPO_EXAMPLE_DTYPES)"));
+        lpo::message("[model] dtype is ", name, "; this program is compiled for ", names,
+                     "; CMake's LPO_EXAMPLE_DTYPES (txt2img) and LPO_TRAIN_DTYPES (train_lpo, train_dpo) add more"));
 }
 
 }  // namespace detail

@@ -8,6 +8,11 @@
 
 namespace examples {
 
+/// The check of a type that files are written in: what dtype_of knows, or "keep".
+inline CLI::IsMember dtype_or_keep() {
+  return CLI::IsMember({"keep", "float32", "float16", "bfloat16", "fp32", "fp16", "bf16"});
+}
+
 /// Adds options to a command line, each spelled with _ and with -.
 struct OptionList {
   CLI::App& app;

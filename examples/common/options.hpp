@@ -3,10 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <lpo/io/dtype.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/json.hpp>
 #include <lpo/io/unicode.hpp>
@@ -30,6 +32,14 @@ inline std::vector<std::string> comma_list(const std::string& text) {
     begin = end + 1;
   }
   return parts;
+}
+
+/// "float16" (diffusers' name) or "fp16" as a type; nothing for "keep" and what is none of them.
+inline std::optional<lpo::DType> dtype_of(const std::string& name) {
+  if (name == "float32" || name == "fp32") return lpo::DType::F32;
+  if (name == "float16" || name == "fp16") return lpo::DType::F16;
+  if (name == "bfloat16" || name == "bf16") return lpo::DType::BF16;
+  return std::nullopt;
 }
 
 namespace detail {

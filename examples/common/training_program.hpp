@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: MIT
-// What programs that train do before they train: name the model, keep to one run a folder, leave the settings in it.
+// What programs that train do before they train: read their model's size and names of options, keep to one run a
+// folder, leave the settings in it.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include <lpo/io/file.hpp>
+#include <lpo/optim/schedule.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
 #include "config_file.hpp"
+#include "console.hpp"
+#include "model_source.hpp"
 #include "option_list.hpp"
+#include "ranks.hpp"
 
 namespace examples {
 
@@ -32,6 +38,27 @@ void add_model_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"epsilon", "v_prediction"}));
 }
 
+/// A learning rate's course by the name that --lr_scheduler has for it.
+inline lpo::LearningRateKind learning_rate_kind(const std::string& name) {
+  using Kind = lpo::LearningRateKind;
+  if (name == "constant_with_warmup") return Kind::constant_with_warmup;
+  if (name == "linear") return Kind::linear;
+  if (name == "cosine") return Kind::cosine;
+  return name == "log_warmup_decay" ? Kind::log_warmup_decay : Kind::constant;
+}
+
+/// Height and width of the pictures: `asked`, or the model's for 0. ValueError where the UNet cannot halve their
+/// latents.
+inline int training_resolution(const std::string& program, int asked, const ModelSource& model,
+                               const ModelFamily& family, std::optional<lpo::PredictionType> predicted = {}) {
+  const int resolution = asked > 0 ? asked : model.resolution(family, predicted);
+  const int multiple = family.vae.factor() << (family.unet.levels - 1);
+  if (resolution % multiple != 0)
+    throw lpo::ValueError(
+        lpo::message("[", program, "] --resolution is ", resolution, "; this model draws multiples of ", multiple));
+  return resolution;
+}
+
 /// ValueError if `folder` has checkpoints, which those of another run would replace.
 inline void refuse_earlier_run(const std::string& program, const std::string& folder) {
   if (!lpo::CheckpointFolder(folder, 0).steps().empty())
@@ -44,6 +71,27 @@ inline std::string keep_settings(const CLI::App& app, const std::string& folder)
   lpo::make_directories(folder);
   save_resolved_config(app, folder + "/config.toml");
   return lpo::read_text_file(folder + "/config.toml");
+}
+
+/// Trains a policy of the model's family F in the type T of --dtype, or prints what that needs. `make_job(o, model,
+/// family)` decides everything else; `align` and `print_plan` are called as operator()<F, T>(job).
+template <class Options, class MakeJob, class Align, class PrintPlan>
+void run_policy_program(const Options& o, const CLI::App& app, const std::string& command, const Processes& processes,
+                        const MakeJob& make_job, const Align& align, const PrintPlan& print_plan) {
+  const ModelSource model(o.model, o.variant, o.tokenizer);
+  with_family(
+      model.path(), [&](const ModelFamily& family) { return model.differences(family); },
+      [&]<const ModelFamily & F>() {
+        auto job = make_job(o, model, F);
+        job.command = command;
+        job.processes = processes;
+        with_storage(o.dtype, [&]<class T>() {
+          const auto plan = [&] { print_plan.template operator()<F, T>(job); };
+          if (o.dry_run) return plan();
+          if (processes.first()) job.settings = keep_settings(app, o.output_dir);
+          run_within_memory([&] { align.template operator()<F, T>(job); }, plan);
+        });
+      });
 }
 
 }  // namespace examples

@@ -2,19 +2,16 @@
 // Converts Stable Diffusion checkpoints between the single-file layout and diffusers' folders, in either direction.
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 
 #include "../common/console.hpp"
+#include "../common/option_list.hpp"
 #include "conversion.hpp"
 
 namespace {
-
-const std::map<std::string, lpo::DType> dtypes = {
-    {"float32", lpo::DType::F32}, {"float16", lpo::DType::F16}, {"bfloat16", lpo::DType::BF16}};
 
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes) / 1e6; }
 
@@ -42,9 +39,7 @@ void program(int argc, char** argv) {
       "folder becomes a single file. Any width; memory stays far below the size of the file."};
   app.add_option("from", o.from, "a single .safetensors file, or a diffusers folder")->required();
   app.add_option("to", o.to, "a folder, or the name of a single .safetensors file")->required();
-  app.add_option("--dtype", dtype, "type of the weights: float32, float16, bfloat16, or keep")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"float32", "float16", "bfloat16", "keep"}));
+  app.add_option("--dtype", dtype, "type of the weights")->capture_default_str()->check(examples::dtype_or_keep());
   app.add_option("--variant", o.variant, "fp16: the folder's weights are named *.fp16.safetensors");
   app.add_option("--component", o.component, "convert this part only: unet, vae, text_encoder or text_encoder_2")
       ->check(CLI::IsMember({"unet", "vae", "text_encoder", "text_encoder_2"}));
@@ -63,7 +58,7 @@ void program(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::exit(app.exit(error));
   }
-  if (dtype != "keep") o.dtype = dtypes.at(dtype);
+  o.dtype = examples::dtype_of(dtype);
 
   const conversion::Plan plan = conversion::make_plan(o);
   std::printf("%s: %s\n", o.from.c_str(), plan.summary.c_str());

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
-#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +14,7 @@
 #include <lpo/io/lora_merge.hpp>
 
 #include "common/console.hpp"
+#include "common/option_list.hpp"
 #include "lora/inspect.hpp"
 #include "lora/merge_folder.hpp"
 
@@ -30,13 +30,6 @@ struct Options {
   index_t rank = 16, kernel_rank = -1;
   int layers_per_block = 2;
 };
-
-std::optional<lpo::DType> dtype_of(const std::string& name) {
-  if (name == "fp32") return lpo::DType::F32;
-  if (name == "fp16") return lpo::DType::F16;
-  if (name == "bf16") return lpo::DType::BF16;
-  return std::nullopt;
-}
 
 lpo::LoraFormat format_of(const std::string& name) {
   return name == "kohya"       ? lpo::LoraFormat::kohya
@@ -97,7 +90,7 @@ int merge(const Options& o) {
   if (o.strict && !fit.unmatched.empty())
     throw lpo::FileError(lpo::message("[lora] ", o.file, ": ", fit.unmatched.size(), " keys find no weight in ", o.base,
                                       ": ", lpo::detail::listed(fit.unmatched)));
-  lpo::LoraMergeOptions options{o.scale, dtype_of(o.dtype), {}};
+  lpo::LoraMergeOptions options{o.scale, examples::dtype_of(o.dtype), {}};
   if (lpo::directory_exists(o.base)) {
     lora_tool::merge_folder(file, o.base, base, o.out, options,
                             [](const lpo::BaseComponent& part) { return byte_meter(part.name + " (MiB)"); });
@@ -117,7 +110,7 @@ int convert(const Options& o) {
   const lpo::LoraFile file(o.file, base.empty() ? o.layers_per_block : lpo::layers_per_block_of(base));
   lpo::LoraOptions options;
   options.format = format_of(o.format);
-  options.dtype = dtype_of(o.dtype);
+  options.dtype = examples::dtype_of(o.dtype);
   options.fold_alpha = o.fold_alpha;
   lpo::convert_lora(file, o.out, options, base);
   if (!file.unknown_keys().empty())
@@ -134,7 +127,7 @@ int extract(const Options& o) {
   options.kernel_rank = o.kernel_rank;
   options.targets = o.targets;
   options.file.format = format_of(o.format);
-  options.file.dtype = dtype_of(o.dtype == "keep" ? "fp32" : o.dtype);
+  options.file.dtype = examples::dtype_of(o.dtype == "keep" ? "float32" : o.dtype);
   Meter meter("weights");
   std::size_t weights = 0;
   options.before_weight = [&](const std::string&, std::size_t done, std::size_t total) {
@@ -172,16 +165,14 @@ void add_component(CLI::App& command, Options& o) {
 
 void add_layers(CLI::App& command, Options& o) {
   command
-      .add_option("--layers-per-block", o.layers_per_block,
+      .add_option(examples::both_spellings("layers_per_block"), o.layers_per_block,
                   "residual blocks per level of the UNet, for files with ldm's block numbers")
       ->capture_default_str()
       ->check(CLI::Range(1, 16));
 }
 
 void add_dtype(CLI::App& command, Options& o, const char* text) {
-  command.add_option("--dtype", o.dtype, text)
-      ->capture_default_str()
-      ->check(CLI::IsMember({"keep", "fp32", "fp16", "bf16"}));
+  command.add_option("--dtype", o.dtype, text)->capture_default_str()->check(examples::dtype_or_keep());
 }
 
 CLI::App* add_inspect(CLI::App& app, Options& o) {
@@ -222,7 +213,7 @@ CLI::App* add_convert(CLI::App& app, Options& o) {
   command->add_option("out", o.out, "the file to write")->required();
   command->add_option("--format", o.format, "convention")->required()->check(formats());
   add_dtype(*command, o, "type of the matrices");
-  command->add_flag("--fold-alpha", o.fold_alpha,
+  command->add_flag(examples::both_spellings("fold_alpha"), o.fold_alpha,
                     "multiply alpha / rank into the matrices, for programs that overlook alpha");
   command->add_option("--base", o.base, std::string("names of other architectures come from here: ") + base_text);
   add_component(*command, o);
@@ -237,7 +228,7 @@ CLI::App* add_extract(CLI::App& app, Options& o) {
   command->add_option("out", o.out, "the file to write")->required();
   command->add_option("--rank", o.rank, "rank of every adapter")->capture_default_str()->check(CLI::PositiveNumber);
   command
-      ->add_option("--conv-rank", o.kernel_rank,
+      ->add_option(examples::both_spellings("conv_rank"), o.kernel_rank,
                    "rank for convolutions larger than 1x1; 0 leaves them out, -1 takes --rank")
       ->capture_default_str()
       ->check(CLI::Range(-1, 1 << 20));
@@ -245,7 +236,7 @@ CLI::App* add_extract(CLI::App& app, Options& o) {
       ->add_option("--targets", o.targets, "ends of module names (to_q,to_k,to_v,to_out.0); all that changed otherwise")
       ->delimiter(',');
   command->add_option("--format", o.format, "convention")->capture_default_str()->check(formats());
-  add_dtype(*command, o, "type of the matrices; keep means fp32");
+  add_dtype(*command, o, "type of the matrices; keep means float32");
   add_component(*command, o);
   return command;
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // train_dpo: aligns a Stable Diffusion model with Diffusion-DPO, from pairs of pictures that people preferred.
-#include <map>
 #include <optional>
 #include <string>
 
@@ -15,11 +14,6 @@ namespace {
 using train_dpo::Job, train_dpo::Options;
 
 lpo::DpoTrainerOptions trainer_options(const Options& o) {
-  using Rate = lpo::LearningRateKind;
-  static const std::map<std::string, Rate> rates = {{"constant", Rate::constant},
-                                                    {"constant_with_warmup", Rate::constant_with_warmup},
-                                                    {"linear", Rate::linear},
-                                                    {"cosine", Rate::cosine}};
   lpo::DpoTrainerOptions t;
   t.max_train_steps = o.max_train_steps;
   t.train_batch_size = o.train_batch_size * o.gradient_accumulation_steps;
@@ -27,7 +21,7 @@ lpo::DpoTrainerOptions trainer_options(const Options& o) {
   t.beta_dpo = o.beta;
   t.proportion_empty_prompts = o.proportion_empty_prompts;
   t.learning_rate = o.learning_rate;
-  t.lr_scheduler = rates.at(o.lr_scheduler);
+  t.lr_scheduler = examples::learning_rate_kind(o.lr_scheduler);
   t.lr_warmup_steps = o.lr_warmup_steps;
   t.optimizer = {
       .beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
@@ -57,31 +51,18 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   const auto predicted =
       o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
   job.schedule = model.scheduler(lpo::SamplerKind::ddim, predicted);
-  job.resolution = o.resolution > 0 ? o.resolution : model.resolution(family, predicted);
-  const int multiple = family.vae.factor() << (family.unet.levels - 1);
-  if (job.resolution % multiple != 0)
-    throw lpo::ValueError(
-        lpo::message("[train_dpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
+  job.resolution = examples::training_resolution("train_dpo", o.resolution, model, family, predicted);
   job.trainer = trainer_options(o);
   job.trainer.prediction_type = job.schedule.prediction_type;
   return job;
 }
 
 void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
-  const examples::ModelSource model(o.model, o.variant, o.tokenizer);
   if (!o.resume && !o.dry_run && !o.encode_only) examples::refuse_earlier_run("train_dpo", o.output_dir);
-  examples::with_family(
-      model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
-      [&]<const examples::ModelFamily & F>() {
-        Job job = make_job(o, model, F);
-        job.command = command;
-        job.processes = processes;
-        examples::with_storage(o.dtype, [&]<class T>() {
-          if (o.dry_run) return train_dpo::print_plan<F, T>(job);
-          if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
-          examples::run_within_memory([&] { train_dpo::align<F, T>(job); }, [&] { train_dpo::print_plan<F, T>(job); });
-        });
-      });
+  examples::run_policy_program(
+      o, app, command, processes, make_job,
+      []<const examples::ModelFamily & F, class T>(const Job& job) { train_dpo::align<F, T>(job); },
+      []<const examples::ModelFamily & F, class T>(const Job& job) { train_dpo::print_plan<F, T>(job); });
 }
 
 }  // namespace

@@ -23,10 +23,11 @@ struct Options {
   std::string objective = "lpo", advantage_deviation = "population";
   std::string output_dir = "train-lpo-out", lora_targets = "to_q,to_k,to_v,to_out.0", dtype = "float32";
   std::string threshold_mode = "sigma", threshold_table = "closed_form", lrm_timestep = "departure",
-              lr_scheduler = "constant", sdxl_uncond = "zeros", lrm_head_dtype = "float32";
+              lr_scheduler = "constant", sdxl_uncond = "zeros", lrm_head_dtype = "float32", ref_precision = "same";
   std::vector<std::string> validation_prompts;
   bool full_finetuning = false, gradient_checkpointing = false, resume = false, dry_run = false;
   bool lrm_multi_scale = true, lrm_multi_scale_cfg = false, stable_logsigmoid = true, small_bucket_includes_t1 = true;
+  bool dedup_forward = true;
   int resolution = 0, epochs = 5, iterations = 0, num_inference_steps = 20, candidates = 4, threads = 0;
   int divert_start_step = 0, divert_end_step = 0, calibration_rollouts = 2, max_skipped_steps = 10;
   int validation_images = 2, validation_epochs = 1, checkpoints_total_limit = 2;

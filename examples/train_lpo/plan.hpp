@@ -81,7 +81,8 @@ void print_run(const Job& job) {
   const double scored = t.max_rows > 0 ? std::min(static_cast<double>(t.max_rows), candidates) : candidates;
   const auto work = examples::unet_work(F.unet, side, side, F.text.positions);
   const auto lrm = examples::unet_work(R.unet, side, side, R.text.positions);
-  const double pass = rows * static_cast<double>(t.micro_batch_size);
+  const double copies = t.dedup_forward ? 1 : 2;  // of a pair's rows in training
+  const double pass = copies * rows * static_cast<double>(t.micro_batch_size);
   const double denoising = stored * examples::unet_activations(F.unet, rows * prompts, side, side);
   const double scoring = rater ? stored * (examples::unet_activations(F.unet, rows * scored, side, side) +
                                            examples::vae_activations(F.vae, job.resolution, job.resolution))
@@ -108,7 +109,7 @@ void print_run(const Job& job) {
                                       2.25 * examples::vae_encoder_work(F.vae, job.resolution, job.resolution))
                                : compared * lrm_rows * candidates * (lrm.down + lrm.middle);
   const double backward = policy->reference ? 2 : 1.16;  // adapters need no products for the weights' gradients
-  const double per_pair = rows * work.total() * (2 + backward + (t.gradient_checkpointing ? 1 : 0));
+  const double per_pair = copies * rows * work.total() * (2 + backward + (t.gradient_checkpointing ? 1 : 0));
   const double kept = job.is("grpo") ? 1.0 : assumed_kept;
   const double updating = kept * compared * prompts * per_pair;
   const double seconds = (sampling + judging + updating) / rate;

@@ -46,8 +46,7 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   const double usual_beta = o.objective == "grpo" ? 0.1 : o.objective == "spo" ? 10 : 500;
   t.loss = {.beta = o.beta >= 0 ? o.beta : usual_beta, .clip = o.clip_range, .stable_logsigmoid = o.stable_logsigmoid};
   t.learning_rate = o.learning_rate;
-  t.lr_scheduler =
-      o.lr_scheduler == "constant" ? lpo::LearningRateKind::constant : lpo::LearningRateKind::constant_with_warmup;
+  t.lr_scheduler = examples::learning_rate_kind(o.lr_scheduler);
   t.lr_warmup_steps = o.lr_warmup_steps;
   t.optimizer = {
       .beta1 = o.adam_beta1, .beta2 = o.adam_beta2, .epsilon = o.adam_epsilon, .weight_decay = o.adam_weight_decay};
@@ -59,6 +58,8 @@ lpo::LpoTrainerOptions trainer_options(const Options& o) {
   t.small_bucket_includes_t1 = o.small_bucket_includes_t1;
   t.max_rows = o.lrm_max_rows;
   t.half_scores = o.lrm_head_dtype == "float16";
+  t.half_reference = o.ref_precision == "official";
+  t.dedup_forward = o.dedup_forward;
   t.checkpointing_iterations = o.checkpointing_iterations;
   t.checkpoints_total_limit = o.checkpoints_total_limit;
   t.seed = o.seed;
@@ -76,17 +77,16 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   const auto predicted =
       o.prediction_type.empty() ? std::nullopt : std::optional(lpo::parse_prediction_type(o.prediction_type));
   job.schedule = model.scheduler(lpo::SamplerKind::ddim, predicted);
-  job.resolution = o.resolution > 0 ? o.resolution : model.resolution(family, predicted);
-  const int multiple = family.vae.factor() << (family.unet.levels - 1);
-  if (job.resolution % multiple != 0)
-    throw lpo::ValueError(
-        lpo::message("[train_lpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
+  job.resolution = examples::training_resolution("train_lpo", o.resolution, model, family, predicted);
   if (job.rater().empty())
     throw lpo::ValueError("[train_lpo] --objective " + o.objective +
                           (o.objective == "spo" ? " needs --preference_model, which train_spm trains"
                                                 : " needs --lrm, a reward model's folder"));
   if (o.objective == "grpo" && o.threshold_quantile > 0)
     throw lpo::ValueError("[train_lpo] --threshold_quantile: --objective grpo trains all candidates, without thresholds");
+  if (o.objective == "grpo" && !o.dedup_forward)
+    throw lpo::ValueError(
+        "[train_lpo] --dedup_forward: --objective grpo trains groups of candidates, which share a pass; false is for pairs");
   if (!(o.eta > 0))
     throw lpo::ValueError(
         "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
@@ -103,20 +103,11 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
 }
 
 void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
-  const examples::ModelSource model(o.model, o.variant, o.tokenizer);
   if (!o.resume && !o.dry_run) examples::refuse_earlier_run("train_lpo", o.output_dir);
-  examples::with_family(
-      model.path(), [&](const examples::ModelFamily& family) { return model.differences(family); },
-      [&]<const examples::ModelFamily & F>() {
-        Job job = make_job(o, model, F);
-        job.command = command;
-        job.processes = processes;
-        examples::with_storage(o.dtype, [&]<class T>() {
-          if (o.dry_run) return train_lpo::print_plan<F, T>(job);
-          if (processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
-          examples::run_within_memory([&] { train_lpo::align<F, T>(job); }, [&] { train_lpo::print_plan<F, T>(job); });
-        });
-      });
+  examples::run_policy_program(
+      o, app, command, processes, make_job,
+      []<const examples::ModelFamily & F, class T>(const Job& job) { train_lpo::align<F, T>(job); },
+      []<const examples::ModelFamily & F, class T>(const Job& job) { train_lpo::print_plan<F, T>(job); });
 }
 
 }  // namespace
@@ -183,8 +174,15 @@ int main(int argc, char** argv) {
   app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta,
                  "strength of the preference against the reference; grpo: weight of the divergence from it; below 0 takes "
                  "the objective's: lpo 500, grpo 0.1, spo 10");
-  add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(0.0, 0.999));
+  add("clip_range", o.clip_range, "ratios stay within 1 - this and 1 + this")->check(CLI::Range(1e-4, 0.999));
   add("stable_logsigmoid", o.stable_logsigmoid, "true or false: false is the original's loss, infinite for far pairs");
+  add("dedup_forward", o.dedup_forward,
+      "true or false: false runs policy and reference for win and for lose, as the original code does: the same numbers "
+      "for twice the work");
+  add("ref_precision", o.ref_precision,
+      "official rounds the reference's predictions to float16 and guides them in float16, which the original code does "
+      "with the reference alone")
+      ->check(CLI::IsMember({"same", "official"}));
   add("small_bucket_includes_t1", o.small_bucket_includes_t1, "true or false: false is the original's log");
   add("sdxl_uncond", o.sdxl_uncond, "SDXL: what stands for the empty prompt")
       ->check(CLI::IsMember({"zeros", "encoded"}));

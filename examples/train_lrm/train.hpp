@@ -14,6 +14,7 @@
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 
+#include "../common/options.hpp"
 #include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
@@ -148,9 +149,7 @@ int train(const Job& job) {
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
   if (!job.processes.first()) return results.failure.empty() ? 0 : 1;
 
-  const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
-                           : o.save_dtype == "bfloat16" ? lpo::DType::BF16
-                                                        : lpo::DType::F32;
+  const lpo::DType dtype = examples::dtype_of(o.save_dtype).value();
   reward->save(o.output_dir + "/lrm-last", dtype);
   if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);
   if (!results.accuracy.empty()) write_validation(o.output_dir + "/validation.json", results);

@@ -17,17 +17,11 @@ using train_lrm::Job, train_lrm::Options;
 /// Names that are enumerations of the library.
 void resolve_names(Options& o) {
   using Kind = lpo::RewardLossOptions::Kind;
-  using Rate = lpo::LearningRateKind;
   static const std::map<std::string, Kind> losses = {
       {"pair", Kind::pair}, {"batch", Kind::batch}, {"both", Kind::both}};
-  static const std::map<std::string, Rate> rates = {{"constant", Rate::constant},
-                                                    {"constant_with_warmup", Rate::constant_with_warmup},
-                                                    {"linear", Rate::linear},
-                                                    {"cosine", Rate::cosine},
-                                                    {"log_warmup_decay", Rate::log_warmup_decay}};
   auto& t = o.training;
   t.loss.kind = losses.at(o.loss);
-  t.lr_scheduler = rates.at(o.lr_scheduler);
+  t.lr_scheduler = examples::learning_rate_kind(o.lr_scheduler);
   t.lr_first_step = o.lr_first_step == "official" ? lpo::FirstStepRate::official : lpo::FirstStepRate::zero;
   t.batch_unit = o.batch_unit == "prompt" ? lpo::BatchUnit::prompt : lpo::BatchUnit::pair;
   t.shared_pair_noise = o.pair_noise == "shared";
@@ -63,11 +57,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
   examples::with_family(
       job.model.path(), [&](const examples::ModelFamily& family) { return job.model.differences(family); },
       [&]<const examples::ModelFamily & F>() {
-        job.resolution = o.resolution > 0 ? o.resolution : job.model.resolution(F);
-        const int multiple = F.vae.factor() << (F.unet.levels - 1);
-        if (job.resolution % multiple != 0)
-          throw lpo::ValueError(
-              lpo::message("[train_lrm] --resolution is ", job.resolution, "; expected a multiple of ", multiple));
+        job.resolution = examples::training_resolution("train_lrm", o.resolution, job.model, F);
         job.options = o;
         if (!o.dry_run && processes.first()) examples::keep_settings(app, o.output_dir);
         status = train_lrm::train<F>(job);
@@ -114,6 +104,12 @@ int main(int argc, char** argv) {
   add("batch_coeff", t.loss.batch_coefficient, "weight of the batch loss in both");
   add("pair_noise", o.pair_noise, "noise of the two pictures of a pair")
       ->check(CLI::IsMember({"independent", "shared"}));
+  add("noise_offset", t.noise_offset, "adds so much of one normal number for each picture and channel to the noise")
+      ->check(CLI::NonNegativeNumber);
+  add.flag("compare_between_timestep", t.compare_between_timestep,
+           "also train on the preferred pictures alone, each at two neighbouring timesteps: the less noisy one is better");
+  add("aux_loss_coeff", t.loss.aux_coefficient, "weight of what compare_between_timestep adds")
+      ->check(CLI::NonNegativeNumber);
   add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none");
   add.flag("single_scale", o.single_scale, "pool the middle block only");
   add.flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");

@@ -14,7 +14,7 @@ namespace train_spm {
 
 using examples::DataSet, examples::Device, lpo::index_t;
 
-/// The command line; what is absent comes from the model. Values are SPO's for SD1.5 (lpo-method F2).
+/// The command line; what is absent comes from the model. Values are those of SPO for SD1.5 (arXiv 2406.04314).
 struct Options {
   std::string model, variant, tokenizer, clip_model, preference_model;
   std::string train_data, validation_data, cache_dir, output_dir = "spm-out";

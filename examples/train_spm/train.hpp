@@ -13,6 +13,7 @@
 #include <lpo/train/predicted_image_model.hpp>
 
 #include "../common/memory_plan.hpp"
+#include "../common/options.hpp"
 #include "../common/run_report.hpp"
 #include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
@@ -213,9 +214,7 @@ int train(const Job& job) {
   std::vector<lpo::TimestepAccuracy> accuracy;
   if (validation.size() > 0) accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
   if (!job.processes.first()) return failure.empty() ? 0 : 1;
-  const lpo::DType dtype = o.save_dtype == "float16"    ? lpo::DType::F16
-                           : o.save_dtype == "bfloat16" ? lpo::DType::BF16
-                                                        : lpo::DType::F32;
+  const lpo::DType dtype = examples::dtype_of(o.save_dtype).value();
   const auto save = [&](const std::string& folder) {
     lpo::save_preference_model(folder, preference->model, preference->store, dtype);
     std::printf("%s\n", folder.c_str());

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // train_spm: trains SPO's step-aware preference model on pairs of pictures; train_lpo --objective spo aligns with it.
-#include <map>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -23,12 +22,7 @@ void check(const Options& o) {
 }
 
 int program(Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
-  using Rate = lpo::LearningRateKind;
-  static const std::map<std::string, Rate> rates = {{"constant", Rate::constant},
-                                                    {"constant_with_warmup", Rate::constant_with_warmup},
-                                                    {"linear", Rate::linear},
-                                                    {"cosine", Rate::cosine}};
-  o.training.lr_scheduler = rates.at(o.lr_scheduler);
+  o.training.lr_scheduler = examples::learning_rate_kind(o.lr_scheduler);
   if (o.validation_timesteps.empty()) o.validation_timesteps = {1, 201, 401, 601, 801};
   check(o);
   if (o.cache_dir.empty()) o.cache_dir = o.output_dir + "/cache";
@@ -43,11 +37,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
   examples::with_family(
       job.model.path(), [&](const examples::ModelFamily& family) { return job.model.differences(family); },
       [&]<const examples::ModelFamily & F>() {
-        job.resolution = o.resolution > 0 ? o.resolution : job.model.resolution(F);
-        const int multiple = F.vae.factor() << (F.unet.levels - 1);
-        if (job.resolution % multiple != 0)
-          throw lpo::ValueError(
-              lpo::message("[train_spm] --resolution is ", job.resolution, "; expected a multiple of ", multiple));
+        job.resolution = examples::training_resolution("train_spm", o.resolution, job.model, F);
         job.options = o;
         if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
         status = train_spm::train<F>(job);

@@ -39,10 +39,16 @@
 ///
 /// Define LPO_ONE_ISA, for a whole program, to compile inner loops for the instruction set of the translation unit alone
 /// and not for wider ones that the machine may turn out to have: less to compile, and slower unless -march says what there is.
-#if defined(LPO_ONE_ISA)
-#  define LPO_ABI LPO_CONCAT(v0_1_only_, LPO_ISA)
+/// Define LPO_HAS_CUDNN, for a whole program too, where CUDA's convolutions may go to cuDNN; the target lpo::cudnn does.
+#if defined(LPO_HAS_CUDNN)
+#  define LPO_ABI_LIBRARIES v0_1_cudnn_
 #else
-#  define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+#  define LPO_ABI_LIBRARIES v0_1_
+#endif
+#if defined(LPO_ONE_ISA)
+#  define LPO_ABI LPO_CONCAT(LPO_CONCAT(LPO_ABI_LIBRARIES, only_), LPO_ISA)
+#else
+#  define LPO_ABI LPO_CONCAT(LPO_ABI_LIBRARIES, LPO_ISA)
 #endif
 
 // The only place that asks whether nvcc compiles this translation unit.
@@ -84,7 +90,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Host memory, computed by backend/cpu (SIMD packs, Eigen products, threads).
+/// Host memory, computed by backend/cpu (SIMD packs, threads).
 struct Cpu {};
 /// Host memory, computed by backend/reference (plain loops, double sums): the oracle.
 struct Reference {};
@@ -3040,20 +3046,21 @@ inline bool machine_has_amx_bfloat16() {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+// The body is a copy: what it captured by value stays in registers, whatever the loop writes.
 template <class V, class Body>
-__attribute__((noinline)) void run_native(Body& body) {
+__attribute__((noinline)) void run_native(Body body) {
   body.template operator()<V>();
 }
 #if defined(LPO_TARGET_256)
 template <class Body>
-LPO_TARGET_256 __attribute__((noinline)) void run_256(Body& body) {
+LPO_TARGET_256 __attribute__((noinline)) void run_256(Body body) {
   body.template operator()<WidePack<32>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
 #endif
 #if defined(LPO_TARGET_512)
 template <class Body>
-LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
+LPO_TARGET_512 __attribute__((noinline)) void run_512(Body body) {
   body.template operator()<WidePack<64>>();
   LPO_LEAVE_WIDE_REGISTERS();
 }
@@ -3061,7 +3068,8 @@ LPO_TARGET_512 __attribute__((noinline)) void run_512(Body& body) {
 
 /// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
 /// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
-/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower.
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. Capture by value what
+/// the inner loop reads: references would be followed again after every store.
 template <class T, class Body>
 void with_lanes(Body&& body) {
   using V = lanes_t<T>;
@@ -3091,12 +3099,67 @@ int machine_lanes() {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
+// <lpo/kernel/attention.hpp>
+// Contract of scaled dot-product attention that never stores the query x key matrix, and its gradient.
+
+namespace lpo::inline LPO_ABI {
+namespace kernel {
+
+/// q and out are [batch, queries, heads, width], k and v are [batch, keys, heads, width]; the last two axes are dense, and
+/// each tensor has its own row stride (elements between two positions), so that slices of a fused projection work.
+/// out = softmax(scale * q k^T (+ causal mask)) v per head. With `causal`, query i sees keys j <= i (queries == keys).
+struct AttentionShape {
+  index_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
+  float scale = 1.0f;  ///< 1 / sqrt(width) as a rule
+  bool causal = false;
+  index_t q_row = 0, k_row = 0, v_row = 0, out_row = 0;  ///< row strides; a batch advances by its length times these
+};
+
+template <class Device>
+struct Attention {
+  LPO_MISSING_KERNEL(Device, "attention");
+
+  /// `log_sum_exp` [batch, heads, queries] keeps what backward needs; may be null for inference.
+  template <class T>
+  static void forward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, T* out,
+                      compute_t<T>* log_sum_exp);
+  /// dout has out's layout; dq, dk, dv have the layout of q, k, v. Any may be null; the flags say add instead of overwrite.
+  template <class T>
+  static void backward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, const T* out,
+                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk, bool accumulate_k,
+                       T* dv, bool accumulate_v);
+};
+
+}  // namespace kernel
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/backend/cpu/attention_tiles.hpp>
 // Building blocks of CPU attention: products whose result lies across lanes, transposed loads and stores.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
+
+/// Keys or queries of a block of scores: beside 48 of the others it stays in the first-level cache.
+inline constexpr index_t attention_block = 96;
+
+/// Tasks per chunk, so that a chunk is large against handing it out.
+inline index_t attention_grain(index_t products) {
+  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
+}
+
+/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
+/// takes.
+template <class T>
+index_t attention_lanes() {
+  return 4 * machine_lanes<T>();
+}
+/// Lanes for `count` queries or keys of a block: whole registers.
+template <class T>
+index_t lanes_for(index_t count) {
+  const index_t width = machine_lanes<T>();
+  return (count + width - 1) / width * width;
+}
 
 /// Vectors beside each other in a register tile. Four of 32 bytes would leave 8 accumulators, too few to hide the
 /// latency of a multiply-add.
@@ -3106,7 +3169,7 @@ inline constexpr int attention_tile_packs = bytes == 32 ? 2 : 4;
 /// Rows of a register tile of `Packs` vectors: as many accumulators as leave room for the operands.
 template <int bytes, int Packs>
 inline constexpr int attention_tile_rows = bytes == 64   ? (Packs == 4 ? 6 : 8)
-                                           : bytes == 32 ? (Packs == 2 ? 6 : 8)
+                                           : bytes == 32 ? (Packs == 3 ? 4 : Packs == 2 ? 6 : 8)
                                                          : (Packs == 4 ? 2 : 4);
 
 template <class S, int bytes>
@@ -3180,6 +3243,12 @@ LPO_ALWAYS_INLINE void multiply_lanes(index_t rows, index_t columns, const S* a,
     for (; at + 4 * width <= columns; at += 4 * width)
       multiply_some<S, bytes, 4, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   }
+  if constexpr (bytes == 32) {  // an odd number of packs, as a head of 40 has: one alone would wait for its operands
+    if (columns / width % 2 == 1 && columns >= 3 * width) {
+      multiply_some<S, bytes, 3, Add>(rows, a, a_row, a_step, b, b_step, depth, c, c_row);
+      at = 3 * width;
+    }
+  }
   for (; at + 2 * width <= columns; at += 2 * width)
     multiply_some<S, bytes, 2, Add>(rows, a, a_row, a_step, b + at, b_step, depth, c + at, c_row);
   for (; at + width <= columns; at += width)
@@ -3237,7 +3306,7 @@ void multiply_rows(index_t rows, index_t columns, const S* a, index_t a_row, ind
 template <class T, class S>
 void load_columns(const T* rows, index_t row_stride, index_t count, index_t width, S factor, S* columns,
                   index_t lanes) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < lanes; lane += side)
       for_lanes<V>(
@@ -3259,7 +3328,7 @@ void load_columns(const T* rows, index_t row_stride, index_t count, index_t widt
 template <class T, class S>
 void store_columns(const S* columns, index_t lanes, const S* factor, index_t count, index_t width, T* rows,
                    index_t row_stride, bool accumulate) {
-  with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
     constexpr int side = LaneTraits<V>::width;
     for (index_t lane = 0; lane < count; lane += side)
       for_lanes<V>(
@@ -3293,7 +3362,7 @@ AttentionRows<S> attention_rows(const T* rows, index_t row_stride, index_t count
   if constexpr (std::is_same_v<T, S>) {
     return {rows, row_stride};
   } else {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
       for (index_t row = 0; row < count; ++row)
         for_lanes<V>(
             0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
@@ -3313,25 +3382,52 @@ AttentionRows<S> attention_rows(const S* packed, index_t position, const T* rows
   return attention_rows(rows, row_stride, count, width, space);
 }
 
-/// Copies [batch, length, heads, width] with strided rows into a dense [batch, heads, length, width] of S: blocks that
-/// read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of 40).
+/// Copies [batch, length, heads, width] with strided rows into a [batch, heads, length, row] of S, row >= width: blocks
+/// that read the same rows again and again find them in sequence (measured 1.5 times faster at 4096 rows of 8 heads of
+/// 40). What a row has beyond `width`, less than a register, is zero.
 template <class S, class T>
 const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, index_t length, index_t heads,
-                    index_t width, const T* rows, index_t row_stride) {
-  S* const packed = scratch.allocate<S>(batch * length * heads * width);
-  const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
+                    index_t width, const T* rows, index_t row_stride, index_t row) {
+  S* const packed = scratch.allocate<S>(batch * length * heads * row);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, heads * width));
   ctx.executor().parallel_for(batch * length, grain, [&](index_t begin, index_t end) {
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = begin; row < end; ++row)
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t from = begin; from < end; ++from)
         for (index_t head = 0; head < heads; ++head) {
-          const T* const from = rows + row * row_stride + head * width;
-          S* const to = packed + ((row / length * heads + head) * length + row % length) * width;
+          const T* const source = rows + from * row_stride + head * width;
+          S* const to = packed + ((from / length * heads + head) * length + from % length) * row;
           for_lanes<V>(
               0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-                lanes.store(to + at, lanes.load(from + at));
+                const V value = lanes.load(source + at);
+                if (row >= at + LaneTraits<V>::width)
+                  store_lanes(to + at, value);
+                else
+                  lanes.store(to + at, value);
               });
         }
     });
+  });
+  return packed;
+}
+
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
+/// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
+template <class S, class T>
+const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
+                           index_t k_row, S factor) {
+  const index_t pairs = shape.batch * shape.heads, width = shape.width, size = lanes_for<T>(shape.keys) * width;
+  const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
+  S* const packed = scratch.allocate<S>(pairs * size);
+  const index_t grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, size / blocks));
+  ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t pair = at / blocks, first = at % blocks * attention_block;
+      const index_t count = std::min(attention_block, shape.keys - first);
+      const T* const rows =
+          k + (pair / shape.heads * shape.keys + first) * k_row + pair % shape.heads * width;
+      load_columns(rows, k_row, count, width, factor, packed + pair * size + first * width,
+                   lanes_for<T>(count));
+    }
   });
   return packed;
 }
@@ -3379,15 +3475,21 @@ LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) 
 
 inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
 
-/// 2^x for |x| <= 126, exactly 1 at 0: no range check, and the power of two goes straight into the exponent. A
-/// polynomial of degree 5 (minimax, fitted for this) in x - round(x); relative error 1.6e-7.
+/// 2^r times the power of two whose exponent is what the last bits of `shifted` count, for |r| <= 0.5; exactly that power
+/// at 0. A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
 template <class V>
-LPO_ALWAYS_INLINE V exp2_within(V x) {
-  const V shifted = x + 12582912.0f;
-  const V r = x - (shifted - 12582912.0f), square = r * r;
+LPO_ALWAYS_INLINE V exp2_of_parts(V r, V shifted) {
+  const V square = r * r;
   const V high = 1.32647272e-3f * r + 9.67151281e-3f, middle = 5.55073374e-2f * r + 0.240222421f;
   const V y = (high * square + middle) * square + (0.693146978f * r + 1.0f);
   return from_bits(to_bits(y) + (to_bits(shifted) << 23));
+}
+
+/// 2^x for |x| <= 126: no range check, and the power of two goes straight into the exponent.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_within(V x) {
+  const V shifted = x + 12582912.0f;
+  return exp2_of_parts(x - (shifted - 12582912.0f), shifted);
 }
 
 /// 2^x for x <= 126; what lies below 2^-100 becomes 2^-100, so that no product of it with ordinary numbers is
@@ -3397,6 +3499,16 @@ LPO_ALWAYS_INLINE V exp2_above(V x) {
   return exp2_within(larger(x, broadcast_lanes<V>(-100.0f)));
 }
 LPO_ALWAYS_INLINE double exp2_above(double x) { return std::exp2(larger(x, -100.0)); }
+
+/// 2^(x - whole) for a whole number within 2^21 and x up to 126 above it, bounded as exp2_above: nothing is subtracted
+/// from x before it is rounded.
+template <class V>
+LPO_ALWAYS_INLINE V exp2_above(V x, float whole) {
+  const V bounded = larger(x, V{} + (whole - 100.0f)), magic = V{} + (12582912.0f - whole);
+  const V shifted = bounded + magic;
+  return exp2_of_parts(bounded - (shifted - magic), shifted);
+}
+LPO_ALWAYS_INLINE double exp2_above(double x, double whole) { return exp2_above(x - whole); }
 
 /// exp for x <= 86, exactly zero below -86.
 template <class V>
@@ -3512,40 +3624,6 @@ class WorkerScratch {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/kernel/attention.hpp>
-// Contract of scaled dot-product attention that never stores the query x key matrix, and its gradient.
-
-namespace lpo::inline LPO_ABI {
-namespace kernel {
-
-/// q and out are [batch, queries, heads, width], k and v are [batch, keys, heads, width]; the last two axes are dense, and
-/// each tensor has its own row stride (elements between two positions), so that slices of a fused projection work.
-/// out = softmax(scale * q k^T (+ causal mask)) v per head. With `causal`, query i sees keys j <= i (queries == keys).
-struct AttentionShape {
-  index_t batch = 0, queries = 0, keys = 0, heads = 0, width = 0;
-  float scale = 1.0f;  ///< 1 / sqrt(width) as a rule
-  bool causal = false;
-  index_t q_row = 0, k_row = 0, v_row = 0, out_row = 0;  ///< row strides; a batch advances by its length times these
-};
-
-template <class Device>
-struct Attention {
-  LPO_MISSING_KERNEL(Device, "attention");
-
-  /// `log_sum_exp` [batch, heads, queries] keeps what backward needs; may be null for inference.
-  template <class T>
-  static void forward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, T* out,
-                      compute_t<T>* log_sum_exp);
-  /// dout has out's layout; dq, dk, dv have the layout of q, k, v. Any may be null; the flags say add instead of overwrite.
-  template <class T>
-  static void backward(Context<Device>&, const AttentionShape&, const T* q, const T* k, const T* v, const T* out,
-                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk, bool accumulate_k,
-                       T* dv, bool accumulate_v);
-};
-
-}  // namespace kernel
-}  // namespace lpo::inline LPO_ABI
-
 // <lpo/backend/cpu/attention_backward.hpp>
 // Gradient of attention on the CPU: probabilities recomputed per block of keys that lies across lanes.
 
@@ -3553,36 +3631,15 @@ struct Attention {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Rows of a block of scores: with 64 lanes it stays in the first-level cache.
-inline constexpr index_t attention_block = 96;
-
-/// Tasks per chunk, so that a chunk is large against handing it out.
-inline index_t attention_grain(index_t products) {
-  return std::max<index_t>(1, (index_t{1} << 18) / std::max<index_t>(1, products));
-}
-
-/// Lanes of a whole block of queries or keys: four of the machine's registers, which one register tile of products
-/// takes.
-template <class T>
-index_t attention_lanes() {
-  return 4 * machine_lanes<T>();
-}
-/// Lanes for `count` queries or keys of a block: whole registers.
-template <class T>
-index_t lanes_for(index_t count) {
-  const index_t width = machine_lanes<T>();
-  return (count + width - 1) / width * width;
-}
-
 /// p = exp(scale q k^T - log_sum_exp), dp = dout v^T, ds = p (dp - delta) with delta_i = dout_i . out_i;
 /// dv = p^T dout, dq = scale ds k, dk = scale ds^T q. A task is a part of the queries of one (batch, head) pair: it
-/// takes block after block of keys, finishes dq of its queries, and leaves sums towards dk and dv. Parts depend on the
-/// shape alone, and their sums are added in order.
+/// takes block after block of keys, one key per lane, finishes dq of its queries, and leaves sums towards dk and dv.
+/// Parts depend on the shape alone, and their sums are added in order.
 template <class T>
 struct AttentionBackward {
-  using V = lanes_t<T>;
   using S = compute_t<T>;
   static constexpr index_t tasks = 32;  ///< where the shape gives as many: twice the threads of a usual machine
+  static constexpr index_t rows = 96;   ///< queries of a block of scores
 
   const kernel::AttentionShape& shape;
   const T *q, *k, *v, *out;
@@ -3590,102 +3647,106 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const index_t most_lanes = attention_lanes<T>();
-  const S *q_packed = nullptr, *dout_packed = nullptr;
-  index_t parts = 1, part_rows = 0, key_blocks = 0;
-  S* partial = nullptr;  ///< with several parts [pairs, parts, key_blocks, 2, width, most_lanes]: dk and dv
+  const index_t row = lanes_for<T>(shape.width);             ///< of key_rows and of sums towards dq
+  const index_t lanes_size = lanes_for<T>(shape.keys) * shape.width;  ///< of the keys of a pair across lanes
+  const S *keys = nullptr, *values = nullptr, *key_rows = nullptr, *q_packed = nullptr, *dout_packed = nullptr;
+  index_t parts = 1, part_rows = 0;
+  S* partial = nullptr;  ///< with several parts [pairs, parts, 2, lanes_size]: dk and dv
 
   void run(Context<Cpu>& ctx) {
     const index_t pairs = shape.batch * shape.heads, width = shape.width;
     if (pairs == 0 || width == 0) return;
     Scratch<Cpu> scratch(ctx);
-    S* const delta = scratch.allocate<S>(pairs * shape.queries);
-    sum_rows(ctx, delta);
-    key_blocks = (shape.keys + most_lanes - 1) / most_lanes;
-    if (key_blocks > 1 && (shape.heads > 1 || !std::is_same_v<T, S>)) {
-      q_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row);
-      dout_packed = pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row);
+    if (shape.keys > 0) {
+      keys = keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row, static_cast<S>(shape.scale * log2_of_e));
+      values = keys_across_lanes<S>(ctx, scratch, shape, v, shape.v_row, S(1));
     }
-    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1,
-                                std::max<index_t>(1, shape.queries / (2 * attention_block)));
+    if (dq) key_rows = pack_heads<S>(ctx, scratch, shape.batch, shape.keys, shape.heads, width, k, shape.k_row, row);
+    if (shape.keys > attention_block && (shape.heads > 1 || !std::is_same_v<T, S>)) {
+      q_packed =
+          pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, q, shape.q_row, width);
+      dout_packed =
+          pack_heads<S>(ctx, scratch, shape.batch, shape.queries, shape.heads, width, dout, shape.out_row, width);
+    }
+    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1, std::max<index_t>(1, shape.queries / (2 * rows)));
     part_rows = (shape.queries + parts - 1) / parts;
-    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * key_blocks * 2 * width * most_lanes);
-    const index_t block_space = (4 * width + 2 * attention_block + 1) * most_lanes + 2 * attention_block * width;
-    WorkerScratch<S> workspaces(ctx, scratch, block_space + (dq ? (part_rows + most_lanes) * padded<V>(width) : 0));
+    if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * 2 * lanes_size);
+    WorkerScratch<S> workspaces(
+        ctx, scratch, part_rows * (1 + row) + 2 * (rows + width) * attention_block + attention_block + 2 * rows * width);
     ctx.executor().parallel_for(
-        pairs * parts, attention_grain(2 * part_rows * padded<V>(shape.keys) * width), [&](index_t begin, index_t end) {
+        pairs * parts, attention_grain(2 * part_rows * lanes_for<T>(shape.keys) * width),
+        [&](index_t begin, index_t end) {
           const typename WorkerScratch<S>::Lease space(workspaces);
-          for (index_t task = begin; task < end; ++task) {
-            const index_t row = task % parts * part_rows, row_end = std::min(shape.queries, row + part_rows);
-            S* const dq_sum = dq ? space.data() + block_space : nullptr;
-            if (dq) std::fill(dq_sum, dq_sum + (row_end - row) * padded<V>(width), S(0));
-            for (index_t block = 0; block < key_blocks; ++block)
-              key_lanes(task, block, row, row_end, delta, space.data(), dq_sum);
-            if (dq) store_dq(task / parts, row, row_end, dq_sum);
-          }
+          for (index_t task = begin; task < end; ++task) run_part(task / parts, task % parts, space.data());
         });
-    if (partial) ctx.executor().parallel_for(pairs * key_blocks, 1, [&](index_t task, index_t) { add_parts(task); });
+    if (!partial) return;
+    const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
+    ctx.executor().parallel_for(pairs * blocks, 1,
+                                [&](index_t task, index_t) { add_parts(task / blocks, task % blocks * attention_block); });
   }
 
  private:
-  index_t query_at(index_t pair, index_t i, index_t row) const {
-    return (pair / shape.heads * shape.queries + i) * row + pair % shape.heads * shape.width;
+  index_t query_at(index_t pair, index_t i, index_t stride) const {
+    return (pair / shape.heads * shape.queries + i) * stride + pair % shape.heads * shape.width;
   }
-  index_t key_at(index_t pair, index_t j, index_t row) const {
-    return (pair / shape.heads * shape.keys + j) * row + pair % shape.heads * shape.width;
+  index_t key_at(index_t pair, index_t j, index_t stride) const {
+    return (pair / shape.heads * shape.keys + j) * stride + pair % shape.heads * shape.width;
   }
 
-  /// delta[pair][i] = dout_i . out_i
-  void sum_rows(Context<Cpu>& ctx, S* delta) const {
-    const index_t heads = shape.heads, width = shape.width;
-    const index_t grain = std::max<index_t>(1, 16384 / (heads * width));
-    ctx.executor().parallel_for(shape.batch * shape.queries, grain, [&](index_t begin, index_t end) {
-      for (index_t row = begin; row < end; ++row)
-        for (index_t head = 0; head < heads; ++head) {
-          const index_t at = row * shape.out_row + head * width;
-          V sum{};
-          for_lanes<V>(
-              at, at + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
-                sum += lanes.load(dout + d) * lanes.load(out + d);
-              });
-          delta[(row / shape.queries * heads + head) * shape.queries + row % shape.queries] = lane_sum(sum);
-        }
+  void run_part(index_t pair, index_t part, S* space) const {
+    const index_t query = part * part_rows, query_end = std::min(shape.queries, query + part_rows);
+    S* const delta = space;
+    S* const dq_sum = dq ? delta + part_rows : nullptr;
+    sum_rows(pair, query, query_end, delta);
+    if (dq && shape.keys == 0) std::fill(dq_sum, dq_sum + part_rows * row, S(0));
+    for (index_t first = 0; first < shape.keys; first += attention_block)
+      key_lanes(pair, part, first, query, query_end, delta, delta + part_rows * (1 + row), dq_sum);
+    if (dq) store_dq(pair, query, query_end, dq_sum);
+  }
+
+  /// delta[i - query] = dout_i . out_i
+  void sum_rows(index_t pair, index_t query, index_t query_end, S* delta) const {
+    const T* const a = dout + query_at(pair, query, shape.out_row);
+    const T* const b = out + query_at(pair, query, shape.out_row);
+    const index_t count = query_end - query, width = shape.width, stride = shape.out_row;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) {
+        V sum{};
+        for_lanes<V>(
+            i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
+              sum += lanes.load(a + d) * lanes.load(b + d);
+            });
+        delta[i] = lane_sum(sum);
+      }
     });
   }
 
-  S* partial_sums(index_t pair, index_t part, index_t block) const {
-    return partial + ((pair * parts + part) * key_blocks + block) * 2 * shape.width * most_lanes;
+  S* partial_sums(index_t pair, index_t part, index_t first) const {
+    return partial + (pair * parts + part) * 2 * lanes_size + 2 * first * shape.width;
   }
 
-  /// What the queries [query, query_end) give to dk and dv of a block of keys, one key per lane, and what these keys
-  /// give to dq of the queries where `dq_sum` is given.
-  void key_lanes(index_t task, index_t key_block, index_t query, index_t query_end, const S* deltas, S* space,
+  /// What the queries [query, query_end) give to dk and dv of a block of keys, and what these keys give to dq of the
+  /// queries where `dq_sum` is given.
+  void key_lanes(index_t pair, index_t part, index_t first, index_t query, index_t query_end, const S* delta, S* space,
                  S* dq_sum) const {
-    const index_t pair = task / parts, first = key_block * most_lanes;
-    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
-    const S* const delta = deltas + pair * shape.queries;
-    const index_t width = shape.width, row = padded<V>(width);
-    S* const key = space;
-    S* const value = key + width * lanes;
-    S* const dkey = partial ? partial_sums(pair, task % parts, key_block) : value + width * lanes;
+    const index_t width = shape.width, columns = padded<lanes_t<T>>(width);
+    const index_t count = std::min(attention_block, shape.keys - first), lanes = lanes_for<T>(count);
+    const S* const key = keys + pair * lanes_size + first * width;
+    const S* const value = values + pair * lanes_size + first * width;
+    const S* const key_row = dq_sum ? key_rows + (pair * shape.keys + first) * row : nullptr;
+    S* const p = space;
+    S* const ds = p + rows * attention_block;
+    S* const q_space = ds + rows * attention_block;
+    S* const dout_space = q_space + rows * width;
+    S* const factor = dout_space + rows * width;
+    S* const dkey = partial ? partial_sums(pair, part, first) : factor + attention_block;
     S* const dvalue = dkey + width * lanes;
-    S* const p = value + 3 * width * lanes;
-    S* const ds = p + attention_block * lanes;
-    S* const factor = ds + attention_block * lanes;
-    S* const q_space = factor + lanes;
-    S* const dout_space = q_space + attention_block * width;
-    S* const key_rows = dq_sum ? dq_sum + part_rows * row : nullptr;
-    const T* const k_first = k + key_at(pair, first, shape.k_row);
     const bool slopes = dk || dq_sum;
-    load_columns(k_first, shape.k_row, count, width, static_cast<S>(shape.scale * log2_of_e), key, lanes);
-    if (slopes) load_columns(v + key_at(pair, first, shape.v_row), shape.v_row, count, width, S(1), value, lanes);
     if (dk) std::fill(dkey, dkey + width * lanes, S(0));
     if (dv) std::fill(dvalue, dvalue + width * lanes, S(0));
-    if (key_rows) pad_rows(k_first, count, key_rows);
-    const S* const level = log_sum_exp + pair * shape.queries;
 
-    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += attention_block) {
-      const index_t block = std::min(attention_block, query_end - begin);
+    for (index_t begin = shape.causal ? std::max(query, first) : query; begin < query_end; begin += rows) {
+      const index_t block = std::min(rows, query_end - begin);
       const auto q_rows = attention_rows(q_packed, pair * shape.queries + begin, q + query_at(pair, begin, shape.q_row),
                                          shape.q_row, block, width, q_space);
       const auto dout_rows =
@@ -3694,15 +3755,17 @@ struct AttentionBackward {
       multiply_rows<false>(block, lanes, q_rows.data, q_rows.stride, 1, key, lanes, width, p, lanes);
       if (slopes)
         multiply_rows<false>(block, lanes, dout_rows.data, dout_rows.stride, 1, value, lanes, width, ds, lanes);
-      with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
+      const S* const level = log_sum_exp + pair * shape.queries + begin;
+      const S* const offset = delta + (begin - query);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t i = 0; i < block; ++i) {
-          const S base = level[begin + i] * static_cast<S>(log2_of_e), offset = delta[begin + i];
+          const S base = level[i] * static_cast<S>(log2_of_e), less = offset[i];
           S* const row_p = p + i * lanes;
           S* const row_ds = ds + i * lanes;
-          for (index_t lane = 0; lane < lanes; lane += LaneTraits<W>::width) {
-            const W probability = exp2_above(load_lanes<W>(row_p + lane) - base);
+          for (index_t lane = 0; lane < lanes; lane += LaneTraits<V>::width) {
+            const V probability = exp2_above(load_lanes<V>(row_p + lane) - base);
             store_lanes(row_p + lane, probability);
-            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<W>(row_ds + lane) - offset));
+            if (slopes) store_lanes(row_ds + lane, probability * (load_lanes<V>(row_ds + lane) - less));
           }
         }
       });
@@ -3712,30 +3775,32 @@ struct AttentionBackward {
             p[i * lanes + lane] = ds[i * lanes + lane] = S(0);
       if (dv) multiply_rows<true>(width, lanes, dout_rows.data, 1, dout_rows.stride, p, lanes, block, dvalue, lanes);
       if (dk) multiply_rows<true>(width, lanes, q_rows.data, 1, q_rows.stride, ds, lanes, block, dkey, lanes);
-      if (dq_sum)
-        multiply_rows<true>(block, row, ds, lanes, 1, key_rows, row, count, dq_sum + (begin - query) * row, row);
+      if (dq_sum == nullptr) continue;
+      S* const sum = dq_sum + (begin - query) * row;
+      if (first == 0)
+        multiply_rows<false>(block, columns, ds, lanes, 1, key_row, row, count, sum, row);
+      else
+        multiply_rows<true>(block, columns, ds, lanes, 1, key_row, row, count, sum, row);
     }
     if (!partial) store_sums(pair, first, dkey, dvalue, factor);
   }
 
   /// Adds the parts of a block of keys in order.
-  void add_parts(index_t task) const {
-    const index_t pair = task / key_blocks, block = task % key_blocks, first = block * most_lanes;
-    const index_t size = 2 * shape.width * lanes_for<T>(std::min(most_lanes, shape.keys - first));
-    S* const sum = partial_sums(pair, 0, block);
-    with_lanes<T>([&]<class W>() __attribute__((always_inline)) {
-      for (index_t part = 1; part < parts; ++part) {
-        const S* const more = partial_sums(pair, part, block);
-        for (index_t at = 0; at < size; at += LaneTraits<W>::width)
-          store_lanes(sum + at, load_lanes<W>(sum + at) + load_lanes<W>(more + at));
-      }
+  void add_parts(index_t pair, index_t first) const {
+    const index_t size = 2 * shape.width * lanes_for<T>(std::min(attention_block, shape.keys - first));
+    const index_t count = parts, step = 2 * lanes_size;
+    S* const sum = partial_sums(pair, 0, first);
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t part = 1; part < count; ++part)
+        for (index_t at = 0; at < size; at += LaneTraits<V>::width)
+          store_lanes(sum + at, load_lanes<V>(sum + at) + load_lanes<V>(sum + part * step + at));
     });
-    S factor[4 * 64 / sizeof(float)];
+    S factor[attention_block + 64 / sizeof(S)];
     store_sums(pair, first, sum, sum + size / 2, factor);
   }
 
   void store_sums(index_t pair, index_t first, const S* dkey, const S* dvalue, S* factor) const {
-    const index_t count = std::min(most_lanes, shape.keys - first), lanes = lanes_for<T>(count);
+    const index_t count = std::min(attention_block, shape.keys - first), lanes = lanes_for<T>(count);
     std::fill(factor, factor + lanes, static_cast<S>(shape.scale));
     if (dk)
       store_columns(dkey, lanes, factor, count, shape.width, dk + key_at(pair, first, shape.k_row), shape.k_row,
@@ -3746,28 +3811,20 @@ struct AttentionBackward {
                     accumulate_v);
   }
 
-  /// Keys as rows of whole packs, the right operand of ds k.
-  void pad_rows(const T* k_first, index_t count, S* key_rows) const {
-    const index_t row = padded<V>(shape.width);
-    for (index_t j = 0; j < count; ++j)
-      for_lanes<V>(
-          0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            store_lanes(key_rows + j * row + at, lanes.load(k_first + j * shape.k_row + at));
-          });
-  }
-
-  void store_dq(index_t pair, index_t first, index_t last, const S* dq_sum) const {
-    const index_t row = padded<V>(shape.width);
+  void store_dq(index_t pair, index_t query, index_t query_end, const S* dq_sum) const {
+    T* const target = dq + query_at(pair, query, shape.q_row);
+    const index_t count = query_end - query, width = shape.width, from = row, to = shape.q_row;
     const S scale = static_cast<S>(shape.scale);
-    for (index_t i = first; i < last; ++i) {
-      T* const target = dq + query_at(pair, i, shape.q_row);
-      for_lanes<V>(
-          0, shape.width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-            V value = load_lanes<V>(dq_sum + (i - first) * row + at) * scale;
-            if (accumulate_q) value += lanes.load(target + at);
-            lanes.store(target + at, value);
-          });
-    }
+    const bool add = accumulate_q;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t at, auto lanes) __attribute__((always_inline)) {
+              V value = load_lanes<V>(dq_sum + i * from + at) * scale;
+              if (add) value += lanes.load(target + i * to + at);
+              lanes.store(target + i * to + at, value);
+            });
+    });
   }
 };
 
@@ -3776,110 +3833,141 @@ struct AttentionBackward {
 #endif
 
 // <lpo/backend/cpu/attention.hpp>
-// Attention on the CPU: streaming softmax with the queries across lanes; backward recomputes the probabilities.
+// Attention on the CPU: streaming softmax with the keys across lanes; backward recomputes the probabilities.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one head for a block of queries, one query per lane. Per block of keys, with scores in units of ln 2:
-///   s[j][lane] = k_j . q_lane,  m' = max(m, max_j s),  p = 2^(s - m'),  l = l 2^(m - m') + sum_j p,
-///   o[d][lane] = o 2^(m - m') + sum_j p[j][lane] v[j][d]
-/// and at the end out = o / l. Sums over keys run down the rows, so nothing is ever summed across lanes.
+/// Forward of one (batch, head) pair for a block of queries, whose keys lie across lanes. Per block of keys, with scores
+/// in units of ln 2:
+///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
+///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
+/// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
 template <class T>
 struct AttentionForward {
   using S = compute_t<T>;
+  static constexpr index_t rows = 48;  ///< whole register tiles of 6 and of 8 rows
 
   static index_t scratch_size(index_t width) {
-    return (2 * width + attention_block + 4) * attention_lanes<T>() +
-           (std::is_same_v<T, S> ? 0 : 2 * attention_block * width);
+    return rows * (attention_block + lanes_for<T>(width) + width + machine_lanes<T>() + 3) + machine_lanes<T>();
   }
 
-  /// Row is T, or S where the keys and values were packed.
-  template <class Row>
-  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const Row* k,
-                  index_t k_row, const Row* v, index_t v_row, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width, lanes = lanes_for<T>(count);
-    S* const query = space;
-    S* const total = query + width * lanes;
-    S* const score = total + width * lanes;
-    S* const highest = score + attention_block * lanes;
-    S* const sum = highest + lanes;
-    S* const factor = sum + lanes;
-    S* const level = factor + lanes;
-    S* const k_space = level + lanes;
-    S* const v_space = k_space + attention_block * width;
-    load_columns(q + first * shape.q_row, shape.q_row, count, width, static_cast<S>(shape.scale * log2_of_e), query,
-                 lanes);
-    std::fill(highest, highest + lanes, S(-1e30));
-    std::fill(sum, sum + lanes, S(0));
-    const index_t keys = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < keys; begin += attention_block) {
-      const index_t block = std::min(attention_block, keys - begin);
+  /// `keys` and `values` as keys_across_lanes() and pack_heads() leave them.
+  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const S* keys,
+                  const S* values, T* out, S* log_sum_exp, S* space) {
+    const index_t width = shape.width, step = machine_lanes<T>(), row = lanes_for<T>(width);
+    S* const score = space;
+    S* const total = score + rows * attention_block;
+    S* const sum = total + rows * row;
+    S* const query = sum + rows * step;
+    S* const highest = query + rows * width;
+    S* const factor = highest + rows;
+    S* const level = factor + rows;
+    S* const edge = level + rows;
+    std::fill(highest, highest + rows, S(-1e30));
+    constexpr index_t line = 64 / sizeof(T);
+    for (index_t i = 0; i < count; ++i)  // arrives while the products run
+      for (index_t d = 0; d < width; d += line) __builtin_prefetch(out + (first + i) * shape.out_row + d, 1);
+    const auto q_rows = attention_rows(q + first * shape.q_row, shape.q_row, count, width, query);
+    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
+    for (index_t begin = 0; begin < visible; begin += attention_block) {
+      const index_t block = std::min(attention_block, shape.keys - begin), lanes = lanes_for<T>(block);
       const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
-      const auto k_rows = attention_rows(k + begin * k_row, k_row, block, width, k_space);
-      multiply_rows<false>(block, lanes, k_rows.data, k_rows.stride, 1, query, lanes, width, score, lanes);
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(-2e30));
-      with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-        index_t at = 0;
-        for (; at + 4 * LaneTraits<V>::width <= lanes; at += 4 * LaneTraits<V>::width)
-          soften<V, 4>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
-        for (; at < lanes; at += LaneTraits<V>::width)
-          soften<V, 1>(block, lanes, score + at, highest + at, sum + at, begin > 0 ? width : 0, total + at);
+      multiply_rows<false>(count, lanes, q_rows.data, q_rows.stride, 1, keys + begin * width, lanes, width, score,
+                           lanes);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(-2e30));
+      for (index_t lane = 0; lane < step; ++lane) edge[lane] = lanes - step + lane < block ? S(0) : S(-2e30);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+        index_t i = 0;
+        for (; i + 4 <= count; i += 4)
+          soften<V, 4>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
+        for (; i < count; ++i)
+          soften<V, 1>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
       });
-      if (cut) set_later_keys(score, lanes, first, begin, block, S(0));
-      const auto v_rows = attention_rows(v + begin * v_row, v_row, block, width, v_space);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(0));
+      const S* const value_rows = values + begin * row;
       if (begin == 0)
-        multiply_rows<false>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<false>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
       else
-        multiply_rows<true>(width, lanes, v_rows.data, 1, v_rows.stride, score, lanes, block, total, lanes);
+        multiply_rows<true>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
     }
-    for (index_t lane = 0; lane < lanes; ++lane) {
-      factor[lane] = S(1) / sum[lane];
-      level[lane] = highest[lane] * static_cast<S>(log_of_2) + log(sum[lane]);
-    }
-    store_columns(total, lanes, factor, count, width, out + first * shape.out_row, shape.out_row, false);
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) factor[i] = lane_sum(load_lanes<V>(sum + i * step));
+      for_lanes<V>(
+          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            const V whole = some.load(factor + i, 1.0f);
+            some.store(level + i, some.load(highest + i) * static_cast<S>(log_of_2) + log(whole));
+            some.store(factor + i, 1.0f / whole);
+          });
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
+              some.store(out + (first + i) * shape.out_row + d, load_lanes<V>(total + i * row + d) * factor[i]);
+            });
+    });
     if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
   }
 
  private:
-  /// One block's turn of the running maximum and sum; scores become probabilities, `rows` rows of the total are
-  /// rescaled. The packs go side by side: their maxima and exponentials do not wait for each other.
-  template <class V, int Packs>
-  static LPO_ALWAYS_INLINE void soften(index_t block, index_t lanes, S* score, S* highest, S* sum, index_t rows,
+  /// One block's turn of the running maxima and sums of `Rows` queries; scores become probabilities, `row` numbers of
+  /// each total are rescaled. `edge` is added to the last pack: it takes away the lanes without a key. The rows go side
+  /// by side: their maxima do not wait for each other.
+  template <class V, int Rows>
+  static LPO_ALWAYS_INLINE void soften(index_t lanes, const S* edge, S* score, S* highest, S* sum, index_t row,
                                        S* total) {
     constexpr index_t step = LaneTraits<V>::width;
-    V top[Packs], shrink[Packs], part[Packs];
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) { top[i] = load_lanes<V>(highest + i * step); });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        top[i] = larger(load_lanes<V>(score + j * lanes + i * step), top[i]);
+    V top[Rows], part[Rows];
+    S peak[Rows];
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const last = score + (i + 1) * lanes - step;
+      top[i] = load_lanes<V>(last) + load_lanes<V>(edge);
+      store_lanes(last, top[i]);
+    });
+    for (index_t at = 0; at < lanes - step; at += step)
+      unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + i * lanes + at), top[i]);
       });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      shrink[i] = exp2_above(load_lanes<V>(highest + i * step) - top[i]);
-      store_lanes(highest + i * step, top[i]);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      const S before = highest[i];
+      peak[i] = std::ceil(std::max(before, lane_max(top[i])));
+      highest[i] = peak[i];
       part[i] = V{};
+      if (row > 0) {
+        const V shrink = exp2_above(V{} + (before - peak[i]));
+        part[i] = load_lanes<V>(sum + i * step) * shrink;
+        for (index_t d = 0; d < row; d += step) {
+          S* const at = total + i * row + d;
+          store_lanes(at, load_lanes<V>(at) * shrink);
+        }
+      }
     });
-    for (index_t j = 0; j < block; ++j)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        const V p = exp2_above(load_lanes<V>(score + j * lanes + i * step) - top[i]);
-        store_lanes(score + j * lanes + i * step, p);
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const row_score = score + i * lanes;
+      S whole = peak[i];
+      if (std::abs(whole) > S(1 << 21)) {
+        for (index_t at = 0; at < lanes; at += step)
+          store_lanes(row_score + at, load_lanes<V>(row_score + at) - whole);
+        whole = 0;
+      }
+      for (index_t at = 0; at < lanes; at += step) {
+        const V p = exp2_above(load_lanes<V>(row_score + at), whole);
+        store_lanes(row_score + at, p);
         part[i] += p;
-      });
-    unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-      store_lanes(sum + i * step, load_lanes<V>(sum + i * step) * shrink[i] + part[i]);
+      }
+      store_lanes(sum + i * step, part[i]);
     });
-    for (index_t d = 0; d < rows; ++d)
-      unroll<Packs>([&](auto i) __attribute__((always_inline)) {
-        S* const at = total + d * lanes + i * step;
-        store_lanes(at, load_lanes<V>(at) * shrink[i]);
-      });
   }
 
   /// Sets what belongs to keys after a query's own.
-  static void set_later_keys(S* score, index_t lanes, index_t first, index_t begin, index_t block, S value) {
-    for (index_t j = std::max<index_t>(0, first + 1 - begin); j < block; ++j)
-      std::fill(score + j * lanes, score + j * lanes + std::min(lanes, begin + j - first), value);
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t count, index_t begin, index_t block,
+                             S value) {
+    for (index_t i = 0; i < count; ++i) {
+      const index_t own = std::clamp<index_t>(first + i + 1 - begin, 0, block);
+      std::fill(score + i * lanes + own, score + i * lanes + block, value);
+    }
   }
 };
 
@@ -3903,41 +3991,25 @@ struct Attention<Cpu> {
       return;
     }
     using Block = detail::AttentionForward<T>;
-    const index_t lanes = detail::attention_lanes<T>();
-    const index_t width = shape.width, blocks = (shape.queries + lanes - 1) / lanes;
+    const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
     Scratch<Cpu> scratch(ctx);
     detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t padded = detail::lanes_for<T>(std::min(shape.queries, lanes));
-    const auto run = [&](auto&& keys_of) {
-      ctx.executor().parallel_for(
-          pairs * blocks, detail::attention_grain(padded * shape.keys * width), [&](index_t begin, index_t end) {
-            const typename detail::WorkerScratch<S>::Lease space(workspaces);
-            for (index_t task = begin; task < end; ++task) {
-              const index_t pair = task / blocks, first = task % blocks * lanes;
-              const index_t count = std::min(lanes, shape.queries - first), column = pair % heads * width;
-              const index_t row = pair / heads * shape.queries;
-              S* const level = log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr;
-              const auto keys = keys_of(pair);
-              Block::run(shape, first, count, q + row * shape.q_row + column, keys.k, keys.k_row, keys.v, keys.v_row,
-                         out + row * shape.out_row + column, level, space.data());
-            }
-          });
-    };
-    if (blocks > 2 && (std::is_same_v<T, S> ? heads > 1 && shape.keys > detail::attention_block : true)) {
-      const S* const k_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, k, shape.k_row);
-      const S* const v_packed =
-          detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row);
-      run([&](index_t pair) {
-        const index_t at = pair * shape.keys * width;
-        return Keys<S>{k_packed + at, width, v_packed + at, width};
-      });
-    } else {
-      run([&](index_t pair) {
-        const index_t row = pair / heads * shape.keys, column = pair % heads * width;
-        return Keys<T>{k + row * shape.k_row + column, shape.k_row, v + row * shape.v_row + column, shape.v_row};
-      });
-    }
+    const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
+    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
+                                                       static_cast<S>(shape.scale * detail::log2_of_e));
+    const S* const values =
+        detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);
+    const index_t grain = detail::attention_grain(std::min(shape.queries, Block::rows) * shape.keys * width);
+    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+      const typename detail::WorkerScratch<S>::Lease space(workspaces);
+      for (index_t task = begin; task < end; ++task) {
+        const index_t pair = task / blocks, first = task % blocks * Block::rows, column = pair % heads * width;
+        const index_t row = pair / heads * shape.queries;
+        Block::run(shape, first, std::min(Block::rows, shape.queries - first), q + row * shape.q_row + column,
+                   keys + pair * keys_size, values + pair * shape.keys * value_row, out + row * shape.out_row + column,
+                   log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
+      }
+    });
   }
 
   template <class T>
@@ -3948,15 +4020,6 @@ struct Attention<Cpu> {
                                       accumulate_k, accumulate_v};
     work.run(ctx);
   }
-
- private:
-  template <class Row>
-  struct Keys {
-    const Row* k;
-    index_t k_row;
-    const Row* v;
-    index_t v_row;
-  };
 };
 
 }  // namespace kernel
@@ -4270,52 +4333,12 @@ inline const PairTilesList& pair_tiles() {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/backend/cpu/product_tile.hpp>
-// The register-tile product behind the CPU's matrix products and convolutions.
-//
-//   out[r, j] = sum_l a[row(r) + a_step[l]] * b(l)[j],   r < m, j < n, l < k
-//
-// Rows of A are addressed through a row map and a table of steps, so that one kernel serves plain and transposed
-// matrices and, without im2col, every convolution. B is read as panels of two or four registers, packed or in place.
-// One tile keeps 24 accumulators (12 where there are 16 registers); measured at 80-90 % of the FMA peak from k = 64 on.
-// The tile is compiled for every instruction set that beats the one of the translation unit and chosen when the program
-// runs (TileKernel): no -march is needed for it.
-// All splits depend on m, n and k alone and partial sums are added in slice order: any thread count gives the same
-// bits.
+// <lpo/backend/cpu/product_store.hpp>
+// Where the rows of operands and results lie, and how finished sums become a result: scaled, added, converted, gated.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-inline constexpr int tile_rows_max = 8;
-inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
-inline constexpr index_t tile_job_rows = 96;     // that a part of a panel serves; a multiple of both tile heights
-inline constexpr index_t tile_part_bytes = 32768;  // of a part of a panel, at most
-
-/// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
-///   run[packs - 1](…): out[r][0, packs) = init[r][0, packs) + sum over k. `a`, `init` and `out` hold a pointer per row;
-///   without `init` the sums start from zero.
-template <class S>
-struct TileKernel {
-  using Run = void (*)(index_t k, const S* const* a, const index_t* a_step, const S* b, const index_t* b_step,
-                       const S* const* init, S* const* out);
-  int lanes, packs;
-  Run run[4];
-
-  index_t columns() const { return lanes * packs; }
-  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
-  /// a job: measured 0.97 of the FMA peak instead of 0.55 with 256-bit registers.
-  index_t depth() const {
-    return (packs == 4 ? tile_part_bytes : tile_part_bytes / 2) / (columns() * static_cast<index_t>(sizeof(S)));
-  }
-  /// Rows of a tile that is `used` registers wide. Job heights are multiples of 24, which both heights divide.
-  constexpr int rows(int used) const { return tile_rows(packs, used); }
-  static constexpr int tile_rows(int packs, int used) { return packs == 4 && used < 4 ? 8 : 6; }
-};
-
-/// The kernel for this machine; tile_kernels() below lists all that run on it.
-template <class S>
-const TileKernel<S>& tile_kernel();
 
 /// Offsets of rows that enumerate (image, line, column).
 struct RowMap {
@@ -4349,25 +4372,6 @@ class RowCursor {
   index_t column_, line_, offset_;
 };
 
-/// Operands of a product. Columns are read in whole registers: behind the last column of B there must be readable
-/// memory up to a multiple of the lanes.
-template <class S>
-struct TileProduct {
-  const TileKernel<S>* kernel = &tile_kernel<S>();
-  index_t m = 0, n = 0, k = 0;
-  const S* a = nullptr;
-  RowMap rows;
-  const index_t* a_step = nullptr;  ///< [k]
-  const S* b = nullptr;
-  const index_t* b_step = nullptr;  ///< [k]
-  index_t panel_step = 0;           ///< from one panel of kernel->columns() to the next
-  index_t batch = 1, batch_a = 0, batch_b = 0;
-  /// Where B is not packed yet: writes rows [first, last) of the panel at `column`, kernel->columns() apart.
-  void (*pack)(const void* source, index_t item, index_t column, index_t first, index_t last, S* to,
-               index_t valid) = nullptr;
-  const void* pack_source = nullptr;
-};
-
 /// Where and how a product is stored: c[rows(r) + j * column_step] = alpha * out + beta * c + bias.
 template <class T>
 struct TileOutput {
@@ -4380,98 +4384,6 @@ struct TileOutput {
   index_t batch_c = 0;
   T* gated = nullptr;  ///< see store_gated()
 };
-
-/// The body of TileKernel::run in registers of `bytes`. It is inlined into one function per instruction set: what it is
-/// compiled to is decided by the target of that function.
-template <class S, int bytes, int tile_packs, int packs>
-LPO_ALWAYS_INLINE void product_tile(index_t k, const S* const* a, const index_t* a_step, const S* b,
-                                    const index_t* b_step, const S* const* init, S* const* out) {
-  typedef S V __attribute__((vector_size(bytes)));
-  constexpr int rows = TileKernel<S>::tile_rows(tile_packs, packs);
-  constexpr int lanes = bytes / static_cast<int>(sizeof(S));
-  V sum[rows][packs];
-  const S* row[rows];
-LPO_UNROLL(8)
-  for (int r = 0; r < rows; ++r) {
-    row[r] = a[r];
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) {
-      sum[r][p] = V{};
-      if (init != nullptr) std::memcpy(&sum[r][p], init[r] + p * lanes, sizeof(V));
-    }
-  }
-  for (index_t l = 0; l < k; ++l) {
-    const index_t at = a_step[l];
-    const S* line = b + b_step[l];
-    V right[packs];
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(&right[p], line + p * lanes, sizeof(V));
-LPO_UNROLL(8)
-    for (int r = 0; r < rows; ++r) {
-      const V left = row[r][at] - V{};  // x - 0 is x for every x, so this is a broadcast and no addition
-LPO_UNROLL(4)
-      for (int p = 0; p < packs; ++p) sum[r][p] += left * right[p];
-    }
-  }
-LPO_UNROLL(8)
-  for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(out[r] + p * lanes, &sum[r][p], sizeof(V));
-  }
-}
-
-/// Defines the kernel `Name` whose tiles have the function attribute `target`.
-#define LPO_TILE_KERNEL(Name, bytes, tile_packs, target)                                                           \
-  template <class S>                                                                                               \
-  struct Name {                                                                                                    \
-    template <int packs>                                                                                           \
-    target static __attribute__((noinline)) void run(index_t k, const S* const* a, const index_t* a_step,          \
-                                                     const S* b, const index_t* b_step, const S* const* init,      \
-                                                     S* const* out) {                                              \
-      product_tile<S, bytes, tile_packs, packs>(k, a, a_step, b, b_step, init, out);                               \
-      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                                            \
-    }                                                                                                              \
-    static constexpr TileKernel<S> kernel{bytes / static_cast<int>(sizeof(S)),                                     \
-                                          tile_packs,                                                              \
-                                          {&run<1>, &run<2>, &run<tile_packs == 4 ? 3 : 2>, &run<tile_packs>}};    \
-  };
-LPO_TILE_KERNEL(NativeTile, LPO_SIMD_BYTES, (LPO_SIMD_BYTES == 64 ? 4 : 2), )
-#if defined(LPO_TARGET_256)
-LPO_TILE_KERNEL(Tile256, 32, 2, LPO_TARGET_256)
-#endif
-#if defined(LPO_TARGET_512)
-LPO_TILE_KERNEL(Tile512, 64, 4, LPO_TARGET_512)
-#endif
-#undef LPO_TILE_KERNEL
-
-/// The kernels that run on this machine, the widest first.
-template <class S>
-struct TileKernels {
-  const TileKernel<S>* kernel[3] = {};
-  int count = 0;
-
-  TileKernels() {
-    [[maybe_unused]] const int bytes = machine_simd_bytes();
-#if defined(LPO_TARGET_512)
-    if (bytes >= 64) kernel[count++] = &Tile512<S>::kernel;
-#endif
-#if defined(LPO_TARGET_256)
-    if (bytes >= 32) kernel[count++] = &Tile256<S>::kernel;
-#endif
-    kernel[count++] = &NativeTile<S>::kernel;
-  }
-};
-
-template <class S>
-const TileKernels<S>& tile_kernels() {
-  static const TileKernels<S> kernels;
-  return kernels;
-}
-
-template <class S>
-const TileKernel<S>& tile_kernel() {
-  return *tile_kernels<S>().kernel[0];
-}
 
 /// store_tile() where C is written transposed, down its rows, which are our columns.
 template <class S, class T>
@@ -4556,159 +4468,164 @@ void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, i
     }
 }
 
-/// Rows [row, row_end) x panels [panel, panel_end) over k in [first, last) of one product. A part of k is done for all
-/// panels before the next one, so that its piece of A is read from the second-level cache by all but the first.
-template <class S, class T>
-void product_job(const TileProduct<S>& p, index_t item, const TileOutput<T>& out, T* c, const S* bias, index_t row,
-                 index_t row_end, index_t panel, index_t panel_end, index_t first, index_t last) {
-  constexpr index_t most = tile_job_rows;
-  constexpr index_t kept = 2 * tile_columns_max * 4 / static_cast<index_t>(sizeof(S));
-  const TileKernel<S>& kernel = *p.kernel;
-  const index_t columns = kernel.columns();
-  const bool plain = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.beta == 0.0f &&
-                     out.column_step == 1 && p.n % kernel.lanes == 0 && (out.bias == nullptr || bias != nullptr);
-  // Sums that do not go straight to C wait here, for as many panels as fit.
-  alignas(64) S sums[(most + tile_rows_max) * kept];
-  alignas(64) S part[tile_part_bytes / sizeof(S)];  // of a panel that is packed here
-  const S* const a = p.a + item * p.batch_a;
-  const index_t together = plain ? panel_end - panel : kept / columns;
-  const S* left[most + tile_rows_max];
-  const S* init[most + tile_rows_max];
-  S* to[most + tile_rows_max];
-  index_t offset[most];
-  for (; row < row_end; row += most) {
-    const int count = static_cast<int>(std::min(most, row_end - row));
-    RowCursor source(p.rows, row), target(out.rows, row);
-    for (int i = 0; i < count; ++i, source.next(), target.next()) {
-      left[i] = a + source.offset();
-      offset[i] = target.offset();
-    }
-    for (int i = count; i < count + tile_rows_max; ++i) left[i] = left[0];  // computed and dropped
-    for (index_t group = panel; group < panel_end; group += together) {
-      const index_t group_end = std::min(panel_end, group + together);
-      index_t l = first;
-      do {
-        const index_t depth = std::min(kernel.depth(), last - l);
-        for (index_t at = group; at < group_end; ++at) {
-          const int packs =
-              static_cast<int>((std::min(columns, p.n - at * columns) + kernel.lanes - 1) / kernel.lanes);
-          const int rows = kernel.rows(packs);
-          const auto run = kernel.run[packs - 1];
-          for (int i = 0; i < count + tile_rows_max; ++i) {
-            to[i] = sums + i * kept + (plain ? 0 : (at - group) * columns);
-            if constexpr (std::is_same_v<S, T>) {
-              if (plain && i < count) to[i] = c + offset[i] + at * columns;
-            }
-            init[i] = to[i];
-            if (l == first && plain && bias != nullptr) init[i] = bias + at * columns;
-          }
-          const bool begun = l > first || (plain && bias != nullptr);
-          const S* b = p.b + item * p.batch_b + at * p.panel_step;
-          const index_t* b_step = p.b_step + l;
-          if (p.pack != nullptr) {
-            p.pack(p.pack_source, item, at * columns, l, l + depth, part, std::min(columns, p.n - at * columns));
-            b = part, b_step = p.b_step;
-          }
-          for (int r = 0; r < count; r += rows)
-            run(depth, left + r, p.a_step + l, b, b_step, begun ? init + r : nullptr, to + r);
-        }
-        l += depth;
-      } while (l < last);
-      if constexpr (std::is_same_v<S, float>) {
-        if (out.gated != nullptr) {
-          for (int r = 0; r < count; ++r)
-            store_gated(out, sums + r * kept, columns, p.n, row + r, group, group_end);
-          continue;
-        }
-      }
-      const index_t width = std::min(group_end * columns, p.n) - group * columns;
-      constexpr int together_rows = LaneTraits<lanes_t<S>>::width;  // what store_columns() transposes
-      for (int r = 0; r < count && !plain; r += together_rows)
-        store_tile(out, c, sums + r * kept, kept, offset + r, std::min(together_rows, count - r), row + r,
-                   group * columns, width);
-    }
-  }
-}
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
 
-/// How a product is cut, from its extents alone: rows per job, panels per job, length of a slice of k.
-struct ProductCut {
-  index_t rows, panels, slice;
+// <lpo/backend/cpu/product_tile.hpp>
+// The register tile behind the CPU's matrix products and convolutions, for every instruction set that may run it.
+//
+//   c[r][j] = (start[j] or c[r][j] or 0) + sum_l a(r, l) b(l)[j],   r < 6, j < up to 2 or 4 registers, l < k
+//
+// The tile keeps 12 (24 with 512 bits) accumulators. Its loop reads operands at constant distances and is unrolled, so
+// that little but loads and multiply-adds is left: where a core is shared with another thread, instructions count.
+// It is compiled for every instruction set that beats the one of the translation unit and chosen when the program runs
+// (TileKernel): no -march is needed for it.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr int tile_rows = 6;
+inline constexpr index_t tile_columns_max = 64;  // of float, in 512-bit registers
+
+/// What one tile does.
+template <class S>
+struct TileWork {
+  index_t k = 0;
+  const S* const* lines = nullptr;  ///< A in place: element l of row r is lines[r][at + l]
+  index_t at = 0;
+  const S* packed = nullptr;  ///< A in a block: element l of row r is packed[l * tile_rows + r]
+  const S* b = nullptr;       ///< lines kernel.columns() apart
+  S* const* c = nullptr;      ///< a pointer per row, and those of the next tile, which are fetched ahead
+  index_t column = 0;         ///< of c
+  const S* start = nullptr;   ///< what every row starts from, or
+  bool add = false;           ///< each from what is there
 };
 
-inline ProductCut cut_product(index_t m, index_t n, index_t k, index_t columns, index_t batch) {
-  const double target = 2e6;  // operations per job, about 10 us
-  const index_t panels = (n + columns - 1) / columns;
-  const double per_row =
-      2.0 * static_cast<double>(std::max<index_t>(n, 1)) * static_cast<double>(std::max<index_t>(k, 1));
-  // Where B does not stay in L2, each panel is used for more rows.
-  const index_t least = n * k > 128 * 1024 ? 96 : 24;
-  index_t rows = static_cast<index_t>(std::min(target / per_row, static_cast<double>(m)));
-  rows = std::max(least, (rows + 23) / 24 * 24);
-  const double per_panel = per_row / static_cast<double>(n) * static_cast<double>(columns * std::min(rows, m));
-  const index_t wide = std::clamp<index_t>(static_cast<index_t>(target / per_panel), 1, panels);
-  const index_t jobs = batch * ((m + rows - 1) / rows) * ((panels + wide - 1) / wide);
-  // A product with few rows and columns is also split over k, for the threads' sake.
-  const index_t slices = jobs < 64 && k >= 2048 ? std::min((k + 1023) / 1024, (63 + jobs) / jobs) : 1;
-  return {rows, wide, (k + slices - 1) / slices};
+/// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
+template <class S>
+struct TileKernel {
+  using Run = void (*)(const TileWork<S>&);
+  int lanes, packs;
+  Run in_place[4], packed[4];  ///< [registers used - 1]
+
+  index_t columns() const { return lanes * packs; }
+  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
+  /// a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
+  index_t depth() const {
+    const index_t bytes = packs == 4 ? 32768 : 20480;
+    return std::min<index_t>(320, bytes / (columns() * static_cast<index_t>(sizeof(S))));
+  }
+};
+
+/// The kernel for this machine; tile_kernels() below lists all that run on it.
+template <class S>
+const TileKernel<S>& tile_kernel();
+
+/// The body of a tile in registers of `bytes`. It is inlined into one function per instruction set: what it is compiled
+/// to is decided by the target of that function.
+template <class S, int bytes, int tile_packs, int packs, bool packed>
+LPO_ALWAYS_INLINE void product_tile(const TileWork<S>& work) {
+  typedef S V __attribute__((vector_size(bytes)));
+  constexpr int lanes = bytes / static_cast<int>(sizeof(S)), columns = lanes * tile_packs, unrolled = 4;
+  V sum[tile_rows][packs];
+  const S* row[tile_rows];
+LPO_UNROLL(6)
+  for (int r = 0; r < tile_rows; ++r) {
+    row[r] = packed ? work.packed : work.lines[r] + work.at;
+    const S* from = work.add ? work.c[r] + work.column : work.start;
+    __builtin_prefetch(work.c[r + tile_rows] + work.column, 1);
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) {
+      sum[r][p] = V{};
+      if (from != nullptr) std::memcpy(&sum[r][p], from + p * lanes, sizeof(V));
+    }
+  }
+  const S* left = work.packed;
+  const S* right = work.b;
+  auto step = [&](index_t l, int u) __attribute__((always_inline)) {
+    V line[packs];
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) std::memcpy(&line[p], right + u * columns + p * lanes, sizeof(V));
+LPO_UNROLL(6)
+    for (int r = 0; r < tile_rows; ++r) {
+      const V value = (packed ? left[u * tile_rows + r] : row[r][l]) - V{};  // x - 0 is x: a broadcast, no addition
+LPO_UNROLL(4)
+      for (int p = 0; p < packs; ++p) sum[r][p] += value * line[p];
+    }
+  };
+  index_t l = 0;
+  for (; l + unrolled <= work.k; l += unrolled) {
+LPO_UNROLL(4)
+    for (int u = 0; u < unrolled; ++u) step(l + u, u);
+    right += unrolled * columns;
+    if constexpr (packed) left += unrolled * tile_rows;
+  }
+  for (; l < work.k; ++l) {
+    step(l, 0);
+    right += columns;
+    if constexpr (packed) left += tile_rows;
+  }
+LPO_UNROLL(6)
+  for (int r = 0; r < tile_rows; ++r) {
+LPO_UNROLL(4)
+    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + work.column + p * lanes, &sum[r][p], sizeof(V));
+  }
 }
 
-/// Runs the product (all items of the batch) on the context's threads.
-template <class S, class T>
-void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
-  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t columns = p.kernel->columns();
-  ProductCut cut = cut_product(p.m, p.n, p.k, columns, p.batch);
-  if (out.gated != nullptr) cut.panels = (cut.panels + 1) / 2 * 2, cut.slice = std::max<index_t>(p.k, 1);
-  const index_t panels = (p.n + columns - 1) / columns;
-  const index_t row_jobs = (p.m + cut.rows - 1) / cut.rows, panel_jobs = (panels + cut.panels - 1) / cut.panels;
-  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
-  const index_t jobs = row_jobs * panel_jobs;
-  Executor& executor = context.executor();
-  Scratch<Cpu> scratch(context);
+/// Defines the kernel `Name` whose tiles have the function attribute `target`.
+#define LPO_TILE_KERNEL(Name, bytes, tile_packs, target)                                      \
+  template <class S>                                                                          \
+  struct Name {                                                                               \
+    template <int packs, bool packed>                                                         \
+    target static __attribute__((noinline)) void run(const TileWork<S>& work) {               \
+      product_tile<S, bytes, tile_packs, packs, packed>(work);                                \
+      if constexpr (bytes > LPO_SIMD_BYTES) LPO_LEAVE_WIDE_REGISTERS();                       \
+    }                                                                                         \
+    static constexpr int third = tile_packs == 4 ? 3 : 2;                                     \
+    static constexpr TileKernel<S> kernel{                                                    \
+        bytes / static_cast<int>(sizeof(S)),                                                  \
+        tile_packs,                                                                           \
+        {&run<1, false>, &run<2, false>, &run<third, false>, &run<tile_packs, false>},        \
+        {&run<1, true>, &run<2, true>, &run<third, true>, &run<tile_packs, true>}};           \
+  };
+LPO_TILE_KERNEL(NativeTile, LPO_SIMD_BYTES, (LPO_SIMD_BYTES == 64 ? 4 : 2), )
+#if defined(LPO_TARGET_256)
+LPO_TILE_KERNEL(Tile256, 32, 2, LPO_TARGET_256)
+#endif
+#if defined(LPO_TARGET_512)
+LPO_TILE_KERNEL(Tile512, 64, 4, LPO_TARGET_512)
+#endif
+#undef LPO_TILE_KERNEL
 
-  if (slices == 1) {
-    S* bias = nullptr;
-    if (out.bias != nullptr && !out.bias_by_row) {
-      bias = scratch.allocate<S>(panels * columns);
-      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
-    }
-    executor.parallel_for(p.batch * jobs, 1, [&](index_t begin, index_t end) {
-      for (index_t job = begin; job < end; ++job) {
-        const index_t item = job / jobs, row = job % jobs % row_jobs * cut.rows,
-                      panel = job % jobs / row_jobs * cut.panels;
-        product_job(p, item, out, out.c + item * out.batch_c, bias, row, std::min(p.m, row + cut.rows), panel,
-                    std::min(panels, panel + cut.panels), 0, p.k);
-      }
-    });
-    return;
+/// The kernels that run on this machine, the widest first.
+template <class S>
+struct TileKernels {
+  const TileKernel<S>* kernel[3] = {};
+  int count = 0;
+
+  TileKernels() {
+    [[maybe_unused]] const int bytes = machine_simd_bytes();
+#if defined(LPO_TARGET_512)
+    if (bytes >= 64) kernel[count++] = &Tile512<S>::kernel;
+#endif
+#if defined(LPO_TARGET_256)
+    if (bytes >= 32) kernel[count++] = &Tile256<S>::kernel;
+#endif
+    kernel[count++] = &NativeTile<S>::kernel;
   }
+};
 
-  S* parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  executor.parallel_for(p.batch * slices * jobs, 1, [&](index_t begin, index_t end) {
-    for (index_t job = begin; job < end; ++job) {
-      const index_t part = job / jobs, item = part / slices, first = part % slices * cut.slice;
-      const index_t row = job % jobs % row_jobs * cut.rows, panel = job % jobs / row_jobs * cut.panels;
-      TileOutput<S> partial;
-      partial.rows = even_rows(p.m, p.n);
-      product_job(p, item, partial, parts + part * p.m * p.n, static_cast<const S*>(nullptr), row,
-                  std::min(p.m, row + cut.rows), panel, std::min(panels, panel + cut.panels), first,
-                  std::min(p.k, first + cut.slice));
-    }
-  });
-  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
-  executor.parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / p.m, row = at % p.m;
-      S* sums = parts + (item * slices * p.m + row) * p.n;
-      for (index_t slice = 1; slice < slices; ++slice) {
-        const S* more = sums + slice * p.m * p.n;
-        for_lanes<lanes_t<S>>(
-            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
-      }
-      const index_t offset = RowCursor(out.rows, row).offset();
-      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
-    }
-  });
+template <class S>
+const TileKernels<S>& tile_kernels() {
+  static const TileKernels<S> kernels;
+  return kernels;
+}
+
+template <class S>
+const TileKernel<S>& tile_kernel() {
+  return *tile_kernels<S>().kernel[0];
 }
 
 }  // namespace detail
@@ -4716,19 +4633,11 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
 #endif
 
 // <lpo/backend/cpu/product_pack.hpp>
-// Bringing operands into the form that the register tile reads: panels of B, tables of steps, 16-bit storage as float.
+// Bringing operands into the form that the register tile reads: blocks of A, panels of B, 16-bit storage as float.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-/// Height of the blocks that a transposed A is packed into: what every tile height and every job height divides.
-inline constexpr index_t packed_rows = 24;
-
-/// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
-inline index_t packed_size(index_t k, index_t n, index_t columns) {
-  return k * ((n + columns - 1) / columns * columns);
-}
 
 /// A table of `count` steps: 0, step, 2 step, …
 inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t step) {
@@ -4743,123 +4652,179 @@ void convert_line(const T* from, index_t count, S* to) {
   if constexpr (std::is_same_v<S, T>) {
     std::copy_n(from, count, to);
   } else {
-    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+    with_lanes<float>([&]<class V>() __attribute__((always_inline)) {
+      for_lanes<V>(0, count, [&](index_t i, auto lanes) __attribute__((always_inline)) {
+        lanes.store(to + i, lanes.load(from + i));
+      });
+    });
   }
 }
 
-// The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
+/// The left operand: its rows. Stored along k, row i begins at data + rows(i) and is made of runs of `run` elements,
+/// `run_step` apart; or, with `offset`, element l of row i is data[offset[l] + rows(i)].
+template <class S>
+struct LeftOperand {
+  const S* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next
+  index_t along(index_t l) const { return l / run * run_step + l % run; }
+};
+
+/// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
+/// Nothing behind the block is written: another thread may have been there.
+template <class S>
+void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int lanes = static_cast<int>(LaneTraits<V>::width), groups = (tile_rows + lanes - 1) / lanes;
+    for (index_t l = first; l < last;) {
+      const index_t within = l % a.run, length = std::min(a.run - within, last - l);
+      const index_t begin = a.along(l);
+      index_t i = 0;
+      for (; i + lanes <= length && l + i + lanes + 2 <= last; i += lanes) {
+        V square[groups][lanes];
+        unroll<groups>([&](auto g) __attribute__((always_inline)) {
+          unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+            constexpr int at = g * lanes + r;
+            if constexpr (at < tile_rows)
+              square[g][r] = load_lanes<V>(line[at] + begin + i);
+            else
+              square[g][r] = V{};
+          });
+          transpose_lanes(square[g]);
+        });
+        // In the order of memory: what is stored behind a row is overwritten with the next two.
+        unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+          unroll<groups>([&](auto g)
+                             __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
+        });
+        to += lanes * tile_rows;
+      }
+      for (; i < length; ++i, to += tile_rows)
+        for (int r = 0; r < tile_rows; ++r) to[r] = line[r][begin + i];
+      l += length;
+    }
+  });
+}
+
+/// All blocks [blocks][last - first][tile_rows] of rows that begin at line, where element l of row r is
+/// line[r][offset[l]]: a few lines of memory for all blocks, then the next.
+template <class S>
+void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last, S* to) {
+  constexpr index_t together = 16;
+  const index_t depth = last - first;
+  for (index_t begin = 0; begin < depth; begin += together)
+    for (index_t block = 0; block < blocks; ++block) {
+      const S* const* row = line + block * tile_rows;
+      bool adjacent = true;
+      for (int r = 1; r < tile_rows; ++r) adjacent = adjacent && row[r] == row[0] + r;
+      S* target = to + (block * depth + begin) * tile_rows;
+      const index_t end = std::min(begin + together, depth);
+      for (index_t l = begin; l < end; ++l, target += tile_rows) {
+        if (adjacent)
+          std::memcpy(target, row[0] + offset[first + l], tile_rows * sizeof(S));
+        else
+          for (int r = 0; r < tile_rows; ++r) target[r] = row[r][offset[first + l]];
+      }
+    }
+}
+
+/// Blocks [blocks][last - first][tile_rows] of rows that begin at line.
+template <class S>
+void pack_blocks(const LeftOperand<S>& a, const S* const* line, index_t blocks, index_t first, index_t last, S* to) {
+  if (a.offset != nullptr) return pack_blocks_across(line, blocks, a.offset, first, last, to);
+  for (index_t i = 0; i < blocks; ++i)
+    pack_block(a, line + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+}
+
+/// to[l - first][0, valid) for l in [first, last) from lines that begin at from + offset[l]; zeros up to the next
 /// register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
-  const index_t columns = kernel.columns(), lanes = kernel.lanes;
-  const index_t width = (valid + lanes - 1) / lanes * lanes;
-  for (index_t l = first; l < last; ++l) {
-    S* target = to + (l - first) * columns;
-    convert_line(from + offset[l], valid, target);
-    for (index_t j = valid; j < width; ++j) target[j] = S{};
-  }
-}
-
-/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
-template <class S, class T>
-void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
-                  index_t valid) {
-  using V = lanes_t<S>;
-  constexpr index_t lanes = LaneTraits<V>::width;
   const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  index_t l = first;
-  for (; l + lanes <= last; l += lanes) {
-    for (index_t j = 0; j < width; j += lanes) {
-      V rows[lanes];
-      for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
-      transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
-    }
-  }
-  for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j)
-      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
-}
-
-/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
-/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
-/// packs its own, else B is packed before, threaded.
-template <class S, class T, class PackPanel>
-void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
-                 index_t items, PackPanel&& pack) {
-  constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
-  p.b_step = even_steps(scratch, k, columns);
-  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
-    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
-    };
-    p.pack_source = &pack;
-    return run_product(context, p, out);
-  }
-  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
-  const index_t size = packed_size(k, n, columns);
-  S* to = scratch.allocate<S>(items * size);
-  p.b = to;
-  p.panel_step = k * columns;
-  p.batch_b = items == 1 ? 0 : size;
-  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
-  context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
-           std::min(columns, n - column));
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    if (valid == 2 * lanes && columns == valid)  // the usual case, in few instructions
+      for (; l < last; ++l, to += 2 * lanes) {
+        store_lanes(to, load_lanes<V>(from + offset[l]));
+        store_lanes(to + lanes, load_lanes<V>(from + offset[l] + lanes));
+      }
+    for (; l < last; ++l, to += columns) {
+      const T* line = from + offset[l];
+      index_t j = 0;
+      for (; j + lanes <= valid; j += lanes) store_lanes(to + j, load_lanes<V>(line + j));
+      for (; j < valid; ++j) to[j] = load_lanes<S>(line + j);
+      for (; j < width; ++j) to[j] = S{};
     }
   });
-  run_product(context, p, out);
 }
 
-/// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.
-template <class S>
-void pack_transposed(Context<Cpu>& context, index_t m, index_t k, const S* from, index_t step, S* to) {
-  constexpr index_t block = 256;
-  const index_t groups = (m + packed_rows - 1) / packed_rows, blocks = (k + block - 1) / block;
-  context.executor().parallel_for(groups * blocks, 8, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t row = at / blocks * packed_rows, first = at % blocks * block, last = std::min(k, first + block);
-      const index_t valid = std::min(packed_rows, m - row);
-      for (index_t l = first; l < last; ++l) {
-        const S* source = from + l * step + row;
-        S* target = to + row * k + l * packed_rows;
-        if (valid == packed_rows)
-          std::memcpy(target, source, packed_rows * sizeof(S));
-        else
-          for (index_t i = 0; i < valid; ++i) target[i] = source[i];
+/// to[l - first][j] = line[j][l] for l in [first, last) and j < valid; zeros up to the next register.
+template <class S, class T>
+void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t first, index_t last, S* to,
+                  index_t valid) {
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    for (; l + lanes <= last && lanes <= columns; l += lanes, to += lanes * columns) {
+      for (index_t j = 0; j < width; j += lanes) {
+        V square[lanes];
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+          square[i] = j + i < valid ? load_lanes<V>(line[j + i] + l) : V{};
+        });
+        transpose_lanes(square);
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) { store_lanes(to + i * columns + j, square[i]); });
       }
     }
+    for (; l < last; ++l, to += columns)
+      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(line[j] + l) : S{};
   });
 }
 
-/// Makes A of `items` operands stored [k, m] with lines `step` apart.
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
+/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
 template <class S>
-void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const S* data, index_t step,
-                    index_t items, index_t batch_step) {
-  // In place, each tile reads a few elements of every line, which is as fast while these lines stay in L1. Limits
-  // measured.
-  if (p.m < packed_rows || p.n * p.batch < 128 || (step < 192 && p.k < 1024)) {
-    p.a = data;
-    p.batch_a = batch_step;
-    p.rows = even_rows(p.m, 1);
-    p.a_step = even_steps(scratch, p.k, step);
-    return;
+struct RightOperand {
+  const void* data = nullptr;
+  index_t size = sizeof(S);  ///< of an element, in bytes
+  index_t batch_step = 0;
+  RowMap lines;
+  const index_t* offset = nullptr;  ///< [k]
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
+               index_t last, S* to, index_t valid) = nullptr;
+
+  template <class T>
+  static RightOperand along_k(const T* data, index_t batch_step, const RowMap& lines) {
+    return {data, sizeof(T), batch_step, lines, nullptr, &pack_panel<T>};
   }
-  const index_t groups = (p.m + packed_rows - 1) / packed_rows, size = groups * packed_rows * p.k;
-  S* blocks = scratch.allocate<S>(items * size);
-  for (index_t item = 0; item < items; ++item)
-    pack_transposed(context, p.m, p.k, data + item * batch_step, step, blocks + item * size);
-  p.a = blocks;
-  p.batch_a = items == 1 ? 0 : size;
-  p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
-  p.a_step = even_steps(scratch, p.k, packed_rows);
-}
+  template <class T>
+  static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
+    return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
+  }
+
+  const char* element(index_t item, index_t l, index_t column) const {
+    const index_t at = offset != nullptr ? offset[l] + column : RowCursor(lines, column).offset() + l;
+    return static_cast<const char*>(data) + (item * batch_step + at) * size;
+  }
+
+ private:
+  template <class T>
+  static void pack_panel(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column,
+                         index_t first, index_t last, S* to, index_t valid) {
+    const T* const from = static_cast<const T*>(b.data) + item * b.batch_step;
+    if (b.offset != nullptr) return pack_rows(kernel, from + column, b.offset, first, last, to, valid);
+    const T* line[tile_columns_max];
+    RowCursor cursor(b.lines, column);
+    for (index_t j = 0; j < valid; ++j, cursor.next()) line[j] = from + cursor.offset();
+    pack_columns(kernel, line, first, last, to, valid);
+  }
+};
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>
@@ -5054,6 +5019,353 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
       }
     }
   });
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/product_run.hpp>
+// Products on the register tile: how they are cut into jobs, and what a job does.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
+//
+// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
+// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
+// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
+// number of threads gives the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t tile_job_blocks = 54;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
+
+template <class S>
+struct TileProduct {
+  const TileKernel<S>* kernel = &tile_kernel<S>();
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  LeftOperand<S> a;
+  RightOperand<S> b;
+
+  index_t panels() const { return (n + kernel->columns() - 1) / kernel->columns(); }
+  index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
+};
+
+/// Cache lines of a few rows of memory that will be needed soon, fetched a few at a time beside the multiply-adds: what
+/// packing would wait for.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// `rows` rows of `bytes`, to be fetched in `turns` turns.
+  Ahead(index_t rows, index_t bytes, index_t turns)
+      : rows_(rows), lines_((bytes + 63) / 64), each_((rows * lines_ + turns - 1) / turns) {}
+
+  /// One turn; row i begins at row(i).
+  template <class Row>
+  void fetch(Row&& row) {
+    for (index_t i = 0; i < each_ && row_ < rows_; ++i) {
+      if (line_ == 0) from_ = static_cast<const char*>(row(row_));
+      __builtin_prefetch(from_ + line_ * 64, 0, 2);
+      if (++line_ == lines_) line_ = 0, ++row_;
+    }
+  }
+
+ private:
+  index_t rows_ = 0, lines_ = 1, each_ = 0, row_ = 0, line_ = 0;
+  const char* from_ = nullptr;
+};
+
+/// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
+/// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
+struct ProductCut {
+  index_t blocks, panels, slice, depth;
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
+};
+
+/// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
+/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
+template <class S>
+ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
+  const index_t panels = (p.n + columns - 1) / columns;
+  // A product with few rows and columns is split over k, for the threads' sake.
+  const index_t units = p.batch * ((blocks + 3) / 4) * panels;
+  const index_t slices = units < 64 && p.k >= 2048 ? std::min((p.k + 1023) / 1024, (63 + units) / units) : 1;
+  const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);
+  const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
+  const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
+
+  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
+  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
+  const double start = 300.0 / static_cast<double>(slice);
+  ProductCut best{};
+  double least = 0;
+  const index_t fewest = (blocks + most - 1) / most;
+  for (index_t high = fewest; high <= std::max(fewest, blocks / 4) && high <= 64 * fewest; high += (high + 3) / 4)
+    for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
+      const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
+      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
+      const bool before = height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
+      const double cost = turns * ((static_cast<double>(height) + pack_b) *
+                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
+    }
+  return best;
+}
+
+/// What all jobs of a product share.
+template <class S, class T>
+struct ProductJobs {
+  const TileProduct<S>& p;
+  const TileOutput<T>& out;
+  ProductCut cut;
+  const S* left;      ///< [batch, blocks, k, tile_rows] of A if it was packed before
+  const S* right;     ///< [items, panels, k, columns] of B if it was packed before
+  const S* bias;      ///< [panels * columns] in the arithmetic type, or null
+  bool straight;      ///< whether sums are what is stored
+  bool left_in_place;
+
+  index_t columns() const { return p.kernel->columns(); }
+  /// Panels of B that a job fetches at a time.
+  index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
+  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
+  index_t sums_size() const {
+    return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
+  }
+  index_t workspace() const { return left_size() + right_size() + sums_size(); }
+
+  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
+  void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
+           S* space) const {
+    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
+    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
+    S* const part = space + left_size();
+    S* const sums = part + right_size();
+    const S* lines[tile_job_blocks * tile_rows];
+    S* to[(tile_job_blocks + 1) * tile_rows];
+    index_t offset[tile_job_blocks * tile_rows];
+    RowCursor source(p.a.rows, row), target(out.rows, row);
+    for (index_t i = 0; i < blocks * tile_rows; ++i) {
+      // What is behind the last row is computed and dropped.
+      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];
+      offset[i] = i < rows ? target.offset() : 0;
+      to[i] = sums + (straight ? 0 : i * tile_kept_columns);
+      if constexpr (std::is_same_v<S, T>) {
+        if (straight && i < rows) to[i] = c + offset[i] + panel * columns();
+      }
+      if (i + 1 < rows) source.next(), target.next();
+    }
+    for (index_t i = 0; i < tile_rows; ++i) to[blocks * tile_rows + i] = to[i];
+    const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
+    for (index_t group = panel; group < panel_end; group += together) {
+      const index_t group_end = std::min(panel_end, group + together);
+      index_t l = first;
+      do {
+        const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
+        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
+        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
+        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
+        const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
+        Ahead left_ahead;
+        if (l + depth < last && !left_in_place && left == nullptr)
+          left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
+                                             : Ahead(rows, depth * element_bytes, turns);
+        Ahead right_ahead;
+        for (index_t at = group; at < group_end; ++at) {
+          const index_t valid = std::min(columns(), p.n - at * columns());
+          const index_t beside = (at - group) % side_by_side();
+          // The panel and the part of k that follow.
+          const index_t after = at - beside + side_by_side() < group_end ? at - beside + side_by_side() : group;
+          const index_t after_l = after == group ? next : l;
+          TileWork<S> work;
+          work.k = depth;
+          work.at = l;
+          if (right != nullptr) {
+            work.b = packed_panel(item, at, l);
+          } else {
+            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
+            work.b = part;
+          }
+          if (beside == 0) {
+            const index_t panels_now = std::min(side_by_side(), group_end - at);
+            if (right != nullptr)
+              right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
+            else if (p.b.offset != nullptr)
+              right_ahead = Ahead(depth, columns() * side_by_side() * p.b.size, blocks * panels_now);
+            else
+              right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
+          }
+          work.add = l > first || (straight && out.beta != 0.0f);
+          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
+          const auto run = (left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+          work.column = (straight ? at - panel : at - group) * columns();
+          for (index_t i = 0; i < blocks; ++i) {
+            right_ahead.fetch([&](index_t r) -> const void* {
+              if (right != nullptr) return packed_panel(item, after, after_l);
+              return p.b.offset != nullptr ? p.b.element(item, after_l + r, after * columns())
+                                           : p.b.element(item, after_l, after * columns() + r);
+            });
+            left_ahead.fetch([&](index_t r) -> const void* {
+              return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
+            });
+            work.lines = lines + i * tile_rows;
+            work.packed = packed + i * packed_step;
+            work.c = to + i * tile_rows;
+            run(work);
+          }
+        }
+        l += depth;
+      } while (l < last);
+      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+    }
+  }
+
+ private:
+  static constexpr index_t element_bytes = sizeof(S);
+
+  const S* packed_panel(index_t item, index_t panel, index_t l) const {
+    return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
+  }
+
+  void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
+             index_t panel_end) const {
+    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    if constexpr (std::is_same_v<S, float>) {
+      if (out.gated != nullptr) {
+        for (index_t r = 0; r < rows; ++r)
+          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
+        return;
+      }
+    }
+    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
+    for (index_t r = 0; r < rows; r += together)
+      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
+                 panel * columns(), width);
+  }
+};
+
+/// Runs the jobs of all slices of k, whose sums go to out_of(slice).
+template <class S, class T, class Out>
+void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
+              Out&& out_of) {
+  const TileProduct<S>& p = jobs.p;
+  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  WorkerScratch<S> workspace(context, scratch, jobs.workspace());
+  context.executor().parallel_for(p.batch * slices * high * wide, 1, [&](index_t begin, index_t end) {
+    const typename WorkerScratch<S>::Lease lease(workspace);
+    for (index_t job = begin; job < end; ++job) {
+      const index_t part = job / (high * wide), item = part / slices, first = part % slices * jobs.cut.slice;
+      const index_t block = job % high * jobs.cut.blocks, panel = job / high % wide * jobs.cut.panels;
+      jobs.run(item, out_of(part), block, panel, std::min(panels, panel + jobs.cut.panels), first,
+               std::min(p.k, first + jobs.cut.slice), lease.data());
+    }
+  });
+}
+
+/// All of A, packed by the threads: [batch, blocks, k, tile_rows].
+template <class S>
+const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
+  S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
+  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const S* lines[tile_rows];
+      const index_t row = at % blocks * tile_rows;
+      RowCursor source(p.a.rows, row);
+      for (index_t i = 0; i < tile_rows; ++i, source.next())
+        lines[i] = row + i < p.m ? p.a.data + at / blocks * p.a.batch_step + source.offset() : lines[0];
+      pack_blocks(p.a, lines, 1, 0, p.k, to + at * p.k * tile_rows);
+    }
+  });
+  return to;
+}
+
+/// All of B, packed by the threads: [items, panels, k, columns].
+template <class S>
+const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.k + block - 1) / block;
+  S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
+  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      // In the order in which B lies in memory.
+      const index_t item = at / (panels * blocks), within = at % (panels * blocks);
+      const index_t panel = p.b.offset != nullptr ? within % panels : within / blocks;
+      const index_t first = (p.b.offset != nullptr ? within / panels : within % blocks) * block, column = panel * columns;
+      p.b.pack(p.b, *p.kernel, item, column, first, std::min(p.k, first + block),
+               to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
+    }
+  });
+  return to;
+}
+
+/// Adds up `slices` partial products [batch, slices, m, n] in their order, in place, and stores them.
+template <class S, class T>
+void store_slices(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out, S* parts, index_t slices) {
+  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
+  context.executor().parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t item = at / p.m, row = at % p.m;
+      S* sums = parts + (item * slices * p.m + row) * p.n;
+      for (index_t slice = 1; slice < slices; ++slice) {
+        const S* more = sums + slice * p.m * p.n;
+        for_lanes<lanes_t<S>>(
+            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
+      }
+      const index_t offset = RowCursor(out.rows, row).offset();
+      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
+    }
+  });
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+template <class S, class T>
+void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t columns = p.kernel->columns(), panels = p.panels();
+  const bool by_row = out.bias != nullptr && out.bias_by_row;
+  const bool straight = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.column_step == 1 &&
+                        (out.beta == 0.0f || (out.beta == 1.0f && out.bias == nullptr)) &&
+                        p.n % p.kernel->lanes == 0 && !by_row;
+  Scratch<Cpu> scratch(context);
+  ProductCut cut = cut_product(p, straight ? tile_job_blocks : 16, out.gated == nullptr ? 1 : 2,
+                               context.executor().threads());
+  if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
+  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
+  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
+  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
+
+  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
+
+  if (slices == 1) {
+    S* bias = nullptr;
+    if (straight && out.bias != nullptr) {
+      bias = scratch.allocate<S>(panels * columns);
+      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
+    }
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
+    run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
+    return;
+  }
+  TileOutput<S> partial;
+  partial.rows = even_rows(p.m, p.n);
+  S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
+  store_slices(context, p, out, parts, slices);
 }
 
 }  // namespace detail
@@ -5281,15 +5593,14 @@ struct PaddedImages {
 };
 
 /// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
-/// where that changes nothing. `overread`: up to a register may be read behind the end, so it is always a copy.
+/// where that changes nothing.
 template <class S, class T>
 PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
-                           index_t c, index_t top, index_t left, index_t lines, index_t columns,
-                           bool overread = false) {
+                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
   if constexpr (std::is_same_v<S, T>) {
-    if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
+    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
+  S* data = scratch.allocate<S>(n * lines * columns * c);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -5306,16 +5617,6 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
     }
   });
   return {data, lines, columns, c};
-}
-
-/// Steps of the taps of a kernel: [(u, v, channel)].
-template <class S>
-const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_t kernel_h, index_t kernel_w) {
-  index_t* steps = scratch.allocate<index_t>(kernel_h * kernel_w * x.c);
-  index_t at = 0;
-  for (index_t u = 0; u < kernel_h; ++u)
-    for (index_t i = 0; i < kernel_w * x.c; ++i) steps[at++] = u * x.line() + i;
-  return steps;
 }
 
 // S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
@@ -5341,13 +5642,9 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   } else {
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = images.data;
-    p.rows = pixels;
-    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-    run_packing(context, scratch, p, out, 1,
-                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-                });
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
+    run_product(context, p, out);
   }
 }
 
@@ -5396,13 +5693,9 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     } else {
       TileProduct<S> p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
-      p.a = gradients;
-      p.rows = pixels;
-      p.a_step = tap_steps(inner, images, taps_h, taps_w);
-      run_packing(context, inner, p, out, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-                  });
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.b = RightOperand<S>::along_n(weight, 0, from);
+      run_product(context, p, out);
     }
   }
 }
@@ -5453,46 +5746,33 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   Scratch<Cpu> scratch(context);
   const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
-  const index_t lanes = p.kernel->lanes;
-  const auto images =
-      pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
-                    s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
+  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
-  if (run >= 2 * lanes) {
+  if (run >= 2 * p.kernel->lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
-    p.m = s.o;
-    p.n = run;
+    p.m = s.o, p.n = run;
     p.batch = s.kernel_h;
-    use_transposed(context, scratch, p, gradients, s.o, 1, 0);
-    p.b = images.data;
-    p.b_step = steps;
-    p.panel_step = p.kernel->columns();
-    p.batch_b = images.line();
+    p.a.data = gradients;
+    p.a.rows = even_rows(s.o, 1);
+    p.a.offset = even_steps(scratch, pixels, s.o);
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
+    p.b = RightOperand<S>::along_n(images.data, images.line(), steps);
   } else {
     // Few channels would leave these registers empty: dy in the registers, written transposed.
-    p.m = s.kernel_h * run;
-    p.n = s.o;
-    p.a = images.data;
-    p.rows = {run, s.kernel_h, 1, images.line(), 0};
-    p.a_step = steps;
+    p.m = s.kernel_h * run, p.n = s.o;
+    p.a.data = images.data;
+    p.a.rows = {run, s.kernel_h, 1, images.line(), 0};
+    p.a.offset = steps;
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes != 0)
-      return run_packing(context, scratch, p, out, 1,
-                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                         });
-    p.b = gradients;
-    p.b_step = lines;
-    p.panel_step = p.kernel->columns();
+    p.b = RightOperand<S>::along_n(gradients, 0, even_steps(scratch, pixels, s.o));
   }
   run_product(context, p, out);
 }
@@ -6259,23 +6539,19 @@ struct GatedProduct<Cpu> {
     Scratch<Cpu> scratch(context);
     detail::TileProduct<float> p;
     p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
-    p.a_step = detail::even_steps(scratch, g.in, 1);
+    p.a.run = g.in;
     if constexpr (std::is_same_v<T, float>) {
-      p.a = g.x;
-      p.rows = detail::even_rows(g.rows, g.x_row);
+      p.a.data = g.x;
+      p.a.rows = detail::even_rows(g.rows, g.x_row);
     } else {
       float* wide = scratch.allocate<float>(g.rows * g.in);
       detail::convert_block(context, g.rows, g.in, g.x, g.x_row, wide);
-      p.a = wide;
-      p.rows = detail::even_rows(g.rows, g.in);
+      p.a.data = wide;
+      p.a.rows = detail::even_rows(g.rows, g.in);
     }
     const index_t columns = p.kernel->columns();
-    detail::run_packing(context, scratch, p, out, 1,
-                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
-                          const index_t panel = column / columns;
-                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
-                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
-                        });
+    p.b = detail::RightOperand<float>::along_k(g.weight, 0, {columns, 2, g.in, g.hidden * g.in, columns * g.in});
+    detail::run_product(context, p, out);
   }
 };
 
@@ -6324,14 +6600,7 @@ struct Gemm {
 }  // namespace lpo::inline LPO_ABI
 
 // <lpo/backend/cpu/gemm.hpp>
-// The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
-
-#if LPO_HOST_PASS
-#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
-#define EIGEN_NO_CUDA
-#endif
-#include <Eigen/Core>
-#endif
+// The matrix product of the CPU: a register tile over packs.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
@@ -6395,90 +6664,26 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 24 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
   const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
                                   g.transpose_a ? p.m : g.k, g.batch);
-  if (g.transpose_a) {
-    use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
-  } else {
-    p.a = left.data;
-    p.batch_a = left.batch_step;
-    p.rows = even_rows(p.m, left.step);
-    p.a_step = even_steps(scratch, g.k, 1);
-  }
+  p.a.data = left.data;
+  p.a.batch_step = left.batch_step;
+  p.a.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
+  p.a.run = std::max<index_t>(g.k, 1);
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, left.step);
   out.rows = even_rows(p.m, swap ? 1 : g.ldc);
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
-  const index_t items = right.batch_step == 0 ? 1 : g.batch;
-  if (g.transpose_b) {
-    return run_packing(context, scratch, p, out, items,
-                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
-                                      first, last, to, valid);
-                       });
-  }
-  if constexpr (std::is_same_v<S, T>) {
-    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-      p.b = right.data;
-      p.b_step = even_steps(scratch, g.k, right.step);
-      p.panel_step = p.kernel->columns();
-      p.batch_b = right.batch_step;
-      return run_product(context, p, out);
-    }
-  }
-  const index_t* lines = even_steps(scratch, g.k, right.step);
-  run_packing(context, scratch, p, out, items,
-              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-              });
-}
-
-/// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
-/// it, and one orientation (transposed operands are copied) keeps it to one instantiation. A template, so that only
-/// programs that use it compile it.
-template <class Number>
-void eigen_gemm(Context<Cpu>& context, const kernel::GemmParams<Number>& g) {
-  constexpr int block = 32;
-  using Tall = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using Short = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor, block, Eigen::Dynamic>;
-  using Stride = Eigen::OuterStride<>;
-  Scratch<Cpu> scratch(context);
-  auto untransposed = [&](const Number* data, index_t rows, index_t width, index_t step, index_t batch_step) {
-    const index_t items = batch_step == 0 ? 1 : g.batch;
-    Number* copy = scratch.allocate<Number>(items * rows * width);
-    for (index_t item = 0; item < items; ++item)
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t i = 0; i < width; ++i)
-          copy[(item * rows + r) * width + i] = data[item * batch_step + i * step + r];
-    return StoredMatrix<Number>{copy, width, batch_step == 0 ? 0 : rows * width};
-  };
-  const auto a = g.transpose_a ? untransposed(g.a, g.m, g.k, g.lda, g.batch_stride_a)
-                               : StoredMatrix<Number>{g.a, g.lda, g.batch_stride_a};
-  const auto b = g.transpose_b ? untransposed(g.b, g.k, g.n, g.ldb, g.batch_stride_b)
-                               : StoredMatrix<Number>{g.b, g.ldb, g.batch_stride_b};
-  const index_t blocks = (g.m + block - 1) / block;
-  context.executor().parallel_for(g.batch * blocks, 1, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / blocks, row = at % blocks * block, rows = std::min<index_t>(block, g.m - row);
-      Number* c = g.c + item * g.batch_stride_c + row * g.ldc;
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t j = 0; j < g.n; ++j) {
-          const Number kept = g.beta == 0.0f ? Number{} : static_cast<Number>(g.beta) * c[r * g.ldc + j];
-          c[r * g.ldc + j] = kept + (g.bias == nullptr ? Number{} : g.bias[j]);
-        }
-      if (g.k == 0) continue;
-      const Eigen::Map<const Short, 0, Stride> left(a.data + item * a.batch_step + row * a.step, rows, g.k,
-                                                    Stride(a.step));
-      const Eigen::Map<const Tall, 0, Stride> right(b.data + item * b.batch_step, g.k, g.n, Stride(b.step));
-      Eigen::Map<Short, 0, Stride>(c, rows, g.n, Stride(g.ldc)).noalias() +=
-          static_cast<Number>(g.alpha) * left * right;
-    }
-  });
+  if (g.transpose_b)
+    p.b = RightOperand<S>::along_k(right.data, right.batch_step, even_rows(p.n, right.step));
+  else
+    p.b = RightOperand<S>::along_n(right.data, right.batch_step, even_steps(scratch, g.k, right.step));
+  run_product(context, p, out);
 }
 
 }  // namespace detail
@@ -6494,10 +6699,7 @@ struct Gemm<Cpu> {
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
     }
-    if constexpr (std::is_same_v<T, double>)
-      detail::eigen_gemm(context, p);
-    else
-      detail::tile_gemm(context, p);
+    detail::tile_gemm(context, p);
   }
 
  private:
@@ -9224,7 +9426,8 @@ struct LoraAdapter {
 
   LoraAdapter(index_t in_width, index_t out_width) : in(in_width), out(out_width) {}
 
-  /// A ~ N(0, (1 / rank)^2), B = 0 (lpo-method D6): the adapted projection starts equal to the plain one.
+  /// A ~ N(0, (1 / rank)^2), B = 0, as peft's Gaussian initialization: the adapted projection starts equal to the plain
+  /// one.
   void enable(index_t new_rank, float alpha) {
     if (new_rank < 1 || new_rank > std::min(in, out))
       throw ValueError(message("[LoRA] rank ", new_rank, " must be 1 to ", std::min(in, out), " for a ", in, " -> ", out, " projection"));
@@ -10410,11 +10613,13 @@ struct UNetConfig {
 
 namespace presets {
 
+/// Stable Diffusion 1.x: 64x64x4 latents at 512 pixels.
 inline constexpr UNetConfig sd15{};
 
 /// SD2.1, base and 768-v alike: that the latter predicts v is told by its scheduler's config.
 inline constexpr UNetConfig sd21{.heads = {5, 10, 20, 20}, .context_width = 1024, .linear_projection = true};
 
+/// Stable Diffusion XL's base model: 128x128x4 latents at 1024 pixels, with added conditioning.
 inline constexpr UNetConfig sdxl{.levels = 3,
                                  .channels = {320, 640, 1280, 0},
                                  .transformer_depth = {0, 2, 10, 0},
@@ -11442,6 +11647,25 @@ auto guided_rows(const Batch& rows, double guidance_scale) {
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
 }
 
+/// The same in half arithmetic, where the rows and the result of each operation are rounded to half: views [2n, h, w, c] of
+/// any type -> `combined` [n, h, w, c].
+template <class T, class Device, class C = T>
+void guide_in_half(Context<Device>& context, std::type_identity_t<View<const C, 4, Device>> rows, double guidance_scale,
+                   const View<T, 4, Device>& combined) {
+  const index_t n = rows.extents[0] / 2;
+  auto expected = combined.extents;
+  expected[0] *= 2;
+  detail::expect_same("guide_in_half", "rows", rows.extents, "twice the result's", expected);
+  Scratch<Device> scratch(context);
+  const View<half, 4, Device> both(scratch.template allocate<half>(rows.size()), rows.extents);
+  const View<half, 4, Device> u = both.slice(0, 0, n), c = both.slice(0, n, 2 * n);
+  evaluate(&context, both, 1.0 * rows);
+  evaluate(&context, c, c - u);
+  evaluate(&context, c, guidance_scale * c);
+  evaluate(&context, c, u + c);
+  evaluate(&context, combined, 1.0 * c);
+}
+
 namespace detail {
 
 /// Norm of every row's deviation from its mean; [n, h, w, c] -> n host values.
@@ -11917,7 +12141,7 @@ void fill_torch_normal(Context<Device>& context, const View<T, 4, Device>& view,
 
 namespace lpo::inline LPO_ABI {
 
-/// Rows of x [n, width] divided by their L2 norm (no epsilon, lpo-method A4).
+/// Rows of x [n, width] divided by their L2 norm (without epsilon, as in the released code).
 template <class T, class Device>
 Var<T, 2, Device> l2_normalize(const Var<T, 2, Device>& x) {
   const Var<T, 2, Device> squares = square(x);
@@ -11956,7 +12180,7 @@ Var<compute_t<T>, 1, Device> cosine_score(const Var<T, 2, Device>& visual, const
 
 namespace lpo::inline LPO_ABI {
 
-/// Which features enter the score. The defaults are the released models' (lpo-method A2, A3).
+/// Which features enter the score. The defaults are the released models' (arXiv 2502.01051).
 struct RewardFeatureOptions {
   float guidance = 7.5f;         ///< g of the visual feature enhancement; 1 turns the unconditional pass off
   bool multi_scale = true;       ///< pool every level, not the middle alone
@@ -12077,13 +12301,16 @@ struct PreferenceLabel {
   bool tie() const { return label_0 == label_1; }
 };
 
+/// Which loss trains the reward model: the pairs' (the released models' choice), the contrastive one over the batch, or
+/// pair + batch_coefficient * batch.
 struct RewardLossOptions {
   enum class Kind { pair, batch, both } kind = Kind::pair;
-  float batch_coefficient = 1.0f;
-  float aux_coefficient = 1.0f;
+  float batch_coefficient = 1.0f;  ///< of `both`
+  float aux_coefficient = 1.0f;    ///< weight of auxiliary pairs
 };
 
-/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), lpo-method B4; not renormalised after the auxiliary factor.
+/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), n_i the pairs of a prompt and a_i the auxiliary factor, after which nothing
+/// is renormalised, as in the released code. ValueError unless every n_i is positive.
 inline std::vector<float> pair_weights(std::span<const PreferenceLabel> labels, float aux_coefficient = 1.0f) {
   double total = 0;
   for (const auto& label : labels) {
@@ -12142,7 +12369,7 @@ Var<T, 1, Device> pair_losses(const Var<T, 1, Device>& scores_0, const Var<T, 1,
 }
 
 /// CLIP's contrastive loss with preferences: visual_0, visual_1, text [n, width] (any length), logit_scale [1] -> [n].
-/// Image side: each image against all texts; text side: each text against all 2n images (lpo-method B4).
+/// Image side: each image against all texts; text side: each text against all 2n images, as in the released code.
 template <class T, class Device>
 Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                                const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
@@ -12171,7 +12398,7 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i. The pair loss is a sum over pairs,
 /// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
@@ -12207,9 +12434,13 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
-/// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.
+/// Validation accuracy as in the released code: a tie counts 0.5 for any strict order, 0 for equal scores. scores_0,
+/// scores_1 [n], one label each; returns 0 to 1, and 0 without labels. ShapeError for another number of scores.
 inline double pair_accuracy(std::span<const float> scores_0, std::span<const float> scores_1,
                             std::span<const PreferenceLabel> labels) {
+  if (scores_0.size() != labels.size() || scores_1.size() != labels.size())
+    throw ShapeError(message("[pair_accuracy] ", scores_0.size(), " and ", scores_1.size(),
+                             " scores need one label each, given ", labels.size()));
   if (labels.empty()) return 0;
   double total = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {
@@ -12228,12 +12459,12 @@ namespace lpo::inline LPO_ABI {
 
 /// Score differences winner minus loser (for ties: first minus second, or its absolute value).
 struct PreferenceGaps {
-  float aesthetic = 0;
-  float clip = 0;
-  float vqa = 0;
+  float aesthetic = 0;  ///< by the aesthetic predictor
+  float clip = 0;       ///< by CLIPScore: agreement with the prompt
+  float vqa = 0;        ///< by VQAScore (visual question answering): the probability that the picture shows the prompt
 };
 
-/// Thresholds of lpo-method B2. Strategy 2 is the paper's choice.
+/// Thresholds of arXiv 2502.01051, which trains with strategy 2.
 struct MpcfOptions {
   int strategy = 2;       ///< 1: aesthetic > 0; 2: > -0.5; 3: > -1; 0 keeps everything
   bool tie_abs = true;    ///< `mpcf_tie_abs`: compare |gap| for ties; false is the official code
@@ -12286,6 +12517,7 @@ concept TransitionScorer =
 
 namespace lpo::inline LPO_ABI {
 
+/// Defaults are the released code's for SD1.5.
 struct LpoLossOptions {
   double beta = 500;  ///< strength of the preference against the reference
   double clip = 0.1;  ///< ratios are limited to [1 - clip, 1 + clip]
@@ -12307,7 +12539,10 @@ struct LpoPairTerms {
   double reference_log_density_win = 0, reference_log_density_lose = 0;
 };
 
+/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless 0 < clip < 1.
 inline LpoPairTerms lpo_pair_terms(double delta_win, double delta_lose, const LpoLossOptions& options) {
+  if (!(options.clip > 0 && options.clip < 1))
+    throw ValueError(message("[lpo_loss] clip ", options.clip, " must lie above 0 and below 1"));
   // ln r is Delta limited in log space: no exp of an unbounded number, the same value.
   const double low = std::log1p(-options.clip), high = std::log1p(options.clip);
   const double log_win = std::clamp(delta_win, low, high), log_lose = std::clamp(delta_lose, low, high);
@@ -12385,14 +12620,15 @@ namespace lpo::inline LPO_ABI {
 /// Mean over n pairs of -ln sigmoid(beta (ln r_win - ln r_lose)), a Var [1]; see LpoPairTerms.
 ///
 /// Row i of all views [n, h, w, c] belongs to pair i; `steps[i]` is the GaussianStep it was drawn with. Win and lose
-/// share x_t, so one policy prediction and one reference prediction serve a pair. With D elements per row, mu = a x_t +
-/// c prediction,
+/// share x_t, so one policy prediction and one reference prediction serve a pair. Predictions may also have 2n rows,
+/// those for win and then those for lose, as if each had been run for itself. With D elements per row, mu = a x_t + c
+/// prediction,
 ///   Delta(x') = 1/(2 D sigma^2) sum (mu - mu_ref) (2 x' - mu - mu_ref)
 /// is computed as this product of differences (two large means would cancel), its sum and everything after it in
 /// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
-/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0.
+/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0 or a clip outside (0, 1).
 template <class T, class Device, int Channels>
 Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& prediction,
                                       std::type_identity_t<View<const T, 4, Device>> reference,
@@ -12402,18 +12638,22 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
                                       std::span<const GaussianStep> steps, const LpoLossOptions& options = {},
                                       LpoMetrics* metrics = nullptr, std::span<LpoPairTerms> pairs = {}) {
   using Number = compute_t<T>;
+  const index_t n = x_t.extents[0];
+  const bool shared = prediction.extent(0) != 2 * n;  // by win and lose
+  auto expected = x_t.extents;
+  if (!shared) expected[0] = 2 * n;
   detail::expect_same("lpo_loss", "prediction", prediction.extents(), "reference", reference.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_t", x_t.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_win", x_win.extents);
-  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_lose", x_lose.extents);
-  const index_t n = prediction.extent(0);
-  if (n == 0 || prediction.size() == 0 || static_cast<index_t>(steps.size()) != n)
-    throw ShapeError(message("[lpo_loss] predictions ", to_string(prediction.extents()), " and ",
-                             static_cast<index_t>(steps.size()), " steps; give one step per row, at least one row"));
+  detail::expect_same("lpo_loss", "prediction", prediction.extents(), "x_t", expected);
+  detail::expect_same("lpo_loss", "x_t", x_t.extents, "x_win", x_win.extents);
+  detail::expect_same("lpo_loss", "x_t", x_t.extents, "x_lose", x_lose.extents);
+  if (n == 0 || x_t.size() == 0 || static_cast<index_t>(steps.size()) != n)
+    throw ShapeError(message("[lpo_loss] latents ", to_string(x_t.extents), " and ", static_cast<index_t>(steps.size()),
+                             " steps; give one step per row, at least one row"));
   if (!pairs.empty() && static_cast<index_t>(pairs.size()) != n)
     throw ShapeError(
         message("[lpo_loss] results for ", static_cast<index_t>(pairs.size()), " pairs asked, there are ", n));
-  const double width = static_cast<double>(prediction.size() / n);
+  const double width = static_cast<double>(x_t.size() / n);
+  const auto side = [n, shared](auto rows, int lose) { return shared ? rows : rows.slice(0, lose * n, (lose + 1) * n); };
 
   auto& tape = prediction.tape();
   auto& context = tape.context();
@@ -12434,20 +12674,20 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
   std::vector<Number> sums(static_cast<std::size_t>(4 * n));
   {
     Scratch<Device> scratch(context);
-    const View<Number, 4, Device> terms(scratch.template allocate<Number>(prediction.size()), prediction.extents());
+    const View<Number, 4, Device> terms(scratch.template allocate<Number>(x_t.size()), x_t.extents);
     Number* const row_sums = scratch.template allocate<Number>(4 * n);
     const auto reduce = [&](int which) {
-      kernel::Reduce<Device>::row_sums(context, n, prediction.size() / n, static_cast<const Number*>(terms.data),
+      kernel::Reduce<Device>::row_sums(context, n, x_t.size() / n, static_cast<const Number*>(terms.data),
                                        row_sums + which * n);
     };
-    const View<const T, 4, Device> y = prediction.view();
-    int which = 0;
-    for (const auto& next : {x_win, x_lose}) {
+    for (const int lose : {0, 1}) {
+      const View<const T, 4, Device> y = side(prediction.view(), lose), y_ref = side(reference, lose);
+      const auto& next = lose ? x_lose : x_win;
       evaluate(&context, terms,
-               bcast_last(c) * (y - reference) * (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + reference)));
-      reduce(which++);
-      evaluate(&context, terms, square(next - bcast_last(a) * x_t - bcast_last(c) * reference));
-      reduce(which++);
+               bcast_last(c) * (y - y_ref) * (2 * (next - bcast_last(a) * x_t) - bcast_last(c) * (y + y_ref)));
+      reduce(2 * lose);
+      evaluate(&context, terms, square(next - bcast_last(a) * x_t - bcast_last(c) * y_ref));
+      reduce(2 * lose + 1);
     }
     context.copy_to_host(sums.data(), row_sums, sums.size() * sizeof(Number));
   }
@@ -12480,15 +12720,22 @@ Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& predict
   tape.push(mark, loss.slot(), [=](Tape<Device>& t) {
     const auto target = gradient_target(prediction);
     if (!target) return;
-    const View<T, 4, Device> into(target.data, prediction.extents(), prediction.view().strides);
+    const View<T, 4, Device> all_rows(target.data, prediction.extents(), prediction.view().strides);
     const View<const Number, 4, Device> outer(output_gradient(loss), Extents<4>{1, 1, 1, 1});
-    const auto mean_of = [&] { return bcast_last(a) * x_t + bcast_last(c) * prediction.view(); };
-    auto gradient =
-        bcast_last(outer) * (bcast_last(win) * (x_win - mean_of()) + bcast_last(lose) * (x_lose - mean_of()));
-    if (target.accumulate)
-      evaluate(&t.context(), into, into + std::move(gradient));
-    else
-      evaluate(&t.context(), into, std::move(gradient));
+    const auto add = [&](const View<T, 4, Device>& into, auto gradient) {
+      if (target.accumulate)
+        evaluate(&t.context(), into, into + std::move(gradient));
+      else
+        evaluate(&t.context(), into, std::move(gradient));
+    };
+    const auto mean_of = [&](const auto& rows) { return bcast_last(a) * x_t + bcast_last(c) * rows; };
+    const auto y = prediction.view();
+    if (shared)
+      return add(all_rows, bcast_last(outer) * (bcast_last(win) * (x_win - mean_of(y)) +
+                                                bcast_last(lose) * (x_lose - mean_of(y))));
+    for (const int which : {0, 1})
+      add(side(all_rows, which), bcast_last(outer) * (bcast_last(which ? lose : win) *
+                                                      ((which ? x_lose : x_win) - mean_of(side(y, which)))));
   });
   return loss;
 }
@@ -12745,8 +12992,9 @@ namespace lpo::inline LPO_ABI {
 /// arrival at 0.
 enum class LrmTimestep { departure, arrival };
 
+/// What a roll-out draws and keeps. Defaults are the released code's for SD1.5.
 struct RolloutOptions {
-  int candidates = 4;
+  int candidates = 4;         ///< K, next latents that are drawn and compared at each step
   int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
   int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
   LrmTimestep lrm_timestep = LrmTimestep::departure;
@@ -13240,15 +13488,33 @@ class Ema {
     });
   }
 
-  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on.
+  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on. 16-bit
+  /// parameters would take the averages' precision away: they are set aside meanwhile, and `average()` stays as it is.
   void swap() {
-    each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
-      Scratch<Device> scratch(context_);
-      const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
-      evaluate(&context_, kept, parameter);
-      evaluate(&context_, parameter, average);
-      evaluate(&context_, average, kept);
-    });
+    if constexpr (std::is_same_v<T, Number>) {
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        Scratch<Device> scratch(context_);
+        const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
+        evaluate(&context_, kept, parameter);
+        evaluate(&context_, parameter, average);
+        evaluate(&context_, average, kept);
+      });
+    } else {
+      const bool swapped_in = aside_.size() != 0;
+      if (!swapped_in) aside_ = Tensor<T, 1, Device>(average_.extents());
+      T* kept_data = aside_.data();
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        const View<T, 1, Device> kept(kept_data, parameter.extents);
+        kept_data += parameter.size();
+        if (swapped_in) {
+          evaluate(&context_, parameter, kept);
+        } else {
+          evaluate(&context_, kept, parameter);
+          evaluate(&context_, parameter, average);
+        }
+      });
+      if (swapped_in) aside_ = Tensor<T, 1, Device>();
+    }
   }
 
   /// Averages of all spans, in their order, [total]; with `updates()` the whole state.
@@ -13272,6 +13538,7 @@ class Ema {
   double decay_;
   bool warm_up_;
   Tensor<Number, 1, Device> average_;
+  Tensor<T, 1, Device> aside_;  ///< 16-bit parameters while the averages are in their place
   index_t updates_ = 0;
 };
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
-#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/product_run.hpp>
 
 namespace {
 
@@ -28,37 +28,34 @@ std::vector<S> sixteenths(index_t count, std::uint32_t seed) {
   return values;
 }
 
+/// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
+/// or along n.
 template <class S>
-void compare(const detail::TileKernel<S>& kernel, const Size& size, int threads, bool columns_of_b) {
-  const index_t m = size.m, n = size.n, k = size.k;
-  const std::vector<S> a = sixteenths<S>(m * k, 1), b = sixteenths<S>(n * k, 2), bias = sixteenths<S>(n, 3);
+void compare(const detail::TileKernel<S>& kernel, const Size& size, index_t run, int threads, bool columns_of_b) {
+  const index_t m = size.m, n = size.n, k = size.k, line = run == 0 ? k : (k + run - 1) / run * (run + 3);
+  const std::vector<S> a = sixteenths<S>(m * line, 1), b = sixteenths<S>(n * k, 2), bias = sixteenths<S>(n, 3);
   std::vector<S> c(static_cast<std::size_t>(m * n), S(-7));
   lpo::Context<lpo::Cpu> context(threads);
   lpo::Scratch<lpo::Cpu> scratch(context);
   detail::TileProduct<S> p;
   p.kernel = &kernel;
   p.m = m, p.n = n, p.k = k;
-  p.a = a.data();
-  p.rows = detail::even_rows(m, k);
-  p.a_step = detail::even_steps(scratch, k, 1);
-  const index_t* lines = detail::even_steps(scratch, k, n);
+  p.a = {a.data(), 0, detail::even_rows(m, run == 0 ? 1 : line), run == 0 ? k : run, run + 3};
+  if (run == 0) p.a.offset = detail::even_steps(scratch, k, m);
+  p.b = columns_of_b ? detail::RightOperand<S>::along_k(b.data(), 0, detail::even_rows(n, k))
+                     : detail::RightOperand<S>::along_n(b.data(), 0, detail::even_steps(scratch, k, n));
   detail::TileOutput<S> out;
   out.c = c.data();
   out.rows = detail::even_rows(m, n);
   out.bias = bias.data();
-  detail::run_packing(context, scratch, p, out, 1,
-                      [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                        if (columns_of_b)
-                          detail::pack_columns(kernel, b.data() + column * k, k, first, last, to, valid);
-                        else
-                          detail::pack_rows(kernel, b.data() + column, lines, first, last, to, valid);
-                      });
+  detail::run_product(context, p, out);
   index_t wrong = 0;
   for (index_t i = 0; i < m; ++i)
     for (index_t j = 0; j < n; ++j) {
       double sum = static_cast<double>(bias[static_cast<std::size_t>(j)]);
       for (index_t l = 0; l < k; ++l)
-        sum += static_cast<double>(a[static_cast<std::size_t>(i * k + l)]) *
+        sum += static_cast<double>(a[static_cast<std::size_t>(
+                   run == 0 ? l * m + i : i * line + l / run * (run + 3) + l % run)]) *
                static_cast<double>(b[static_cast<std::size_t>(columns_of_b ? j * k + l : l * n + j)]);
       if (static_cast<double>(c[static_cast<std::size_t>(i * n + j)]) != sum) ++wrong;
     }
@@ -66,6 +63,7 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, int threads,
   CAPTURE(m);
   CAPTURE(n);
   CAPTURE(k);
+  CAPTURE(run);
   CHECK(wrong == 0);
 }
 
@@ -174,12 +172,14 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
 
 TEST_CASE_TEMPLATE("every register tile of this machine gives the exact sums", S, float, double) {
   const Size sizes[] = {{1, 1, 1},    {6, 16, 8},    {7, 17, 3},     {8, 48, 5},   {23, 31, 33},   {24, 64, 64},
-                        {25, 65, 66}, {77, 130, 40}, {100, 33, 500}, {49, 96, 77}, {13, 20, 2500}, {5, 191, 1}};
+                        {25, 65, 66}, {77, 130, 40}, {100, 33, 500}, {49, 96, 77}, {13, 20, 2500}, {5, 191, 1}, {300, 48, 70}, {40, 300, 700}};
   const auto& kernels = detail::tile_kernels<S>();
   REQUIRE(kernels.count >= 1);
   for (int i = 0; i < kernels.count; ++i)
     for (const Size& size : sizes)
-      for (const bool columns_of_b : {false, true}) compare(*kernels.kernel[i], size, 1 + i % 2, columns_of_b);
+      for (const index_t run : {size.k, index_t{0}, index_t{7}})
+        for (const bool columns_of_b : {false, true})
+          for (const int threads : {1, 3}) compare(*kernels.kernel[i], size, run, threads, columns_of_b);
 }
 
 TEST_CASE("the chosen register tile is the widest that this machine runs") {

@@ -36,6 +36,19 @@ TEST_CASE("guidance splits a gradient into (1 - w) and w") {
   CHECK_THROWS_AS(lpo::guided_rows(x.slice(0, 0, 3), 5.0), lpo::ShapeError);
 }
 
+TEST_CASE("guidance in half has the bits of PyTorch's half tensors") {
+  lpo::Context<Reference> context(1);
+  // torch: u, c = u.half(), c.half(); u + 7.5 * (c - u)
+  const auto rows = Tensor<float, 4, Reference>::from(
+      lpo::Extents<4>{2, 1, 1, 5},
+      std::vector<float>{0.1f, -1.23456f, 3.3f, 0.00071f, -2.7f, 0.13f, -1.2f, -0.7f, 0.00093f, -2.69f});
+  Tensor<float, 4, Reference> y(lpo::Extents<4>{1, 1, 1, 5});
+  lpo::guide_in_half(context, rows.view(), 7.5, y.view());
+  const float expected[] = {0.3251953125f, -0.97802734375f, -26.703125f, 0.0023593902587890625f, -2.625f};
+  for (int i = 0; i < 5; ++i) CHECK(y.data()[i] == expected[i]);
+  CHECK_THROWS_AS(lpo::guide_in_half(context, rows.view().slice(0, 0, 1), 7.5, y.view()), lpo::ShapeError);
+}
+
 TEST_CASE("rescaled guidance has the numbers of diffusers' rescale_noise_cfg") {
   lpo::Context<Reference> context(1);
   const lpo::Extents<4> extents{2, 1, 2, 2};

@@ -30,6 +30,31 @@ TEST_CASE("after n updates on a constant the distance has shrunk by decay^n") {
   CHECK(b[1] == 20);
 }
 
+TEST_CASE("swapping takes no precision from the average of 16-bit parameters") {
+  lpo::Context<Reference> context(1);
+  const auto average_of = [&](bool swaps) {
+    lpo::bfloat16 a(1.0f), b[] = {lpo::bfloat16(0.0f), lpo::bfloat16(-3.0f)};
+    lpo::Ema<lpo::bfloat16, Reference> ema(context, {{&a, nullptr, 1}, {b, nullptr, 2}}, 0.999);
+    a = lpo::bfloat16(2.0f);
+    b[0] = lpo::bfloat16(1.0f);
+    for (int i = 0; i < 50; ++i) {
+      ema.update();
+      if (!swaps) continue;
+      ema.swap();
+      CHECK(static_cast<float>(a) == static_cast<float>(lpo::bfloat16(ema.average()(0))));
+      CHECK(static_cast<float>(b[0]) == static_cast<float>(lpo::bfloat16(ema.average()(1))));
+      ema.swap();
+      CHECK(static_cast<float>(a) == 2.0f);
+      CHECK(static_cast<float>(b[1]) == -3.0f);
+    }
+    return std::vector<float>{ema.average()(0), ema.average()(1), ema.average()(2)};
+  };
+  const auto plain = average_of(false);
+  CHECK(average_of(true) == plain);
+  CHECK(plain[0] == doctest::Approx(2 - std::pow(0.999, 50)));
+  CHECK(plain[2] == -3.0f);
+}
+
 TEST_CASE("warm-up limits the decay of update n to (1 + n) / (10 + n)") {
   lpo::Context<Reference> context(1);
   double p = 0;

@@ -142,6 +142,47 @@ TEST_CASE("equal predictions give Delta 0 exactly, loss ln 2, and log densities 
   }
 }
 
+TEST_CASE("predictions of their own for win and lose: the same numbers, and each gets its part of the gradient") {
+  int clipped = 0;
+  for (const double distance : {2e-4, 0.05}) {
+    Batch batch(distance);
+    const lpo::LpoLossOptions options{20, 0.01};
+    std::vector<lpo::LpoPairTerms> pairs, twice(3);
+    const auto expected = batch.gradient(options, pairs);
+    const auto doubled = [](const Latents& rows) {
+      Latents both(Extents<4>{6, 2, 3, 4});
+      for (lpo::index_t i = 0; i < 144; ++i) both.data()[i] = rows.data()[i % 72];
+      return both;
+    };
+    auto policy = doubled(batch.policy);
+    const auto reference = doubled(batch.reference);
+    lpo::Tape<Reference> tape(batch.context);
+    const auto y = lpo::variable(tape, policy);
+    const auto loss = lpo::lpo_loss(y, reference, batch.x_t, batch.x_win, batch.x_lose, batch.steps, options, nullptr, twice);
+    CHECK(lpo::item(loss) == batch.loss(batch.policy, options));
+    lpo::backward(loss);
+    const auto gradient = lpo::read_gradient(y);
+    for (lpo::index_t i = 0; i < 72; ++i) {
+      const auto& pair = twice[static_cast<std::size_t>(i / 24)];
+      const double win = gradient.data()[i], lose = gradient.data()[72 + i];
+      CHECK(win + lose == doctest::Approx(expected.data()[i]).epsilon(1e-9));
+      CHECK((win == 0) == pair.win_clipped);
+      CHECK((lose == 0) == pair.lose_clipped);
+      clipped += pair.win_clipped + pair.lose_clipped;
+    }
+    // The other prediction does not matter: only lose's Delta follows its rows.
+    policy.data()[72] += 0.1;
+    lpo::Tape<Reference> again(batch.context);
+    std::vector<lpo::LpoPairTerms> moved(3);
+    lpo::lpo_loss(lpo::variable(again, policy), reference, batch.x_t, batch.x_win, batch.x_lose, batch.steps, options, nullptr,
+                  moved);
+    CHECK(moved[0].delta_win == twice[0].delta_win);
+    CHECK(moved[0].delta_lose != twice[0].delta_lose);
+    CHECK(moved[1].delta_lose == twice[1].delta_lose);
+  }
+  CHECK(clipped > 0);
+}
+
 TEST_CASE("swapping win and lose changes the sign of the argument") {
   Batch batch(0.01), swapped(0.01);
   std::swap(swapped.x_win, swapped.x_lose);

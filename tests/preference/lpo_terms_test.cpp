@@ -53,6 +53,12 @@ TEST_CASE("the derivatives are those of the loss") {
     }
 }
 
+TEST_CASE("a clip that leaves no ratio, or more than all, is refused") {
+  for (const double clip : {0.0, -0.1, 1.0, std::nan("")})
+    CHECK_THROWS_AS(lpo_pair_terms(0, 0, {.clip = clip}), lpo::ValueError);
+  CHECK(lpo_pair_terms(0, 0, {.clip = 0.999}).argument == 0);
+}
+
 TEST_CASE("the gradient passes at the ends of the clip range and not beyond") {
   CHECK(lpo_pair_terms(std::log1p(0.1), 0.0, {}).gradient_win != 0);
   CHECK(lpo_pair_terms(0.0, std::log1p(-0.1), {}).gradient_lose != 0);

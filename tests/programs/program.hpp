@@ -15,6 +15,9 @@
 #include <thread>
 #include <vector>
 
+/// The tiny world's model that the repository ships.
+inline const std::string tiny_model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
+
 struct ProgramResult {
   int status = 0;       ///< exit status; 128 + signal if it was killed
   std::string printed;  ///< stdout and stderr

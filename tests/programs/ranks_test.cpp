@@ -18,58 +18,24 @@
 #include "preference_pictures.hpp"
 #include "program.hpp"
 #include "tiny_reward_model.hpp"
+#include "training_runs.hpp"
 
 namespace {
-
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
 
 /// A run of train_lpo of six iterations, in which rounding stays rounding (see tests/distributed/rank_cases.hpp).
 struct RankSetting {
   TemporaryDirectory directory;
   std::string lrm = directory.file("lrm");
-  std::string prompts = directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+  std::string prompts = write_prompts(directory);
 
   RankSetting() { write_reward_model(lrm); }
 
   std::vector<std::string> arguments(const std::string& out, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    model,
-                                    "--lrm",
-                                    lrm,
-                                    "--prompt_file",
-                                    prompts,
-                                    "--threads",
-                                    "1",
-                                    "--output_dir",
-                                    directory.file(out),
-                                    "--max_train_iterations",
-                                    "6",
-                                    "--sample_batch_size",
-                                    "3",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--num_candidates",
-                                    "2",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--threshold_mode",
-                                    "const",
-                                    "--threshold_const",
-                                    "0",
-                                    "--train_batch_size",
-                                    "5",
-                                    "--rank",
-                                    "2",
-                                    "--beta",
-                                    "20",
-                                    "--learning_rate",
-                                    "0.05",
-                                    "--adam_epsilon",
-                                    "1",
-                                    "--checkpointing_iterations",
-                                    "1"};
-    all.insert(all.end(), more.begin(), more.end());
-    return all;
+    const auto changes = words(
+        "--max_train_iterations 6 --sample_batch_size 3 --train_batch_size 5 --beta 20 --learning_rate 0.05 "
+        "--adam_epsilon 1",
+        {"--lrm", lrm});
+    return changed(changed(lpo_arguments(prompts, directory.file(out)), changes), more);
   }
 };
 
@@ -131,7 +97,7 @@ TEST_CASE("mpirun train_lpo makes the LoRA that one process makes; rank 0 alone 
     CAPTURE(run.printed);
     REQUIRE(run.status == 0);
     CHECK(occurrences(run.printed, out + "/pytorch_lora_weights.safetensors") == 1);
-    CHECK(occurrences(run.printed, "reading " + model) == 1);
+    CHECK(occurrences(run.printed, "reading " + tiny_model) == 1);
     const std::string lora = "/pytorch_lora_weights.safetensors";
     CHECK(difference(out + lora, setting.directory.file("alone") + lora) < 1e-5);
     const auto lines = lpo::read_metrics(out + "/metrics.jsonl");
@@ -178,10 +144,8 @@ TEST_CASE("a rank that is killed ends the job; its last checkpoint is whole, and
 
 TEST_CASE("a signal to one rank stops all of them with a checkpoint") {
   const RankSetting setting;
-  auto arguments = setting.arguments("out");
-  arguments.back() = "1000";  // no checkpoint of its own
-  *(std::find(arguments.begin(), arguments.end(), "--max_train_iterations") + 1) = "500";
-  const auto command = over_ranks(2, LPO_PROGRAM_TRAIN_LPO, arguments);
+  const std::vector<std::string> long_run = {"--max_train_iterations", "500", "--checkpointing_iterations", "1000"};
+  const auto command = over_ranks(2, LPO_PROGRAM_TRAIN_LPO, setting.arguments("out", long_run));
   const std::string out = setting.directory.file("out"), metrics = out + "/metrics.jsonl";
   RunningProgram job(command.front(), {command.begin() + 1, command.end()}, setting.directory.file("log"));
   REQUIRE(job.runs_until([&] { return lpo::file_exists(metrics) && lpo::read_metrics(metrics).size() >= 2; }));
@@ -196,9 +160,7 @@ TEST_CASE("a signal to one rank stops all of them with a checkpoint") {
 
 TEST_CASE("what all ranks refuse is told once") {
   const RankSetting setting;
-  auto arguments = setting.arguments("out");
-  *(std::find(arguments.begin(), arguments.end(), "--sample_batch_size") + 1) = "1";
-  const auto run = run_ranks(2, LPO_PROGRAM_TRAIN_LPO, arguments);
+  const auto run = run_ranks(2, LPO_PROGRAM_TRAIN_LPO, setting.arguments("out", {"--sample_batch_size", "1"}));
   CAPTURE(run.printed);
   CHECK(run.status == 1);
   CHECK(occurrences(run.printed, "nothing for some of 2 ranks") == 1);
@@ -208,32 +170,11 @@ TEST_CASE("what all ranks refuse is told once") {
 TEST_CASE("mpirun train_lrm trains the reward model that one process trains, encoding the pictures once") {
   const PreferencePictures fixture;
   const auto arguments = [&](const std::string& out) {
-    return std::vector<std::string>{"--pretrained_model_name_or_path",
-                                    model,
-                                    "--train_data_dir",
-                                    fixture.pictures,
-                                    "--output_dir",
-                                    fixture.directory.file(out),
-                                    "--threads",
-                                    "1",
-                                    "--max_train_steps",
-                                    "6",
-                                    "--train_batch_size",
-                                    "5",
-                                    "--num_validation_pairs",
-                                    "6",
-                                    "--validation_steps",
-                                    "3",
-                                    "--checkpointing_steps",
-                                    "2",
-                                    "--learning-rate",
-                                    "0.01",
-                                    "--adam_epsilon",
-                                    "1",
-                                    "--lr_scheduler",
-                                    "constant",
-                                    "--seed",
-                                    "3"};
+    return words(
+        "--threads 1 --max_train_steps 6 --train_batch_size 5 --num_validation_pairs 6 --validation_steps 3 "
+        "--checkpointing_steps 2 --learning-rate 0.01 --adam_epsilon 1 --lr_scheduler constant --seed 3",
+        {"--pretrained_model_name_or_path", tiny_model, "--train_data_dir", fixture.pictures, "--output_dir",
+         fixture.directory.file(out)});
   };
   REQUIRE(run_program(LPO_PROGRAM_TRAIN_LRM, arguments("alone")).status == 0);
   const auto run = run_ranks(3, LPO_PROGRAM_TRAIN_LRM, arguments("ranks"));

@@ -13,8 +13,6 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 /// A picture of stripes, and a latent twice.
 struct Inputs {
   TemporaryDirectory directory;
@@ -33,7 +31,8 @@ struct Inputs {
   }
 
   ProgramResult score(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(), {"--lrm", lrm, "--pretrained_model_name_or_path", model, "--threads", "1"});
+    arguments.insert(arguments.begin(),
+                     {"--lrm", lrm, "--pretrained_model_name_or_path", tiny_model, "--threads", "1"});
     return run_program(LPO_PROGRAM_SCORE, arguments);
   }
 };
@@ -104,11 +103,11 @@ TEST_CASE("score takes latents as they are where they are noisy already") {
 TEST_CASE("score takes the base model from a single file too") {
   const Inputs inputs;
   const std::string file = inputs.directory.file("model.safetensors");
-  REQUIRE(run_program(LPO_PROGRAM_CONVERT, {model, file}).status == 0);
+  REQUIRE(run_program(LPO_PROGRAM_CONVERT, {tiny_model, file}).status == 0);
   const std::vector<std::string> what = {inputs.picture, "--prompt", "a red circle", "--format", "csv"};
   auto arguments = what;
   arguments.insert(arguments.begin(), {"--lrm", inputs.lrm, "--pretrained_model_name_or_path", file, "--threads", "1",
-                                       "--tokenizer", model});
+                                       "--tokenizer", tiny_model});
   const std::string scores = from(run_program(LPO_PROGRAM_SCORE, arguments).printed, "input,");
   CHECK_FALSE(scores.empty());
   CHECK(scores == from(inputs.score(what).printed, "input,"));

@@ -19,41 +19,16 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 /// Arguments of a run of six steps of four pairs.
 struct DpoSetting : PreferencePictures {
   std::vector<std::string> arguments(const std::string& data, const std::string& out,
                                      const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    model,
-                                    "--train_data_dir",
-                                    data,
-                                    "--output_dir",
-                                    directory.file(out),
-                                    "--threads",
-                                    "1",
-                                    "--max_train_steps",
-                                    "6",
-                                    "--train_batch_size",
-                                    "2",
-                                    "--gradient_accumulation_steps",
-                                    "2",
-                                    "--beta_dpo",
-                                    "200",
-                                    "--rank",
-                                    "2",
-                                    "--learning_rate",
-                                    "5e-3",
-                                    "--lr_scheduler",
-                                    "constant",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--checkpointing_steps",
-                                    "2"};
-    return changed(std::move(all), more);
+    const auto all = words(
+        "--threads 1 --max_train_steps 6 --train_batch_size 2 --gradient_accumulation_steps 2 --beta_dpo 200 --rank 2 "
+        "--learning_rate 5e-3 --lr_scheduler constant --guidance_scale 2 --num_inference_steps 4 --checkpointing_steps "
+        "2",
+        {"--pretrained_model_name_or_path", tiny_model, "--train_data_dir", data, "--output_dir", directory.file(out)});
+    return changed(all, more);
   }
   ProgramResult train(const std::string& data, const std::string& out,
                       const std::vector<std::string>& more = {}) const {
@@ -93,9 +68,9 @@ TEST_CASE("train_dpo writes a LoRA with which txt2img draws what validation drew
   const auto before = lpo::read_png(out + "/validation/step-000000/0-0.png"),
              after = lpo::read_png(out + "/validation/step-000006/0-0.png");
   CHECK(lpo::file_exists(out + "/validation/step-000003/0-0.png"));
-  CHECK(before.image == setting.draw(model));
+  CHECK(before.image == setting.draw(tiny_model));
   CHECK(largest_difference(before.image, after.image) > 8);
-  CHECK(largest_difference(after.image, setting.draw(model, {"--lora", lora})) <= 1);
+  CHECK(largest_difference(after.image, setting.draw(tiny_model, {"--lora", lora})) <= 1);
   CHECK(has_part(after.texts.at(0).text, "Model: model, Diffusion-DPO step: 6"));
 
   const std::string page = setting.directory.read("out/report.html");
@@ -125,7 +100,7 @@ TEST_CASE("train_dpo writes a LoRA with which txt2img draws what validation drew
 TEST_CASE("pictures that train_lrm encoded are not encoded again") {
   const DpoSetting setting;
   const auto encoded = run_program(LPO_PROGRAM_TRAIN_LRM,
-                                   {"--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
+                                   {"--pretrained_model_name_or_path", tiny_model, "--train_data_dir", setting.pictures,
                                     "--output_dir", setting.directory.file("lrm"), "--encode_only", "--threads", "1"});
   REQUIRE(encoded.status == 0);
   REQUIRE(setting.train(setting.pictures, "own").status == 0);
@@ -194,12 +169,12 @@ TEST_CASE("train_dpo trains some projections, or the whole UNet, with averages a
   CHECK(has_part(full.printed, setting.directory.file("full/unet") + "\n"));
   // The result in a pipeline's folder draws the last validation picture, which averages drew.
   const std::string pipeline = setting.directory.file("pipeline");
-  std::filesystem::copy(model, pipeline, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(tiny_model, pipeline, std::filesystem::copy_options::recursive);
   std::filesystem::copy(setting.directory.file("full/unet"), pipeline + "/unet",
                         std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
   const auto picture = setting.draw(pipeline);
   CHECK(picture == lpo::read_png(setting.directory.file("full/validation/step-000006/0-0.png")).image);
-  CHECK_FALSE(picture == setting.draw(model));
+  CHECK_FALSE(picture == setting.draw(tiny_model));
 }
 
 TEST_CASE("train_dpo stops with the last good weights where gradients are not finite") {
@@ -218,9 +193,9 @@ TEST_CASE("the presets are settings of train_dpo, and --dry-run shows the plan a
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
     const std::string preset = std::string(LPO_TEST_SOURCE_DIR) + "/examples/train_dpo/configs/dpo_" + name + ".toml";
     const auto plan =
-        run_program(LPO_PROGRAM_TRAIN_DPO,
-                    {"--config", preset, "--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
-                     "--dry-run", "--resolution", "32", "--output_dir", setting.directory.file("out")});
+        run_program(LPO_PROGRAM_TRAIN_DPO, {"--config", preset, "--pretrained_model_name_or_path", tiny_model,
+                                            "--train_data_dir", setting.pictures, "--dry-run", "--resolution", "32",
+                                            "--output_dir", setting.directory.file("out")});
     CAPTURE(plan.printed);
     REQUIRE(plan.status == 0);
     for (const char* part :

@@ -22,56 +22,23 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 /// A reward model, prompts, and arguments of a run of four iterations in two epochs.
 struct Setting {
   TemporaryDirectory directory;
   std::string lrm = directory.file("lrm");
-  std::string prompts = directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+  std::string prompts = write_prompts(directory);
 
   Setting() { write_reward_model(lrm); }
 
   std::vector<std::string> arguments(const std::string& out, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    model,
-                                    "--lrm",
-                                    lrm,
-                                    "--prompt_file",
-                                    prompts,
-                                    "--threads",
-                                    "1",
-                                    "--output_dir",
-                                    directory.file(out),
-                                    "--num_train_epochs",
-                                    "2",
-                                    "--sample_batch_size",
-                                    "2",
-                                    "--num_inference_steps",
-                                    "4",
-                                    "--num_candidates",
-                                    "2",
-                                    "--guidance_scale",
-                                    "2",
-                                    "--threshold_mode",
-                                    "const",
-                                    "--threshold_const",
-                                    "0",
-                                    "--train_batch_size",
-                                    "3",
-                                    "--rank",
-                                    "2",
-                                    "--learning_rate",
-                                    "5e-3",
-                                    "--checkpointing_iterations",
-                                    "1",
-                                    "--checkpoints_total_limit",
-                                    "2"};
-    return changed(std::move(all), more);
+    return changed(words("--num_train_epochs 2 --checkpoints_total_limit 2",
+                         changed(lpo_arguments(prompts, directory.file(out)), {"--lrm", lrm})),
+                   more);
   }
   ProgramResult train(const std::string& out, const std::vector<std::string>& more = {}) const {
     return run_program(LPO_PROGRAM_TRAIN_LPO, arguments(out, more));
-  }  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
+  }
+  lpo::RgbImage draw(const std::string& from, const std::vector<std::string>& more = {}) const {
     return draw_circle(directory, from, more);
   }
 };
@@ -102,9 +69,9 @@ TEST_CASE("train_lpo writes a LoRA with which txt2img draws what validation drew
   // Before training, the base model; afterwards, what the LoRA makes of it.
   const auto before = lpo::read_png(out + "/validation/epoch-000/0-0.png"),
              after = lpo::read_png(out + "/validation/epoch-002/0-0.png");
-  CHECK(before.image == setting.draw(model));
+  CHECK(before.image == setting.draw(tiny_model));
   CHECK(largest_difference(before.image, after.image) > 8);
-  CHECK(largest_difference(after.image, setting.draw(model, {"--lora", lora})) <= 1);
+  CHECK(largest_difference(after.image, setting.draw(tiny_model, {"--lora", lora})) <= 1);
   CHECK(has_part(after.texts.at(0).text, "a red circle\nSteps: 4, Sampler: DDIM, CFG scale: 2, Seed: 42, Size: 32x32"));
   CHECK(lpo::file_exists(out + "/validation/epoch-001/0-0.png"));
 
@@ -221,7 +188,9 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
                                          "--gradient_accumulation_steps",
                                          "2",
                                          "--lrm_multi_scale_cfg",
-                                         "true"});
+                                         "true",
+                                         "--lrm_head_dtype",
+                                         "float16"});
   CAPTURE(few.printed);
   REQUIRE(few.status == 0);
   const lpo::LoraFile file(setting.directory.file("few/pytorch_lora_weights.safetensors"));
@@ -243,12 +212,12 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
   REQUIRE(full.status == 0);
   // The result in a pipeline's folder draws the last validation picture, which averages drew.
   const std::string pipeline = setting.directory.file("pipeline");
-  std::filesystem::copy(model, pipeline, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(tiny_model, pipeline, std::filesystem::copy_options::recursive);
   std::filesystem::copy(setting.directory.file("full/unet"), pipeline + "/unet",
                         std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
   const auto picture = setting.draw(pipeline);
   CHECK(picture == lpo::read_png(setting.directory.file("full/validation/epoch-002/0-0.png")).image);
-  CHECK_FALSE(picture == setting.draw(model));
+  CHECK_FALSE(picture == setting.draw(tiny_model));
 
   const auto averaged = setting.train("averaged", {"--ema_decay", "0.9", "--max_train_iterations", "2"});
   REQUIRE(averaged.status == 0);
@@ -258,12 +227,35 @@ TEST_CASE("train_lpo trains some projections, or the whole UNet, with averages a
               setting.directory.read("averaged/pytorch_lora_weights.safetensors"));
 }
 
+TEST_CASE("train_lpo can be told what the original code does otherwise") {
+  const Setting setting;
+  const std::vector<std::string> official = {"--dedup_forward", "false", "--ref_precision", "official",
+                                             "--stable_logsigmoid", "false", "--small_bucket_includes_t1", "false",
+                                             "--lrm_timestep", "departure", "--num_inference_steps", "20",
+                                             "--threshold_mode", "sigma", "--threshold_table", "official20",
+                                             "--threshold_min", "0", "--threshold_max", "0",
+                                             "--max_train_iterations", "1", "--lrm_guidance", "1"};
+  const auto run = setting.train("official", official);
+  CAPTURE(run.printed);
+  REQUIRE(run.status == 0);
+  const auto line = lpo::read_metrics(setting.directory.file("official/metrics.jsonl")).front();
+  const auto number = [&](const char* name) { return line[name].get<double>(); };
+  CHECK(number("kept") == 40);  // of two prompts at each step, of which t = 1 is in no bucket
+  CHECK(number("kept_t_very_large") + number("kept_t_large") + number("kept_t_middle") + number("kept_t_small") == 38);
+  const auto state = setting.directory.read("official/latest/trainer_state.json");
+  for (const char* part : {"\"dedup_forward\": false", "\"half_reference\": true", "\"lrm_timestep\": \"departure\""})
+    CHECK_MESSAGE(has_part(state, part), part);
+  const auto other = setting.train("official", {"--num_inference_steps", "20", "--lrm_guidance", "1", "--resume"});
+  CHECK(other.status == 1);
+  CHECK(has_part(other.printed, "half_reference: saved true, now nothing"));
+}
+
 TEST_CASE("the presets are settings of train_lpo") {
   const Setting setting;
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
     const std::string preset = std::string(LPO_TEST_SOURCE_DIR) + "/examples/train_lpo/configs/lpo_" + name + ".toml";
     const auto plan =
-        run_program(LPO_PROGRAM_TRAIN_LPO, {"--config", preset, "--pretrained_model_name_or_path", model, "--lrm",
+        run_program(LPO_PROGRAM_TRAIN_LPO, {"--config", preset, "--pretrained_model_name_or_path", tiny_model, "--lrm",
                                             setting.lrm, "--prompt_file", setting.prompts, "--dry-run", "--rank", "4"});
     CAPTURE(plan.printed);
     CHECK(plan.status == 0);
@@ -281,6 +273,8 @@ TEST_CASE("train_lpo --dry-run shows the plan and writes nothing") {
         "iterations   4, 2 an epoch", "  unet                    2801700      11.2 MB", "TFLOP an iteration",
         "memory       about ", "GFLOP/s"})
     CHECK_MESSAGE(has_part(plan.printed, part), part);
+  CHECK(has_part(plan.printed, "training (6 rows)"));
+  CHECK(has_part(setting.train("out", {"--dry-run", "--dedup_forward", "false"}).printed, "training (12 rows)"));
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }
 
@@ -298,7 +292,7 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--prompt_file", setting.directory.write("o.json", "[1]")},
        "o.json: entry 0 is 1, expected a text or an object with a \"caption\"");
   says({"--lrm", setting.directory.file("none")}, "none/unet/config.json");
-  says({"--lrm", model}, "model: no head; tried head.safetensors, state_dict.pt");
+  says({"--lrm", tiny_model}, "model: no head; tried head.safetensors, state_dict.pt");
   says({"--lora_targets", "to_z"},
        "[LoRA] no projection is named as --lora_targets to_z says; a UNet's are to_q, to_k, to_v");
   says({"--rank", "500"}, "[LoRA] rank 500 must be 1 to ");
@@ -311,6 +305,8 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--threshold_quantile", "0.5"}, "[train_lpo] --threshold_quantile finds thresholds that grow with the noise");
   says({"--dtype", "float64"}, "dtype is float64; this program is compiled for ");
   says({"--lr_scheduler", "cosine"}, "--lr_scheduler");
+  says({"--ref_precision", "float16"}, "--ref_precision");
+  says({"--objective", "grpo", "--dedup_forward", "false"}, "[train_lpo] --dedup_forward: --objective grpo trains groups");
 
   // A reward model of another architecture.
   const std::string other = setting.directory.file("other");

@@ -13,60 +13,29 @@
 
 #include "preference_pictures.hpp"
 #include "program.hpp"
+#include "training_runs.hpp"
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 struct Fixture : PreferencePictures {
   std::vector<std::string> arguments(const std::string& data, const std::string& out,
-                                     std::vector<std::string> more = {}) const {
-    std::vector<std::string> all = {"--pretrained_model_name_or_path",
-                                    model,
-                                    "--train_data_dir",
-                                    data,
-                                    "--output_dir",
-                                    directory.file(out),
-                                    "--threads",
-                                    "1"};
-    all.insert(all.end(), more.begin(), more.end());
-    return all;
+                                     const std::vector<std::string>& more = {}) const {
+    return changed(words("--threads 1", {"--pretrained_model_name_or_path", tiny_model, "--train_data_dir", data,
+                                         "--output_dir", directory.file(out)}),
+                   more);
   }
-  ProgramResult train(const std::string& data, const std::string& out, std::vector<std::string> more = {}) const {
-    return run_program(LPO_PROGRAM_TRAIN_LRM, arguments(data, out, std::move(more)));
+  ProgramResult train(const std::string& data, const std::string& out,
+                      const std::vector<std::string>& more = {}) const {
+    return run_program(LPO_PROGRAM_TRAIN_LRM, arguments(data, out, more));
   }
   std::string weights(const std::string& out, const std::string& which = "lrm-last") const {
     return directory.read(out + "/" + which + "/unet/diffusion_pytorch_model.safetensors");
   }
 };
 
-const std::vector<std::string> short_run = {"--max_train_steps",
-                                            "6",
-                                            "--train_batch_size",
-                                            "4",
-                                            "--num_validation_pairs",
-                                            "6",
-                                            "--validation_steps",
-                                            "3",
-                                            "--checkpointing_steps",
-                                            "2",
-                                            "--learning-rate",
-                                            "1e-4",
-                                            "--lr_scheduler",
-                                            "constant",
-                                            "--seed",
-                                            "3"};
-
-std::vector<std::string> with(std::vector<std::string> list, const std::vector<std::string>& more) {
-  list.insert(list.end(), more.begin(), more.end());
-  return list;
-}
-
-/// The list with another value of an option.
-std::vector<std::string> replaced(std::vector<std::string> list, const std::string& option, const std::string& value) {
-  *(std::find(list.begin(), list.end(), option) + 1) = value;
-  return list;
-}
+const std::vector<std::string> short_run = words(
+    "--max_train_steps 6 --train_batch_size 4 --num_validation_pairs 6 --validation_steps 3 --checkpointing_steps 2 "
+    "--learning-rate 1e-4 --lr_scheduler constant --seed 3");
 
 /// Starts the program and sends it a signal when it has logged so many steps; its exit status, or 128 + signal.
 int interrupted_run(const Fixture& f, const std::string& out, const std::vector<std::string>& options,
@@ -127,7 +96,7 @@ TEST_CASE("train_lrm: a folder, shards and a cache give the same training; a rew
     CHECK(lpo::file_exists(f.directory.file("folder/lrm-last/") + file));
 #ifdef LPO_PROGRAM_SCORE
   const auto scored = run_program(
-      LPO_PROGRAM_SCORE, {"--lrm", f.directory.file("folder/lrm-last"), "--pretrained_model_name_or_path", model,
+      LPO_PROGRAM_SCORE, {"--lrm", f.directory.file("folder/lrm-last"), "--pretrained_model_name_or_path", tiny_model,
                           "--prompt", f.scenes.captions[0], "--format", "csv", f.pictures + "/good0.png"});
   CAPTURE(scored.printed);
   CHECK(scored.status == 0);
@@ -136,8 +105,9 @@ TEST_CASE("train_lrm: a folder, shards and a cache give the same training; a rew
 
 TEST_CASE("train_lrm: the saved settings repeat a run, and the command line goes before them") {
   const Fixture f;
-  REQUIRE(f.train(f.pictures, "first", with(short_run, {"--encode_only", "--validation_timesteps", "1,501"})).status ==
-          0);
+  REQUIRE(
+      f.train(f.pictures, "first", changed(short_run, {"--encode_only", "--validation_timesteps", "1,501"})).status ==
+      0);
   CHECK_FALSE(std::filesystem::exists(f.directory.file("first/lrm-last")));
   const std::string config = f.directory.file("first/config.toml");
   const auto again = run_program(LPO_PROGRAM_TRAIN_LRM, {"--config", config, "--encode_only=false", "--output_dir",
@@ -154,7 +124,7 @@ TEST_CASE("train_lrm: the saved settings repeat a run, and the command line goes
 
 TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same bits") {
   const Fixture f;
-  const auto long_run = replaced(replaced(short_run, "--max_train_steps", "20"), "--validation_steps", "8");
+  const auto long_run = changed(short_run, {"--max_train_steps", "20", "--validation_steps", "8"});
   REQUIRE(f.train(f.pictures, "whole", long_run).status == 0);
   for (const int signal : {SIGKILL, SIGTERM}) {
     CAPTURE(signal);
@@ -165,7 +135,7 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
     CHECK(lpo::file_exists(f.directory.file(out + "/report.html")) == (signal == SIGTERM));
     CHECK(has_part(f.train(f.pictures, out, long_run).printed,
                    "has checkpoints of an earlier run; go on with it with --resume"));
-    const auto resumed = f.train(f.pictures, out, with(long_run, {"--resume"}));
+    const auto resumed = f.train(f.pictures, out, changed(long_run, {"--resume"}));
     CAPTURE(resumed.printed);
     REQUIRE(resumed.status == 0);
     CHECK(has_part(resumed.printed, "40 pictures, 0 encoded now"));
@@ -173,9 +143,8 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
     CHECK(f.weights(out, "lrm-best") == f.weights("whole", "lrm-best"));
     CHECK(f.directory.read(out + "/metrics.jsonl") == f.directory.read("whole/metrics.jsonl"));
   }
-  CHECK(
-      has_part(f.train(f.pictures, "killed", with(replaced(long_run, "--train_batch_size", "3"), {"--resume"})).printed,
-               "train_batch_size: saved 4, now 3"));
+  CHECK(has_part(f.train(f.pictures, "killed", changed(long_run, {"--train_batch_size", "3", "--resume"})).printed,
+                 "train_batch_size: saved 4, now 3"));
 }
 
 TEST_CASE("train_lrm: the filter keeps what its strategy says and prints the counts") {
@@ -197,22 +166,26 @@ TEST_CASE("train_lrm: options of the losses and of what is trained") {
   for (const std::vector<std::string>& more :
        std::vector<std::vector<std::string>>{{"--loss", "both", "--pair_noise", "shared", "--freeze-text-encoder"},
                                              {"--batch_unit", "prompt", "--gradient_checkpointing", "--ema_decay",
-                                              "0.9", "--lrm_guidance", "1", "--save_dtype", "bfloat16"}}) {
+                                              "0.9", "--lrm_guidance", "1", "--save_dtype", "bfloat16"},
+                                             {"--lr_first_step", "official", "--compare_between_timestep",
+                                              "--aux_loss_coeff", "0.5", "--noise_offset", "0.05"}}) {
     const std::string out = more[1];
     const auto run =
-        f.train(f.shards + "/part-0.tar", out, with({"--max_train_steps", "2", "--train_batch_size", "3"}, more));
+        f.train(f.shards + "/part-0.tar", out, changed({"--max_train_steps", "2", "--train_batch_size", "3"}, more));
     CAPTURE(run.printed);
     REQUIRE(run.status == 0);
     CHECK_FALSE(std::filesystem::exists(f.directory.file(out + "/lrm-best")));  // there was no validation
   }
-  const lpo::SafetensorsFile before(model + "/text_encoder/model.safetensors"),
+  const lpo::SafetensorsFile before(tiny_model + "/text_encoder/model.safetensors"),
       after(f.directory.file("both/lrm-last/text_encoder/model.safetensors"));
   const auto key = after.keys().front();
   CHECK(before.read_vector<float>(key) == after.read_vector<float>(key));
   CHECK(lpo::SafetensorsFile(f.directory.file("prompt/lrm-last/unet/diffusion_pytorch_model.safetensors"))
             .info("conv_in.weight")
             .dtype == lpo::DType::BF16);
-  const auto further = f.train(f.pictures, "further", with(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
+  const auto rates = lpo::read_metric(f.directory.file("official/metrics.jsonl"), "lr").value;
+  CHECK(rates == std::vector<double>{1e-5, 0});  // the peak, then the warm-up's beginning
+  const auto further = f.train(f.pictures, "further", changed(short_run, {"--lrm", f.directory.file("both/lrm-last")}));
   CHECK(further.status == 0);
 }
 
@@ -232,7 +205,7 @@ TEST_CASE("train_lrm: a run that diverges stops with the last good weights and s
 
 TEST_CASE("train_lrm: --dry-run prints the plan and touches nothing") {
   const Fixture f;
-  const auto plan = f.train(f.shards, "out", with(short_run, {"--dry-run"}));
+  const auto plan = f.train(f.shards, "out", changed(short_run, {"--dry-run"}));
   CAPTURE(plan.printed);
   CHECK(plan.status == 0);
   for (const char* part :
@@ -273,7 +246,7 @@ TEST_CASE("train_lrm says what is wrong, where, and what to do") {
           {"--score_file",
            f.directory.write("tie.csv", "different_flag,aesthetic_gap,clipscore_gap,vqascore_gap\n0,1,1,1\n")},
           "tie.csv: line 2 says tie, the labels of row 0 say win-lose");
-  refused(f.pictures, {"--resolution", "36"}, "--resolution is 36; expected a multiple of 16");
+  refused(f.pictures, {"--resolution", "36"}, "--resolution is 36; this model draws multiples of 16");
   refused(f.pictures, {"--num_validation_pairs", "20", "--max_train_steps", "1"},
           "holding out 20 of 20 pairs leaves none to train on");
   refused(f.pictures, {"--num_validation_pairs", "2", "--validation_data_dir", f.shards}, "give one of them");

@@ -18,73 +18,26 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
 const std::string presets = std::string(LPO_TEST_SOURCE_DIR) + "/examples/";
 
 struct RivalSetting : PreferencePictures {
   std::string lrm = directory.file("lrm");
-  std::string prompts = directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+  std::string prompts = write_prompts(directory);
 
   RivalSetting() { write_reward_model(lrm); }
 
   ProgramResult preference(const std::string& out, const std::vector<std::string>& more = {}) const {
-    return run_program(LPO_PROGRAM_TRAIN_SPM, changed({"--pretrained_model_name_or_path",
-                                                       model,
-                                                       "--train_data_dir",
-                                                       pictures,
-                                                       "--output_dir",
-                                                       directory.file(out),
-                                                       "--cache_dir",
-                                                       directory.file("cache"),
-                                                       "--threads",
-                                                       "1",
-                                                       "--max_train_steps",
-                                                       "4",
-                                                       "--train_batch_size",
-                                                       "4",
-                                                       "--lr_warmup_steps",
-                                                       "1",
-                                                       "--learning_rate",
-                                                       "1e-3",
-                                                       "--num_validation_pairs",
-                                                       "4",
-                                                       "--checkpointing_steps",
-                                                       "2"},
-                                                      more));
+    const auto arguments = words(
+        "--threads 1 --max_train_steps 4 --train_batch_size 4 --lr_warmup_steps 1 --learning_rate 1e-3 "
+        "--num_validation_pairs 4 --checkpointing_steps 2",
+        {"--pretrained_model_name_or_path", tiny_model, "--train_data_dir", pictures, "--output_dir",
+         directory.file(out), "--cache_dir", directory.file("cache")});
+    return run_program(LPO_PROGRAM_TRAIN_SPM, changed(arguments, more));
   }
   /// Two iterations of two prompts.
   ProgramResult align(const std::string& out, const std::vector<std::string>& more = {}) const {
-    return run_program(LPO_PROGRAM_TRAIN_LPO, changed({"--pretrained_model_name_or_path",
-                                                       model,
-                                                       "--prompt_file",
-                                                       prompts,
-                                                       "--threads",
-                                                       "1",
-                                                       "--output_dir",
-                                                       directory.file(out),
-                                                       "--num_train_epochs",
-                                                       "1",
-                                                       "--sample_batch_size",
-                                                       "2",
-                                                       "--num_inference_steps",
-                                                       "4",
-                                                       "--num_candidates",
-                                                       "2",
-                                                       "--guidance_scale",
-                                                       "2",
-                                                       "--threshold_mode",
-                                                       "const",
-                                                       "--threshold_const",
-                                                       "0",
-                                                       "--train_batch_size",
-                                                       "3",
-                                                       "--rank",
-                                                       "2",
-                                                       "--learning_rate",
-                                                       "5e-3",
-                                                       "--checkpointing_iterations",
-                                                       "1"},
-                                                      more));
+    const auto arguments = words("--num_train_epochs 1", lpo_arguments(prompts, directory.file(out)));
+    return run_program(LPO_PROGRAM_TRAIN_LPO, changed(arguments, more));
   }
 };
 
@@ -167,11 +120,11 @@ TEST_CASE("train_spm trains a preference model with which train_lpo --objective 
 TEST_CASE("plans and presets of the rivals") {
   const RivalSetting setting;
   for (const std::string name : {"grpo_sd15", "spo_sd15", "spo_sdxl"}) {
-    const auto plan = run_program(LPO_PROGRAM_TRAIN_LPO,
-                                  {"--config", presets + "train_lpo/configs/" + name + ".toml",
-                                   "--pretrained_model_name_or_path", model, "--lrm", setting.lrm, "--preference_model",
-                                   "none-yet", "--prompt_file", setting.prompts, "--output_dir",
-                                   setting.directory.file("out"), "--dry-run", "--rank", "4"});
+    const auto plan =
+        run_program(LPO_PROGRAM_TRAIN_LPO,
+                    {"--config", presets + "train_lpo/configs/" + name + ".toml", "--pretrained_model_name_or_path",
+                     tiny_model, "--lrm", setting.lrm, "--preference_model", "none-yet", "--prompt_file",
+                     setting.prompts, "--output_dir", setting.directory.file("out"), "--dry-run", "--rank", "4"});
     CAPTURE(plan.printed);
     CHECK(plan.status == 0);
     CHECK(has_part(plan.printed, name == "spo_sdxl" ? "2 prompts, 20 steps, 2 candidates, guidance 5"
@@ -181,7 +134,7 @@ TEST_CASE("plans and presets of the rivals") {
   for (const std::string name : {"spm_sd15", "spm_sdxl"}) {
     const auto plan = run_program(LPO_PROGRAM_TRAIN_SPM,
                                   {"--config", presets + "train_spm/configs/" + name + ".toml",
-                                   "--pretrained_model_name_or_path", model, "--train_data_dir", setting.pictures,
+                                   "--pretrained_model_name_or_path", tiny_model, "--train_data_dir", setting.pictures,
                                    "--resolution", "32", "--output_dir", setting.directory.file("out"), "--dry-run"});
     CAPTURE(plan.printed);
     CHECK(plan.status == 0);

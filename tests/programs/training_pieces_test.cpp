@@ -9,7 +9,7 @@
 
 #include "../io/temporary_directory.hpp"
 
-TEST_CASE("the arithmetic of a UNet is that of lpo-method G, counted from its layers") {
+TEST_CASE("the arithmetic of a UNet is that of its layers, counted one by one") {
   const auto sd15 = examples::unet_work(lpo::presets::sd15, 64, 64, 77);
   CHECK(sd15.down == doctest::Approx(249.34e9).epsilon(1e-3));
   CHECK(sd15.middle == doctest::Approx(12.10e9).epsilon(1e-3));

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// What the tests of training programs share: arguments with changes, and what txt2img draws with what a run left.
+// What the tests of training programs share: arguments of short runs, and what txt2img draws with what a run left.
 #pragma once
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,15 @@
 
 #include "../io/temporary_directory.hpp"
 #include "program.hpp"
+
+/// "--rank 2" as {"--rank", "2"}, and `more` behind it.
+inline std::vector<std::string> words(const std::string& text, const std::vector<std::string>& more = {}) {
+  std::istringstream stream(text);
+  std::vector<std::string> all;
+  for (std::string word; stream >> word;) all.push_back(word);
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
 
 /// `arguments` and `more`, in which an option that is named again has its new value.
 inline std::vector<std::string> changed(std::vector<std::string> arguments, const std::vector<std::string>& more) {
@@ -26,15 +36,40 @@ inline std::vector<std::string> changed(std::vector<std::string> arguments, cons
   return arguments;
 }
 
+/// Four prompts in a file, and the arguments of a short run of train_lpo on them into the folder `out`.
+inline std::string write_prompts(const TemporaryDirectory& directory) {
+  return directory.write("prompts.txt", "a red circle\na blue square\na green triangle\na red square\n");
+}
+inline std::vector<std::string> lpo_arguments(const std::string& prompts, const std::string& out) {
+  return words(
+      "--threads 1 --sample_batch_size 2 --num_inference_steps 4 --num_candidates 2 --guidance_scale 2 "
+      "--threshold_mode const --threshold_const 0 --train_batch_size 3 --rank 2 --learning_rate 5e-3 "
+      "--checkpointing_iterations 1",
+      {"--pretrained_model_name_or_path", tiny_model, "--prompt_file", prompts, "--output_dir", out});
+}
+
 #if defined(LPO_PROGRAM_TXT2IMG)
 /// The picture of seed 42 that a model makes of "a red circle", with the settings of the runs' validation pictures.
 inline lpo::RgbImage draw_circle(const TemporaryDirectory& directory, const std::string& model,
                                  const std::vector<std::string>& more = {}) {
   static int number = 0;
   const std::string out = directory.file("drawn-" + std::to_string(number++));
-  std::vector<std::string> all = {"--pretrained_model_name_or_path", model, "--prompt", "a red circle",
-                                  "--num_inference_steps", "4", "--guidance_scale", "2", "--scheduler", "ddim",
-                                  "--seed", "42", "--threads", "1", "--output_dir", out};
+  std::vector<std::string> all = {"--pretrained_model_name_or_path",
+                                  model,
+                                  "--prompt",
+                                  "a red circle",
+                                  "--num_inference_steps",
+                                  "4",
+                                  "--guidance_scale",
+                                  "2",
+                                  "--scheduler",
+                                  "ddim",
+                                  "--seed",
+                                  "42",
+                                  "--threads",
+                                  "1",
+                                  "--output_dir",
+                                  out};
   all.insert(all.end(), more.begin(), more.end());
   const auto run = run_program(LPO_PROGRAM_TXT2IMG, all);
   CAPTURE(run.printed);

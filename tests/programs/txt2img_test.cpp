@@ -13,10 +13,8 @@
 
 namespace {
 
-const std::string model = std::string(LPO_TEST_SOURCE_DIR) + "/examples/tinyworld/model";
-
 ProgramResult txt2img(std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {"--pretrained_model_name_or_path", model, "--threads", "1"});
+  arguments.insert(arguments.begin(), {"--pretrained_model_name_or_path", tiny_model, "--threads", "1"});
   return run_program(LPO_PROGRAM_TXT2IMG, arguments);
 }
 
@@ -102,7 +100,7 @@ TEST_CASE("txt2img reads prompts and settings from files, and the command line w
 TEST_CASE("txt2img draws the same from a single file, given a tokenizer") {
   const TemporaryDirectory directory;
   const std::string file = directory.file("model.safetensors");
-  const auto converted = run_program(LPO_PROGRAM_CONVERT, {model, file});
+  const auto converted = run_program(LPO_PROGRAM_CONVERT, {tiny_model, file});
   CAPTURE(converted.printed);
   REQUIRE(converted.status == 0);
   const std::vector<std::string> settings = {
@@ -113,12 +111,12 @@ TEST_CASE("txt2img draws the same from a single file, given a tokenizer") {
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run_program(LPO_PROGRAM_TXT2IMG, arguments);
   };
-  REQUIRE(draw(model, "folder", {}).status == 0);
-  const auto drawn = draw(file, "file", {"--tokenizer", model + "/tokenizer"});
+  REQUIRE(draw(tiny_model, "folder", {}).status == 0);
+  const auto drawn = draw(file, "file", {"--tokenizer", tiny_model + "/tokenizer"});
   CAPTURE(drawn.printed);
   REQUIRE(drawn.status == 0);
   CHECK(directory.read("file/00000.png") == directory.read("folder/00000.png"));
-  REQUIRE(draw(file, "json", {"--tokenizer", model + "/tokenizer/vocab.json"}).status == 0);
+  REQUIRE(draw(file, "json", {"--tokenizer", tiny_model + "/tokenizer/vocab.json"}).status == 0);
   CHECK(directory.read("json/00000.png") == directory.read("folder/00000.png"));
 
   const auto plan = draw(file, "plan", {"--dry-run"});
@@ -190,7 +188,7 @@ TEST_CASE("txt2img says what is wrong") {
   const TemporaryDirectory directory;
   const auto copy = [&](const std::string& part, const std::string& from, const std::string& to) {
     lpo::make_directories(directory.file(part));
-    std::string text = lpo::read_text_file(model + "/" + part + "/config.json");
+    std::string text = lpo::read_text_file(tiny_model + "/" + part + "/config.json");
     if (!from.empty()) text.replace(text.find(from), from.size(), to);
     directory.write(part + "/config.json", text);
   };

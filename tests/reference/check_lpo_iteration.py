@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares whole iterations of train_lpo with the same written with diffusers, peft and torch.optim.
 
-  python tests/reference/check_lpo_iteration.py --train-lpo build/examples/train_lpo/train_lpo
+  python tests/reference/check_lpo_iteration.py --train-lpo build/release/examples/train_lpo/train_lpo
 
 Both start from the LoRA that the program exports before its first iteration, draw the same Philox noise, score every
 candidate, keep every pair, and take one optimizer step an iteration. Fails where a reward, a loss, a gradient norm or a

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares score's numbers with a latent reward model written with diffusers and transformers.
 
-  python tests/reference/check_score.py --score build/examples/score/score
+  python tests/reference/check_score.py --score build/release/examples/score/score
 
 Writes a reward model's folder (the tiny world's UNet and text encoder with random projections, state_dict.pt) and
 scores PNG pictures and latents with both. Fails where a score differs by more than 2e-3; they reach about 14. With

@@ -3,7 +3,7 @@
 """Small pipelines through examples/convert and back, read by diffusers on both sides. Not part of the tests: it needs
 the packages of requirements.txt and the built program.
 
-    ~/lpo-reference/bin/python tests/reference/check_single_file.py build/examples/convert/convert [sd15 …]
+    ~/lpo-reference/bin/python tests/reference/check_single_file.py build/release/examples/convert/convert [sd15 …]
 """
 
 import subprocess

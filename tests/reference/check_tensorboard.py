@@ -14,10 +14,8 @@ import sys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path)
-    folder = parser.parse_args().folder
+def differences(folder):
+    """Names of the metrics that differ, and what was read in words."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
     expected = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -34,7 +32,14 @@ def main():
         if not same:
             problems.append(name)
     pictures = {tag: [(image.step, image.width, image.height) for image in events.Images(tag)] for tag in events.Tags()["images"]}
-    print(f"{len(expected)} scalars, {max(map(len, expected.values()))} steps, {len(pictures)} pictures: {pictures}")
+    return problems, f"{len(expected)} scalars, {max(map(len, expected.values()))} steps, {len(pictures)} pictures: {pictures}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path)
+    problems, summary = differences(parser.parse_args().folder)
+    print(summary)
     sys.exit(f"differ: {problems}" if problems else 0)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares a short run of train_dpo with the same training written with diffusers, transformers, peft and torch.optim.
 
-  python tests/reference/check_train_dpo.py --train-dpo build/examples/train_dpo/train_dpo
+  python tests/reference/check_train_dpo.py --train-dpo build/release/examples/train_dpo/train_dpo
 
 One pair of pictures; both start from the LoRA that the program exports after a step at next to no rate, and draw the same
 timesteps and Philox noise. Fails where a loss, a gradient norm or a trained weight differs by more than it does by

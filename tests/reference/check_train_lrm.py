@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares a short run of train_lrm with the same training written with diffusers, transformers and torch.optim.
 
-  python tests/reference/check_train_lrm.py --train-lrm build/examples/train_lrm/train_lrm
+  python tests/reference/check_train_lrm.py --train-lrm build/release/examples/train_lrm/train_lrm
 
 One pair of pictures; starting weights are those that the program exports after a step at rate 0, noise is Philox drawn
 here anew. Fails where the cached posterior, a loss, a gradient norm or a trained weight differs by more than it does by

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Compares txt2img's pictures of the tiny world with those of diffusers' StableDiffusionPipeline for the same seeds.
 
-  python tests/reference/check_txt2img.py --txt2img build/examples/txt2img/txt2img
+  python tests/reference/check_txt2img.py --txt2img build/release/examples/txt2img/txt2img
 
 Both compute in float32 on the CPU. Fails where a pixel differs by more than 1 of 255. With --family sd15, sd21 or sdxl,
 --model FOLDER and --merges FILE, it does so with models at full size with random weights, which it writes to the folder

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// LatentRewardModel against lpo-method A written in PyTorch: features, scores, losses and all gradients; its options.
+// LatentRewardModel against the same written in PyTorch: features, scores, losses and all gradients; its options.
 #include <doctest/doctest.h>
 
 #include "../model/model_backends.hpp"

@@ -62,6 +62,66 @@ TEST_CASE("micro-batches add up to the gradient of the whole batch") {
   CHECK(many["grad_norm"].get<double>() == doctest::Approx(one["grad_norm"].get<double>()).epsilon(1e-5));
 }
 
+namespace {
+/// Moves the LoRA away from where it starts, so that ratios are not 1.
+template <class T>
+void disturb(PolicyIn<T>& policy) {
+  for (index_t i = 0; i < policy.store.trainable_size(); ++i)
+    policy.store.trainable_values()[i] = static_cast<T>(0.3f * std::sin(static_cast<float>(i)));
+}
+}  // namespace
+
+TEST_CASE("without dedup_forward win and lose have passes of their own: the same numbers, in twice the memory") {
+  nlohmann::json lines[2];
+  std::size_t peaks[2] = {};
+  for (const bool once : {true, false}) {
+    TemporaryFolder folder;
+    Policy policy;
+    disturb(policy);
+    auto options = lpo_options(folder.path());
+    options.max_train_iterations = 1;
+    options.train_batch_size = 1000;
+    options.dedup_forward = once;
+    Context<Cpu> context(2);
+    Reward reward;
+    const NoiseSchedule schedule;
+    LpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, reward.lrm, reward.encoder, schedule,
+                       Extents<3>{4, 4, 4}, options);
+    CHECK(trainer.train(prompts()).optimizer_steps == 1);
+    lines[once] = log_lines(folder.path()).front();
+    peaks[once] = context.activations().peak_bytes();
+    if (once) continue;
+    options.resume = true;
+    options.dedup_forward = true;
+    Policy other;
+    CHECK_THROWS_WITH_AS(run(other, options), doctest::Contains("dedup_forward: saved false, now nothing"), FileError);
+  }
+  CHECK(lines[0]["kept"] == lines[1]["kept"]);
+  CHECK(std::fabs(lines[1]["train_ratio_win"].get<double>() - 1) > 1e-4);
+  for (const char* name : {"train_loss", "train_ratio_win", "train_ratio_lose", "train_margin", "grad_norm", "ref_density_win",
+                           "policy_density_lose"})
+    CHECK_MESSAGE(lines[0][name].get<double>() == doctest::Approx(lines[1][name].get<double>()).epsilon(2e-5), name);
+  CHECK(static_cast<double>(peaks[0]) > 1.8 * static_cast<double>(peaks[1]));
+}
+
+TEST_CASE_TEMPLATE("a reference in half begins near the policy, not at it", T, float, half) {
+  TemporaryFolder folder;
+  PolicyIn<T> policy;
+  auto options = lpo_options(folder.path());
+  options.max_train_iterations = 1;
+  options.train_batch_size = 1000;
+  options.half_reference = true;
+  run(policy, options);
+  const auto line = log_lines(folder.path()).front();
+  for (const char* name : {"train_ratio_win", "train_ratio_lose"}) {
+    const double distance = std::fabs(line[name].get<double>() - 1);
+    CHECK(distance > 0);
+    CHECK(distance < 1e-3);
+  }
+  CHECK(line["train_loss"].get<double>() != std::log(2.0));
+  CHECK(line["train_loss"].get<double>() == doctest::Approx(std::log(2.0)).epsilon(0.1));
+}
+
 TEST_CASE("training moves the ratios the right way") {
   TemporaryFolder folder;
   Policy policy;

@@ -2,6 +2,8 @@
 // LrmTrainer: learns, logs, validates, cancels, and resumes after a kill with the same bits as an uninterrupted run.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -141,6 +143,80 @@ TEST_CASE("parts of a batch add up to the batch") {
   }
   CHECK(update > 1e-3);
   CHECK(difference < 1e-4 * update);  // rounding
+}
+
+TEST_CASE("the winner at two timesteps is a pair of a batch, which weighs what aux_coefficient says") {
+  const auto data = random_triples(1, 2);
+  LrmBatch batch;
+  batch.add_unit(data, {4}, 51);
+  batch.add_neighbours(data, 5, 101, 151, 3.0f);
+  CHECK(batch.images == std::vector<index_t>{3, 5, 5, 5});
+  CHECK(batch.timesteps == std::vector<float>{51, 51, 101, 151});
+  CHECK(batch.first == std::vector<std::int32_t>{0, 2});
+  CHECK(batch.second == std::vector<std::int32_t>{1, 3});
+  CHECK(batch.labels[1].label_0 == 1.0f);
+  CHECK(batch.labels[1].label_1 == 0.0f);
+  CHECK(pair_weights(batch.labels, 0.5f) == std::vector<float>{0.5f, 0.25f});  // both of a prompt with 3 pairs
+  const NoiseSchedule schedule;
+  const LrmBatch::Noise noise{.normal = {1, 1, 1}, .posterior = {1, 2, 1}, .offset = {1, 3, 1}};
+  batch.add_noise(schedule, data, noise);
+  CHECK(batch.latents[2 * 64] != batch.latents[3 * 64]);  // noises of their own
+  const auto part = batch.part(1, 2);
+  CHECK(part.images == std::vector<index_t>{5, 5});
+  CHECK(part.second == std::vector<std::int32_t>{1});
+  CHECK(part.labels[0].auxiliary);
+}
+
+TEST_CASE("a noise offset moves all pixels of a channel alike, and a part of a batch as in the whole") {
+  const auto data = random_triples(1, 2);
+  const NoiseSchedule schedule;
+  LrmBatch plain;
+  for (const index_t image : {0, 3, 4}) plain.add_single(data, image, 501);
+  LrmBatch moved = plain, part = plain.part(1, 3);
+  LrmBatch::Noise noise{.normal = {1, 1, 1}, .posterior = {1, 2, 1}, .offset = {1, 3, 1}};
+  plain.add_noise(schedule, data, noise);
+  noise.offset_scale = 0.05f;
+  moved.add_noise(schedule, data, noise);
+  part.add_noise(schedule, data, noise, 1);
+  CHECK(std::equal(part.latents.begin(), part.latents.end(), moved.latents.begin() + 64));
+  std::vector<float> offsets(3 * 4);
+  philox_fill_normal({1, 3, 1}, offsets.data(), offsets.size(), 0);
+  const double spread = std::sqrt(1 - schedule.alpha_bar(501));
+  for (std::size_t i = 0; i < 3 * 64; ++i) {
+    const double expected = spread * 0.05 * static_cast<double>(offsets[i / 64 * 4 + i % 4]);
+    CHECK(static_cast<double>(moved.latents[i] - plain.latents[i]) == doctest::Approx(expected).epsilon(1e-4).scale(0.01));
+  }
+}
+
+TEST_CASE("compared between timesteps, winners score higher with less noise, by more than they would") {
+  const auto data = random_pairs(21, 16);
+  const auto gain = [&](bool compare) {  // of t = 1 over t = 801, on average and at least
+    Reward reward;
+    auto options = lrm_options("");
+    options.max_train_steps = 80;
+    options.train_batch_size = 8;
+    options.timestep_interval = 400;
+    options.largest_timestep = 801;  // 1, 401, 801
+    options.noise_offset = compare ? 0.05 : 0.0;
+    options.compare_between_timestep = compare;
+    Context<Cpu> context(2);
+    const NoiseSchedule schedule;
+    LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+    trainer.train(data, {});
+    const auto clear = trainer.scores(data, 1).first, noisy = trainer.scores(data, 801).first;
+    double total = 0, least = 1e9;
+    int winners = 0;
+    for (std::size_t i = 0; i < clear.size(); ++i) {
+      if (data.labels[i].label_0 < 1) continue;
+      const double gap = static_cast<double>(clear[i]) - static_cast<double>(noisy[i]);
+      total += gap, least = std::min(least, gap), ++winners;
+    }
+    return std::pair(total / winners, least);
+  };
+  const auto with = gain(true), without = gain(false);
+  MESSAGE("gain ", with.first, ", at least ", with.second, "; without ", without.first, ", at least ", without.second);
+  CHECK(with.second > 0);
+  CHECK(with.first > 1.2 * without.first);
 }
 
 TEST_CASE("a frozen text encoder keeps its weights") {
@@ -314,4 +390,12 @@ TEST_CASE("wrong options name themselves") {
   options = lrm_options("");
   options.largest_timestep = 2000;
   CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("timesteps"), ValueError);
+  options = lrm_options("");
+  options.compare_between_timestep = true;
+  options.largest_timestep = options.timestep_interval;
+  CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("needs two timesteps"), ValueError);
+  options = lrm_options("");
+  options.compare_between_timestep = true;
+  options.batch_unit = BatchUnit::prompt;
+  CHECK_THROWS_WITH_AS(run(reward, options), doctest::Contains("batch_unit = pair"), ValueError);
 }

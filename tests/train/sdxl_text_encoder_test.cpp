@@ -174,7 +174,7 @@ TEST_CASE("A reward model is trained with the added conditioning, and scores as 
 
   LrmBatch batch;
   for (const index_t image : {0, 1}) batch.add_single(data, image, 501);
-  batch.add_noise(schedule, data, {options.seed, 0x2005, 0}, {}, false);
+  batch.add_noise(schedule, data, {.normal = {options.seed, 0x2005, 0}, .posterior = {}, .offset = {}});
   const auto noisy = Tensor<float, 4, Cpu>::from(latents.extents(), batch.latents);
   const auto prompts = encode_prompts<float>(f.tape, encoder, std::span<const std::int32_t>(ids), 1);
   LatentScorer<Lrm> scorer(f.tape, *lrm);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Diffusion-DPO on the rated pairs.
 #include <lpo/train/dpo_trainer.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Step-wise GRPO with the latent reward model.
 #include <lpo/train/grpo_trainer.hpp>
 
 #include "rollouts.hpp"

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// LPO with the latent reward model.
 #include <lpo/train/lpo_trainer.hpp>
 
 #include "rollouts.hpp"

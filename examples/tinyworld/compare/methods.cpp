@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Methods by their names, and the prompts that those which roll out train on.
 #include "methods.hpp"
 
 #include <utility>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Makes the rated pairs and the latent reward models, and writes down what each cost.
 #include "prepare.hpp"
 
 #include <functional>

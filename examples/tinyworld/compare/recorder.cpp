@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Measures the model at its moments of a run's time and writes the run's JSON file.
 #include "recorder.hpp"
 
 #include <algorithm>

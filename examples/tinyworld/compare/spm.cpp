@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Trains SPO's preference model on the rated pairs and measures it on held-out ones.
 #include <functional>
 
 #include <lpo/io/file.hpp>

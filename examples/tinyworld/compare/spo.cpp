@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// SPO with the preference model that looks at predicted pictures.
 #include <lpo/io/step_aware_preference_file.hpp>
 #include <lpo/train/spo_trainer.hpp>
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Compares the model before and after alignment on captions that no training saw.
 #include "stages.hpp"
 
 namespace demo {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// The stage that aligns the model: LPO with the trained reward model.
 #include <lpo/train/lpo_trainer.hpp>
 
 #include "stages.hpp"

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// The stage that makes preference data: pictures are drawn, measured, and compared by simulated raters.
 #include <lpo/io/json.hpp>
 #include <lpo/io/safetensors.hpp>
 #include <lpo/reward/mpcf.hpp>

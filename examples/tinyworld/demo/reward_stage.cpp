@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// The stage that trains the latent reward model on the rated pairs and measures it on held-out ones.
 #include "reward_options.hpp"
 #include "stages.hpp"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Runs the stages one after the other and writes the report.
 #include <sys/resource.h>
 
 #include <chrono>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Draws, decodes and measures with the generator.
 #include "studio.hpp"
 
 namespace demo {

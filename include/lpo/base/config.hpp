@@ -32,10 +32,16 @@
 ///
 /// Define LPO_ONE_ISA, for a whole program, to compile inner loops for the instruction set of the translation unit alone
 /// and not for wider ones that the machine may turn out to have: less to compile, and slower unless -march says what there is.
-#if defined(LPO_ONE_ISA)
-#  define LPO_ABI LPO_CONCAT(v0_1_only_, LPO_ISA)
+/// Define LPO_HAS_CUDNN, for a whole program too, where CUDA's convolutions may go to cuDNN; the target lpo::cudnn does.
+#if defined(LPO_HAS_CUDNN)
+#  define LPO_ABI_LIBRARIES v0_1_cudnn_
 #else
-#  define LPO_ABI LPO_CONCAT(v0_1_, LPO_ISA)
+#  define LPO_ABI_LIBRARIES v0_1_
+#endif
+#if defined(LPO_ONE_ISA)
+#  define LPO_ABI LPO_CONCAT(LPO_CONCAT(LPO_ABI_LIBRARIES, only_), LPO_ISA)
+#else
+#  define LPO_ABI LPO_CONCAT(LPO_ABI_LIBRARIES, LPO_ISA)
 #endif
 
 // The only place that asks whether nvcc compiles this translation unit.

@@ -6,7 +6,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Host memory, computed by backend/cpu (SIMD packs, Eigen products, threads).
+/// Host memory, computed by backend/cpu (SIMD packs, threads).
 struct Cpu {};
 /// Host memory, computed by backend/reference (plain loops, double sums): the oracle.
 struct Reference {};

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <lpo/base/scalar.hpp>
 #include <lpo/diffusion/gaussian_step.hpp>
 #include <lpo/diffusion/noise_schedule.hpp>
 #include <lpo/tensor/operators.hpp>
@@ -29,6 +30,25 @@ auto guided_rows(const Batch& rows, double guidance_scale) {
     throw ShapeError(
         message("[guided_rows] the batch has ", count, " rows; expected the rows [u ; c], an even number"));
   return guided(rows.slice(0, 0, count / 2), rows.slice(0, count / 2, count), guidance_scale);
+}
+
+/// The same in half arithmetic, where the rows and the result of each operation are rounded to half: views [2n, h, w, c] of
+/// any type -> `combined` [n, h, w, c].
+template <class T, class Device, class C = T>
+void guide_in_half(Context<Device>& context, std::type_identity_t<View<const C, 4, Device>> rows, double guidance_scale,
+                   const View<T, 4, Device>& combined) {
+  const index_t n = rows.extents[0] / 2;
+  auto expected = combined.extents;
+  expected[0] *= 2;
+  detail::expect_same("guide_in_half", "rows", rows.extents, "twice the result's", expected);
+  Scratch<Device> scratch(context);
+  const View<half, 4, Device> both(scratch.template allocate<half>(rows.size()), rows.extents);
+  const View<half, 4, Device> u = both.slice(0, 0, n), c = both.slice(0, n, 2 * n);
+  evaluate(&context, both, 1.0 * rows);
+  evaluate(&context, c, c - u);
+  evaluate(&context, c, guidance_scale * c);
+  evaluate(&context, c, u + c);
+  evaluate(&context, combined, 1.0 * c);
 }
 
 namespace detail {

@@ -45,11 +45,13 @@ struct UNetConfig {
 
 namespace presets {
 
+/// Stable Diffusion 1.x: 64x64x4 latents at 512 pixels.
 inline constexpr UNetConfig sd15{};
 
 /// SD2.1, base and 768-v alike: that the latter predicts v is told by its scheduler's config.
 inline constexpr UNetConfig sd21{.heads = {5, 10, 20, 20}, .context_width = 1024, .linear_projection = true};
 
+/// Stable Diffusion XL's base model: 128x128x4 latents at 1024 pixels, with added conditioning.
 inline constexpr UNetConfig sdxl{.levels = 3,
                                  .channels = {320, 640, 1280, 0},
                                  .transformer_depth = {0, 2, 10, 0},

@@ -90,7 +90,8 @@ struct LoraAdapter {
 
   LoraAdapter(index_t in_width, index_t out_width) : in(in_width), out(out_width) {}
 
-  /// A ~ N(0, (1 / rank)^2), B = 0 (lpo-method D6): the adapted projection starts equal to the plain one.
+  /// A ~ N(0, (1 / rank)^2), B = 0, as peft's Gaussian initialization: the adapted projection starts equal to the plain
+  /// one.
   void enable(index_t new_rank, float alpha) {
     if (new_rank < 1 || new_rank > std::min(in, out))
       throw ValueError(message("[LoRA] rank ", new_rank, " must be 1 to ", std::min(in, out), " for a ", in, " -> ", out, " projection"));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include <lpo/optim/adamw.hpp>
@@ -37,15 +38,33 @@ class Ema {
     });
   }
 
-  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on.
+  /// Exchanges parameters and averages: once to evaluate or export with the averages, once more to train on. 16-bit
+  /// parameters would take the averages' precision away: they are set aside meanwhile, and `average()` stays as it is.
   void swap() {
-    each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
-      Scratch<Device> scratch(context_);
-      const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
-      evaluate(&context_, kept, parameter);
-      evaluate(&context_, parameter, average);
-      evaluate(&context_, average, kept);
-    });
+    if constexpr (std::is_same_v<T, Number>) {
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        Scratch<Device> scratch(context_);
+        const View<Number, 1, Device> kept(scratch.template allocate<Number>(average.size()), average.extents);
+        evaluate(&context_, kept, parameter);
+        evaluate(&context_, parameter, average);
+        evaluate(&context_, average, kept);
+      });
+    } else {
+      const bool swapped_in = aside_.size() != 0;
+      if (!swapped_in) aside_ = Tensor<T, 1, Device>(average_.extents());
+      T* kept_data = aside_.data();
+      each([&](const View<Number, 1, Device>& average, const View<T, 1, Device>& parameter) {
+        const View<T, 1, Device> kept(kept_data, parameter.extents);
+        kept_data += parameter.size();
+        if (swapped_in) {
+          evaluate(&context_, parameter, kept);
+        } else {
+          evaluate(&context_, kept, parameter);
+          evaluate(&context_, parameter, average);
+        }
+      });
+      if (swapped_in) aside_ = Tensor<T, 1, Device>();
+    }
   }
 
   /// Averages of all spans, in their order, [total]; with `updates()` the whole state.
@@ -69,6 +88,7 @@ class Ema {
   double decay_;
   bool warm_up_;
   Tensor<Number, 1, Device> average_;
+  Tensor<T, 1, Device> aside_;  ///< 16-bit parameters while the averages are in their place
   index_t updates_ = 0;
 };
 

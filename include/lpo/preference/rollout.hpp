@@ -19,8 +19,9 @@ namespace lpo::inline LPO_ABI {
 /// arrival at 0.
 enum class LrmTimestep { departure, arrival };
 
+/// What a roll-out draws and keeps. Defaults are the released code's for SD1.5.
 struct RolloutOptions {
-  int candidates = 4;
+  int candidates = 4;         ///< K, next latents that are drawn and compared at each step
   int divert_start_step = 0;  ///< steps before it draw one candidate and record nothing
   int divert_end_step = 0;    ///< > 0: the roll-out stops before this step
   LrmTimestep lrm_timestep = LrmTimestep::departure;

@@ -11,7 +11,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Which features enter the score. The defaults are the released models' (lpo-method A2, A3).
+/// Which features enter the score. The defaults are the released models' (arXiv 2502.01051).
 struct RewardFeatureOptions {
   float guidance = 7.5f;         ///< g of the visual feature enhancement; 1 turns the unconditional pass off
   bool multi_scale = true;       ///< pool every level, not the middle alone

@@ -24,13 +24,16 @@ struct PreferenceLabel {
   bool tie() const { return label_0 == label_1; }
 };
 
+/// Which loss trains the reward model: the pairs' (the released models' choice), the contrastive one over the batch, or
+/// pair + batch_coefficient * batch.
 struct RewardLossOptions {
   enum class Kind { pair, batch, both } kind = Kind::pair;
-  float batch_coefficient = 1.0f;
-  float aux_coefficient = 1.0f;
+  float batch_coefficient = 1.0f;  ///< of `both`
+  float aux_coefficient = 1.0f;    ///< weight of auxiliary pairs
 };
 
-/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), lpo-method B4; not renormalised after the auxiliary factor.
+/// w_i = a_i (1 / n_i) / sum_j (1 / n_j), n_i the pairs of a prompt and a_i the auxiliary factor, after which nothing
+/// is renormalised, as in the released code. ValueError unless every n_i is positive.
 inline std::vector<float> pair_weights(std::span<const PreferenceLabel> labels, float aux_coefficient = 1.0f) {
   double total = 0;
   for (const auto& label : labels) {
@@ -89,7 +92,7 @@ Var<T, 1, Device> pair_losses(const Var<T, 1, Device>& scores_0, const Var<T, 1,
 }
 
 /// CLIP's contrastive loss with preferences: visual_0, visual_1, text [n, width] (any length), logit_scale [1] -> [n].
-/// Image side: each image against all texts; text side: each text against all 2n images (lpo-method B4).
+/// Image side: each image against all texts; text side: each text against all 2n images, as in the released code.
 template <class T, class Device>
 Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                                const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
@@ -118,7 +121,7 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
   return Var<T, 1, Device>(0.5 * (l0 * (image_0 + text_0) + l1 * (image_1 + text_1) + tie));
 }
 
-/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i (lpo-method B4). The pair loss is a sum over pairs,
+/// Weighted loss [1] of n pairs from their features: sum of weight_i L_i. The pair loss is a sum over pairs,
 /// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
 template <class T, class Device>
 Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
@@ -154,9 +157,13 @@ Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2,
   return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
 
-/// Validation accuracy of lpo-method B5: a tie counts 0.5 for any strict order, 0 for equal scores.
+/// Validation accuracy as in the released code: a tie counts 0.5 for any strict order, 0 for equal scores. scores_0,
+/// scores_1 [n], one label each; returns 0 to 1, and 0 without labels. ShapeError for another number of scores.
 inline double pair_accuracy(std::span<const float> scores_0, std::span<const float> scores_1,
                             std::span<const PreferenceLabel> labels) {
+  if (scores_0.size() != labels.size() || scores_1.size() != labels.size())
+    throw ShapeError(message("[pair_accuracy] ", scores_0.size(), " and ", scores_1.size(),
+                             " scores need one label each, given ", labels.size()));
   if (labels.empty()) return 0;
   double total = 0;
   for (std::size_t i = 0; i < labels.size(); ++i) {

@@ -10,12 +10,12 @@ namespace lpo::inline LPO_ABI {
 
 /// Score differences winner minus loser (for ties: first minus second, or its absolute value).
 struct PreferenceGaps {
-  float aesthetic = 0;
-  float clip = 0;
-  float vqa = 0;
+  float aesthetic = 0;  ///< by the aesthetic predictor
+  float clip = 0;       ///< by CLIPScore: agreement with the prompt
+  float vqa = 0;        ///< by VQAScore (visual question answering): the probability that the picture shows the prompt
 };
 
-/// Thresholds of lpo-method B2. Strategy 2 is the paper's choice.
+/// Thresholds of arXiv 2502.01051, which trains with strategy 2.
 struct MpcfOptions {
   int strategy = 2;       ///< 1: aesthetic > 0; 2: > -0.5; 3: > -1; 0 keeps everything
   bool tie_abs = true;    ///< `mpcf_tie_abs`: compare |gap| for ties; false is the official code

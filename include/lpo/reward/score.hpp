@@ -6,7 +6,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Rows of x [n, width] divided by their L2 norm (no epsilon, lpo-method A4).
+/// Rows of x [n, width] divided by their L2 norm (without epsilon, as in the released code).
 template <class T, class Device>
 Var<T, 2, Device> l2_normalize(const Var<T, 2, Device>& x) {
   const Var<T, 2, Device> squares = square(x);

@@ -12,6 +12,7 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// The TextEncoder of SD1.5 and SD2.1: one CLIP text model. `model` must outlive it.
 template <class Model>
 class ClipTextEncoder {
  public:

@@ -13,7 +13,7 @@
 namespace lpo::inline LPO_ABI {
 
 /// Numbers the items of all ranks by step and prompt, as one rank that drew them all would have them, shuffles them,
-/// and cuts them into mini-batches. Each rank gets a share of every mini-batch (lpo-method D1 drops what does not
+/// and cuts them into mini-batches. Each rank gets a share of every mini-batch (the released code drops what does not
 /// divide; here nothing is lost, and the optimiser steps are those of one rank). Store: PairStore or CandidateStore,
 /// with records that count prompts over all ranks.
 template <class Store, class Device>

@@ -48,9 +48,9 @@ struct DpoTrainerOptions {
   int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
   bool gradient_checkpointing = false;
   double loss_scale = 1;       ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
-  double max_seconds = 0;      ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
-  index_t checkpointing_steps = 0;
-  int checkpoints_total_limit = 2;
+  double max_seconds = 0;      ///< stop after so many seconds and report it, which gives up reproducibility; 0 = never
+  index_t checkpointing_steps = 0;  ///< a checkpoint every so many steps; 0 = none
+  int checkpoints_total_limit = 2;  ///< how many are kept; 0 = all
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;

@@ -14,8 +14,8 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Defaults are lpo-method E5's. An item is a group: the K candidates of a prompt at a step, which share one forward
-/// and one backward pass.
+/// Defaults are those of the step-wise GRPO that arXiv 2502.01051 compares LPO with. An item is a group: the K
+/// candidates of a prompt at a step, which share one forward and one backward pass.
 struct GrpoTrainerOptions : RolloutTrainerOptions {
   GrpoOptions loss;
   GroupDeviation deviation = GroupDeviation::population;  ///< in the advantages
@@ -74,6 +74,7 @@ class GrpoObjective {
   }
   std::span<const PairRecord> records() const { return batch_.records(); }
   View<const T, 4, Device> x_t() const { return batch_.x_t(); }
+  index_t rows_of_item() const { return 1; }
 
   template <int Channels>
   Var<T, 1, Device> loss(const Var<T, 4, Device, Channels>& prediction, View<const T, 4, Device> reference,

@@ -127,7 +127,7 @@ inline LatentPairs hold_out_pairs(LatentPairs& data, index_t count) {
 
 /// What one entry of a training batch is.
 enum class BatchUnit {
-  pair,   ///< one pair, with a timestep of its own (lpo-method B3)
+  pair,   ///< one pair, with a timestep of its own, as in arXiv 2502.01051
   prompt  ///< all pairs of a prompt under one timestep: an image in several pairs is run once
 };
 

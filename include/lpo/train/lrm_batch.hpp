@@ -52,6 +52,18 @@ struct LrmBatch {
     close_unit();
   }
 
+  /// Adds one image as a pair of two timesteps: preferred at the first.
+  void add_neighbours(const LatentPairs& data, index_t image, int timestep, int noisier, float num_examples) {
+    add_prompt(data, data.prompt_of_image[static_cast<std::size_t>(image)]);
+    first.push_back(static_cast<std::int32_t>(images.size()));
+    add_image(image, timestep);
+    second.push_back(static_cast<std::int32_t>(images.size()));
+    add_image(image, noisier);
+    prompt_of_pair.push_back(static_cast<std::int32_t>(prompts - 1));
+    labels.push_back({.label_0 = 1, .label_1 = 0, .num_examples = num_examples, .auxiliary = true});
+    close_unit();
+  }
+
   /// Adds an image alone, to be scored under its prompt.
   void add_single(const LatentPairs& data, index_t image, int timestep) {
     add_prompt(data, data.prompt_of_image[static_cast<std::size_t>(image)]);
@@ -59,20 +71,32 @@ struct LrmBatch {
     close_unit();
   }
 
-  /// Draws the clean latents from their posteriors and noises them: sqrt(abar) x_0 + sqrt(1 - abar) n, in float. With
-  /// `shared` all images of a prompt get the noise of its first one. The two keys must differ. `first_row` is where the
-  /// images stand in the batch of which this is a part: parts get the numbers that they have in the whole.
-  void add_noise(const NoiseSchedule& schedule, const LatentPairs& data, const RandomKey& noise,
-                 const RandomKey& posterior, bool shared, std::size_t first_row = 0) {
-    const auto size = static_cast<std::size_t>(data.latent_size());
+  /// What latents are noised with. The keys must differ.
+  struct Noise {
+    RandomKey normal, posterior, offset;
+    bool shared = false;      ///< all images of a prompt get the noise of its first one
+    float offset_scale = 0;  ///< n += this times one normal number for each image and channel
+  };
+
+  /// Draws the clean latents from their posteriors and noises them: sqrt(abar) x_0 + sqrt(1 - abar) n, in float.
+  /// `first_row` is where the images stand in the batch of which this is a part: parts get the numbers that they have in
+  /// the whole.
+  void add_noise(const NoiseSchedule& schedule, const LatentPairs& data, const Noise& noise, std::size_t first_row = 0) {
+    const auto size = static_cast<std::size_t>(data.latent_size()), channels = static_cast<std::size_t>(data.channels);
     const bool sampled = data.has_deviation();
     std::vector<float> drawn(images.size() * size), draws(sampled ? drawn.size() : 0), clean(size), deviation(size);
-    philox_fill_normal(noise, drawn.data(), drawn.size(), first_row * size);
-    philox_fill_normal(posterior, draws.data(), draws.size(), first_row * size);
+    philox_fill_normal(noise.normal, drawn.data(), drawn.size(), first_row * size);
+    philox_fill_normal(noise.posterior, draws.data(), draws.size(), first_row * size);
+    if (noise.offset_scale != 0) {
+      std::vector<float> offsets(images.size() * channels);
+      philox_fill_normal(noise.offset, offsets.data(), offsets.size(), first_row * channels);
+      for (std::size_t i = 0; i < drawn.size(); ++i)
+        drawn[i] += noise.offset_scale * offsets[i / size * channels + i % channels];
+    }
     latents.resize(drawn.size());
     std::size_t source = 0;
     for (std::size_t row = 0; row < images.size(); ++row) {
-      if (!shared || row == 0 || prompt_of_image[row] != prompt_of_image[row - 1]) source = row;
+      if (!noise.shared || row == 0 || prompt_of_image[row] != prompt_of_image[row - 1]) source = row;
       const double abar = schedule.alpha_bar(static_cast<int>(timesteps[row]));
       const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
       data.read_posterior(images[row], clean.data(), deviation.data());

@@ -29,7 +29,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// Defaults are LRM-1.5's of lpo-method B3-B5; option names are the method's.
+/// Defaults are those of LRM-1.5, SD1.5's reward model in arXiv 2502.01051; names of options are the released code's.
 struct LrmTrainerOptions {
   index_t max_train_steps = 4000;
   index_t train_batch_size = 128;  ///< pairs, or prompts when they are the unit of a batch
@@ -45,6 +45,10 @@ struct LrmTrainerOptions {
   double ema_decay = 0;        ///< > 0: validate and export an exponential moving average of the weights
   RewardLossOptions loss;
   bool shared_pair_noise = false;  ///< pair_noise = independent | shared (by all images of a batch unit)
+  double noise_offset = 0;         ///< n += this times one normal number for each image and channel, in training
+  /// Adds to the batch units one for each pair with a winner: the winner at two neighbouring timesteps, of which the less
+  /// noisy one is preferred. `loss.aux_coefficient` weighs them.
+  bool compare_between_timestep = false;
   int timestep_interval = 50;
   int largest_timestep = 951;  ///< candidates are 1, 1 + interval, ..., largest
   int validation_timestep = 1;
@@ -118,6 +122,10 @@ class LrmTrainer {
       throw ValueError(message("[LrmTrainer] timesteps 1, 1 + ", options_.timestep_interval, ", ..., ",
                                options_.largest_timestep, " must lie inside the schedule of ",
                                schedule.train_timesteps()));
+    if (options_.compare_between_timestep && options_.batch_unit == BatchUnit::prompt)
+      throw ValueError("[LrmTrainer] compare_between_timestep adds units of one pair; use batch_unit = pair with it");
+    if (options_.compare_between_timestep && options_.largest_timestep <= options_.timestep_interval)
+      throw ValueError("[LrmTrainer] compare_between_timestep needs two timesteps; make timestep_interval smaller");
     if (store.trainable_size() == 0) throw ValueError("[LrmTrainer] the store has no trainable weights");
     tape_.set_checkpointing(options_.gradient_checkpointing);
   }
@@ -141,7 +149,9 @@ class LrmTrainer {
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
     ProgressReporter reporter(options_.title, state.step, options_.max_train_steps, progress);
     const auto units = batch_units(pairs, options_.batch_unit);
-    BatchOrder order(options_.seed, operation_order, static_cast<index_t>(units.size()), options_.train_batch_size);
+    const auto won = options_.compare_between_timestep ? won_pairs(pairs) : std::vector<index_t>{};
+    const index_t unit_count = std::ssize(units) + std::ssize(won);
+    BatchOrder order(options_.seed, operation_order, unit_count, options_.train_batch_size);
     LrmTrainerReport report;
     double smoothed = 0, accuracy_now = -1;
     std::vector<float> good;  // counters of the last good step
@@ -157,7 +167,7 @@ class LrmTrainer {
 
     while (state.step < options_.max_train_steps) {
       if (guard_.in_a_row() == 0) good = counters_;
-      const StepResult result = step(pairs, units, order.at(state.step), state.step);
+      const StepResult result = step(pairs, units, won, order.at(state.step), state.step);
       if (guard_.exhausted()) {
         // Steps that were left out changed nothing: these are still the last good weights.
         state.step = guard_.first_iteration();
@@ -181,7 +191,7 @@ class LrmTrainer {
           {"train_margin", result.margin},
           {"grad_norm", result.norm},
           {"lr", result.rate},
-          {"epoch", static_cast<double>(state.step * options_.train_batch_size) / static_cast<double>(units.size())},
+          {"epoch", static_cast<double>(state.step * options_.train_batch_size) / static_cast<double>(unit_count)},
           {"skipped_steps", static_cast<double>(guard_.skipped())},
           {"global_step", static_cast<double>(optimizer_.step_count())}};
       const bool last = state.step == options_.max_train_steps;
@@ -227,7 +237,7 @@ class LrmTrainer {
     return true;
   }
 
-  /// Validation accuracy at one timestep (lpo-method B5), with noise that depends on the seed and the pair only.
+  /// Validation accuracy at one timestep (see pair_accuracy), with noise that depends on the seed and the pair only.
   double accuracy(const LatentPairs& pairs, int timestep) {
     const auto [first, second] = scores(pairs, timestep);
     return pair_accuracy(first, second, pairs.labels);
@@ -257,7 +267,7 @@ class LrmTrainer {
       LrmBatch batch;
       for (std::size_t i = begin; i < std::min(images.size(), begin + size); ++i)
         batch.add_single(data, images[i], timestep);
-      add_noise(batch, data, operation_validation, static_cast<std::uint32_t>(begin), false);
+      batch.add_noise(schedule_, data, noise(operation_validation, static_cast<std::uint32_t>(begin)));
       for_each_part(batch, [&](const LrmBatch& part, std::size_t) {
         const auto [visual, text] = forward_features(part, data);
         const auto z = host_values(cosine_score(visual, text, lrm_.logit_scale.on(tape_)));
@@ -276,7 +286,7 @@ class LrmTrainer {
 
  private:
   static constexpr std::uint32_t operation_order = 0x2001, operation_timestep = 0x2002, operation_noise = 0x2003,
-                                 operation_posterior = 0x2004, operation_validation = 0x2005;
+                                 operation_posterior = 0x2004, operation_validation = 0x2005, operation_offset = 0x2006;
 
   /// What `counters_` holds: floats, because checkpoints are of floats; exact up to 2^24 steps.
   enum Counter { optimizer_steps, skipped_steps, counter_count };
@@ -308,6 +318,11 @@ class LrmTrainer {
     s["loss"] = options_.loss.kind == Kind::pair ? "pair" : options_.loss.kind == Kind::batch ? "batch" : "both";
     s["batch_coefficient"] = options_.loss.batch_coefficient;
     s["pair_noise"] = options_.shared_pair_noise ? "shared" : "independent";
+    if (options_.noise_offset != 0) s["noise_offset"] = options_.noise_offset;
+    if (options_.compare_between_timestep) {
+      s["compare_between_timestep"] = true;
+      s["aux_loss_coeff"] = options_.loss.aux_coefficient;
+    }
     s["timestep_interval"] = options_.timestep_interval;
     s["largest_timestep"] = options_.largest_timestep;
     s["learning_rate"] = options_.learning_rate;
@@ -330,21 +345,36 @@ class LrmTrainer {
     return state;
   }
 
-  StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units,
+  /// `picked` counts the units, and after them the `won` pairs whose winners are compared between timesteps.
+  StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units, const std::vector<index_t>& won,
                   const std::vector<index_t>& picked, index_t step_index) {
     const auto counter = static_cast<std::uint32_t>(step_index);
     RandomStream random(options_.seed, operation_timestep, counter);
     const auto candidates =
         static_cast<std::uint32_t>((options_.largest_timestep - 1) / options_.timestep_interval + 1);
+    const auto drawn = [&](std::uint32_t count) {
+      return 1 + options_.timestep_interval * static_cast<int>(random.uniform_int(count));
+    };
     LrmBatch all;
-    for (const index_t unit : picked)
-      all.add_unit(data, units[static_cast<std::size_t>(unit)],
-                   1 + options_.timestep_interval * static_cast<int>(random.uniform_int(candidates)));
+    for (const index_t unit : picked) {
+      if (unit < std::ssize(units)) {
+        all.add_unit(data, units[static_cast<std::size_t>(unit)], drawn(candidates));
+        continue;
+      }
+      const auto pair = static_cast<std::size_t>(won[static_cast<std::size_t>(unit - std::ssize(units))]);
+      const auto& label = data.labels[pair];
+      const int timestep = drawn(candidates - 1);
+      all.add_neighbours(data, label.label_0 > label.label_1 ? data.pairs[pair].first : data.pairs[pair].second, timestep,
+                         timestep + options_.timestep_interval, label.num_examples);
+    }
     const auto weights = pair_weights(all.labels, options_.loss.aux_coefficient);
     const Share own = own_share(ranks_, std::ssize(picked));
     const auto before = own.begin == 0 ? LrmBatch::Unit{} : all.units[static_cast<std::size_t>(own.begin - 1)];
     LrmBatch batch = all.part(static_cast<std::size_t>(own.begin), static_cast<std::size_t>(own.end));
-    add_noise(batch, data, operation_noise, counter, options_.shared_pair_noise, before.images);
+    auto training_noise = noise(operation_noise, counter);
+    training_noise.shared = options_.shared_pair_noise;
+    training_noise.offset_scale = static_cast<float>(options_.noise_offset);
+    batch.add_noise(schedule_, data, training_noise, before.images);
     StepResult result;
     const LearningRateSchedule rates{options_.lr_scheduler, options_.learning_rate, options_.lr_warmup_steps,
                                      options_.max_train_steps, options_.lr_first_step};
@@ -411,10 +441,18 @@ class LrmTrainer {
     if (options_.ema_decay > 0) average_.swap();
   }
 
-  void add_noise(LrmBatch& batch, const LatentPairs& data, std::uint32_t operation, std::uint32_t counter,
-                 bool shared, std::size_t first_row = 0) const {
-    batch.add_noise(schedule_, data, {options_.seed, operation, counter},
-                    {options_.seed, operation ^ operation_posterior, counter}, shared, first_row);
+  LrmBatch::Noise noise(std::uint32_t operation, std::uint32_t counter) const {
+    return {.normal = {options_.seed, operation, counter},
+            .posterior = {options_.seed, operation ^ operation_posterior, counter},
+            .offset = {options_.seed, operation ^ operation_offset, counter}};
+  }
+
+  /// Pairs that are no ties.
+  static std::vector<index_t> won_pairs(const LatentPairs& data) {
+    std::vector<index_t> won;
+    for (index_t i = 0; i < data.size(); ++i)
+      if (!data.labels[static_cast<std::size_t>(i)].tie()) won.push_back(i);
+    return won;
   }
 
   /// Calls `use(part, its first pair)` for parts of micro_batch() units.

@@ -18,6 +18,9 @@ struct LpoTrainerOptions : RolloutTrainerOptions {
   ThresholdOptions threshold;
   double threshold_quantile = 0;  ///< > 0: fit threshold.minimum and maximum to this quantile of the gaps before training
   int calibration_rollouts = 2;   ///< roll-outs of the reference model that this takes
+  /// Win and lose of a pair start from one latent and share the passes of policy and reference. false: each has its own, as
+  /// in the official code, for the same numbers at twice the cost.
+  bool dedup_forward = true;
   LpoLossOptions loss;
 };
 
@@ -32,7 +35,7 @@ class PairObjective {
   PairObjective(const LpoTrainerOptions& options, const NoiseSchedule& schedule, index_t micro_batch,
                 const Extents<3>& latent)
       : schedule_(schedule), threshold_(options.threshold), quantile_(options.threshold_quantile),
-        calibration_rollouts_(options.calibration_rollouts), loss_(options.loss),
+        calibration_rollouts_(options.calibration_rollouts), dedup_forward_(options.dedup_forward), loss_(options.loss),
         small_bucket_includes_t1_(options.small_bucket_includes_t1), steps_(options.sample_steps),
         batch_(micro_batch, latent) {}
 
@@ -50,6 +53,7 @@ class PairObjective {
   void add_settings(Json& settings) const {
     settings["beta"] = loss_.beta;
     settings["clip"] = loss_.clip;
+    if (!dedup_forward_) settings["dedup_forward"] = false;
   }
 
   void begin_iteration() { metrics_ = {}; }
@@ -62,6 +66,8 @@ class PairObjective {
   }
   std::span<const PairRecord> records() const { return batch_.records(); }
   View<const T, 4, Device> x_t() const { return batch_.x_t(); }
+  /// How often x_t() is to be predicted: with 2, all rows for win and then all for lose.
+  index_t rows_of_item() const { return dedup_forward_ ? 1 : 2; }
 
   /// The mean loss of the mini-batch; its numbers join those of the iteration.
   template <int Channels>
@@ -79,7 +85,7 @@ class PairObjective {
     return {{"loss", metrics_.loss}, {"implicit_acc", metrics_.implicit_accuracy}, {"margin", metrics_.margin}};
   }
 
-  /// The names are the method's (lpo-method C6, D8).
+  /// The names are those of the released code's log.
   MetricValues rollout_columns(const Rollout<T, Device>& rollout) const {
     const auto kept = kept_buckets(rollout.statistics(), small_bucket_includes_t1_);
     return {{"kept", static_cast<double>(kept_in_all(rollout.statistics()))},
@@ -107,6 +113,7 @@ class PairObjective {
   ThresholdOptions threshold_;
   double quantile_;
   int calibration_rollouts_;
+  bool dedup_forward_;
   LpoLossOptions loss_;
   bool small_bucket_includes_t1_;
   int steps_;

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <algorithm>
-#include <map>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <utility>
@@ -18,11 +18,11 @@
 #include <lpo/train/dealt_items.hpp>
 #include <lpo/train/finite_guard.hpp>
 #include <lpo/train/latent_pairs.hpp>
-#include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/optimizer_buffers.hpp>
+#include <lpo/train/policy_passes.hpp>
 #include <lpo/train/progress.hpp>
-#include <lpo/train/rollout_trainer_options.hpp>
-#include <lpo/train/text_states.hpp>
+#include <lpo/train/prompt_rollout.hpp>
+#include <lpo/train/rollout_run.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
@@ -62,12 +62,11 @@ class RolloutTrainer {
   RolloutTrainer(MethodNames names, Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store,
                  PolicyText& policy_text, const NoiseSchedule& schedule, const Extents<3>& latent,
                  RolloutTrainerOptions options, const MakeScorer& make_scorer, Objective objective, Ranks ranks = {})
-      : names_(names), ranks_(begin_alike(std::move(ranks), context, store)), context_(context), policy_(policy), store_(store), policy_text_(policy_text),
+      : names_(names), ranks_(begin_alike(std::move(ranks), context, store)), context_(context), store_(store),
         options_(std::move(options)), objective_(std::move(objective)), tape_(context),
-        denoiser_(tape_, policy, options_.guidance_scale), scorer_(make_scorer(tape_)),
-        rollout_(context, ddim_steps(schedule, options_.sample_steps, options_.eta), objective_.thresholds(),
-                 Extents<4>{largest_share(options_.sample_batch_size, ranks_.size()), latent[0], latent[1], latent[2]},
-                 rollout_options(options_)),
+        rollout_(ranks_, tape_, policy, policy_text, options_, ddim_steps(schedule, options_.sample_steps, options_.eta),
+                 objective_.thresholds(), Objective::keeps_pairs, latent, make_scorer),
+        passes_(names.trainer, tape_, policy, store, objective_, options_),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
     const auto refuse = [&](const auto&... parts) { throw ValueError(message("[", names_.trainer, "] ", parts...)); };
@@ -89,10 +88,7 @@ class RolloutTrainer {
   }
 
   /// Uses another network as the reference (full fine-tuning).
-  void set_reference(UNet& reference) {
-    reference_ = &reference;
-    passes_.clear();  // what is captured reads the one before
-  }
+  void set_reference(UNet& reference) { passes_.set_reference(reference); }
 
   /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out
   /// again.
@@ -104,8 +100,7 @@ class RolloutTrainer {
   RolloutTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
     const bool writes = !options_.output_dir.empty() && ranks_.rank() == 0;
     const CheckpointFolder folder(options_.output_dir, options_.checkpoints_total_limit);
-    const std::size_t tail = 2 + 2 * rollout_.steps().size();  // per step, then what is counted in all
-    std::vector<float> counters(tail + 2), good;
+    RolloutCounters counters(rollout_.steps().size()), good = counters;
     if (prompts.size() < ranks_.size())
       throw ValueError(message("[", names_.trainer, "] ", prompts.size(), " prompts have nothing for some of ",
                                ranks_.size(), " ranks; start fewer"));
@@ -113,10 +108,10 @@ class RolloutTrainer {
     TrainingState state = training_state(counters);
     state.settings["prompts"] = fingerprint(prompts);
     if (begin_together(folder, options_.resume && !options_.output_dir.empty(), state, ranks_)) {
-      optimizer_.set_step_count(static_cast<index_t>(counters[0]));
+      optimizer_.set_step_count(counters.optimizer_steps());
       if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
-      guard_.set_skipped(static_cast<index_t>(counters[tail]));
-      if (ema_) ema_->set_updates(static_cast<index_t>(counters[tail + 1]));
+      guard_.set_skipped(counters.skipped_steps());
+      if (ema_) ema_->set_updates(counters.ema_updates());
     }
     if (writes) make_directories(options_.output_dir);
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
@@ -126,7 +121,7 @@ class RolloutTrainer {
     MetricValues smoothed;
     const auto shown = [&] {
       MetricValues values = smoothed.empty() ? objective_.shown() : smoothed;
-      values.emplace_back("kept", static_cast<double>(kept_in_all(rollout_.statistics())));
+      values.emplace_back("kept", static_cast<double>(kept_in_all(rollout_.rollout().statistics())));
       return values;
     };
     const auto save = [&] {
@@ -144,13 +139,13 @@ class RolloutTrainer {
 
     while (state.step < options_.max_train_iterations) {
       const auto rows = order.at(state.step);
-      enter(LpoStage::text);
-      const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
+      begin_stage(options_, LpoStage::text);
+      const auto policy_prompts = rollout_.encode(prompts, rows);
       bool cancelled = false;  // until the roll-out is over, weights are those of the last iteration
       std::string not_a_number;
       try {
-        roll_out(prompts, rows, policy_prompts, static_cast<std::uint32_t>(state.step),
-                 [&](int, int) { return !(cancelled = stopped(shown())); });
+        rollout_.run(prompts, rows, policy_prompts, static_cast<std::uint32_t>(state.step), objective_,
+                     [&](int, int) { return !(cancelled = stopped(shown())); });
       } catch (const CancelledError&) {
         if (writes && !folder.contains(state.step)) save();
         if (!cancelled) throw;
@@ -176,16 +171,9 @@ class RolloutTrainer {
       }
       ++state.step;
 
-      for (std::size_t i = 0, drawn = 0; i < rollout_.steps().size(); ++i) {
-        if (drawn == rollout_.statistics().size()) break;
-        const StepStatistics& step = rollout_.statistics()[drawn];
-        if (step.timestep != rollout_.steps()[i].timestep) continue;  // a step that compared nothing
-        counters[2 + 2 * i] += static_cast<float>(step.kept);
-        counters[3 + 2 * i] += static_cast<float>(rows.size());
-        ++drawn;
-      }
+      counters.add_rollout(rollout_.steps(), rollout_.rollout().statistics(), std::ssize(rows));
       count_steps(counters);
-      counters[1] += static_cast<float>(dealt_.total());
+      counters.add_items(dealt_.total());
       const auto line = log_line(
           norm, static_cast<double>(state.step * std::ssize(rows)) / static_cast<double>(prompts.size()));
       log.write(state.step - 1, line);
@@ -207,14 +195,9 @@ class RolloutTrainer {
     if (options_.checkpointing_iterations > 0 && writes && !folder.contains(state.step)) save();
     report.iterations = state.step;
     report.optimizer_steps = optimizer_.step_count();
-    report.pairs = static_cast<index_t>(counters[1]);
     report.skipped_steps = guard_.skipped();
-    report.thresholds = rollout_.thresholds();
-    for (std::size_t i = 0; i < rollout_.steps().size(); ++i) {
-      report.timesteps.push_back(rollout_.steps()[i].timestep);
-      report.kept_per_step.push_back(static_cast<double>(counters[2 + 2 * i]));
-      report.drawn_per_step.push_back(static_cast<double>(counters[3 + 2 * i]));
-    }
+    report.thresholds = rollout_.rollout().thresholds();
+    counters.write_to(report, rollout_.steps());
     return report;
   }
 
@@ -224,91 +207,22 @@ class RolloutTrainer {
   static constexpr std::uint32_t operation_prompts = 0x3001, operation_calibration = 0x3002;
   static constexpr std::uint32_t calibration_iteration = 0x400000;  // roll-outs of their own, apart from the run's
 
-  void enter(LpoStage stage) {
-    if (options_.on_stage) options_.on_stage(stage);
-  }
-
-  /// The denoiser and the scorer as the roll-out sees them: each tells when it begins.
-  struct RolloutStages {
-    RolloutTrainer& trainer;
-
-    void predict(View<const Latent, 4, Device> latents, double timestep, View<Latent, 4, Device> prediction) {
-      trainer.enter(LpoStage::denoising);
-      if constexpr (requires { trainer.scorer_.known_prediction(timestep, prediction); })
-        if (trainer.scorer_.known_prediction(timestep, prediction)) return;
-      trainer.denoiser_.predict(latents, timestep, prediction);
-    }
-    void score(View<const Latent, 4, Device> latents, int timestep, std::span<float> scores)
-      requires(StepScorer<Scorer, Latent, Device>)
-    {
-      trainer.enter(LpoStage::scoring);
-      trainer.scorer_.score(latents, timestep, scores);
-    }
-    void score(View<const Latent, 4, Device> latents, const GaussianStep& step, std::span<float> scores)
-      requires(TransitionScorer<Scorer, Latent, Device>)
-    {
-      trainer.enter(LpoStage::scoring);
-      trainer.scorer_.score(latents, step, scores);
-    }
-    void continue_with(std::span<const int> chosen) {
-      if constexpr (requires { trainer.scorer_.continue_with(chosen); }) trainer.scorer_.continue_with(chosen);
-    }
-  };
-
-  /// Rolls out this rank's share of the prompts number `rows`, whose states `all` are.
-  void roll_out(const PromptTokens& prompts, const std::vector<index_t>& rows, const PromptBatch<T, Device>& all,
-                std::uint32_t iteration, const StepCallback& go_on) {
-    const Share share = own_share(ranks_, std::ssize(rows));
-    const std::vector<index_t> own(rows.begin() + share.begin, rows.begin() + share.end);
-    PromptBatch<T, Device> part;
-    if (share.size() < std::ssize(rows)) part = encode(policy_text_, prompts.ids, prompts.tokens, own);
-    const PromptBatch<T, Device>& policy_prompts = share.size() < std::ssize(rows) ? part : all;
-    denoiser_.set_prompts(policy_prompts);
-    const auto picked = picked_ids(prompts.reward_ids, prompts.reward_tokens, own);
-    scorer_.set_prompts(policy_prompts, std::span<const std::int32_t>(picked), share.size());
-    rollout_.set_part(share.begin, std::ssize(rows));
-
-    RolloutStages stages{*this};
-    objective_.begin_iteration();
-    if constexpr (Objective::keeps_pairs)
-      rollout_.run(stages, stages, iteration, share.size(), go_on);
-    else
-      rollout_.run(stages, stages, iteration, share.size(), go_on, [this](const StepCandidates<Latent, Device>& drawn) {
-        return objective_.keep(context_, rollout_.steps()[static_cast<std::size_t>(drawn.step)], drawn);
-      });
-    rollout_.set_statistics(of_all_ranks(rollout_.statistics()));
-  }
-
-  std::vector<StepStatistics> of_all_ranks(std::span<const StepStatistics> own) {
-    const auto all = gather_values(ranks_, std::vector<StepStatistics>(own.begin(), own.end()));
-    std::vector<StepStatistics> merged(all.begin(), all.begin() + std::ssize(own));
-    for (std::size_t i = own.size(); i < all.size(); ++i) merged[i % own.size()].merge(all[i]);
-    return merged;
-  }
-
   /// Lets the objective look at roll-outs of the reference model. They depend on the seed alone, so a resumed run finds
   /// the same numbers.
   void prepare(const PromptTokens& prompts, const ProgressCallback& progress) {
     const auto plain = tape_.without_adapters();
     BatchOrder order(options_.seed, operation_calibration, prompts.size(), std::min(options_.sample_batch_size, prompts.size()));
     ProgressReporter reporter(names_.title, 0, options_.max_train_iterations, progress);
-    objective_.prepare(ranks_, rollout_, [&](int i) {
+    objective_.prepare(ranks_, rollout_.rollout(), [&](int i) {
       const auto rows = order.at(i);
-      const auto policy_prompts = encode(policy_text_, prompts.ids, prompts.tokens, rows);
+      const auto policy_prompts = rollout_.encode(prompts, rows);
       try {
-        roll_out(prompts, rows, policy_prompts, calibration_iteration + static_cast<std::uint32_t>(i),
-                 [&](int, int) { return !any_rank(ranks_, !reporter.report(0)); });
+        rollout_.run(prompts, rows, policy_prompts, calibration_iteration + static_cast<std::uint32_t>(i), objective_,
+                     [&](int, int) { return !any_rank(ranks_, !reporter.report(0)); });
       } catch (const CancelledError&) {
         throw CancelledError(message("[", names_.trainer, "] cancelled while thresholds were looked for; checkpoints are as they were"));
       }
     });
-  }
-
-  static RolloutOptions rollout_options(const RolloutTrainerOptions& options) {
-    RolloutOptions rollout = options.rollout;
-    rollout.seed = options.seed;
-    rollout.keep_pairs = Objective::keeps_pairs;
-    return rollout;
   }
 
   static MetricValues smooth(MetricValues average, const MetricValues& values) {
@@ -319,11 +233,11 @@ class RolloutTrainer {
 
   /// Steps that were left out changed nothing: the weights are those from before the first of them. Goes back to its
   /// iteration, and returns the name of that checkpoint, which is written if need be; empty without an output_dir.
-  std::string save_good(const CheckpointFolder& folder, bool writes, TrainingState& state, std::vector<float>& counters,
-                        const std::vector<float>& good) {
+  std::string save_good(const CheckpointFolder& folder, bool writes, TrainingState& state, RolloutCounters& counters,
+                        const RolloutCounters& good) {
     if (guard_.in_a_row() > 0) {
       state.step = guard_.first_iteration();
-      std::copy(good.begin(), good.end(), counters.begin());
+      counters.go_back(good);
     }
     count_steps(counters);
     if (!writes) return "";
@@ -331,68 +245,27 @@ class RolloutTrainer {
     return options_.output_dir + "/checkpoint-" + std::to_string(state.step);
   }
 
-  TrainingState training_state(std::vector<float>& counters) {
+  TrainingState training_state(RolloutCounters& counters) {
     static_assert(std::is_same_v<Latent, float>, "lpo RolloutTrainer: networks are float, bfloat16 or half");
     TrainingState state;
     auto& s = state.settings;
     s["trainer"] = names_.method;
-    s["seed"] = options_.seed;
-    s["sample_batch_size"] = options_.sample_batch_size;
-    s["train_batch_size"] = options_.train_batch_size;
-    s["micro_batch_size"] = micro_batch_items(options_);
-    s["sample_steps"] = options_.sample_steps;
-    s["guidance_scale"] = options_.guidance_scale;
-    s["eta"] = options_.eta;
-    s["candidates"] = options_.rollout.candidates;
+    add_rollout_settings(s, options_);
     objective_.add_settings(s);
-    s["learning_rate"] = options_.learning_rate;
-    s["weight_decay"] = options_.optimizer.weight_decay;
-    s["max_grad_norm"] = options_.max_grad_norm;
-    s["lr_warmup_steps"] = options_.lr_scheduler == LearningRateKind::constant ? index_t{0} : options_.lr_warmup_steps;
-    s["divert_steps"] = {options_.rollout.divert_start_step, options_.rollout.divert_end_step};
-    s["lrm_timestep"] = options_.rollout.lrm_timestep == LrmTimestep::departure ? "departure" : "arrival";
-    s["ema_decay"] = options_.ema_decay;
-    s["thresholds"] = rollout_.thresholds();
-    if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
-    if (options_.half_scores) s["half_scores"] = true;
+    s["thresholds"] = rollout_.rollout().thresholds();
     add_optimizer_buffers(state, store_, optimizer_, ema_);
-    state.buffers.push_back({"counters", counters});
+    state.buffers.push_back({"counters", counters.values()});
     return state;
   }
 
-  void count_steps(std::vector<float>& counters) const {
-    counters[0] = static_cast<float>(optimizer_.step_count());
-    counters[counters.size() - 2] = static_cast<float>(guard_.skipped());
-    counters[counters.size() - 1] = ema_ ? static_cast<float>(ema_->updates()) : 0.0f;
+  void count_steps(RolloutCounters& counters) const {
+    counters.set_optimizer(optimizer_.step_count(), guard_.skipped(), ema_ ? ema_->updates() : 0);
   }
 
-  /// Tells one list of prompts from another: their number, and FNV-1a of all ids.
-  static std::string fingerprint(const PromptTokens& prompts) {
-    std::uint64_t hash = 0xcbf29ce484222325u;
-    for (const auto* ids : {&prompts.ids, &prompts.reward_ids})
-      for (const std::int32_t id : *ids) hash = (hash ^ static_cast<std::uint32_t>(id)) * 0x100000001b3u;
-    return message(prompts.size(), " prompts, ", hash);
-  }
-
-  static std::vector<std::int32_t> picked_ids(const std::vector<std::int32_t>& ids, index_t tokens,
-                                              const std::vector<index_t>& rows) {
-    std::vector<std::int32_t> picked;
-    for (const index_t row : rows) picked.insert(picked.end(), ids.begin() + row * tokens, ids.begin() + (row + 1) * tokens);
-    return picked;
-  }
-
-  template <class Encoder>
-  PromptBatch<T, Device> encode(Encoder& encoder, const std::vector<std::int32_t>& ids, index_t tokens,
-                                const std::vector<index_t>& rows) {
-    const auto picked = picked_ids(ids, tokens, rows);
-    return encode_prompts<T>(tape_, encoder, std::span<const std::int32_t>(picked), static_cast<index_t>(rows.size()));
-  }
-
-  /// One pass over the kept items in random order: one optimiser step per mini-batch, each with one policy forward, one
-  /// reference forward and one backward per item. Returns the largest gradient norm.
+  /// One pass over the kept items in random order: one optimiser step per mini-batch. Returns the largest gradient norm.
   double train_on_kept(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
     double largest_norm = 0;
-    dealt_.deal(context_, ranks_, objective_.items(rollout_), options_.seed, iteration, options_.train_batch_size);
+    dealt_.deal(context_, ranks_, objective_.items(rollout_.rollout()), options_.seed, iteration, options_.train_batch_size);
     for (const auto& batch : dealt_.batches()) {
       if (guard_.exhausted()) break;
       largest_norm = std::max(largest_norm, train_on_batch(prompts, batch, iteration));
@@ -411,9 +284,10 @@ class RolloutTrainer {
     for (std::size_t begin = 0; begin < items.size(); begin += size) {
       const auto part = items.subspan(begin, std::min(items.size() - begin, size));
       objective_.gather(context_, dealt_.items(), part);
-      add_gradients(prompts, static_cast<double>(part.size()) / static_cast<double>(batch.total), begin == 0);
+      const double share = static_cast<double>(part.size()) / static_cast<double>(batch.total);
+      passes_.add_gradients(prompts, rollout_.steps(), share, begin == 0);
     }
-    enter(LpoStage::optimizer);
+    begin_stage(options_, LpoStage::optimizer);
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
     const double norm = global_gradient_norm(context_, optimizer_.spans()) / options_.loss_scale;
@@ -427,86 +301,12 @@ class RolloutTrainer {
     return norm;
   }
 
-  /// What forward and backward of mini-batches of one size read, and what is captured of them.
-  struct TrainingPass {
-    detail::ConditionBuffers<UNet> condition;  ///< rows [u ; c]
-    Tensor<T, 4, Device> latents;
-    Tensor<Latent, 4, Device> cotangent;  ///< of the guided prediction
-    RepeatedWork<Device> work{3};         ///< the reference's pass, the policy's, backward
-    Var<Latent, 4, Device> reference, prediction;
-    std::vector<Slot*> reached;  ///< weights whose gradients backward writes
-  };
-
-  /// Forward and backward of the mini-batch that the objective has gathered, whose mean loss counts `share`. `first`: its
-  /// gradients are stored, those of others add up. The loss waits for the device, so it lies between what is captured.
-  void add_gradients(const PromptBatch<T, Device>& prompts, double share, bool first) {
-    std::vector<index_t> rows;
-    std::vector<float> timesteps;
-    std::vector<GaussianStep> steps;
-    for (const PairRecord& record : objective_.records()) {
-      rows.push_back(record.prompt);
-      timesteps.push_back(static_cast<float>(record.timestep));
-      steps.push_back(rollout_.steps()[static_cast<std::size_t>(record.step)]);
-    }
-    TrainingPass& pass = passes_[{std::ssize(rows), first}];
-    using Buffers = detail::ConditionBuffers<UNet>;
-    const auto halves = detail::unguided_and_guided(std::span<const index_t>(rows));
-    bool known = pass.condition.set_texts(names_.trainer, context_, prompts, std::span<const index_t>(halves));
-    known = pass.condition.set_timesteps(context_, timesteps) && known;
-    known = Buffers::fit(pass.latents, objective_.x_t().extents) && known;
-    if (!known) pass.work.reset();
-    evaluate(&context_, pass.latents.view(), objective_.x_t());
-    const auto predict = [&](UNet& unet) {
-      return guided_prediction(unet, pass.condition.on(tape_), constant(tape_, pass.latents), options_.guidance_scale);
-    };
-
-    pass.work.begin(context_);
-    enter(LpoStage::reference);
-    pass.work.run(context_, [&] {
-      const auto guard = tape_.inference();
-      const auto plain = tape_.without_adapters();
-      pass.reference = predict(reference_ != nullptr ? *reference_ : policy_);
-    });
-    enter(LpoStage::policy);
-    pass.work.run(context_, [&] { pass.prediction = predict(policy_); });
-    set_cotangent(pass, std::span<const GaussianStep>(steps), share);
-    pass.work.run(context_, [&] { backward(pass.prediction, View<const Latent, 4, Device>(pass.cotangent.view())); });
-    if (pass.work.replays()) {
-      for (Slot* slot : pass.reached) slot->written = true;
-    } else {
-      pass.reached.clear();
-      for (const auto& entry : store_.entries())
-        if (entry.parameter->slot.written) pass.reached.push_back(&entry.parameter->slot);
-    }
-    tape_.clear();
-  }
-
-  /// d loss / d prediction of a pass, times `share` and the loss scale.
-  void set_cotangent(TrainingPass& pass, std::span<const GaussianStep> steps, double share) {
-    const auto& extents = pass.prediction.extents();
-    if (pass.cotangent.data() == nullptr) pass.cotangent = Tensor<Latent, 4, Device>(extents);
-    const auto start = context_.activations().mark();
-    auto* const position = tape_.position();
-    Slot* const slot = tape_.make_external_slot(pass.prediction.data(), static_cast<std::size_t>(extents.size()) * sizeof(Latent), true);
-    slot->gradient = reinterpret_cast<std::byte*>(pass.cotangent.data());
-    slot->persistent = true;  // the gradient is not the tape's
-    const Var<Latent, 4, Device> prediction(&tape_, slot, View<Latent, 4, Device>(pass.prediction.data(), extents));
-    const auto loss = objective_.loss(prediction, pass.reference.view(), steps);
-    const auto weight = static_cast<Latent>(share * options_.loss_scale);
-    const View<Latent, 1, Device> one(tape_.template allocate<Latent>(1), Extents<1>{1});
-    context_.copy_from_host(one.data, &weight, sizeof(weight));
-    detail::add_gradient(loss, View<const Latent, 1, Device>(one));
-    tape_.run_back_to(position);
-    if (!slot->written) context_.fill_zero(slot->gradient, slot->bytes);
-    context_.activations().rewind(start);
-  }
-
   MetricValues log_line(double norm, double epoch) const {
     RunningMoments scores;
-    for (const auto& step : rollout_.statistics()) scores.merge(step.scores);
+    for (const auto& step : rollout_.rollout().statistics()) scores.merge(step.scores);
     MetricValues line{{"epoch", epoch}, {"reward_mean", scores.mean()}, {"reward_std", scores.deviation()}};
     const auto add = [&](const MetricValues& columns) { line.insert(line.end(), columns.begin(), columns.end()); };
-    add(objective_.rollout_columns(rollout_));
+    add(objective_.rollout_columns(rollout_.rollout()));
     if (objective_.trained() == 0) return line;
     add(objective_.training_columns());
     add({{"grad_norm", norm},
@@ -519,18 +319,13 @@ class RolloutTrainer {
   MethodNames names_;
   Ranks ranks_;
   Context<Device>& context_;
-  UNet& policy_;
-  UNet* reference_ = nullptr;
   ParameterStore<T, Device>& store_;
-  PolicyText& policy_text_;
   RolloutTrainerOptions options_;
   Objective objective_;
   Tape<Device> tape_;
-  GuidedDenoiser<UNet> denoiser_;
-  Scorer scorer_;
-  Rollout<Latent, Device> rollout_;
+  PromptRollout<UNet, PolicyText, Scorer, Ranks> rollout_;
+  PolicyPasses<UNet, Objective> passes_;
   Dealt dealt_;
-  std::map<std::pair<index_t, bool>, TrainingPass> passes_;  ///< by items, and whether gradients are stored
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;

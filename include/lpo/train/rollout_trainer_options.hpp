@@ -19,8 +19,8 @@ namespace lpo::inline LPO_ABI {
 /// reference, policy (forward and backward) and optimizer do so by mini-batches.
 enum class LpoStage { text, denoising, scoring, reference, policy, optimizer };
 
-/// Defaults are SD1.5's of lpo-method C and D; option names are the method's. An item is what an objective trains on:
-/// a pair (LPO, SPO), or all candidates of a prompt at a step (GRPO).
+/// Defaults and names of options are those of the released code for SD1.5 (arXiv 2502.01051). An item is what an
+/// objective trains on: a pair (LPO, SPO), or all candidates of a prompt at a step (GRPO).
 struct RolloutTrainerOptions {
   index_t max_train_iterations = 1000;  ///< roll-outs
   index_t sample_batch_size = 5;        ///< prompts per roll-out
@@ -41,10 +41,11 @@ struct RolloutTrainerOptions {
   double loss_scale = 1;        ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
   double max_grad_norm = 0;     ///< 0 = off, what the released code really does; the norm is logged either way
   index_t max_rows = 0;         ///< rows of one scoring pass; 0 = all candidates at once
+  bool half_reference = false;  ///< the reference's predictions and their guidance are half, the policy's as they are
   bool half_scores = false;     ///< LRM scores are rounded to half, as those of the released code, which lie 2^-7 apart above 8
-  double max_seconds = 0;       ///< stop after this much time and report it; 0 = no limit (a limit gives up reproducibility)
-  index_t checkpointing_iterations = 0;
-  int checkpoints_total_limit = 2;
+  double max_seconds = 0;       ///< stop after so many seconds and report it, which gives up reproducibility; 0 = never
+  index_t checkpointing_iterations = 0;  ///< a checkpoint every so many iterations; 0 = none
+  int checkpoints_total_limit = 2;       ///< how many are kept; 0 = all
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
@@ -55,6 +56,11 @@ struct RolloutTrainerOptions {
   /// Called when a part begins; on a device, work called before may still run.
   std::function<void(LpoStage)> on_stage;
 };
+
+/// Tells what listens on `options` that a part begins.
+inline void begin_stage(const RolloutTrainerOptions& options, LpoStage stage) {
+  if (options.on_stage) options.on_stage(stage);
+}
 
 /// Items whose activations are in memory at once.
 inline index_t micro_batch_items(const RolloutTrainerOptions& options) {

@@ -10,7 +10,7 @@
 
 namespace lpo::inline LPO_ABI {
 
-/// LPO's options with the values of SPO on SD1.5 (arXiv 2406.04314, lpo-method F2). `rollout.lrm_timestep` has no
+/// LPO's options with the values of SPO on SD1.5 (arXiv 2406.04314). `rollout.lrm_timestep` has no
 /// effect: the preference model is told the arrival.
 struct SpoTrainerOptions : LpoTrainerOptions {
   SpoTrainerOptions() {

@@ -11,6 +11,7 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// What UNet and reward model read of n prompts.
 template <class T, class Device>
 struct TextStates {
   Var<T, 3, Device> context;  ///< [n, tokens, width], for cross-attention

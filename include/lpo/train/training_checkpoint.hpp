@@ -165,6 +165,8 @@ class CheckpointFolder {
     for (const auto& [key, value] : wanted.items())
       if (!found.contains(key) || found[key] != value)
         differences += message("\n  ", key, ": saved ", found.contains(key) ? found[key].dump() : "nothing", ", now ", value.dump());
+    for (const auto& [key, value] : found.items())
+      if (!wanted.contains(key)) differences += message("\n  ", key, ": saved ", value.dump(), ", now nothing");
     if (!differences.empty())
       throw FileError(message("[resume] ", path, " was saved with other settings:", differences,
                               "\n  use the saved settings, or another output folder for a new run"));

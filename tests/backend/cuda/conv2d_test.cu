@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The convolution of CUDA devices and its gradients against the Reference device: every path, every storage type.
+#include <string>
+
 #include <lpo/backend/cuda/conv2d.cuh>
+#include <lpo/backend/cuda/graph.cuh>
 #include <lpo/backend/reference/conv2d.hpp>
 
 #include "backend/conv2d_cases.hpp"
@@ -33,7 +36,12 @@ std::vector<Conv2dShape> wide_shapes() {
 }  // namespace
 
 TEST_CASE_TEMPLATE("cuda conv2d agrees with the reference", T, LPO_STORAGE_TYPES) {
-  lpo::Context<lpo::Cuda> context;
+  lpo::Context<lpo::Cuda> own(lpo::CudaOptions{.cudnn = lpo::CudnnUse::never});
+#if defined(LPO_HAS_CUDNN)
+  lpo::Context<lpo::Cuda> same_bits(lpo::CudaOptions{.cudnn = lpo::CudnnUse::same_bits});
+  lpo::Context<lpo::Cuda> fastest(lpo::CudaOptions{.cudnn = lpo::CudnnUse::fastest});
+  lpo::Context<lpo::Cuda> cudnn(lpo::CudaOptions{.cudnn = lpo::CudnnUse::wherever_possible});
+#endif
   lpo::Context<lpo::Reference> reference(1);
   auto list = shapes();
   for (const Conv2dShape& s : wide_shapes()) list.push_back(s);
@@ -46,11 +54,71 @@ TEST_CASE_TEMPLATE("cuda conv2d agrees with the reference", T, LPO_STORAGE_TYPES
     CAPTURE(s.kernel_h);
     CAPTURE(s.stride);
     CAPTURE(s.pad_top);
-    const auto first = run<lpo::Cuda, T>(context, s);
-    check_close(s, first, run<lpo::Reference, T>(reference, s));
-    check_same_bits(first, run<lpo::Cuda, T>(context, s));
+    const auto expected = run<lpo::Reference, T>(reference, s);
+    const auto first = run<lpo::Cuda, T>(own, s);
+    check_close(s, first, expected);
+    check_same_bits(first, run<lpo::Cuda, T>(own, s));
+#if defined(LPO_HAS_CUDNN)
+    INFO("with cuDNN");
+    check_same_bits(first, run<lpo::Cuda, T>(same_bits, s));
+    for (auto* context : {&fastest, &cudnn}) {
+      const auto other = run<lpo::Cuda, T>(*context, s);
+      check_close(s, other, expected, 2.0);
+      check_same_bits(other, run<lpo::Cuda, T>(*context, s));
+    }
+#endif
   }
 }
+
+#if defined(LPO_HAS_CUDNN)
+TEST_CASE("cuda conv2d goes to cudnn where it is told to, and only there") {
+  const Conv2dShape s = shape(2, 12, 20, 72, 200, 3, 1, 1, 1);
+  const auto names = [&](lpo::CudnnUse use) {
+    lpo::Context<lpo::Cuda> context(lpo::CudaOptions{.time_kernels = true, .cudnn = use});
+    run<lpo::Cuda, lpo::bfloat16>(context, s);
+    std::string all;
+    for (const lpo::KernelTime& time : context.kernel_times()) all += time.name + "; ";
+    return all;
+  };
+  const std::string forced = names(lpo::CudnnUse::wherever_possible), never = names(lpo::CudnnUse::never);
+  for (const char* pass : {"conv2d forward", "conv2d data", "conv2d weights"})
+    CHECK(forced.find(pass) != std::string::npos);
+  CHECK(never.find("cudnn") == std::string::npos);
+}
+
+TEST_CASE("cuda conv2d chooses before a graph is captured, not while") {
+  const Conv2dShape s = shape(1, 64, 64, 64, 64, 3, 1, 1, 1);
+  const index_t count = s.n * s.h * s.w * s.c;
+  const auto x = on_device<lpo::Cuda>(random_values<lpo::bfloat16>(count, 1));
+  const auto weight = on_device<lpo::Cuda>(random_values<lpo::bfloat16>(s.o * 9 * s.c, 2));
+  const auto bias = on_device<lpo::Cuda>(random_values<lpo::bfloat16>(s.o, 3));
+  for (const auto use : {lpo::CudnnUse::fastest, lpo::CudnnUse::wherever_possible}) {
+    auto y = on_device<lpo::Cuda>(std::vector<lpo::bfloat16>(static_cast<std::size_t>(count)));
+    lpo::Context<lpo::Cuda> context(lpo::CudaOptions{.cudnn = use});
+    const auto work = [&] {
+      lpo::kernel::Conv2d<lpo::Cuda>::forward(context, s, x.data(), weight.data(), bias.data(), y.data());
+    };
+    work();
+    context.synchronize();
+    const auto expected = to_host(y);
+    lpo::CudaGraph known(context, work);
+    context.fill_zero(y.data(), static_cast<std::size_t>(count) * sizeof(lpo::bfloat16));
+    known.replay();
+    context.synchronize();
+    CHECK(same_bits(to_host(y), expected));
+    // A new shape: a kernel of lpo's is captured, and nothing is chosen.
+    lpo::Context<lpo::Cuda> fresh(lpo::CudaOptions{.cudnn = use});
+    const auto first_use = [&] {
+      lpo::kernel::Conv2d<lpo::Cuda>::forward(fresh, s, x.data(), weight.data(), bias.data(), y.data());
+    };
+    const auto unknown = lpo::CudaGraph::of_known_work(fresh, first_use);
+    CHECK(fresh.library<lpo::detail::CudnnPlans>().size() == 0);
+    unknown->replay();
+    fresh.synchronize();
+    CHECK(difference(to_host(y), expected, 24.0) < tolerance<lpo::bfloat16>(9 * s.c));
+  }
+}
+#endif
 
 TEST_CASE("cuda conv2d works without bias") {
   lpo::Context<lpo::Cuda> context;

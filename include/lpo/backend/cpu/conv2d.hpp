@@ -9,7 +9,7 @@
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
-#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/product_run.hpp>
 #include <lpo/backend/cpu/reduce.hpp>
 #include <lpo/kernel/conv2d.hpp>
 
@@ -28,15 +28,14 @@ struct PaddedImages {
 };
 
 /// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
-/// where that changes nothing. `overread`: up to a register may be read behind the end, so it is always a copy.
+/// where that changes nothing.
 template <class S, class T>
 PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
-                           index_t c, index_t top, index_t left, index_t lines, index_t columns,
-                           bool overread = false) {
+                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
   if constexpr (std::is_same_v<S, T>) {
-    if (!overread && top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
+    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
   }
-  S* data = scratch.allocate<S>(n * lines * columns * c + tile_columns_max);
+  S* data = scratch.allocate<S>(n * lines * columns * c);
   const index_t width = columns * c, before = std::min(left, columns) * c;
   const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
   context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
@@ -53,16 +52,6 @@ PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T
     }
   });
   return {data, lines, columns, c};
-}
-
-/// Steps of the taps of a kernel: [(u, v, channel)].
-template <class S>
-const index_t* tap_steps(Scratch<Cpu>& scratch, const PaddedImages<S>& x, index_t kernel_h, index_t kernel_w) {
-  index_t* steps = scratch.allocate<index_t>(kernel_h * kernel_w * x.c);
-  index_t at = 0;
-  for (index_t u = 0; u < kernel_h; ++u)
-    for (index_t i = 0; i < kernel_w * x.c; ++i) steps[at++] = u * x.line() + i;
-  return steps;
 }
 
 // S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
@@ -88,13 +77,9 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   } else {
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = images.data;
-    p.rows = pixels;
-    p.a_step = tap_steps(scratch, images, s.kernel_h, s.kernel_w);
-    run_packing(context, scratch, p, out, 1,
-                [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                  pack_columns(*p.kernel, weight + column * taps, taps, first, last, to, valid);
-                });
+    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
+    run_product(context, p, out);
   }
 }
 
@@ -143,13 +128,9 @@ void conv2d_backward_data(Context<Cpu>& context, const kernel::Conv2dShape& s, c
     } else {
       TileProduct<S> p;
       p.m = s.n * lines * columns, p.n = s.c, p.k = k;
-      p.a = gradients;
-      p.rows = pixels;
-      p.a_step = tap_steps(inner, images, taps_h, taps_w);
-      run_packing(context, inner, p, out, 1,
-                  [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                    pack_rows(*p.kernel, weight + column, from, first, last, to, valid);
-                  });
+      p.a = {gradients, 0, pixels, std::max<index_t>(taps_w * s.o, 1), images.line()};
+      p.b = RightOperand<S>::along_n(weight, 0, from);
+      run_product(context, p, out);
     }
   }
 }
@@ -200,46 +181,33 @@ void conv2d_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape& s
   Scratch<Cpu> scratch(context);
   const index_t pixels = s.n * s.out_h() * s.out_w(), run = s.kernel_w * s.c;
   TileProduct<S> p;
-  const index_t lanes = p.kernel->lanes;
-  const auto images =
-      pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left, s.h + s.pad_top + s.pad_bottom,
-                    s.w + s.pad_left + s.pad_right, run >= 2 * lanes && run % lanes != 0);
+  const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
+                                    s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const S* gradients = as_compute<S>(context, scratch, dy, pixels * s.o);
   const index_t* steps = pixel_steps(context, scratch, s, images);
   p.k = pixels;
   TileOutput<T> out;
   out.c = dweight;
   out.beta = accumulate ? 1.0f : 0.0f;
-  if (run >= 2 * lanes) {
+  if (run >= 2 * p.kernel->lanes) {
     // x in the registers, one product per line u of the kernel: its taps (v, c) follow each other in memory.
-    p.m = s.o;
-    p.n = run;
+    p.m = s.o, p.n = run;
     p.batch = s.kernel_h;
-    use_transposed(context, scratch, p, gradients, s.o, 1, 0);
-    p.b = images.data;
-    p.b_step = steps;
-    p.panel_step = p.kernel->columns();
-    p.batch_b = images.line();
+    p.a.data = gradients;
+    p.a.rows = even_rows(s.o, 1);
+    p.a.offset = even_steps(scratch, pixels, s.o);
     out.rows = even_rows(s.o, s.kernel_h * run);
     out.batch_c = run;
+    p.b = RightOperand<S>::along_n(images.data, images.line(), steps);
   } else {
     // Few channels would leave these registers empty: dy in the registers, written transposed.
-    p.m = s.kernel_h * run;
-    p.n = s.o;
-    p.a = images.data;
-    p.rows = {run, s.kernel_h, 1, images.line(), 0};
-    p.a_step = steps;
+    p.m = s.kernel_h * run, p.n = s.o;
+    p.a.data = images.data;
+    p.a.rows = {run, s.kernel_h, 1, images.line(), 0};
+    p.a.offset = steps;
     out.rows = even_rows(p.m, 1);
     out.column_step = p.m;
-    const index_t* lines = even_steps(scratch, pixels, s.o);
-    if (s.o % lanes != 0)
-      return run_packing(context, scratch, p, out, 1,
-                         [&](index_t, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                           pack_rows(*p.kernel, gradients + column, lines, first, last, to, valid);
-                         });
-    p.b = gradients;
-    p.b_step = lines;
-    p.panel_step = p.kernel->columns();
+    p.b = RightOperand<S>::along_n(gradients, 0, even_steps(scratch, pixels, s.o));
   }
   run_product(context, p, out);
 }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
-#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/product_run.hpp>
 #include <lpo/kernel/gated_product.hpp>
 
 #if LPO_HOST_PASS
@@ -60,23 +60,19 @@ struct GatedProduct<Cpu> {
     Scratch<Cpu> scratch(context);
     detail::TileProduct<float> p;
     p.m = g.rows, p.n = 2 * g.hidden, p.k = g.in;
-    p.a_step = detail::even_steps(scratch, g.in, 1);
+    p.a.run = g.in;
     if constexpr (std::is_same_v<T, float>) {
-      p.a = g.x;
-      p.rows = detail::even_rows(g.rows, g.x_row);
+      p.a.data = g.x;
+      p.a.rows = detail::even_rows(g.rows, g.x_row);
     } else {
       float* wide = scratch.allocate<float>(g.rows * g.in);
       detail::convert_block(context, g.rows, g.in, g.x, g.x_row, wide);
-      p.a = wide;
-      p.rows = detail::even_rows(g.rows, g.in);
+      p.a.data = wide;
+      p.a.rows = detail::even_rows(g.rows, g.in);
     }
     const index_t columns = p.kernel->columns();
-    detail::run_packing(context, scratch, p, out, 1,
-                        [&](index_t, index_t column, index_t first, index_t last, float* to, index_t valid) {
-                          const index_t panel = column / columns;
-                          const index_t line = panel / 2 * columns + panel % 2 * g.hidden;
-                          detail::pack_columns(*p.kernel, g.weight + line * g.in, g.in, first, last, to, valid);
-                        });
+    p.b = detail::RightOperand<float>::along_k(g.weight, 0, {columns, 2, g.in, g.hidden * g.in, columns * g.in});
+    detail::run_product(context, p, out);
   }
 };
 

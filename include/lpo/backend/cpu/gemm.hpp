@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: MIT
-// The matrix product of the CPU: a register tile over packs for float and 16-bit storage, Eigen for double.
+// The matrix product of the CPU: a register tile over packs.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include <lpo/base/config.hpp>
 
-#if LPO_HOST_PASS
-#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
-#define EIGEN_NO_CUDA
-#endif
-#include <Eigen/Core>
-#endif
-
 #include <lpo/backend/cpu/bfloat16_product.hpp>
-#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/product_run.hpp>
 #include <lpo/kernel/gemm.hpp>
 
 #if LPO_HOST_PASS
@@ -80,90 +76,26 @@ void tile_gemm(Context<Cpu>& context, const kernel::GemmParams<T>& g) {
 
   // With both operands stored along k, B would be transposed while packing. For few rows of A that costs more than the
   // product: then A is packed and C^T = B A^T. The limits were measured.
-  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 96 && g.k >= 256));
+  const bool swap = g.transpose_b && !g.transpose_a && 2 * g.m <= g.n && (g.m <= 4 || (g.m <= 24 && g.k >= 256));
   const auto& right = swap ? a : b;
   p.m = swap ? g.n : g.m;
   p.n = swap ? g.m : g.n;
   const auto left = as_compute<S>(context, scratch, swap ? b : a, g.transpose_a ? g.k : p.m,
                                   g.transpose_a ? p.m : g.k, g.batch);
-  if (g.transpose_a) {
-    use_transposed(context, scratch, p, left.data, left.step, left.batch_step == 0 ? 1 : g.batch, left.batch_step);
-  } else {
-    p.a = left.data;
-    p.batch_a = left.batch_step;
-    p.rows = even_rows(p.m, left.step);
-    p.a_step = even_steps(scratch, g.k, 1);
-  }
+  p.a.data = left.data;
+  p.a.batch_step = left.batch_step;
+  p.a.rows = even_rows(p.m, g.transpose_a ? 1 : left.step);
+  p.a.run = std::max<index_t>(g.k, 1);
+  if (g.transpose_a) p.a.offset = even_steps(scratch, g.k, left.step);
   out.rows = even_rows(p.m, swap ? 1 : g.ldc);
   out.column_step = swap ? g.ldc : 1;
   out.bias_by_row = swap;
 
-  // Reading B in place saves the packing, but strides of a power of two would fill few cache sets.
-  const index_t items = right.batch_step == 0 ? 1 : g.batch;
-  if (g.transpose_b) {
-    return run_packing(context, scratch, p, out, items,
-                       [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                         pack_columns(*p.kernel, right.data + item * right.batch_step + column * right.step, right.step,
-                                      first, last, to, valid);
-                       });
-  }
-  if constexpr (std::is_same_v<S, T>) {
-    if (g.n % p.kernel->lanes == 0 && (right.step <= p.kernel->columns() || g.m <= 48)) {
-      p.b = right.data;
-      p.b_step = even_steps(scratch, g.k, right.step);
-      p.panel_step = p.kernel->columns();
-      p.batch_b = right.batch_step;
-      return run_product(context, p, out);
-    }
-  }
-  const index_t* lines = even_steps(scratch, g.k, right.step);
-  run_packing(context, scratch, p, out, items,
-              [&](index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-                pack_rows(*p.kernel, right.data + item * right.batch_step + column, lines, first, last, to, valid);
-              });
-}
-
-/// Eigen's product in blocks of 32 rows, our own threads. The row bound in the type keeps Eigen's OpenMP split out of
-/// it, and one orientation (transposed operands are copied) keeps it to one instantiation. A template, so that only
-/// programs that use it compile it.
-template <class Number>
-void eigen_gemm(Context<Cpu>& context, const kernel::GemmParams<Number>& g) {
-  constexpr int block = 32;
-  using Tall = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using Short = Eigen::Matrix<Number, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor, block, Eigen::Dynamic>;
-  using Stride = Eigen::OuterStride<>;
-  Scratch<Cpu> scratch(context);
-  auto untransposed = [&](const Number* data, index_t rows, index_t width, index_t step, index_t batch_step) {
-    const index_t items = batch_step == 0 ? 1 : g.batch;
-    Number* copy = scratch.allocate<Number>(items * rows * width);
-    for (index_t item = 0; item < items; ++item)
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t i = 0; i < width; ++i)
-          copy[(item * rows + r) * width + i] = data[item * batch_step + i * step + r];
-    return StoredMatrix<Number>{copy, width, batch_step == 0 ? 0 : rows * width};
-  };
-  const auto a = g.transpose_a ? untransposed(g.a, g.m, g.k, g.lda, g.batch_stride_a)
-                               : StoredMatrix<Number>{g.a, g.lda, g.batch_stride_a};
-  const auto b = g.transpose_b ? untransposed(g.b, g.k, g.n, g.ldb, g.batch_stride_b)
-                               : StoredMatrix<Number>{g.b, g.ldb, g.batch_stride_b};
-  const index_t blocks = (g.m + block - 1) / block;
-  context.executor().parallel_for(g.batch * blocks, 1, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / blocks, row = at % blocks * block, rows = std::min<index_t>(block, g.m - row);
-      Number* c = g.c + item * g.batch_stride_c + row * g.ldc;
-      for (index_t r = 0; r < rows; ++r)
-        for (index_t j = 0; j < g.n; ++j) {
-          const Number kept = g.beta == 0.0f ? Number{} : static_cast<Number>(g.beta) * c[r * g.ldc + j];
-          c[r * g.ldc + j] = kept + (g.bias == nullptr ? Number{} : g.bias[j]);
-        }
-      if (g.k == 0) continue;
-      const Eigen::Map<const Short, 0, Stride> left(a.data + item * a.batch_step + row * a.step, rows, g.k,
-                                                    Stride(a.step));
-      const Eigen::Map<const Tall, 0, Stride> right(b.data + item * b.batch_step, g.k, g.n, Stride(b.step));
-      Eigen::Map<Short, 0, Stride>(c, rows, g.n, Stride(g.ldc)).noalias() +=
-          static_cast<Number>(g.alpha) * left * right;
-    }
-  });
+  if (g.transpose_b)
+    p.b = RightOperand<S>::along_k(right.data, right.batch_step, even_rows(p.n, right.step));
+  else
+    p.b = RightOperand<S>::along_n(right.data, right.batch_step, even_steps(scratch, g.k, right.step));
+  run_product(context, p, out);
 }
 
 }  // namespace detail
@@ -179,10 +111,7 @@ struct Gemm<Cpu> {
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>()) return detail::pair_gemm(context, p);
     }
-    if constexpr (std::is_same_v<T, double>)
-      detail::eigen_gemm(context, p);
-    else
-      detail::tile_gemm(context, p);
+    detail::tile_gemm(context, p);
   }
 
  private:

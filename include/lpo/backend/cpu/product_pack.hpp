@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Bringing operands into the form that the register tile reads: panels of B, tables of steps, 16-bit storage as float.
+// Bringing operands into the form that the register tile reads: blocks of A, panels of B, 16-bit storage as float.
 #pragma once
 
-#include <lpo/backend/cpu/lanes.hpp>
+#include <lpo/backend/cpu/lane_dispatch.hpp>
+#include <lpo/backend/cpu/product_store.hpp>
 #include <lpo/backend/cpu/product_tile.hpp>
+#include <lpo/tensor/context.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-/// Height of the blocks that a transposed A is packed into: what every tile height and every job height divides.
-inline constexpr index_t packed_rows = 24;
-
-/// Length in elements of a packed [k, n] operand: panels of full width, one after the other.
-inline index_t packed_size(index_t k, index_t n, index_t columns) {
-  return k * ((n + columns - 1) / columns * columns);
-}
 
 /// A table of `count` steps: 0, step, 2 step, …
 inline const index_t* even_steps(Scratch<Cpu>& scratch, index_t count, index_t step) {
@@ -30,123 +24,179 @@ void convert_line(const T* from, index_t count, S* to) {
   if constexpr (std::is_same_v<S, T>) {
     std::copy_n(from, count, to);
   } else {
-    for_lanes<Pack>(0, count, [&](index_t i, auto lanes) { lanes.store(to + i, lanes.load(from + i)); });
+    with_lanes<float>([&]<class V>() __attribute__((always_inline)) {
+      for_lanes<V>(0, count, [&](index_t i, auto lanes) __attribute__((always_inline)) {
+        lanes.store(to + i, lanes.load(from + i));
+      });
+    });
   }
 }
 
-// The pack functions widen 16-bit storage on the way: weights are never copied as a whole.
+/// The left operand: its rows. Stored along k, row i begins at data + rows(i) and is made of runs of `run` elements,
+/// `run_step` apart; or, with `offset`, element l of row i is data[offset[l] + rows(i)].
+template <class S>
+struct LeftOperand {
+  const S* data = nullptr;
+  index_t batch_step = 0;
+  RowMap rows;
+  index_t run = 1, run_step = 0;
+  const index_t* offset = nullptr;  ///< [k]
 
-/// to[l - first][0, valid) for l in [first, last) from rows that start at from + offset[l]; zeros up to the next
+  index_t along(index_t l) const { return l / run * run_step + l % run; }
+};
+
+/// to[l - first][r] for l in [first, last) and tile_rows rows that begin at line[r]: runs of the operand, transposed.
+/// Nothing behind the block is written: another thread may have been there.
+template <class S>
+void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, index_t last, S* to) {
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr int lanes = static_cast<int>(LaneTraits<V>::width), groups = (tile_rows + lanes - 1) / lanes;
+    for (index_t l = first; l < last;) {
+      const index_t within = l % a.run, length = std::min(a.run - within, last - l);
+      const index_t begin = a.along(l);
+      index_t i = 0;
+      for (; i + lanes <= length && l + i + lanes + 2 <= last; i += lanes) {
+        V square[groups][lanes];
+        unroll<groups>([&](auto g) __attribute__((always_inline)) {
+          unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+            constexpr int at = g * lanes + r;
+            if constexpr (at < tile_rows)
+              square[g][r] = load_lanes<V>(line[at] + begin + i);
+            else
+              square[g][r] = V{};
+          });
+          transpose_lanes(square[g]);
+        });
+        // In the order of memory: what is stored behind a row is overwritten with the next two.
+        unroll<lanes>([&](auto r) __attribute__((always_inline)) {
+          unroll<groups>([&](auto g)
+                             __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
+        });
+        to += lanes * tile_rows;
+      }
+      for (; i < length; ++i, to += tile_rows)
+        for (int r = 0; r < tile_rows; ++r) to[r] = line[r][begin + i];
+      l += length;
+    }
+  });
+}
+
+/// All blocks [blocks][last - first][tile_rows] of rows that begin at line, where element l of row r is
+/// line[r][offset[l]]: a few lines of memory for all blocks, then the next.
+template <class S>
+void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last, S* to) {
+  constexpr index_t together = 16;
+  const index_t depth = last - first;
+  for (index_t begin = 0; begin < depth; begin += together)
+    for (index_t block = 0; block < blocks; ++block) {
+      const S* const* row = line + block * tile_rows;
+      bool adjacent = true;
+      for (int r = 1; r < tile_rows; ++r) adjacent = adjacent && row[r] == row[0] + r;
+      S* target = to + (block * depth + begin) * tile_rows;
+      const index_t end = std::min(begin + together, depth);
+      for (index_t l = begin; l < end; ++l, target += tile_rows) {
+        if (adjacent)
+          std::memcpy(target, row[0] + offset[first + l], tile_rows * sizeof(S));
+        else
+          for (int r = 0; r < tile_rows; ++r) target[r] = row[r][offset[first + l]];
+      }
+    }
+}
+
+/// Blocks [blocks][last - first][tile_rows] of rows that begin at line.
+template <class S>
+void pack_blocks(const LeftOperand<S>& a, const S* const* line, index_t blocks, index_t first, index_t last, S* to) {
+  if (a.offset != nullptr) return pack_blocks_across(line, blocks, a.offset, first, last, to);
+  for (index_t i = 0; i < blocks; ++i)
+    pack_block(a, line + i * tile_rows, first, last, to + i * (last - first) * tile_rows);
+}
+
+/// to[l - first][0, valid) for l in [first, last) from lines that begin at from + offset[l]; zeros up to the next
 /// register.
 template <class S, class T>
 void pack_rows(const TileKernel<S>& kernel, const T* from, const index_t* offset, index_t first, index_t last, S* to,
                index_t valid) {
-  const index_t columns = kernel.columns(), lanes = kernel.lanes;
-  const index_t width = (valid + lanes - 1) / lanes * lanes;
-  for (index_t l = first; l < last; ++l) {
-    S* target = to + (l - first) * columns;
-    convert_line(from + offset[l], valid, target);
-    for (index_t j = valid; j < width; ++j) target[j] = S{};
-  }
-}
-
-/// to[l - first][j] = from[j * step + l] for l in [first, last): the columns of the panel are rows of the source.
-template <class S, class T>
-void pack_columns(const TileKernel<S>& kernel, const T* from, index_t step, index_t first, index_t last, S* to,
-                  index_t valid) {
-  using V = lanes_t<S>;
-  constexpr index_t lanes = LaneTraits<V>::width;
   const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  index_t l = first;
-  for (; l + lanes <= last; l += lanes) {
-    for (index_t j = 0; j < width; j += lanes) {
-      V rows[lanes];
-      for (index_t i = 0; i < lanes; ++i) rows[i] = j + i < valid ? load_all<V>(from + (j + i) * step + l) : V{};
-      transpose_lanes(rows);
-      for (index_t i = 0; i < lanes; ++i) store_lanes(to + (l - first + i) * columns + j, rows[i]);
-    }
-  }
-  for (; l < last; ++l)
-    for (index_t j = 0; j < width; ++j)
-      to[(l - first) * columns + j] = j < valid ? load_lanes<S>(from + j * step + l) : S{};
-}
-
-/// Runs the product with B of `items` operands [k, n]. `pack(item, column, first, last, to, valid)` writes rows
-/// [first, last) of the panel that begins at `column`; where no two jobs would read the same part of a panel, each job
-/// packs its own, else B is packed before, threaded.
-template <class S, class T, class PackPanel>
-void run_packing(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const TileOutput<T>& out,
-                 index_t items, PackPanel&& pack) {
-  constexpr index_t block = 64;
-  const index_t columns = p.kernel->columns(), k = p.k, n = p.n;
-  p.b_step = even_steps(scratch, k, columns);
-  if (p.m <= tile_job_rows && items == p.batch && cut_product(p.m, n, k, columns, p.batch).rows >= p.m) {
-    p.pack = [](const void* source, index_t item, index_t column, index_t first, index_t last, S* to, index_t valid) {
-      (*static_cast<const std::remove_reference_t<PackPanel>*>(source))(item, column, first, last, to, valid);
-    };
-    p.pack_source = &pack;
-    return run_product(context, p, out);
-  }
-  const index_t panels = (n + columns - 1) / columns, blocks = (k + block - 1) / block;
-  const index_t size = packed_size(k, n, columns);
-  S* to = scratch.allocate<S>(items * size);
-  p.b = to;
-  p.panel_step = k * columns;
-  p.batch_b = items == 1 ? 0 : size;
-  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
-  context.executor().parallel_for(items * panels * blocks, grain, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t item = at / (panels * blocks), column = at / blocks % panels * columns, first = at % blocks * block;
-      pack(item, column, first, std::min(k, first + block), to + item * size + column * k + first * columns,
-           std::min(columns, n - column));
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    if (valid == 2 * lanes && columns == valid)  // the usual case, in few instructions
+      for (; l < last; ++l, to += 2 * lanes) {
+        store_lanes(to, load_lanes<V>(from + offset[l]));
+        store_lanes(to + lanes, load_lanes<V>(from + offset[l] + lanes));
+      }
+    for (; l < last; ++l, to += columns) {
+      const T* line = from + offset[l];
+      index_t j = 0;
+      for (; j + lanes <= valid; j += lanes) store_lanes(to + j, load_lanes<V>(line + j));
+      for (; j < valid; ++j) to[j] = load_lanes<S>(line + j);
+      for (; j < width; ++j) to[j] = S{};
     }
   });
-  run_product(context, p, out);
 }
 
-/// Packs A, stored [k, m], into blocks [k][packed_rows], so that a tile reads lines in sequence.
-template <class S>
-void pack_transposed(Context<Cpu>& context, index_t m, index_t k, const S* from, index_t step, S* to) {
-  constexpr index_t block = 256;
-  const index_t groups = (m + packed_rows - 1) / packed_rows, blocks = (k + block - 1) / block;
-  context.executor().parallel_for(groups * blocks, 8, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      const index_t row = at / blocks * packed_rows, first = at % blocks * block, last = std::min(k, first + block);
-      const index_t valid = std::min(packed_rows, m - row);
-      for (index_t l = first; l < last; ++l) {
-        const S* source = from + l * step + row;
-        S* target = to + row * k + l * packed_rows;
-        if (valid == packed_rows)
-          std::memcpy(target, source, packed_rows * sizeof(S));
-        else
-          for (index_t i = 0; i < valid; ++i) target[i] = source[i];
+/// to[l - first][j] = line[j][l] for l in [first, last) and j < valid; zeros up to the next register.
+template <class S, class T>
+void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t first, index_t last, S* to,
+                  index_t valid) {
+  const index_t columns = kernel.columns(), width = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  with_lanes<S>([&]<class V>() __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    index_t l = first;
+    for (; l + lanes <= last && lanes <= columns; l += lanes, to += lanes * columns) {
+      for (index_t j = 0; j < width; j += lanes) {
+        V square[lanes];
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+          square[i] = j + i < valid ? load_lanes<V>(line[j + i] + l) : V{};
+        });
+        transpose_lanes(square);
+        unroll<lanes>([&](auto i) __attribute__((always_inline)) { store_lanes(to + i * columns + j, square[i]); });
       }
     }
+    for (; l < last; ++l, to += columns)
+      for (index_t j = 0; j < width; ++j) to[j] = j < valid ? load_lanes<S>(line[j] + l) : S{};
   });
 }
 
-/// Makes A of `items` operands stored [k, m] with lines `step` apart.
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
+/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
 template <class S>
-void use_transposed(Context<Cpu>& context, Scratch<Cpu>& scratch, TileProduct<S>& p, const S* data, index_t step,
-                    index_t items, index_t batch_step) {
-  // In place, each tile reads a few elements of every line, which is as fast while these lines stay in L1. Limits
-  // measured.
-  if (p.m < packed_rows || p.n * p.batch < 128 || (step < 192 && p.k < 1024)) {
-    p.a = data;
-    p.batch_a = batch_step;
-    p.rows = even_rows(p.m, 1);
-    p.a_step = even_steps(scratch, p.k, step);
-    return;
+struct RightOperand {
+  const void* data = nullptr;
+  index_t size = sizeof(S);  ///< of an element, in bytes
+  index_t batch_step = 0;
+  RowMap lines;
+  const index_t* offset = nullptr;  ///< [k]
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
+               index_t last, S* to, index_t valid) = nullptr;
+
+  template <class T>
+  static RightOperand along_k(const T* data, index_t batch_step, const RowMap& lines) {
+    return {data, sizeof(T), batch_step, lines, nullptr, &pack_panel<T>};
   }
-  const index_t groups = (p.m + packed_rows - 1) / packed_rows, size = groups * packed_rows * p.k;
-  S* blocks = scratch.allocate<S>(items * size);
-  for (index_t item = 0; item < items; ++item)
-    pack_transposed(context, p.m, p.k, data + item * batch_step, step, blocks + item * size);
-  p.a = blocks;
-  p.batch_a = items == 1 ? 0 : size;
-  p.rows = {packed_rows, groups, 1, packed_rows * p.k, 0};
-  p.a_step = even_steps(scratch, p.k, packed_rows);
-}
+  template <class T>
+  static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
+    return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
+  }
+
+  const char* element(index_t item, index_t l, index_t column) const {
+    const index_t at = offset != nullptr ? offset[l] + column : RowCursor(lines, column).offset() + l;
+    return static_cast<const char*>(data) + (item * batch_step + at) * size;
+  }
+
+ private:
+  template <class T>
+  static void pack_panel(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column,
+                         index_t first, index_t last, S* to, index_t valid) {
+    const T* const from = static_cast<const T*>(b.data) + item * b.batch_step;
+    if (b.offset != nullptr) return pack_rows(kernel, from + column, b.offset, first, last, to, valid);
+    const T* line[tile_columns_max];
+    RowCursor cursor(b.lines, column);
+    for (index_t j = 0; j < valid; ++j, cursor.next()) line[j] = from + cursor.offset();
+    pack_columns(kernel, line, first, last, to, valid);
+  }
+};
 
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>

@@ -22,9 +22,6 @@ struct TensorBoxes {
   index_t stride[4] = {};  ///< elements between neighbours along an axis; 0: the axes before it are dense
 };
 
-/// What a copy may span along an axis, first to last element.
-inline constexpr int longest_box = 256;
-
 /// The driver's encoder, which the runtime looks up: the program needs no link against libcuda.
 inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   void* symbol = nullptr;

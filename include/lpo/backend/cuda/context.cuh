@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include <cublasLt.h>
 
@@ -15,13 +18,23 @@
 
 namespace lpo::inline LPO_ABI {
 
+/// When a convolution goes to cuDNN, in programs that link it (lpo::cudnn). Choices by time are made at a shape's first use
+/// outside of a captured graph and kept by the context.
+enum class CudnnUse {
+  never,
+  same_bits,         ///< where it is faster and gives the bits of lpo's own kernel: the choice shows in no result
+  fastest,           ///< where it is faster: what two runs choose, and so their rounding, may differ
+  wherever_possible  ///< for tests and benchmarks
+};
+
 struct CudaOptions {
   int device = 0;           ///< ordinal, as nvidia-smi counts
   bool tf32 = false;        ///< float products on tensor cores with 10-bit mantissas: faster, relative error about 3e-4
   bool synchronize = false; ///< wait after every kernel, so that an error names the kernel that caused it
   bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
   bool time_products = true;  ///< the algorithm of a large 16-bit product is chosen by time, among those with the same bits
-  bool graphs = true;       ///< RepeatedWork is captured and replayed; not where one of the two above is on
+  CudnnUse cudnn = CudnnUse::same_bits;
+  bool graphs = true;  ///< RepeatedWork is captured and replayed; not where synchronize or time_kernels is on
 };
 
 /// Owns a CUDA device's stream, arenas, pools and library handles. All work of a context runs in the order in which it was
@@ -55,6 +68,7 @@ class Context<Cuda> {
   Context& operator=(const Context&) = delete;
   ~Context() {
     cudaStreamSynchronize(stream_);
+    libraries_.clear();
     cudaStreamDestroy(stream_);
   }
 
@@ -62,6 +76,14 @@ class Context<Cuda> {
   cudaStream_t stream() const { return stream_; }
   /// Plans and workspace of the matrix products.
   detail::ProductPlans& products() { return products_; }
+  /// What a library that only some programs link keeps for this context: made from the stream on first use.
+  template <class Library>
+  Library& library() {
+    static char name;  // its address tells libraries apart
+    for (const auto& [known, library] : libraries_)
+      if (known == &name) return *static_cast<Library*>(library.get());
+    return *static_cast<Library*>(libraries_.emplace_back(&name, std::make_shared<Library>(stream_)).second.get());
+  }
   int multiprocessors() const { return multiprocessors_; }
   /// Bytes of shared memory that one block can ask for.
   int shared_memory() const { return shared_memory_; }
@@ -132,6 +154,7 @@ class Context<Cuda> {
   int multiprocessors_ = 0, shared_memory_ = 0;
   cudaStream_t stream_ = nullptr;
   detail::ProductPlans products_;
+  std::vector<std::pair<const void*, std::shared_ptr<void>>> libraries_;
   detail::KernelTimes times_;
   detail::PinnedCopies* captured_ = nullptr;
   // First blocks of 64 MiB: cudaMalloc costs a millisecond.

@@ -16,9 +16,9 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// A block leaves up to two parts [64-row block, sum, thread]: of a tile that others began, and of one that others end.
+/// Elements of a part (BoxParts): [64-row block, sum, thread].
 template <int Blocks, int Count>
-inline constexpr index_t part_elements = index_t{256} * Blocks * Count;
+inline constexpr index_t part_elements = index_t{256} * Blocks* Count;
 
 template <class T, ConvPass pass, int Blocks, int Columns>
 __global__ void __launch_bounds__(384, 1)
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(384, 1)
     barrier_init_fence();
   }
   __syncthreads();
-  BoxSchedule schedule(p);
+  BoxSchedule<pass> schedule(p, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
   BoxWork work;
   int stage = 0;
   unsigned parity = 0;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(384, 1)
       }
       warpgroup_wait<0>();
       if (previous >= 0 && is_first_lane) barrier_arrive(&empty[previous]);
-      if (work.last - work.first == p.k_steps) {
+      if (work.is_whole()) {
 #pragma unroll
         for (int block = 0; block < Blocks; ++block)
           write_block<T, pass, Blocks, Columns>(p, work.tile, first_block + block, 0, sums[block], bias, out,
@@ -117,23 +117,18 @@ template <class T, ConvPass pass, int Blocks, int Columns>
 __global__ void __launch_bounds__(128) join_parts_kernel(const __grid_constant__ BoxedConvolution p, int blocks,
                                                          const float* parts, const T* bias, T* out, bool accumulate) {
   constexpr int count = Columns / 2, joined = 16;
-  const index_t begin = static_cast<index_t>(blockIdx.y) * p.k_steps, end = begin + p.k_steps;
-  index_t source = begin * blocks / p.dealt_steps();
-  while (source > 0 && p.dealt_begin(source, blocks) > begin) --source;
-  while (p.dealt_begin(source + 1, blocks) <= begin) ++source;
-  if (p.dealt_begin(source + 1, blocks) >= end) return;  // one block had the whole tile and wrote it
+  const int tile = p.whole_tiles + static_cast<int>(blockIdx.y);
+  BoxParts<pass> tile_parts(p, tile, blocks);
+  if (tile_parts.is_one_blocks()) return;
   const index_t offset = (blockIdx.x * count + blockIdx.z * joined) * 128 + threadIdx.x;
   float sums[joined] = {};
-  for (index_t first = p.dealt_begin(source, blocks); source < blocks && first < end; ++source) {
-    const index_t next = p.dealt_begin(source + 1, blocks);
-    if (first < next) {  // not so where there are more blocks than steps
-      const float* from = parts + (2 * source + (first <= begin)) * part_elements<Blocks, count> + offset;
+  index_t part = 0;
+  while (tile_parts.next(p, part)) {
+    const float* from = parts + part * part_elements<Blocks, count> + offset;
 #pragma unroll
-      for (int i = 0; i < joined; ++i) sums[i] += from[i * 128];
-    }
-    first = next;
+    for (int i = 0; i < joined; ++i) sums[i] += from[i * 128];
   }
-  write_block<T, pass, Blocks, Columns>(p, p.whole_tiles + static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x),
+  write_block<T, pass, Blocks, Columns>(p, tile, static_cast<int>(blockIdx.x),
                                         static_cast<int>(blockIdx.z) * 2 * joined, sums, bias, out, accumulate);
 }
 

@@ -1,44 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The tiles of conv2d_boxes.cuh: their shape, what a block works on and in which order, their copies, their results.
+// The tiles of conv2d_boxes.cuh: their shape, their copies, their results.
 #pragma once
 
+#include <lpo/backend/cuda/conv2d_boxes_schedule.cuh>
 #include <lpo/backend/cuda/warpgroup_product.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-/// What a launch computes.
-///   forward   rows = output pixels, columns = o,  summed over (tap, c)
-///   data      rows = input pixels,  columns = c,  summed over (tap, o)
-///   weights   rows = (tap, c),      columns = o,  summed over output pixels
-enum class ConvPass { forward, data, weights };
-
-/// The run-time shape of a launch. Pixels are those of a grid [grid_n, grid_h, grid_w] that is cut into boxes whose
-/// extents are powers of two. Pixel (i, j) reads line i * step + shift_h + direction * tap_h of the gathered images,
-/// columns likewise.
-struct BoxedConvolution {
-  int grid_n, grid_h, grid_w;
-  int box_n, box_h_log2, box_w_log2;
-  int boxes_n, boxes_h, boxes_w;
-  int step, shift_h, shift_w, direction;
-  int taps_h, taps_w;
-  int first_tap, tap_step_h, tap_step_w;  ///< tap (h, w) takes weights first_tap + h * tap_step_h + w * tap_step_w
-  int chunks;                             ///< of 64 gathered channels
-  int channels, columns;                  ///< gathered channels; width of the result
-  // Where pixel (n, i, j) is written: ((n * out_h + i * out_step + out_i) * out_w + j * out_step + out_j) * columns.
-  int out_h, out_w, out_step, out_i, out_j;
-
-  // The launch: tiles, steps of 64 of the summed index in each, and how many tiles are worked on whole. The steps of
-  // the others are dealt out evenly to all blocks.
-  int tiles_m, tiles_n, k_steps, whole_tiles;
-
-  __host__ __device__ int tiles() const { return tiles_m * tiles_n; }
-  __host__ __device__ index_t dealt_steps() const { return static_cast<index_t>(tiles() - whole_tiles) * k_steps; }
-  /// First of the dealt steps of a block; the block after the last starts at their end.
-  __host__ __device__ index_t dealt_begin(index_t block, index_t blocks) const {
-    return dealt_steps() * block / blocks;
-  }
-};
 
 /// Shared memory of a tile of 128 * Blocks rows and Columns columns.
 template <ConvPass pass, int Blocks, int Columns>
@@ -54,51 +22,6 @@ struct BoxTile {
   static constexpr int shared_bytes = stages * stage_bytes + 1023;  // the swizzle counts from multiples of 1024
 };
 
-/// Steps first .. last - 1 of a tile.
-struct BoxWork {
-  int tile, first, last;
-};
-
-/// A block's work in order: every gridDim.x-th of the whole tiles, then its share of the dealt steps.
-class BoxSchedule {
- public:
-  __device__ __forceinline__ explicit BoxSchedule(const BoxedConvolution& p)
-      : whole_(static_cast<int>(blockIdx.x)),
-        dealt_(p.dealt_begin(blockIdx.x, gridDim.x)),
-        dealt_end_(p.dealt_begin(blockIdx.x + 1, gridDim.x)) {}
-
-  __device__ __forceinline__ bool next(const BoxedConvolution& p, BoxWork& work) {
-    if (whole_ < p.whole_tiles) {
-      work = {whole_, 0, p.k_steps};
-      whole_ += static_cast<int>(gridDim.x);
-      return true;
-    }
-    if (dealt_ >= dealt_end_) return false;
-    const index_t tile = dealt_ / p.k_steps, left = dealt_end_ - tile * p.k_steps;
-    work.tile = p.whole_tiles + static_cast<int>(tile);
-    work.first = static_cast<int>(dealt_ - tile * p.k_steps);
-    work.last = left < p.k_steps ? static_cast<int>(left) : p.k_steps;
-    dealt_ += work.last - work.first;
-    return true;
-  }
-
- private:
-  int whole_;
-  index_t dealt_, dealt_end_;
-};
-
-/// First pixel of a box.
-struct BoxOrigin {
-  int n, i, j;
-
-  __device__ __forceinline__ BoxOrigin(const BoxedConvolution& p, int box) {
-    j = box % p.boxes_w << p.box_w_log2;
-    box /= p.boxes_w;
-    i = box % p.boxes_h << p.box_h_log2;
-    n = box / p.boxes_h * p.box_n;
-  }
-};
-
 /// Copies the operands of a tile's steps into stages, one after the other. It counts along: divisions at every step
 /// would take longer than the products.
 template <ConvPass pass, int Blocks, int Columns>
@@ -107,32 +30,33 @@ class BoxCopies {
 
  public:
   __device__ __forceinline__ BoxCopies(const BoxedConvolution& p, const BoxWork& work)
-      : column_(work.tile % p.tiles_n * Columns),
-        line_(work.tile / p.tiles_n),
+      : phase_(p.phase_of<pass>(work.tile)),
+        column_(work.tile % p.tiles_n * Columns),
+        line_(p.line_of<pass>(work.tile)),
         pixel_(p, pass == ConvPass::weights ? work.first : line_) {
     if constexpr (pass == ConvPass::weights) {
-      const int last = p.taps_h * p.taps_w * p.chunks - 1;
+      const int last = phase_.taps_h * phase_.taps_w * p.chunks - 1;
 #pragma unroll
       for (int block = 0; block < 2 * Blocks; ++block) {
         const int wanted = line_ * 2 * Blocks + block,
                   row = wanted < last ? wanted : last;  // past the end: not written
         const int tap = row / p.chunks;
         channel_[block] = (row - tap * p.chunks) * 64;
-        tap_h_[block] = tap / p.taps_w;
-        tap_w_[block] = tap - tap_h_[block] * p.taps_w;
+        tap_h_[block] = tap / phase_.taps_w;
+        tap_w_[block] = tap - tap_h_[block] * phase_.taps_w;
       }
     } else {
       const int tap = work.first / p.chunks;
       channel_[0] = (work.first - tap * p.chunks) * 64;
-      tap_h_[0] = tap / p.taps_w;
-      tap_w_[0] = tap - tap_h_[0] * p.taps_w;
+      tap_h_[0] = tap / phase_.taps_w;
+      tap_w_[0] = tap - tap_h_[0] * phase_.taps_w;
     }
   }
 
   __device__ __forceinline__ void next(const BoxedConvolution& p, const CUtensorMap& a_map, const CUtensorMap& b_map,
                                        unsigned char* stage, std::uint64_t* full) {
     unsigned char* b = stage + Tile::a_bytes;
-    const int i = pixel_.i * p.step + p.shift_h, j = pixel_.j * p.step + p.shift_w;
+    const int i = pixel_.i * p.step + phase_.shift_h, j = pixel_.j * p.step + phase_.shift_w;
     barrier_expect(full, Tile::stage_bytes);
     if constexpr (pass == ConvPass::weights) {
 #pragma unroll
@@ -150,7 +74,7 @@ class BoxCopies {
       pixel_.i = 0;
       pixel_.n += p.box_n;
     } else {
-      const int weights = p.first_tap + tap_h_[0] * p.tap_step_h + tap_w_[0] * p.tap_step_w;
+      const int weights = phase_.first_tap + tap_h_[0] * p.tap_step_h + tap_w_[0] * p.tap_step_w;
       copy_box(stage, a_map, full, channel_[0], j + p.direction * tap_w_[0], i + p.direction * tap_h_[0], pixel_.n);
       if constexpr (pass == ConvPass::forward) {
         copy_box(b, b_map, full, channel_[0], weights, column_);
@@ -162,7 +86,7 @@ class BoxCopies {
       channel_[0] += 64;
       if (channel_[0] < p.channels) return;
       channel_[0] = 0;
-      if (++tap_w_[0] < p.taps_w) return;
+      if (++tap_w_[0] < phase_.taps_w) return;
       tap_w_[0] = 0;
       ++tap_h_[0];
     }
@@ -171,6 +95,7 @@ class BoxCopies {
  private:
   static constexpr int rows = pass == ConvPass::weights ? 2 * Blocks : 1;
 
+  BoxPhase phase_;
   int column_, line_;  // of the result: the first column; the line of tiles
   BoxOrigin pixel_;
   int channel_[rows], tap_h_[rows], tap_w_[rows];
@@ -216,18 +141,19 @@ __device__ __forceinline__ float widen_half_of(unsigned pair, int half_index) {
 
 /// Writes 64 rows of pixels: out (+)= sums + bias.
 template <class T, int Count>
-__device__ __forceinline__ void write_pixels(const BoxedConvolution& p, int tile_m, int first_row, int first_column,
-                                             const float (&sums)[Count], const T* bias, T* out, bool accumulate) {
+__device__ __forceinline__ void write_pixels(const BoxedConvolution& p, const BoxPhase& phase, int tile_m,
+                                             int first_row, int first_column, const float (&sums)[Count], const T* bias,
+                                             T* out, bool accumulate) {
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const BoxOrigin at(p, tile_m);
 #pragma unroll
   for (int half_tile = 0; half_tile < 2; ++half_tile) {
     const int row = first_row + thread / 32 * 16 + thread / 4 % 8 + 8 * half_tile;
-    const int j = at.j + (row & ((1 << p.box_w_log2) - 1)), line = row >> p.box_w_log2;
-    const int i = at.i + (line & ((1 << p.box_h_log2) - 1)), n = at.n + (line >> p.box_h_log2);
-    const bool inside = j < p.grid_w && i < p.grid_h && n < p.grid_n;
-    const index_t pixel =
-        (static_cast<index_t>(n) * p.out_h + i * p.out_step + p.out_i) * p.out_w + j * p.out_step + p.out_j;
+    const int line = row >> p.box_w_log2, n = at.n + (line >> p.box_h_log2);
+    const int i = (at.i + (line & ((1 << p.box_h_log2) - 1))) * p.out_step + phase.out_i;
+    const int j = (at.j + (row & ((1 << p.box_w_log2) - 1))) * p.out_step + phase.out_j;
+    const bool inside = j < p.out_w && i < p.out_h && n < p.grid_n;
+    const index_t pixel = (static_cast<index_t>(n) * p.out_h + i) * p.out_w + j;
 #pragma unroll
     for (int group = 0; group < Count / 16; ++group) {  // 32 columns: lane i of four gets columns 8 i to 8 i + 7
       float even[4], odd[4], values[8], added[8];
@@ -263,7 +189,7 @@ template <class T, int Count>
 __device__ __forceinline__ void write_weights(const BoxedConvolution& p, int block, int first_column,
                                               const float (&sums)[Count], T* out, bool accumulate) {
   const int thread = static_cast<int>(threadIdx.x) % 128, quad_lane = thread % 4;
-  const int taps = p.taps_h * p.taps_w, tap = block / p.chunks;
+  const int taps = p.phases[0].taps_h * p.phases[0].taps_w, tap = block / p.chunks;
   if (tap >= taps) return;
   const int channel = (block - tap * p.chunks) * 64 + thread / 32 * 16 + quad_lane % 2 * 8;
 #pragma unroll
@@ -299,11 +225,11 @@ __device__ __forceinline__ void write_weights(const BoxedConvolution& p, int blo
 template <class T, ConvPass pass, int Blocks, int Columns, int Count>
 __device__ __forceinline__ void write_block(const BoxedConvolution& p, int tile, int block, int skipped,
                                             const float (&sums)[Count], const T* bias, T* out, bool accumulate) {
-  const int tile_m = tile / p.tiles_n, first_column = (tile - tile_m * p.tiles_n) * Columns + skipped;
+  const int first_column = tile % p.tiles_n * Columns + skipped, tile_m = p.line_of<pass>(tile);
   if constexpr (pass == ConvPass::weights)
     write_weights(p, tile_m * 2 * Blocks + block, first_column, sums, out, accumulate);
   else
-    write_pixels(p, tile_m, block * 64, first_column, sums, bias, out, accumulate);
+    write_pixels(p, p.phase_of<pass>(tile), tile_m, block * 64, first_column, sums, bias, out, accumulate);
 }
 
 }  // namespace detail

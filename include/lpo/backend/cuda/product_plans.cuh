@@ -13,7 +13,7 @@
 
 #include <cublasLt.h>
 
-#include <lpo/backend/cuda/launch.cuh>
+#include <lpo/backend/cuda/fastest_way.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -63,14 +63,6 @@ struct ProductPlan {
   }
 };
 
-/// Sets `differs` unless both ranges hold the same words.
-template <class Word>
-__global__ void compare_words_kernel(const Word* a, const Word* b, std::size_t count, int* differs) {
-  const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
-  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
-    if (a[i] != b[i]) *differs = 1;
-}
-
 class ProductPlans {
  public:
   ProductPlans() = default;
@@ -106,50 +98,16 @@ class ProductPlans {
   }
 
   /// The library's first choice can take 1.7 times as long as its best, above all where a product adds to a residual and
-  /// has a bias. Times them once and keeps the fastest of those that give the bits of the first, so that the choice
-  /// shows in no result. `run(algorithm, to)` starts the product with its result of `bytes` bytes at `to`. Waits. Without
-  /// memory for two more results the first choice stays.
+  /// has a bias. Times them once and keeps the fastest of those that give the bits of the first (fastest_way). `run(algorithm,
+  /// to)` starts the product with its result of `bytes` bytes at `to`.
   template <class Run>
   static void choose_fastest(ProductPlan& plan, cudaStream_t stream, std::size_t bytes, const Run& run) {
-    const std::vector<ProductAlgorithm> others = std::exchange(plan.others, {});
-    std::size_t free = 0, total = 0;
-    cuda_check(cudaMemGetInfo(&free, &total), "gemm");
-    if (free < 4 * bytes) return;
-    const DeviceBlock first = DeviceBlock::zeros(bytes), other = DeviceBlock::zeros(bytes), differs(sizeof(int));
-    std::array<cudaEvent_t, 2> events{};
-    for (cudaEvent_t& event : events) cuda_check(cudaEventCreate(&event), "gemm");
-    const auto seconds = [&](const ProductAlgorithm& algorithm, void* to) {
-      float best = 0;
-      for (int round = 0; round < 3; ++round) {  // the first loads the code
-        cuda_check(cudaEventRecord(events[0], stream), "gemm");
-        if (run(algorithm, to) != CUBLAS_STATUS_SUCCESS || run(algorithm, to) != CUBLAS_STATUS_SUCCESS) return 1e9f;
-        cuda_check(cudaEventRecord(events[1], stream), "gemm");
-        cuda_check(cudaEventSynchronize(events[1]), "gemm");
-        float milliseconds = 0;
-        cuda_check(cudaEventElapsedTime(&milliseconds, events[0], events[1]), "gemm");
-        best = round < 2 ? milliseconds : std::min(best, milliseconds);
-      }
-      return best;
-    };
-    const auto same_bits = [&] {
-      int result = 0;
-      cuda_check(cudaMemsetAsync(differs.data(), 0, sizeof(int), stream), "gemm");
-      launch_kernel("compare_words_kernel", {dim3(1024), dim3(256)}, stream, false, compare_words_kernel<std::uint32_t>,
-                    reinterpret_cast<const std::uint32_t*>(first.data()),
-                    reinterpret_cast<const std::uint32_t*>(other.data()), first.bytes() / sizeof(std::uint32_t),
-                    reinterpret_cast<int*>(differs.data()));
-      cuda_check(cudaMemcpyAsync(&result, differs.data(), sizeof(int), cudaMemcpyDeviceToHost, stream), "gemm");
-      cuda_check(cudaStreamSynchronize(stream), "gemm");
-      return result == 0;
-    };
-    float best = 0.98f * seconds(plan.algorithm, first.data());  // what is hardly faster is not worth a change
-    for (const auto& algorithm : others) {
-      const float time = seconds(algorithm, other.data());
-      if (time >= best || !same_bits()) continue;
-      best = time;
-      plan.algorithm = algorithm;
-    }
-    for (cudaEvent_t event : events) cudaEventDestroy(event);
+    std::vector<ProductAlgorithm> all = std::exchange(plan.others, {});
+    all.insert(all.begin(), plan.algorithm);
+    const int fastest = fastest_way(stream, bytes, static_cast<int>(all.size()), true, [&](int way, void* to) {
+      return run(all[static_cast<std::size_t>(way)], to) == CUBLAS_STATUS_SUCCESS;
+    });
+    plan.algorithm = all[static_cast<std::size_t>(fastest)];
   }
 
   static constexpr std::size_t workspace_bytes = std::size_t{32} << 20;  // what the library asks for on Hopper

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: MIT
+// Products on the register tile: how they are cut into jobs, and what a job does.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
+//
+// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
+// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
+// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
+// number of threads gives the same bits.
+#pragma once
+
+#include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/worker_scratch.hpp>
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t tile_job_blocks = 54;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
+
+template <class S>
+struct TileProduct {
+  const TileKernel<S>* kernel = &tile_kernel<S>();
+  index_t m = 0, n = 0, k = 0, batch = 1;
+  LeftOperand<S> a;
+  RightOperand<S> b;
+
+  index_t panels() const { return (n + kernel->columns() - 1) / kernel->columns(); }
+  index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
+};
+
+/// Cache lines of a few rows of memory that will be needed soon, fetched a few at a time beside the multiply-adds: what
+/// packing would wait for.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// `rows` rows of `bytes`, to be fetched in `turns` turns.
+  Ahead(index_t rows, index_t bytes, index_t turns)
+      : rows_(rows), lines_((bytes + 63) / 64), each_((rows * lines_ + turns - 1) / turns) {}
+
+  /// One turn; row i begins at row(i).
+  template <class Row>
+  void fetch(Row&& row) {
+    for (index_t i = 0; i < each_ && row_ < rows_; ++i) {
+      if (line_ == 0) from_ = static_cast<const char*>(row(row_));
+      __builtin_prefetch(from_ + line_ * 64, 0, 2);
+      if (++line_ == lines_) line_ = 0, ++row_;
+    }
+  }
+
+ private:
+  index_t rows_ = 0, lines_ = 1, each_ = 0, row_ = 0, line_ = 0;
+  const char* from_ = nullptr;
+};
+
+/// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
+/// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
+struct ProductCut {
+  index_t blocks, panels, slice, depth;
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
+};
+
+/// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
+/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
+template <class S>
+ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
+  const index_t panels = (p.n + columns - 1) / columns;
+  // A product with few rows and columns is split over k, for the threads' sake.
+  const index_t units = p.batch * ((blocks + 3) / 4) * panels;
+  const index_t slices = units < 64 && p.k >= 2048 ? std::min((p.k + 1023) / 1024, (63 + units) / units) : 1;
+  const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);
+  const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
+  const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
+
+  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
+  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
+  const double start = 300.0 / static_cast<double>(slice);
+  ProductCut best{};
+  double least = 0;
+  const index_t fewest = (blocks + most - 1) / most;
+  for (index_t high = fewest; high <= std::max(fewest, blocks / 4) && high <= 64 * fewest; high += (high + 3) / 4)
+    for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
+      const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
+      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
+      const bool before = height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
+      const double cost = turns * ((static_cast<double>(height) + pack_b) *
+                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
+    }
+  return best;
+}
+
+/// What all jobs of a product share.
+template <class S, class T>
+struct ProductJobs {
+  const TileProduct<S>& p;
+  const TileOutput<T>& out;
+  ProductCut cut;
+  const S* left;      ///< [batch, blocks, k, tile_rows] of A if it was packed before
+  const S* right;     ///< [items, panels, k, columns] of B if it was packed before
+  const S* bias;      ///< [panels * columns] in the arithmetic type, or null
+  bool straight;      ///< whether sums are what is stored
+  bool left_in_place;
+
+  index_t columns() const { return p.kernel->columns(); }
+  /// Panels of B that a job fetches at a time.
+  index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
+  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
+  index_t sums_size() const {
+    return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
+  }
+  index_t workspace() const { return left_size() + right_size() + sums_size(); }
+
+  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
+  void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
+           S* space) const {
+    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
+    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
+    S* const part = space + left_size();
+    S* const sums = part + right_size();
+    const S* lines[tile_job_blocks * tile_rows];
+    S* to[(tile_job_blocks + 1) * tile_rows];
+    index_t offset[tile_job_blocks * tile_rows];
+    RowCursor source(p.a.rows, row), target(out.rows, row);
+    for (index_t i = 0; i < blocks * tile_rows; ++i) {
+      // What is behind the last row is computed and dropped.
+      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];
+      offset[i] = i < rows ? target.offset() : 0;
+      to[i] = sums + (straight ? 0 : i * tile_kept_columns);
+      if constexpr (std::is_same_v<S, T>) {
+        if (straight && i < rows) to[i] = c + offset[i] + panel * columns();
+      }
+      if (i + 1 < rows) source.next(), target.next();
+    }
+    for (index_t i = 0; i < tile_rows; ++i) to[blocks * tile_rows + i] = to[i];
+    const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
+    for (index_t group = panel; group < panel_end; group += together) {
+      const index_t group_end = std::min(panel_end, group + together);
+      index_t l = first;
+      do {
+        const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
+        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
+        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
+        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
+        const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
+        Ahead left_ahead;
+        if (l + depth < last && !left_in_place && left == nullptr)
+          left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
+                                             : Ahead(rows, depth * element_bytes, turns);
+        Ahead right_ahead;
+        for (index_t at = group; at < group_end; ++at) {
+          const index_t valid = std::min(columns(), p.n - at * columns());
+          const index_t beside = (at - group) % side_by_side();
+          // The panel and the part of k that follow.
+          const index_t after = at - beside + side_by_side() < group_end ? at - beside + side_by_side() : group;
+          const index_t after_l = after == group ? next : l;
+          TileWork<S> work;
+          work.k = depth;
+          work.at = l;
+          if (right != nullptr) {
+            work.b = packed_panel(item, at, l);
+          } else {
+            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
+            work.b = part;
+          }
+          if (beside == 0) {
+            const index_t panels_now = std::min(side_by_side(), group_end - at);
+            if (right != nullptr)
+              right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
+            else if (p.b.offset != nullptr)
+              right_ahead = Ahead(depth, columns() * side_by_side() * p.b.size, blocks * panels_now);
+            else
+              right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
+          }
+          work.add = l > first || (straight && out.beta != 0.0f);
+          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
+          const auto run = (left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+          work.column = (straight ? at - panel : at - group) * columns();
+          for (index_t i = 0; i < blocks; ++i) {
+            right_ahead.fetch([&](index_t r) -> const void* {
+              if (right != nullptr) return packed_panel(item, after, after_l);
+              return p.b.offset != nullptr ? p.b.element(item, after_l + r, after * columns())
+                                           : p.b.element(item, after_l, after * columns() + r);
+            });
+            left_ahead.fetch([&](index_t r) -> const void* {
+              return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
+            });
+            work.lines = lines + i * tile_rows;
+            work.packed = packed + i * packed_step;
+            work.c = to + i * tile_rows;
+            run(work);
+          }
+        }
+        l += depth;
+      } while (l < last);
+      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+    }
+  }
+
+ private:
+  static constexpr index_t element_bytes = sizeof(S);
+
+  const S* packed_panel(index_t item, index_t panel, index_t l) const {
+    return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
+  }
+
+  void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
+             index_t panel_end) const {
+    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    if constexpr (std::is_same_v<S, float>) {
+      if (out.gated != nullptr) {
+        for (index_t r = 0; r < rows; ++r)
+          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
+        return;
+      }
+    }
+    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
+    for (index_t r = 0; r < rows; r += together)
+      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
+                 panel * columns(), width);
+  }
+};
+
+/// Runs the jobs of all slices of k, whose sums go to out_of(slice).
+template <class S, class T, class Out>
+void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
+              Out&& out_of) {
+  const TileProduct<S>& p = jobs.p;
+  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  WorkerScratch<S> workspace(context, scratch, jobs.workspace());
+  context.executor().parallel_for(p.batch * slices * high * wide, 1, [&](index_t begin, index_t end) {
+    const typename WorkerScratch<S>::Lease lease(workspace);
+    for (index_t job = begin; job < end; ++job) {
+      const index_t part = job / (high * wide), item = part / slices, first = part % slices * jobs.cut.slice;
+      const index_t block = job % high * jobs.cut.blocks, panel = job / high % wide * jobs.cut.panels;
+      jobs.run(item, out_of(part), block, panel, std::min(panels, panel + jobs.cut.panels), first,
+               std::min(p.k, first + jobs.cut.slice), lease.data());
+    }
+  });
+}
+
+/// All of A, packed by the threads: [batch, blocks, k, tile_rows].
+template <class S>
+const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
+  S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
+  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const S* lines[tile_rows];
+      const index_t row = at % blocks * tile_rows;
+      RowCursor source(p.a.rows, row);
+      for (index_t i = 0; i < tile_rows; ++i, source.next())
+        lines[i] = row + i < p.m ? p.a.data + at / blocks * p.a.batch_step + source.offset() : lines[0];
+      pack_blocks(p.a, lines, 1, 0, p.k, to + at * p.k * tile_rows);
+    }
+  });
+  return to;
+}
+
+/// All of B, packed by the threads: [items, panels, k, columns].
+template <class S>
+const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+  constexpr index_t block = 64;
+  const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
+                blocks = (p.k + block - 1) / block;
+  S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
+  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      // In the order in which B lies in memory.
+      const index_t item = at / (panels * blocks), within = at % (panels * blocks);
+      const index_t panel = p.b.offset != nullptr ? within % panels : within / blocks;
+      const index_t first = (p.b.offset != nullptr ? within / panels : within % blocks) * block, column = panel * columns;
+      p.b.pack(p.b, *p.kernel, item, column, first, std::min(p.k, first + block),
+               to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
+    }
+  });
+  return to;
+}
+
+/// Adds up `slices` partial products [batch, slices, m, n] in their order, in place, and stores them.
+template <class S, class T>
+void store_slices(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out, S* parts, index_t slices) {
+  const index_t grain = std::max<index_t>(1, 65536 / (slices * p.n));
+  context.executor().parallel_for(p.batch * p.m, grain, [&](index_t begin, index_t end) {
+    for (index_t at = begin; at < end; ++at) {
+      const index_t item = at / p.m, row = at % p.m;
+      S* sums = parts + (item * slices * p.m + row) * p.n;
+      for (index_t slice = 1; slice < slices; ++slice) {
+        const S* more = sums + slice * p.m * p.n;
+        for_lanes<lanes_t<S>>(
+            0, p.n, [&](index_t j, auto lanes) { lanes.store(sums + j, lanes.load(sums + j) + lanes.load(more + j)); });
+      }
+      const index_t offset = RowCursor(out.rows, row).offset();
+      store_tile(out, out.c + item * out.batch_c, sums, p.n, &offset, 1, row, 0, p.n);
+    }
+  });
+}
+
+/// Runs the product (all items of the batch) on the context's threads.
+template <class S, class T>
+void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutput<T>& out) {
+  if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  const index_t columns = p.kernel->columns(), panels = p.panels();
+  const bool by_row = out.bias != nullptr && out.bias_by_row;
+  const bool straight = std::is_same_v<S, T> && out.gated == nullptr && out.alpha == 1.0f && out.column_step == 1 &&
+                        (out.beta == 0.0f || (out.beta == 1.0f && out.bias == nullptr)) &&
+                        p.n % p.kernel->lanes == 0 && !by_row;
+  Scratch<Cpu> scratch(context);
+  ProductCut cut = cut_product(p, straight ? tile_job_blocks : 16, out.gated == nullptr ? 1 : 2,
+                               context.executor().threads());
+  if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
+  const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
+  const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
+  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
+
+  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
+
+  if (slices == 1) {
+    S* bias = nullptr;
+    if (straight && out.bias != nullptr) {
+      bias = scratch.allocate<S>(panels * columns);
+      for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
+    }
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
+    run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
+    return;
+  }
+  TileOutput<S> partial;
+  partial.rows = even_rows(p.m, p.n);
+  S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
+  store_slices(context, p, out, parts, slices);
+}
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
