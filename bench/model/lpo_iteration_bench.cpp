@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One LPO iteration at Stable Diffusion 1.5's full size on the CPU, random weights: 1 prompt, 4 steps, 4 candidates,
 // all 4 pairs. bench/peers/lpo_torch.py --device cpu is the same in PyTorch. Needs 10 GiB.
+#include <sys/resource.h>
+
 #include <array>
 #include <chrono>
 #include <memory>
@@ -21,9 +23,14 @@ using lpo::index_t;
 constexpr index_t tokens = 77;
 constexpr std::array stage_names = {"text", "denoising", "scoring", "reference", "policy", "optimizer"};
 
+// A template over the storage would compile twice as long.
+#if !defined(LPO_BENCH_STORAGE)
+#  define LPO_BENCH_STORAGE float  // or lpo::bfloat16
+#endif
+
 /// The policy with LoRA of rank 16 and its text encoder; the reward model with its own.
 struct Models {
-  using T = float;
+  using T = LPO_BENCH_STORAGE;
   using Text = lpo::CLIPTextModel<lpo::presets::clip_l, T, Cpu>;
   using Lrm = lpo::LatentRewardModel<lpo::presets::sd15, 768, 768, true, T, Cpu>;
   using UNet = lpo::UNet2DCondition<lpo::presets::sd15, T, Cpu>;
@@ -57,7 +64,14 @@ lpo::PromptTokens one_prompt() {
   return prompt;
 }
 
-/// Argument: threads. Counters: the seconds of each part of the last iteration.
+double largest_resident_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / 1048576.0;
+}
+
+/// Argument: threads. Counters: the seconds of each part of the last iteration, the GiB of the context's arenas and the
+/// most that was resident so far.
 void lpo_iteration(benchmark::State& state) {
   lpo::Context<Cpu> context(static_cast<int>(state.range(0)));
   Models models;
@@ -96,6 +110,7 @@ void lpo_iteration(benchmark::State& state) {
   for (auto _ : state) state.SetIterationTime(seconds[at++]);
   for (std::size_t i = 0; i < stage_names.size(); ++i) state.counters[stage_names[i]] = last[i];
   state.counters["GiB"] = static_cast<double>(context.reserved_bytes()) / 1073741824.0;
+  state.counters["resident_GiB"] = largest_resident_gib();
 }
 
 void threads(benchmark::internal::Benchmark* benchmark) {

@@ -76,7 +76,7 @@ void check_close(const AttentionResult<T>& result, const AttentionResult<T>& ref
 }
 
 /// One of everything; lanes and tiles that are full, partial and empty; several key blocks; queries in one part and in
-/// several (the last two).
+/// several (401 and 595).
 inline std::vector<Case> cases() {
   return {{1, 1, 1, 1, 1},
           {1, 2, 3, 1, 5, false, 2},
@@ -93,7 +93,9 @@ inline std::vector<Case> cases() {
           {1, 40, 257, 1, 160},
           {2, 5, 7, 1, 163},
           {1, 401, 77, 2, 12, false, 3},
-          {1, 595, 595, 1, 9, true}};
+          {1, 595, 595, 1, 9, true},
+          {1, 97, 80, 3, 48},
+          {1, 49, 97, 1, 24, true}};
 }
 
 /// Forward alone, of float: out, then log_sum_exp.

@@ -85,6 +85,16 @@ TEST_CASE("attention with sharp scores neither overflows nor loses its sum") {
   const auto cpu = attention<lpo::Cpu, float>(c, 1, {}, 30.0);
   const auto reference = attention<lpo::Reference, float>(c, 1, {}, 30.0);
   CHECK(distance(cpu.out, reference.out) < 2e-3);  // scores of 2000 are spaced by 1e-4 in float
+
+  // Scores millions of ln 2 from zero and from each other: one key takes it all.
+  lpo::Context<lpo::Cpu> ctx(1);
+  for (const float size : {1e6f, 1e7f, -1e7f, 1e12f}) {
+    const std::vector<float> q{size}, keys{1.0f, 1.25f, 0.5f}, v{3, 5, 7};
+    float out[1];
+    lpo::kernel::Attention<lpo::Cpu>::forward<float>(ctx, {1, 1, 3, 1, 1, 1.0f, false, 1, 1, 1, 1}, q.data(),
+                                                     keys.data(), v.data(), out, nullptr);
+    CHECK(out[0] == doctest::Approx(size > 0 ? 5.0 : 7.0));
+  }
 }
 
 TEST_CASE("attention over nothing writes what remains") {

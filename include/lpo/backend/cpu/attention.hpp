@@ -17,8 +17,8 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one (batch, head) pair for a block of queries, whose keys lie across lanes. Per block of keys, with scores
-/// in units of ln 2:
+/// Forward of one (batch, head) pair for a block of queries; keys lie across lanes. Per block of keys, with scores in
+/// units of ln 2:
 ///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
 ///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
 /// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.

@@ -30,7 +30,7 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const index_t row = lanes_for<T>(shape.width);             ///< of key_rows and of sums towards dq
+  const index_t row = lanes_for<T>(shape.width);                      ///< of key_rows and of sums towards dq
   const index_t lanes_size = lanes_for<T>(shape.keys) * shape.width;  ///< of the keys of a pair across lanes
   const S *keys = nullptr, *values = nullptr, *key_rows = nullptr, *q_packed = nullptr, *dout_packed = nullptr;
   index_t parts = 1, part_rows = 0;
@@ -54,8 +54,8 @@ struct AttentionBackward {
     parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1, std::max<index_t>(1, shape.queries / (2 * rows)));
     part_rows = (shape.queries + parts - 1) / parts;
     if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * 2 * lanes_size);
-    WorkerScratch<S> workspaces(
-        ctx, scratch, part_rows * (1 + row) + 2 * (rows + width) * attention_block + attention_block + 2 * rows * width);
+    const index_t block_space = (2 * rows + 2 * width + 1) * attention_block + 2 * rows * width;
+    WorkerScratch<S> workspaces(ctx, scratch, part_rows * (1 + row) + block_space);
     ctx.executor().parallel_for(
         pairs * parts, attention_grain(2 * part_rows * lanes_for<T>(shape.keys) * width),
         [&](index_t begin, index_t end) {
@@ -64,8 +64,9 @@ struct AttentionBackward {
         });
     if (!partial) return;
     const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
-    ctx.executor().parallel_for(pairs * blocks, 1,
-                                [&](index_t task, index_t) { add_parts(task / blocks, task % blocks * attention_block); });
+    ctx.executor().parallel_for(pairs * blocks, 1, [&](index_t task, index_t) {
+      add_parts(task / blocks, task % blocks * attention_block);
+    });
   }
 
  private:

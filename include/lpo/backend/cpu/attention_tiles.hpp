@@ -285,8 +285,8 @@ const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, ind
   return packed;
 }
 
-/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
-/// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the
+/// last one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
 template <class S, class T>
 const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
                            index_t k_row, S factor) {

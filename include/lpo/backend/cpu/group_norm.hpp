@@ -153,16 +153,17 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    const T *const input = x, *const slopes = dy, *const scale = weight, *const offset = bias;
+    T* const kept = keep ? dx : nullptr;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(dy + begin + at);
-              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              const V hat = (lanes.load(input + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + row + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(scale + at) + lanes.load(offset + at));
+              if (Silu && kept) lanes.store(kept + row + at, dz);
               lanes.store(sum + at, lanes.load(sum + at) + dz);
               lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
             });
@@ -192,20 +193,21 @@ struct GroupNormGradient {
   void write_block(index_t image, index_t block) const {
     const index_t c = work.c;
     const S* const f = image_factors(image);
-    const T* const slopes = keep ? dx : dy;
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const T *const input = x, *const slopes = keep ? dx : dy, *const scale = weight, *const offset = bias;
+    T* const target = dx;
+    const bool add = accumulate;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(slopes + begin + at);
-              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              const V hat = (lanes.load(input + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + row + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(scale + at) + lanes.load(offset + at));
               V value =
                   dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-              if (accumulate) value += lanes.load(dx + begin + at);
-              lanes.store(dx + begin + at, value);
+              if (add) value += lanes.load(target + row + at);
+              lanes.store(target + row + at, value);
             });
       }
     });
@@ -261,7 +263,7 @@ struct GroupNorm<Cpu> {
           const S* const a = affine + image * 3 * c;
           const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
           const auto apply = [&](auto silu) {
-            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+            detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
               for (index_t row = begin; row < end; row += c)
                 detail::for_lanes<V>(
                     0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {

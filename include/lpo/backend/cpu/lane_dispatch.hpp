@@ -34,8 +34,8 @@ LPO_TARGET_512 __attribute__((noinline)) void run_512(Body body) {
 
 /// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
 /// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
-/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. Capture by value what
-/// the inner loop reads: references would be followed again after every store.
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. It captures by
+/// value what its inner loop reads: references would be followed again after every store.
 template <class T, class Body>
 void with_lanes(Body&& body) {
   using V = lanes_t<T>;

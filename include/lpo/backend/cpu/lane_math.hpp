@@ -47,8 +47,8 @@ LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) 
 
 inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
 
-/// 2^r times the power of two whose exponent is what the last bits of `shifted` count, for |r| <= 0.5; exactly that power
-/// at 0. A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
+/// 2^r times the power of two whose exponent the last bits of `shifted` count, for |r| <= 0.5; exactly that power at 0.
+/// A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
 template <class V>
 LPO_ALWAYS_INLINE V exp2_of_parts(V r, V shifted) {
   const V square = r * r;

@@ -26,7 +26,7 @@ struct LayerNorm<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           T* const to = y + row * c;
@@ -74,7 +74,7 @@ struct LayerNorm<Cpu> {
     ctx.executor().parallel_for(rows, grain, [&](index_t begin, index_t end) {
       S* const sum = sums + begin / grain * 2 * c;
       if (parameters) std::fill(sum, sum + 2 * c, S(0));
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           const T* const slope = dy + row * c;
@@ -124,7 +124,7 @@ struct Softmax<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           T* const to = y + row * c;
@@ -161,7 +161,7 @@ struct Softmax<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const index_t start = row * c;
           const V products = detail::sum_row<V>(
