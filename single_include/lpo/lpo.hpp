@@ -288,23 +288,22 @@ namespace lpo::inline LPO_ABI {
 /// of threads: a kernel that sums per chunk and then in chunk order gives the same bits for any thread count.
 class Executor {
  public:
-  /// `threads` counts the caller; 0 takes the machine's number of hardware threads.
+  /// `threads` counts the caller; 0 takes the machine's number of hardware threads. ValueError if the system does not
+  /// give so many.
   explicit Executor(int threads = 0) {
     if (threads <= 0) threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::exception& error) {
+      stop();  // those that run wait for work
+      throw ValueError(message("[Executor] cannot start ", threads, " threads: ", error.what(), "; ask for fewer"));
+    }
   }
 
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  ~Executor() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_.store(true, std::memory_order_relaxed);
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~Executor() { stop(); }
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -329,6 +328,15 @@ class Executor {
   static bool& inside() {
     static thread_local bool value = false;
     return value;
+  }
+
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_.store(true, std::memory_order_relaxed);
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
   }
 
   /// Only workers that joined while chunks were left are waited for: one that the system has not run yet, on a machine
@@ -2670,9 +2678,13 @@ class Tensor {
 
  private:
   static std::size_t checked_bytes(const Extents<Rank>& extents) {
-    for (index_t size : extents)
+    index_t bytes = sizeof(T);
+    for (index_t size : extents) {
       if (size < 0) throw ShapeError(message("[Tensor] negative size in ", to_string(extents)));
-    return static_cast<std::size_t>(extents.size()) * sizeof(T);
+      if (__builtin_mul_overflow(bytes, size, &bytes))
+        throw ShapeError(message("[Tensor] ", to_string(extents), " is too large"));
+    }
+    return static_cast<std::size_t>(bytes);
   }
 
   /// True when the expression reads this tensor's memory at other positions than it writes (`x = x.view().permute(…)`).
@@ -3068,8 +3080,8 @@ LPO_TARGET_512 __attribute__((noinline)) void run_512(Body body) {
 
 /// Calls `body.template operator()<V>()` with the widest V that this machine computes storage T in: one double, the
 /// unit's Pack, or a WidePack inside a function for that instruction set. The body and all that it hands a V to must be
-/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. Capture by value what
-/// the inner loop reads: references would be followed again after every store.
+/// always-inlined: what is not is compiled for the unit's own registers, correct and many times slower. It captures by
+/// value what its inner loop reads: references would be followed again after every store.
 template <class T, class Body>
 void with_lanes(Body&& body) {
   using V = lanes_t<T>;
@@ -3410,8 +3422,8 @@ const S* pack_heads(Context<Cpu>& ctx, Scratch<Cpu>& scratch, index_t batch, ind
   return packed;
 }
 
-/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the last
-/// one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
+/// The keys (or values) of each (batch, head) pair, times `factor`, in blocks [width, lanes] of attention_block keys, the
+/// last one of as many registers as it needs: [pairs, width lanes_for(keys)] in all. Lanes beyond the keys are zero.
 template <class S, class T>
 const S* keys_across_lanes(Context<Cpu>& ctx, Scratch<Cpu>& scratch, const kernel::AttentionShape& shape, const T* k,
                            index_t k_row, S factor) {
@@ -3475,8 +3487,8 @@ LPO_ALWAYS_INLINE WidePack<bytes> smaller(WidePack<bytes> a, WidePack<bytes> b) 
 
 inline constexpr double log2_of_e = 1.44269504088896340736, log_of_2 = 0.69314718055994530942;
 
-/// 2^r times the power of two whose exponent is what the last bits of `shifted` count, for |r| <= 0.5; exactly that power
-/// at 0. A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
+/// 2^r times the power of two whose exponent the last bits of `shifted` count, for |r| <= 0.5; exactly that power at 0.
+/// A polynomial of degree 5 (minimax, fitted for this); relative error 1.6e-7.
 template <class V>
 LPO_ALWAYS_INLINE V exp2_of_parts(V r, V shifted) {
   const V square = r * r;
@@ -3647,7 +3659,7 @@ struct AttentionBackward {
   const T* dout;
   T *dq, *dk, *dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  const index_t row = lanes_for<T>(shape.width);             ///< of key_rows and of sums towards dq
+  const index_t row = lanes_for<T>(shape.width);                      ///< of key_rows and of sums towards dq
   const index_t lanes_size = lanes_for<T>(shape.keys) * shape.width;  ///< of the keys of a pair across lanes
   const S *keys = nullptr, *values = nullptr, *key_rows = nullptr, *q_packed = nullptr, *dout_packed = nullptr;
   index_t parts = 1, part_rows = 0;
@@ -3671,8 +3683,8 @@ struct AttentionBackward {
     parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1, std::max<index_t>(1, shape.queries / (2 * rows)));
     part_rows = (shape.queries + parts - 1) / parts;
     if (parts > 1 && (dk || dv)) partial = scratch.allocate<S>(pairs * parts * 2 * lanes_size);
-    WorkerScratch<S> workspaces(
-        ctx, scratch, part_rows * (1 + row) + 2 * (rows + width) * attention_block + attention_block + 2 * rows * width);
+    const index_t block_space = (2 * rows + 2 * width + 1) * attention_block + 2 * rows * width;
+    WorkerScratch<S> workspaces(ctx, scratch, part_rows * (1 + row) + block_space);
     ctx.executor().parallel_for(
         pairs * parts, attention_grain(2 * part_rows * lanes_for<T>(shape.keys) * width),
         [&](index_t begin, index_t end) {
@@ -3681,8 +3693,9 @@ struct AttentionBackward {
         });
     if (!partial) return;
     const index_t blocks = (shape.keys + attention_block - 1) / attention_block;
-    ctx.executor().parallel_for(pairs * blocks, 1,
-                                [&](index_t task, index_t) { add_parts(task / blocks, task % blocks * attention_block); });
+    ctx.executor().parallel_for(pairs * blocks, 1, [&](index_t task, index_t) {
+      add_parts(task / blocks, task % blocks * attention_block);
+    });
   }
 
  private:
@@ -3839,8 +3852,8 @@ struct AttentionBackward {
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// Forward of one (batch, head) pair for a block of queries, whose keys lie across lanes. Per block of keys, with scores
-/// in units of ln 2:
+/// Forward of one (batch, head) pair for a block of queries; keys lie across lanes. Per block of keys, with scores in
+/// units of ln 2:
 ///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
 ///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
 /// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
@@ -5082,11 +5095,11 @@ class Ahead {
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
   index_t blocks, panels, slice, depth;
-  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and several share them
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
-/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
+/// take jobs as they come and a part of a job is waited for at the end. `most`: blocks of a job.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
@@ -5098,8 +5111,9 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
   const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
 
-  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
-  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
+  // In tiles: packing a block of A, or reading a packed one again; packing a panel of B for a job; starting a job. All
+  // three were estimated from profiles, not fitted.
+  constexpr double pack_a = 0.3, read_a = 0.1, pack_b = 0.7;
   const double start = 300.0 / static_cast<double>(slice);
   ProductCut best{};
   double least = 0;
@@ -5108,10 +5122,12 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
     for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
       const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
       const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
-      const bool before = height == blocks && (panels + width - 1) / width >= 4;
-      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
-      const double cost = turns * ((static_cast<double>(height) + pack_b) *
-                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      const bool before = p.a.offset == nullptr && height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.15 : 0.0);
+      const double tall = static_cast<double>(height), broad = static_cast<double>(width);
+      const double once = before ? pack_a * static_cast<double>(blocks * p.batch) / threads : 0.0;
+      const double cost =
+          once + turns * ((tall + pack_b * (1.0 + 2.0 / broad)) * (broad + (before ? read_a : pack_a)) + start);
       if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
     }
   return best;
@@ -5172,9 +5188,10 @@ struct ProductJobs {
         const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
         const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
         Ahead left_ahead;
-        if (l + depth < last && !left_in_place && left == nullptr)
-          left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
-                                             : Ahead(rows, depth * element_bytes, turns);
+        if (l + depth < last && !left_in_place)
+          left_ahead = left != nullptr         ? Ahead(blocks, depth * tile_rows * element_bytes, turns)
+                       : p.a.offset != nullptr ? Ahead(std::min(depth, last - next), rows * element_bytes, turns)
+                                               : Ahead(rows, depth * element_bytes, turns);
         Ahead right_ahead;
         for (index_t at = group; at < group_end; ++at) {
           const index_t valid = std::min(columns(), p.n - at * columns());
@@ -5196,7 +5213,8 @@ struct ProductJobs {
             if (right != nullptr)
               right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
             else if (p.b.offset != nullptr)
-              right_ahead = Ahead(depth, columns() * side_by_side() * p.b.size, blocks * panels_now);
+              right_ahead = Ahead(std::min(depth, last - after_l), columns() * side_by_side() * p.b.size,
+                                  blocks * panels_now);
             else
               right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
           }
@@ -5212,6 +5230,7 @@ struct ProductJobs {
                                            : p.b.element(item, after_l, after * columns() + r);
             });
             left_ahead.fetch([&](index_t r) -> const void* {
+              if (left != nullptr) return packed + r * packed_step + depth * tile_rows;
               return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
             });
             work.lines = lines + i * tile_rows;
@@ -6976,16 +6995,17 @@ struct GroupNormGradient {
     const S* const f = image_factors(image);
     S* const sum = sums + (image * work.blocks + block) * 2 * c;
     std::fill(sum, sum + 2 * c, S(0));
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    const T *const input = x, *const slopes = dy, *const scale = weight, *const offset = bias;
+    T* const kept = keep ? dx : nullptr;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(dy + begin + at);
-              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
-              if (Silu && keep) lanes.store(dx + begin + at, dz);
+              const V hat = (lanes.load(input + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + row + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(scale + at) + lanes.load(offset + at));
+              if (Silu && kept) lanes.store(kept + row + at, dz);
               lanes.store(sum + at, lanes.load(sum + at) + dz);
               lanes.store(sum + c + at, lanes.load(sum + c + at) + dz * hat);
             });
@@ -7015,20 +7035,21 @@ struct GroupNormGradient {
   void write_block(index_t image, index_t block) const {
     const index_t c = work.c;
     const S* const f = image_factors(image);
-    const T* const slopes = keep ? dx : dy;
-    const index_t row_count = work.rows(block), first = work.element(image, block);
-    with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
-      for (index_t row = 0; row < row_count; ++row) {
-        const index_t begin = first + row * c;
+    const T *const input = x, *const slopes = keep ? dx : dy, *const scale = weight, *const offset = bias;
+    T* const target = dx;
+    const bool add = accumulate;
+    const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t row = begin; row < end; row += c) {
         for_lanes<V>(
             0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
-              const V hat = (lanes.load(x + begin + at) - lanes.load(f + at)) * lanes.load(f + c + at);
-              V dz = lanes.load(slopes + begin + at);
-              if constexpr (Silu) dz = dz * slope(hat * lanes.load(weight + at) + lanes.load(bias + at));
+              const V hat = (lanes.load(input + row + at) - lanes.load(f + at)) * lanes.load(f + c + at);
+              V dz = lanes.load(slopes + row + at);
+              if constexpr (Silu) dz = dz * slope(hat * lanes.load(scale + at) + lanes.load(offset + at));
               V value =
                   dz * lanes.load(f + 2 * c + at) + (hat * lanes.load(f + 3 * c + at) + lanes.load(f + 4 * c + at));
-              if (accumulate) value += lanes.load(dx + begin + at);
-              lanes.store(dx + begin + at, value);
+              if (add) value += lanes.load(target + row + at);
+              lanes.store(target + row + at, value);
             });
       }
     });
@@ -7084,7 +7105,7 @@ struct GroupNorm<Cpu> {
           const S* const a = affine + image * 3 * c;
           const index_t begin = work.element(image, block), end = begin + work.rows(block) * c;
           const auto apply = [&](auto silu) {
-            detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+            detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
               for (index_t row = begin; row < end; row += c)
                 detail::for_lanes<V>(
                     0, c, [&](index_t at, auto lanes) __attribute__((always_inline)) {
@@ -7162,7 +7183,7 @@ struct LayerNorm<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           T* const to = y + row * c;
@@ -7210,7 +7231,7 @@ struct LayerNorm<Cpu> {
     ctx.executor().parallel_for(rows, grain, [&](index_t begin, index_t end) {
       S* const sum = sums + begin / grain * 2 * c;
       if (parameters) std::fill(sum, sum + 2 * c, S(0));
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           const T* const slope = dy + row * c;
@@ -7260,7 +7281,7 @@ struct Softmax<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const T* const from = x + row * c;
           T* const to = y + row * c;
@@ -7297,7 +7318,7 @@ struct Softmax<Cpu> {
     using S = compute_t<T>;
     if (c == 0) return;
     ctx.executor().parallel_for(rows, detail::norm_rows(c), [&](index_t begin, index_t end) {
-      detail::with_lanes<T>([&]<class V>() __attribute__((always_inline)) {
+      detail::with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
         for (index_t row = begin; row < end; ++row) {
           const index_t start = row * c;
           const V products = detail::sum_row<V>(

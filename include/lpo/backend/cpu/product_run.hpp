@@ -59,11 +59,11 @@ class Ahead {
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
   index_t blocks, panels, slice, depth;
-  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and many share them
+  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and several share them
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
-/// take jobs as they come and a quarter of a job is waited for at the end. `most`: blocks of a job.
+/// take jobs as they come and a part of a job is waited for at the end. `most`: blocks of a job.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
@@ -75,8 +75,9 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
   const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
 
-  // In hundredths of a tile: packing a block of A for one panel, a panel of B for one block, and a job.
-  constexpr double pack_a = 0.3, read_a = 0.05, pack_b = 0.7;
+  // In tiles: packing a block of A, or reading a packed one again; packing a panel of B for a job; starting a job. All
+  // three were estimated from profiles, not fitted.
+  constexpr double pack_a = 0.3, read_a = 0.1, pack_b = 0.7;
   const double start = 300.0 / static_cast<double>(slice);
   ProductCut best{};
   double least = 0;
@@ -85,10 +86,12 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
     for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
       const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
       const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
-      const bool before = height == blocks && (panels + width - 1) / width >= 4;
-      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.25 : 0.0);
-      const double cost = turns * ((static_cast<double>(height) + pack_b) *
-                                       (static_cast<double>(width) + (before ? read_a : pack_a)) + start);
+      const bool before = p.a.offset == nullptr && height == blocks && (panels + width - 1) / width >= 4;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.15 : 0.0);
+      const double tall = static_cast<double>(height), broad = static_cast<double>(width);
+      const double once = before ? pack_a * static_cast<double>(blocks * p.batch) / threads : 0.0;
+      const double cost =
+          once + turns * ((tall + pack_b * (1.0 + 2.0 / broad)) * (broad + (before ? read_a : pack_a)) + start);
       if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
     }
   return best;
@@ -149,9 +152,10 @@ struct ProductJobs {
         const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
         const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
         Ahead left_ahead;
-        if (l + depth < last && !left_in_place && left == nullptr)
-          left_ahead = p.a.offset != nullptr ? Ahead(depth, rows * element_bytes, turns)
-                                             : Ahead(rows, depth * element_bytes, turns);
+        if (l + depth < last && !left_in_place)
+          left_ahead = left != nullptr         ? Ahead(blocks, depth * tile_rows * element_bytes, turns)
+                       : p.a.offset != nullptr ? Ahead(std::min(depth, last - next), rows * element_bytes, turns)
+                                               : Ahead(rows, depth * element_bytes, turns);
         Ahead right_ahead;
         for (index_t at = group; at < group_end; ++at) {
           const index_t valid = std::min(columns(), p.n - at * columns());
@@ -173,7 +177,8 @@ struct ProductJobs {
             if (right != nullptr)
               right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
             else if (p.b.offset != nullptr)
-              right_ahead = Ahead(depth, columns() * side_by_side() * p.b.size, blocks * panels_now);
+              right_ahead = Ahead(std::min(depth, last - after_l), columns() * side_by_side() * p.b.size,
+                                  blocks * panels_now);
             else
               right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
           }
@@ -189,6 +194,7 @@ struct ProductJobs {
                                            : p.b.element(item, after_l, after * columns() + r);
             });
             left_ahead.fetch([&](index_t r) -> const void* {
+              if (left != nullptr) return packed + r * packed_step + depth * tile_rows;
               return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
             });
             work.lines = lines + i * tile_rows;
