@@ -18,6 +18,7 @@ import subprocess
 import cpu_torch
 import numpy as np
 import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from timing import host_median_ms
@@ -92,7 +93,8 @@ def main():
     print(f"onnxruntime {onnxruntime.__version__}, {options.threads} threads; ms of lpo, onnxruntime, oneDNN; ratios; of peak")
     for group in (cpu_torch.products, cpu_torch.convolutions, cpu_torch.attentions, cpu_torch.norms):
         ratios = {"onnxruntime": [], "oneDNN": []}
-        for name, _ in group():
+        of_dtype = group in (cpu_torch.products, cpu_torch.convolutions)
+        for name, _ in group(torch.float32) if of_dtype else group():
             if options.filter not in name:
                 continue
             case = onnx_case(name, options.threads)

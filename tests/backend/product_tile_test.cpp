@@ -172,7 +172,8 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
 
 TEST_CASE_TEMPLATE("every register tile of this machine gives the exact sums", S, float, double) {
   const Size sizes[] = {{1, 1, 1},    {6, 16, 8},    {7, 17, 3},     {8, 48, 5},   {23, 31, 33},   {24, 64, 64},
-                        {25, 65, 66}, {77, 130, 40}, {100, 33, 500}, {49, 96, 77}, {13, 20, 2500}, {5, 191, 1}, {300, 48, 70}, {40, 300, 700}};
+                        {25, 65, 66}, {77, 130, 40}, {100, 33, 500}, {49, 96, 77}, {13, 20, 2500}, {5, 191, 1},
+                        {300, 48, 70}, {40, 300, 700}};
   const auto& kernels = detail::tile_kernels<S>();
   REQUIRE(kernels.count >= 1);
   for (int i = 0; i < kernels.count; ++i)

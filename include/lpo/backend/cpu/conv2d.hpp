@@ -4,8 +4,9 @@
 // With x padded once to xp [n, lines, columns, c], an output pixel is a row whose elements lie at xp + pixel + tap, so
 //   forward           y[pixel, o]  = sum_(u, v, c) xp[pixel + (u, v, c)] w[o, (u, v, c)]
 //   weight gradient   dw[o, (u, v, c)] = sum_pixel dy[pixel, o] xp[pixel + (u, v, c)]
-// are register-tile products with tables of steps. The data gradient of stride s is s * s such products, one for each
-// residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
+// are register-tile products whose jobs pack the part of the pixels that they need. The data gradient of stride s is
+// s * s such products, one for each residue of the pixel, over the taps that reach it: no multiplication by inserted
+// zeros.
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>

@@ -69,8 +69,9 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
         });
         // In the order of memory: what is stored behind a row is overwritten with the next two.
         unroll<lanes>([&](auto r) __attribute__((always_inline)) {
-          unroll<groups>([&](auto g)
-                             __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
+          unroll<groups>([&](auto g) __attribute__((always_inline)) {
+            store_lanes(to + r * tile_rows + g * lanes, square[g][r]);
+          });
         });
         to += lanes * tile_rows;
       }
@@ -84,7 +85,8 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
 /// All blocks [blocks][last - first][tile_rows] of rows that begin at line, where element l of row r is
 /// line[r][offset[l]]: a few lines of memory for all blocks, then the next.
 template <class S>
-void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last, S* to) {
+void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last,
+                        S* to) {
   constexpr index_t together = 16;
   const index_t depth = last - first;
   for (index_t begin = 0; begin < depth; begin += together)
@@ -158,8 +160,8 @@ void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t fir
   });
 }
 
-/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
-/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k,
+/// column j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
 template <class S>
 struct RightOperand {
   const void* data = nullptr;

@@ -46,8 +46,8 @@ struct TileKernel {
   Run in_place[4], packed[4];  ///< [registers used - 1]
 
   index_t columns() const { return lanes * packs; }
-  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
-  /// a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
+  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows
+  /// of a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
   index_t depth() const {
     const index_t bytes = packs == 4 ? 32768 : 20480;
     return std::min<index_t>(320, bytes / (columns() * static_cast<index_t>(sizeof(S))));
