@@ -4524,8 +4524,8 @@ struct TileKernel {
   Run in_place[4], packed[4];  ///< [registers used - 1]
 
   index_t columns() const { return lanes * packs; }
-  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows of
-  /// a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
+  /// Steps of k after which a tile stops, so that its part of a panel of B stays in the first-level cache for all rows
+  /// of a job, and the rows of A in the second: measured 0.98 of the FMA peak instead of 0.55 with 256-bit registers.
   index_t depth() const {
     const index_t bytes = packs == 4 ? 32768 : 20480;
     return std::min<index_t>(320, bytes / (columns() * static_cast<index_t>(sizeof(S))));
@@ -4710,8 +4710,9 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
         });
         // In the order of memory: what is stored behind a row is overwritten with the next two.
         unroll<lanes>([&](auto r) __attribute__((always_inline)) {
-          unroll<groups>([&](auto g)
-                             __attribute__((always_inline)) { store_lanes(to + r * tile_rows + g * lanes, square[g][r]); });
+          unroll<groups>([&](auto g) __attribute__((always_inline)) {
+            store_lanes(to + r * tile_rows + g * lanes, square[g][r]);
+          });
         });
         to += lanes * tile_rows;
       }
@@ -4725,7 +4726,8 @@ void pack_block(const LeftOperand<S>& a, const S* const* line, index_t first, in
 /// All blocks [blocks][last - first][tile_rows] of rows that begin at line, where element l of row r is
 /// line[r][offset[l]]: a few lines of memory for all blocks, then the next.
 template <class S>
-void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last, S* to) {
+void pack_blocks_across(const S* const* line, index_t blocks, const index_t* offset, index_t first, index_t last,
+                        S* to) {
   constexpr index_t together = 16;
   const index_t depth = last - first;
   for (index_t begin = 0; begin < depth; begin += together)
@@ -4799,8 +4801,8 @@ void pack_columns(const TileKernel<S>& kernel, const T* const* line, index_t fir
   });
 }
 
-/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k, column
-/// j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
+/// The right operand: its columns, of any storage type; 16 bits are widened while they are packed. Stored along k,
+/// column j begins at data + lines(j); or, with `offset`, element l of column j is data[offset[l] + j].
 template <class S>
 struct RightOperand {
   const void* data = nullptr;
@@ -5038,22 +5040,14 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/backend/cpu/product_run.hpp>
-// Products on the register tile: how they are cut into jobs, and what a job does.
-//
-//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
-//
-// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
-// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
-// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
-// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
-// number of threads gives the same bits.
+// <lpo/backend/cpu/product_cut.hpp>
+// A product on the register tile, and how it is cut into jobs.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-inline constexpr index_t tile_job_blocks = 54;  // of tile_rows rows: with 320 steps of k, 330 KiB of float
+inline constexpr index_t tile_job_blocks = 54;     // of tile_rows rows: with 320 steps of k, 415 KB of float
 inline constexpr index_t tile_kept_columns = 256;  // of sums that do not go straight to C
 
 template <class S>
@@ -5067,30 +5061,6 @@ struct TileProduct {
   index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
 };
 
-/// Cache lines of a few rows of memory that will be needed soon, fetched a few at a time beside the multiply-adds: what
-/// packing would wait for.
-class Ahead {
- public:
-  Ahead() = default;
-  /// `rows` rows of `bytes`, to be fetched in `turns` turns.
-  Ahead(index_t rows, index_t bytes, index_t turns)
-      : rows_(rows), lines_((bytes + 63) / 64), each_((rows * lines_ + turns - 1) / turns) {}
-
-  /// One turn; row i begins at row(i).
-  template <class Row>
-  void fetch(Row&& row) {
-    for (index_t i = 0; i < each_ && row_ < rows_; ++i) {
-      if (line_ == 0) from_ = static_cast<const char*>(row(row_));
-      __builtin_prefetch(from_ + line_ * 64, 0, 2);
-      if (++line_ == lines_) line_ = 0, ++row_;
-    }
-  }
-
- private:
-  index_t rows_ = 0, lines_ = 1, each_ = 0, row_ = 0, line_ = 0;
-  const char* from_ = nullptr;
-};
-
 /// How a product is cut: blocks of tile_rows rows and panels of a job, and, from the extents alone, the length of a
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
@@ -5099,7 +5069,8 @@ struct ProductCut {
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
-/// take jobs as they come and a part of a job is waited for at the end. `most`: blocks of a job.
+/// take jobs as they come and a part of a job is waited for at the end. `most`: blocks of a job; `step`: what its panels
+/// are a multiple of.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
@@ -5133,6 +5104,49 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   return best;
 }
 
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/product_run.hpp>
+// Products on the register tile: what a job does, and running all of them.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k
+//
+// A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
+// that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
+// first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
+// number of threads gives the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Cache lines of a few rows of memory that will be needed soon, fetched a few at a time beside the multiply-adds: what
+/// packing would wait for.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// `rows` rows of `bytes`, to be fetched in `turns` turns.
+  Ahead(index_t rows, index_t bytes, index_t turns)
+      : rows_(rows), lines_((bytes + 63) / 64), each_((rows * lines_ + turns - 1) / turns) {}
+
+  /// One turn; row i begins at row(i).
+  template <class Row>
+  void fetch(Row&& row) {
+    for (index_t i = 0; i < each_ && row_ < rows_; ++i) {
+      if (line_ == 0) from_ = static_cast<const char*>(row(row_));
+      __builtin_prefetch(from_ + line_ * 64, 0, 2);
+      if (++line_ == lines_) line_ = 0, ++row_;
+    }
+  }
+
+ private:
+  index_t rows_ = 0, lines_ = 1, each_ = 0, row_ = 0, line_ = 0;
+  const char* from_ = nullptr;
+};
+
 /// What all jobs of a product share.
 template <class S, class T>
 struct ProductJobs {
@@ -5155,7 +5169,7 @@ struct ProductJobs {
   }
   index_t workspace() const { return left_size() + right_size() + sums_size(); }
 
-  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space` of workspace() elements.
+  /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space`: workspace() elements.
   void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
            S* space) const {
     const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
@@ -5322,7 +5336,8 @@ const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProd
       // In the order in which B lies in memory.
       const index_t item = at / (panels * blocks), within = at % (panels * blocks);
       const index_t panel = p.b.offset != nullptr ? within % panels : within / blocks;
-      const index_t first = (p.b.offset != nullptr ? within / panels : within % blocks) * block, column = panel * columns;
+      const index_t first = (p.b.offset != nullptr ? within / panels : within % blocks) * block;
+      const index_t column = panel * columns;
       p.b.pack(p.b, *p.kernel, item, column, first, std::min(p.k, first + block),
                to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
     }
@@ -5594,8 +5609,9 @@ struct Conv2d {
 // With x padded once to xp [n, lines, columns, c], an output pixel is a row whose elements lie at xp + pixel + tap, so
 //   forward           y[pixel, o]  = sum_(u, v, c) xp[pixel + (u, v, c)] w[o, (u, v, c)]
 //   weight gradient   dw[o, (u, v, c)] = sum_pixel dy[pixel, o] xp[pixel + (u, v, c)]
-// are register-tile products with tables of steps. The data gradient of stride s is s * s such products, one for each
-// residue of the pixel, over the taps that reach it: no multiplication by inserted zeros.
+// are register-tile products whose jobs pack the part of the pixels that they need. The data gradient of stride s is
+// s * s such products, one for each residue of the pixel, over the taps that reach it: no multiplication by inserted
+// zeros.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
