@@ -30,6 +30,34 @@ TEST_CASE("reference gemm computes a product worked out by hand") {
 
 TEST_CASE_TEMPLATE("cpu gemm agrees with the reference", T, LPO_STORAGE_TYPES) { compare_products<lpo::Cpu, T>(); }
 
+TEST_CASE_TEMPLATE("cpu gemm gives the same bits on any number of threads", T, float, double, lpo::bfloat16) {
+  struct Case {
+    index_t m, n, k;
+    bool transpose_a, transpose_b;
+  };
+  for (const Case& x :
+       {Case{300, 320, 640, false, true}, Case{77, 320, 768, false, true}, Case{16, 96, 1300, false, true},
+        Case{130, 650, 257, false, false}, Case{320, 200, 600, true, false}, Case{40, 72, 2500, true, true}}) {
+    CAPTURE(x.m);
+    const auto a = random_values<T>(x.m * x.k, 1), b = random_values<T>(x.n * x.k, 2);
+    std::vector<T> first;
+    for (const int threads : {1, 2, 3, 7}) {
+      CAPTURE(threads);
+      std::vector<T> c(static_cast<std::size_t>(x.m * x.n));
+      lpo::kernel::GemmParams<T> p;
+      p.m = x.m, p.n = x.n, p.k = x.k;
+      p.transpose_a = x.transpose_a, p.transpose_b = x.transpose_b;
+      p.a = a.data(), p.lda = x.transpose_a ? x.m : x.k;
+      p.b = b.data(), p.ldb = x.transpose_b ? x.k : x.n;
+      p.c = c.data(), p.ldc = x.n;
+      lpo::Context<lpo::Cpu> context(threads);
+      lpo::kernel::Gemm<lpo::Cpu>::run(context, p);
+      if (first.empty()) first = c;
+      CHECK(same_bits(c, first));
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("cpu gated product agrees with the reference's product and gelu in double", T, float, lpo::bfloat16,
                    lpo::half) {
   struct Case {
