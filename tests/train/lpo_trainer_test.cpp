@@ -156,6 +156,28 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte") {
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
+TEST_CASE("a run goes on with its own settings only: AdamW's, the loss's, and what its program adds") {
+  TemporaryFolder folder;
+  auto options = lpo_options(folder.path());
+  options.more_settings["lora_alpha"] = "4";
+  Policy begun;
+  CHECK_THROWS_AS(run(begun, options, [](const Progress& p) { return p.step < 1; }), CancelledError);
+  options.resume = true;
+  const auto refused = [&](const char* difference, const auto& change) {
+    auto changed = options;
+    change(changed);
+    Policy other;
+    CHECK_THROWS_WITH_AS(run(other, changed), doctest::Contains(difference), FileError);
+  };
+  refused("adam_betas: saved [0.9,0.999], now [0.8,0.999]", [](auto& o) { o.optimizer.beta1 = 0.8; });
+  refused("adam_betas: saved [0.9,0.999], now [0.9,0.99]", [](auto& o) { o.optimizer.beta2 = 0.99; });
+  refused("adam_epsilon", [](auto& o) { o.optimizer.epsilon = 1e-6; });
+  refused("weight_decay", [](auto& o) { o.optimizer.weight_decay = 0.5; });
+  refused("stable_logsigmoid", [](auto& o) { o.loss.stable_logsigmoid = !o.loss.stable_logsigmoid; });
+  refused("lora_alpha: saved \"4\", now \"8\"", [](auto& o) { o.more_settings["lora_alpha"] = "8"; });
+  refused("lora_alpha: saved \"4\", now nothing", [](auto& o) { o.more_settings.clear(); });
+}
+
 TEST_CASE("calibrated thresholds are the same in a resumed run and reject about the asked share") {
   TemporaryFolder whole_folder, cut_folder;
   auto options = lpo_options(whole_folder.path());
@@ -173,8 +195,19 @@ TEST_CASE("calibrated thresholds are the same in a resumed run and reject about 
   CHECK_THROWS_AS(run(cut, options, [](const Progress& p) { return p.step < 2; }), CancelledError);
   Policy resumed;
   options.resume = true;
-  CHECK(run(resumed, options).thresholds == report.thresholds);
+  std::vector<index_t> begun_at;  // once the checkpoint is restored
+  int prepared = 0;
+  const auto watch = [&](const Progress& p) {
+    if (p.preparing)
+      ++prepared;
+    else
+      begun_at.push_back(p.first_step);
+    return true;
+  };
+  CHECK(run(resumed, options, watch).thresholds == report.thresholds);
   CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(prepared > 0);
+  CHECK(begun_at == std::vector<index_t>(begun_at.size(), 2));
 }
 
 TEST_CASE("the number of threads does not change a bit") {

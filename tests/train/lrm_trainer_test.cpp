@@ -346,6 +346,41 @@ TEST_CASE("the best weights can be had beside the last") {
   CHECK(trainer.accuracy(held_out, 1) == doctest::Approx(report.best_validation_accuracy));
 }
 
+TEST_CASE("an equal accuracy is not better: the first weights that reach it are the best") {
+  Reward reward;
+  auto options = lrm_options("");
+  options.max_train_steps = 3;
+  options.validation_steps = 1;
+  options.learning_rate = 0;
+  Context<Cpu> context(2);
+  const NoiseSchedule schedule;
+  LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
+  auto held_out = random_pairs(22, 10);
+  const auto [first, second] = trainer.scores(held_out, options.validation_timestep);
+  for (std::size_t i = 0; i < held_out.labels.size(); ++i) {  // 7 of 10 are right: as a float that is a little less
+    const bool wins = (first[i] > second[i]) == (i < 7);
+    held_out.labels[i].label_0 = wins ? 1.0f : 0.0f;
+    held_out.labels[i].label_1 = wins ? 0.0f : 1.0f;
+  }
+  const auto report = trainer.train(random_pairs(21, 16), held_out);
+  CHECK(report.best_validation_accuracy == doctest::Approx(0.7));
+  CHECK(report.best_step == 1);
+}
+
+TEST_CASE("a reward model's run goes on with its own features and AdamW only") {
+  TemporaryFolder folder;
+  auto options = lrm_options(folder.path());
+  Reward begun;
+  CHECK_THROWS_AS(run(begun, options, [](const Progress& p) { return p.step < 1; }), CancelledError);
+  options.resume = true;
+  Reward other;
+  other.lrm.options.guidance += 1;
+  CHECK_THROWS_WITH_AS(run(other, options), doctest::Contains("\n  guidance: saved"), FileError);
+  other.lrm.options = begun.lrm.options;
+  options.optimizer.beta2 = 0.5;
+  CHECK_THROWS_WITH_AS(run(other, options), doctest::Contains("adam_betas: saved"), FileError);
+}
+
 TEST_CASE("pairs held out share the images but no prompt with the rest") {
   auto data = random_triples(31, 5);
   const auto held = hold_out_pairs(data, 4);  // of two prompts: 6 pairs

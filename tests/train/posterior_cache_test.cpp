@@ -138,6 +138,17 @@ TEST_CASE("a cache of other pairs or another model is refused, and named") {
   {
     auto cache = open_cache(folder);
     all = records();
+    all[1].encoded[0] = "another picture under this uid";
+    encoder.add(cache, all[0]);
+    CHECK_THROWS_WITH_AS(encoder.add(cache, all[1]),
+                         doctest::Contains("is {\"bytes\":[0,0],\"caption\":\"x\","), FileError);
+    all[1].encoded[0].clear();
+    all[1].path[0] = directory.write("c.png", "12345");
+    CHECK_THROWS_WITH_AS(encoder.add(cache, all[1]), doctest::Contains("now has {\"bytes\":[5,0],"), FileError);
+  }
+  {
+    auto cache = open_cache(folder);
+    all = records();
     all.pop_back();
     all.pop_back();
     for (const auto& one : all) encoder.add(cache, one);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -54,6 +55,7 @@ struct DpoTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
+  std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
   /// Called after each step with its line of the log; on rank 0 only.
   std::function<void(index_t step, const MetricValues&)> on_metrics;
   /// Adds files of its own to a checkpoint's folder; on rank 0 only.
@@ -223,6 +225,7 @@ class DpoTrainer {
     s["train_batch_size"] = options_.train_batch_size;
     s["micro_batch_size"] = options_.micro_batch_size;
     s["beta_dpo"] = options_.beta_dpo;
+    s["prediction_type"] = std::string(name_of(options_.prediction_type));
     s["proportion_empty_prompts"] = options_.proportion_empty_prompts;
     s["learning_rate"] = options_.learning_rate;
     s["lr_scheduler"] = static_cast<int>(options_.lr_scheduler);
@@ -230,10 +233,10 @@ class DpoTrainer {
     // Rates that fall towards the last step depend on which it is.
     if (options_.lr_scheduler != LearningRateKind::constant && options_.lr_scheduler != LearningRateKind::constant_with_warmup)
       s["max_train_steps"] = options_.max_train_steps;
-    s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
     s["ema_decay"] = options_.ema_decay;
     if (options_.loss_scale != 1) s["loss_scale"] = options_.loss_scale;
+    add_shared_settings(state, options_.optimizer, options_.more_settings);
     add_optimizer_buffers(state, store_, optimizer_, ema_);
     state.buffers.push_back({"counters", counters});
     return state;

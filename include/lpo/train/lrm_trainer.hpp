@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,7 @@
 #include <lpo/train/finite_guard.hpp>
 #include <lpo/train/lrm_batch.hpp>
 #include <lpo/train/metrics.hpp>
+#include <lpo/train/optimizer_buffers.hpp>
 #include <lpo/train/progress.hpp>
 #include <lpo/train/text_states.hpp>
 #include <lpo/train/training_checkpoint.hpp>
@@ -62,6 +64,7 @@ struct LrmTrainerOptions {
   std::string title = "LRM training";  ///< of Progress::stage
   std::string output_dir;              ///< checkpoints and metrics.jsonl; empty = nothing is written
   bool resume = false;     ///< continue from the newest checkpoint in output_dir
+  std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
   std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line; on rank 0 only
 };
 
@@ -199,8 +202,9 @@ class LrmTrainer {
         swap_average();
         accuracy_now = accuracy(validation, options_.validation_timestep);
         metrics.emplace_back("validation_accuracy", accuracy_now);
-        if (accuracy_now > static_cast<double>(best_[1])) {
-          best_ = {static_cast<float>(state.step), static_cast<float>(accuracy_now)};
+        // As it is kept: the same accuracy again is not better, the first weights with it stay.
+        if (const auto accuracy_kept = static_cast<float>(accuracy_now); accuracy_kept > best_[1]) {
+          best_ = {static_cast<float>(state.step), accuracy_kept};
           context_.copy_to_host(best_values_.data(), store_.trainable_values(), best_values_.size() * sizeof(float));
         }
         swap_average();
@@ -330,9 +334,12 @@ class LrmTrainer {
     s["lr_warmup_steps"] = options_.lr_warmup_steps;
     s["lr_first_step"] = options_.lr_first_step == FirstStepRate::zero ? "zero" : "official";
     s["max_train_steps"] = options_.max_train_steps;
-    s["weight_decay"] = options_.optimizer.weight_decay;
     s["max_grad_norm"] = options_.max_grad_norm;
     s["ema_decay"] = options_.ema_decay;
+    const RewardFeatureOptions& features = lrm_.options;
+    s["guidance"] = features.guidance;
+    s["multi_scale"] = {features.multi_scale, features.multi_scale_cfg, features.sdxl_first_unguided};
+    add_shared_settings(state, options_.optimizer, options_.more_settings);
     const auto count = static_cast<std::size_t>(store_.trainable_size());
     best_values_.resize(count);
     state.buffers = {device_buffer<Device>("weights", store_.trainable_values(), count),

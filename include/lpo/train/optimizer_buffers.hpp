@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// What an optimizer has changed, as buffers of a checkpoint: the trained weights, AdamW's moments and the averages.
+// What trainers keep of AdamW in a checkpoint: the trained weights, its moments, the averages, and its settings.
 #pragma once
 
+#include <map>
 #include <optional>
+#include <string>
 
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
@@ -26,6 +28,16 @@ void add_optimizer_buffers(TrainingState& state, ParameterStore<T, Device>& stor
   add("first_moment", optimizer.first_moment().data);
   add("second_moment", optimizer.second_moment().data);
   if (ema) add("ema", ema->average().data);
+}
+
+/// Adds what any run must have again when it is resumed: AdamW's options, and the program's `more` settings.
+inline void add_shared_settings(TrainingState& state, const AdamWOptions& optimizer,
+                                const std::map<std::string, std::string>& more) {
+  auto& s = state.settings;
+  s["adam_betas"] = {optimizer.beta1, optimizer.beta2};
+  s["adam_epsilon"] = optimizer.epsilon;
+  s["weight_decay"] = optimizer.weight_decay;
+  for (const auto& [key, value] : more) s[key] = value;
 }
 
 }  // namespace lpo::inline LPO_ABI

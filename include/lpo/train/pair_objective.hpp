@@ -53,6 +53,7 @@ class PairObjective {
   void add_settings(Json& settings) const {
     settings["beta"] = loss_.beta;
     settings["clip"] = loss_.clip;
+    settings["stable_logsigmoid"] = loss_.stable_logsigmoid;
     if (!dedup_forward_) settings["dedup_forward"] = false;
   }
 

@@ -8,8 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -35,9 +37,18 @@ inline std::string posterior_file(const std::string& folder, std::size_t number)
   return folder + name;
 }
 
+/// Bytes of a record's picture, which tell it from another of its uid; 0 if there is none.
+inline std::uintmax_t picture_bytes(const PreferenceRecord& record, std::size_t which) {
+  if (record.path[which].empty()) return record.encoded[which].size();
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(record.path[which], error);
+  return error ? 0 : size;
+}
+
 /// A pair in the files' metadata; `images` are numbers in the whole cache.
 inline OrderedJson cached_pair_json(const PreferenceRecord& record, const std::array<index_t, 2>& images) {
   OrderedJson json;
+  json["bytes"] = {picture_bytes(record, 0), picture_bytes(record, 1)};
   json["caption"] = record.caption;
   json["uids"] = record.uid;
   json["images"] = images;
@@ -114,11 +125,15 @@ class PosteriorCacheWriter {
     // A picture under two prompts is two images: an image of LatentPairs has one prompt.
     for (std::size_t i = 0; i < 2; ++i)
       images[i] = image_of(record.uid[i] + "\n" + record.caption, static_cast<int>(i), encode);
-    const OrderedJson entry = detail::cached_pair_json(record, images);
-    if (existing_ && pairs_.size() < existing_->pairs.size() && existing_->pairs[pairs_.size()] != entry)
-      throw FileError(message("[cache] ", existing_->file.path(), ": its pair ", pairs_.size(), " is ",
-                              json_preview(existing_->pairs[pairs_.size()]), ", the data set now has ",
-                              json_preview(entry), "; use another folder, or remove this one"));
+    OrderedJson entry = detail::cached_pair_json(record, images);
+    if (existing_ && pairs_.size() < existing_->pairs.size()) {
+      const OrderedJson& before = existing_->pairs[pairs_.size()];
+      if (!before.contains("bytes")) entry.erase("bytes");  // made before sizes were kept
+      if (before != entry)
+        throw FileError(message("[cache] ", existing_->file.path(), ": its pair ", pairs_.size(), " is ",
+                                json_preview(before), ", the data set now has ", json_preview(entry),
+                                "; use another folder, or remove this one"));
+    }
     pairs_.push_back(entry);
     ++count_;
     if (pairs_.size() == pairs_per_file_) close_file();

@@ -22,6 +22,7 @@ struct Progress {
   double seconds = 0;  ///< since this run began (a resumed run starts at 0)
   index_t first_step = 0;  ///< where this run began
   std::vector<std::pair<std::string, double>> metrics;
+  bool preparing = false;  ///< before the first step: what a checkpoint holds is not restored yet
 
   /// Seconds to go at the pace of this run; 0 before the first step, and past the last.
   double remaining() const {
@@ -50,6 +51,14 @@ class ProgressReporter {
     state_.seconds = seconds();
     state_.metrics = std::move(metrics);
     return !callback_ || callback_(state_);
+  }
+
+  /// The same while something is looked for before the first step.
+  bool report_preparing() {
+    state_.preparing = true;
+    const bool go_on = report(state_.first_step);
+    state_.preparing = false;
+    return go_on;
   }
 
   double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }

@@ -74,7 +74,6 @@ void add_rollout_settings(Json& s, const RolloutTrainerOptions& options) {
   s["eta"] = options.eta;
   s["candidates"] = options.rollout.candidates;
   s["learning_rate"] = options.learning_rate;
-  s["weight_decay"] = options.optimizer.weight_decay;
   s["max_grad_norm"] = options.max_grad_norm;
   s["lr_warmup_steps"] = options.lr_scheduler == LearningRateKind::constant ? index_t{0} : options.lr_warmup_steps;
   s["divert_steps"] = {options.rollout.divert_start_step, options.rollout.divert_end_step};

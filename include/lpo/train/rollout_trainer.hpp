@@ -218,7 +218,7 @@ class RolloutTrainer {
       const auto policy_prompts = rollout_.encode(prompts, rows);
       try {
         rollout_.run(prompts, rows, policy_prompts, calibration_iteration + static_cast<std::uint32_t>(i), objective_,
-                     [&](int, int) { return !any_rank(ranks_, !reporter.report(0)); });
+                     [&](int, int) { return !any_rank(ranks_, !reporter.report_preparing()); });
       } catch (const CancelledError&) {
         throw CancelledError(message("[", names_.trainer, "] cancelled while thresholds were looked for; checkpoints are as they were"));
       }
@@ -253,6 +253,7 @@ class RolloutTrainer {
     add_rollout_settings(s, options_);
     objective_.add_settings(s);
     s["thresholds"] = rollout_.rollout().thresholds();
+    add_shared_settings(state, options_.optimizer, options_.more_settings);
     add_optimizer_buffers(state, store_, optimizer_, ema_);
     state.buffers.push_back({"counters", counters.values()});
     return state;

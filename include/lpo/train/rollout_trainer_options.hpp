@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,7 @@ struct RolloutTrainerOptions {
   std::uint64_t seed = 42;
   std::string output_dir;
   bool resume = false;
+  std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
   /// Called after each iteration with its line of the log; on rank 0 only.
   std::function<void(index_t iteration, const MetricValues&)> on_metrics;
   /// Adds files of its own to a checkpoint's folder; on rank 0 only.
