@@ -17,12 +17,12 @@ namespace bench {
 using lpo::Cuda;
 using lpo::index_t;
 
-/// What contexts start from: the environment variable LPO_BENCH_CUDNN (never, fastest) sets CudaOptions::cudnn.
+/// What contexts start from: the environment variable LPO_BENCH_CUDNN (same_bits, fastest) sets CudaOptions::cudnn.
 inline lpo::CudaOptions options() {
   lpo::CudaOptions options;
   const char* set = std::getenv("LPO_BENCH_CUDNN");
   const std::string_view use = set == nullptr ? "" : set;
-  if (use == "never") options.cudnn = lpo::CudnnUse::never;
+  if (use == "same_bits") options.cudnn = lpo::CudnnUse::same_bits;
   if (use == "fastest") options.cudnn = lpo::CudnnUse::fastest;
   return options;
 }

@@ -33,7 +33,7 @@ struct CudaOptions {
   bool synchronize = false; ///< wait after every kernel, so that an error names the kernel that caused it
   bool time_kernels = false;  ///< keep what kernel_times() reports; costs an event per launch
   bool time_products = true;  ///< the algorithm of a large 16-bit product is chosen by time, among those with the same bits
-  CudnnUse cudnn = CudnnUse::same_bits;
+  CudnnUse cudnn = CudnnUse::never;  ///< the default until a GPU has run the others
   bool graphs = true;  ///< RepeatedWork is captured and replayed; not where synchronize or time_kernels is on
 };
 
