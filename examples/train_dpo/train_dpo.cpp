@@ -64,6 +64,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
         lpo::message("[train_dpo] --resolution is ", job.resolution, "; this model draws multiples of ", multiple));
   job.trainer = trainer_options(o);
   job.trainer.prediction_type = job.schedule.prediction_type;
+  job.trainer.more_settings["resolution"] = lpo::message(job.resolution);
   return job;
 }
 
