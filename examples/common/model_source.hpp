@@ -2,7 +2,9 @@
 // ModelSource: the model that a program was given, a diffusers folder or a single file, and what programs ask of it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -73,6 +75,18 @@ inline lpo::ClipVocabulary read_vocabulary(const std::string& path) {
   if (path.ends_with(".json")) return lpo::read_clip_vocabulary(lpo::detail::directory_of(path));
   if (lpo::file_exists(path)) return lpo::clip_vocabulary_of_merges(lpo::read_gzip_file(path), path);
   return lpo::read_clip_vocabulary(path);
+}
+
+/// Tells weights from others: FNV-1a of the first bytes of every tensor.
+inline std::string weights_mark(const lpo::TensorTable& weights) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  const auto keys = weights.keys();
+  for (const std::string& key : keys) {
+    const lpo::TensorInfo& info = weights.info(key);
+    for (std::size_t i = 0; i < std::min(info.bytes, std::size_t{64}); ++i)
+      hash = (hash ^ std::to_integer<std::uint64_t>(info.data[i])) * 0x100000001b3u;
+  }
+  return lpo::message(keys.size(), " tensors, ", hash);
 }
 
 /// Copies share an open single file.

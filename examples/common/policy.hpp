@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <lpo/io/json.hpp>
 #include <lpo/io/lora.hpp>
 
 #include "model_source.hpp"
@@ -37,9 +39,8 @@ struct Policy {
 
   explicit Policy(PolicySettings settings) : text(settings.model.tokenizers(F)), settings_(std::move(settings)) {
     if (!settings_.full_finetuning) {
-      const double alpha = settings_.lora_alpha > 0 ? settings_.lora_alpha : static_cast<double>(settings_.rank);
       const int adapted = lpo::enable_lora<T, Device>(
-          unet, settings_.rank, static_cast<float>(alpha),
+          unet, settings_.rank, static_cast<float>(lora_alpha()),
           [&](const auto& name) { return lpo::is_lora_target(name, settings_.lora_targets); });
       if (adapted == 0) {
         std::string targets;
@@ -56,6 +57,16 @@ struct Policy {
   }
 
   bool trains(const std::string& name) const { return reference ? name.starts_with("unet.") : lpo::is_lora_name(name); }
+
+  /// What a resumed run must find as it was.
+  std::map<std::string, std::string> resume_settings() const {
+    std::map<std::string, std::string> list{{"model_weights", weights_mark(settings_.model.weights("unet", F))},
+                                            {"storage", std::string(lpo::dtype_name(lpo::dtype_of<T>()))}};
+    if (reference) return list;
+    for (const std::string& one : settings_.lora_targets) list["lora_targets"] += one + " ";
+    list["lora_alpha"] = lpo::OrderedJson(lora_alpha()).dump();
+    return list;
+  }
 
   void read() {
     store.allocate([&](const std::string& name) { return trains(name); });
@@ -83,6 +94,10 @@ struct Policy {
   }
 
  private:
+  double lora_alpha() const {
+    return settings_.lora_alpha > 0 ? settings_.lora_alpha : static_cast<double>(settings_.rank);
+  }
+
   PolicySettings settings_;
 };
 

@@ -30,6 +30,7 @@ void train_policy(const Processes& processes, const std::string& folder, Policy<
   auto trainer = make([&](auto& options) {
     options.on_metrics = [&](lpo::index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
     options.checkpoint_files = [&](const std::string& into) { save_checkpoint(into); };
+    options.more_settings.merge(policy.resume_settings());
   });
   if (policy.reference) trainer.set_reference(*policy.reference);
   using Averages = WithAverages<std::remove_pointer_t<decltype(trainer.ema())>>;
@@ -38,7 +39,7 @@ void train_policy(const Processes& processes, const std::string& folder, Policy<
   ProgressBar bar;
   lpo::index_t drawn_at = -1;
   const auto progress = [&](const lpo::Progress& p) {
-    if (!processes.first()) return bar(p);
+    if (!processes.first() || p.preparing) return bar(p);
     if (!events) events = std::make_unique<EventWriter>(folder, p.first_step);
     const bool go_on = bar(p);
     const std::optional<lpo::index_t> count = picture_count(p);
@@ -46,7 +47,7 @@ void train_policy(const Processes& processes, const std::string& folder, Policy<
     drawn_at = p.step;
     const Averages averages(trainer.ema());
     try {
-      for (const auto& picture : validation.draw(*count))
+      for (const auto& picture : validation.draw(*count, p.first_step > 0))
         events->picture(p.step, picture.tag, picture.height, picture.width, picture.png);
     } catch (const lpo::CancelledError&) {
       return false;

@@ -57,9 +57,9 @@ class ValidationPictures {
 
   bool wanted() const { return settings_.wanted(); }
 
-  /// Pictures after `count` units of training; those that are there already are read. CancelledError on Ctrl-C, without
-  /// half a set.
-  std::vector<Picture> draw(lpo::index_t count) {
+  /// Pictures after `count` units of training. A `resumed` run reads those that it has drawn already, if they are of
+  /// these settings. CancelledError on Ctrl-C, without half a set.
+  std::vector<Picture> draw(lpo::index_t count, bool resumed) {
     std::vector<Picture> pictures;
     if (!wanted()) return pictures;
     char number[32];
@@ -73,9 +73,10 @@ class ValidationPictures {
         Picture picture;
         const std::string path = lpo::message(folder, "/", p, "-", i, ".png");
         picture.tag = lpo::message("validation/", p, "-", i);
-        if (!lpo::file_exists(path)) {
+        const std::string text = parameters(prompts[p], i, count);
+        if (!resumed || !lpo::file_exists(path) || !has_parameters(path, text)) {
           if (drawn.empty()) drawn = draw_prompt(prompts[p]);
-          lpo::write_png(path, drawn[static_cast<std::size_t>(i)], {{"parameters", parameters(prompts[p], i, count)}});
+          lpo::write_png(path, drawn[static_cast<std::size_t>(i)], {{"parameters", text}});
         }
         picture.png = lpo::read_text_file(path);
         picture.width = picture.height = settings_.resolution;
@@ -86,6 +87,11 @@ class ValidationPictures {
   }
 
  private:
+  static bool has_parameters(const std::string& path, const std::string& text) {
+    const auto texts = lpo::read_png(path).texts;
+    return !texts.empty() && texts[0].keyword == "parameters" && texts[0].text == text;
+  }
+
   std::string parameters(const std::string& prompt, int image, lpo::index_t count) const {
     char guidance[32];
     std::snprintf(guidance, sizeof guidance, "%g", settings_.guidance_scale);

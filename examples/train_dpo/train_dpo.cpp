@@ -54,6 +54,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   job.resolution = examples::training_resolution("train_dpo", o.resolution, model, family, predicted);
   job.trainer = trainer_options(o);
   job.trainer.prediction_type = job.schedule.prediction_type;
+  job.trainer.more_settings["resolution"] = lpo::message(job.resolution);
   return job;
 }
 

@@ -19,7 +19,13 @@ template <const examples::ModelFamily& F, class T, class Make>
 void train(const Job& job, examples::Policy<F, T>& policy, examples::ValidationPictures<F, T>& validation,
            const lpo::PromptTokens& tokens, const Make& make) {
   Results results(job);
-  examples::train_policy(job.processes, job.options.output_dir, policy, validation, tokens, results, make,
+  const auto make_resumable = [&](const auto& add_hooks) {
+    return make([&](auto& options) {
+      add_hooks(options);
+      options.more_settings.merge(resume_settings(job));
+    });
+  };
+  examples::train_policy(job.processes, job.options.output_dir, policy, validation, tokens, results, make_resumable,
                          [&](const lpo::Progress& p) {
                            const index_t epoch = p.step / job.iterations_per_epoch;
                            const bool due = p.step % job.iterations_per_epoch == 0 &&

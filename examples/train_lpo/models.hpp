@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -101,6 +102,23 @@ struct PreferenceRater {
     return std::move(tokenizers.front());
   }
 };
+
+/// What a resumed run must find as it was, besides the policy: what rates, and what both are told.
+inline std::map<std::string, std::string> resume_settings(const Job& job) {
+  const Options& o = job.options;
+  std::map<std::string, std::string> list{
+      {"resolution", lpo::message(job.resolution)},
+      {"prediction_type", std::string(lpo::name_of(job.schedule.prediction_type))},
+      {"sdxl_uncond", o.sdxl_uncond},
+      {"rater_weights",
+       examples::weights_mark(job.is("spo") ? lpo::detail::open_clip_weights(o.preference_model)
+                                            : lpo::open_checkpoint(o.lrm + "/unet", "diffusion_pytorch_model"))}};
+  if (!job.is("spo")) {
+    list["lrm_guidance"] = lpo::OrderedJson(o.lrm_guidance).dump();
+    list["lrm_multi_scale"] = lpo::message(o.lrm_multi_scale, ", with guidance ", o.lrm_multi_scale_cfg);
+  }
+  return list;
+}
 
 /// Token ids of all prompts for both text sides.
 template <class PolicyText, class RewardText>

@@ -124,6 +124,8 @@ int train(const Job& job) {
   auto encoder = reward->encoder(job.resolution);
   std::unique_ptr<examples::EventWriter> events;
   lpo::LrmTrainerOptions options = o.training;
+  options.more_settings = {{"resolution", lpo::message(job.resolution)},
+                           {"model_weights", examples::weights_mark(job.model.weights("unet", F))}};
   options.on_metrics = [&](index_t step, const lpo::MetricValues& values) { events->scalars(step, values); };
   lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
                           examples::make_ranks(context, job.processes));

@@ -49,6 +49,8 @@ const std::vector<std::string> validated = {"--validation_prompt", "a red circle
 
 TEST_CASE("train_lpo writes a LoRA with which txt2img draws what validation drew, and everything about the run") {
   const Setting setting;
+  lpo::make_directories(setting.directory.file("out/validation/epoch-000"));
+  lpo::write_png(setting.directory.file("out/validation/epoch-000/0-0.png"), lpo::RgbImage(32, 32));  // of another run
   const auto run = setting.train("out", validated);
   CAPTURE(run.printed);
   REQUIRE(run.status == 0);
@@ -325,12 +327,27 @@ TEST_CASE("train_lpo says what is wrong") {
   CHECK(twice.status == 1);
   CHECK(has_part(twice.printed,
                  "used has checkpoints of an earlier run; go on with it with --resume, or name another folder"));
-  const auto changed = setting.train("used", {"--resume", "--beta", "7"});
-  CHECK(changed.status == 1);
-  CHECK(has_part(changed.printed, "beta: saved 500"));
-  CHECK(has_part(changed.printed, "use the saved settings, or another output folder"));
+  const auto weaker = setting.train("used", {"--resume", "--beta", "7"});
+  CHECK(weaker.status == 1);
+  CHECK(has_part(weaker.printed, "beta: saved 500"));
+  CHECK(has_part(weaker.printed, "use the saved settings, or another output folder"));
   const auto others =
       setting.train("used", {"--resume", "--prompt_file", setting.directory.write("o.txt", "a red circle\n")});
   CHECK(has_part(others.printed, "prompts: saved \"4 prompts, "));
+  const auto resumed_with = [&](const std::vector<std::string>& more, const char* difference) {
+    const auto refused = setting.train("used", changed(more, {"--resume"}));
+    CHECK(refused.status == 1);
+    CHECK_MESSAGE(has_part(refused.printed, difference), refused.printed);
+  };
+  resumed_with({"--lora_alpha", "7"}, "lora_alpha: saved \"2.0\", now \"7.0\"");
+  resumed_with({"--lora_targets", "to_k,to_v,to_q,to_out.0"}, "lora_targets: saved");
+  resumed_with({"--lrm_guidance", "2"}, "lrm_guidance: saved \"7.5\", now \"2.0\"");
+  resumed_with({"--prediction_type", "v_prediction"}, "prediction_type: saved");
+  resumed_with({"--adam_beta1", "0.5"}, "adam_betas: saved [0.9,0.999], now [0.5,0.999]");
+  const auto past = setting.train("used", {"--resume", "--max_train_iterations", "1"});
+  CAPTURE(past.printed);
+  CHECK(past.status == 0);
+  CHECK(has_part(past.printed, "4/1"));
+  CHECK(has_part(past.printed, "(was finished already)"));
 }
 #endif
