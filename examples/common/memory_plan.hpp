@@ -24,6 +24,14 @@ inline std::string memory_text(double bytes) {
   return text;
 }
 
+/// Bytes beside one trained weight of type T: its gradient, AdamW's two moments, the float copy of a 16-bit weight, and the
+/// moving average with what is set aside while a 16-bit weight and its average change places.
+template <class T>
+double optimizer_bytes(bool average) {
+  constexpr double is_short = sizeof(T) < sizeof(float) ? 1 : 0;
+  return sizeof(T) + 8 + 4 * is_short + (average ? 4 + sizeof(T) * is_short : 0);
+}
+
 /// Numbers of floats in memory at once without gradients, roughly: every skip connection of the UNet, and the widest
 /// layer's inputs and outputs (a transformer's feed-forward is 8 widths, its queries, keys, values, norms and sums 9; a
 /// resnet's concatenated input and the rest 8).

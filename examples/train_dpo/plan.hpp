@@ -55,7 +55,7 @@ void print_plan(const Job& job) {
   double trained = 0;
   for (const auto& entry : policy->store.entries())
     if (policy->trains(entry.name)) trained += static_cast<double>(entry.parameter->size());
-  const double optimizer = trained * (sizeof(T) + 8.0 + (sizeof(T) < 4 ? 4.0 : 0.0) + (o.ema_decay > 0 ? 4.0 : 0.0));
+  const double optimizer = trained * examples::optimizer_bytes<T>(o.ema_decay > 0);
   std::printf("training       %12.0f %12s  gradients, moments%s\n", trained, examples::memory_text(optimizer).c_str(),
               o.ema_decay > 0 ? ", average" : "");
 

@@ -70,8 +70,7 @@ void print_run(const Job& job) {
   double trained = 0;
   for (const auto& entry : policy->store.entries())
     if (policy->trains(entry.name)) trained += static_cast<double>(entry.parameter->size());
-  const double masters = sizeof(T) < 4 ? 4 : 0;
-  const double optimizer = trained * (sizeof(T) + 8.0 + masters + (o.ema_decay > 0 ? 4.0 : 0.0));
+  const double optimizer = trained * examples::optimizer_bytes<T>(o.ema_decay > 0);
   std::printf("training       %12.0f %12s  gradients, moments%s\n", trained, examples::memory_text(optimizer).c_str(),
               o.ema_decay > 0 ? ", average" : "");
 

@@ -63,7 +63,7 @@ struct LrmTrainerOptions {
   std::uint64_t seed = 42;
   std::string title = "LRM training";  ///< of Progress::stage
   std::string output_dir;              ///< checkpoints and metrics.jsonl; empty = nothing is written
-  bool resume = false;     ///< continue from the newest checkpoint in output_dir
+  bool resume = false;  ///< go on from the newest checkpoint; without it a folder that has checkpoints is refused
   std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
   std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line; on rank 0 only
 };

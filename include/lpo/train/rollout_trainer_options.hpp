@@ -49,7 +49,7 @@ struct RolloutTrainerOptions {
   int checkpoints_total_limit = 2;       ///< how many are kept; 0 = all
   std::uint64_t seed = 42;
   std::string output_dir;
-  bool resume = false;
+  bool resume = false;  ///< go on from the newest checkpoint; without it a folder that has checkpoints is refused
   std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
   /// Called after each iteration with its line of the log; on rank 0 only.
   std::function<void(index_t iteration, const MetricValues&)> on_metrics;
