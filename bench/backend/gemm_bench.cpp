@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Matrix products in the three forms that a linear layer needs, as a fraction of the FMA peak; Eigen's float product
 // beside.
+#include <Eigen/Core>
 #include <vector>
 
 #include <lpo/backend/cpu/gemm.hpp>
