@@ -36,6 +36,7 @@ endif()
 
 # Libraries that only programs use, each where it is installed.
 find_package(CLI11 QUIET)
+find_package(tomlplusplus QUIET)
 find_package(LibArchive QUIET)
 foreach(library IN ITEMS lpo::png lpo::jpeg CLI11::CLI11 LibArchive::LibArchive)
   if(TARGET ${library})

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Shared by tools/test and tools/demo: installs what is missing (Debian, Ubuntu) and chooses generator and job count.
 
-build_packages=(libeigen3-dev nlohmann-json3-dev libpng-dev libjpeg-dev libcli11-dev libarchive-dev)
+build_packages=(libeigen3-dev nlohmann-json3-dev libpng-dev libjpeg-dev libcli11-dev libtomlplusplus-dev libarchive-dev)
 build_commands=(g++:g++ cmake:cmake ninja:ninja-build python3:python3)
 test_packages=(doctest-dev libbenchmark-dev libxtensor-dev zlib1g-dev openmpi-bin libopenmpi-dev)
 test_commands=(clang++:clang)

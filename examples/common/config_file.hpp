@@ -2,141 +2,80 @@
 // Settings of a run as a TOML file: read with --config, and written back as they came out.
 #pragma once
 
-#include <algorithm>
 #include <charconv>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <istream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <toml++/toml.h>
 #include <CLI/CLI.hpp>
 
+#include <lpo/base/error.hpp>
 #include <lpo/io/file.hpp>
-#include <lpo/io/unicode.hpp>
 
 namespace examples {
 
 namespace detail {
 
-/// The TOML of settings: lines `key = value`, where a value is a text in quotes, a word without (a number, true, false),
-/// or a list of these. CLI::ConfigError names the line.
-class TomlSettings {
- public:
-  explicit TomlSettings(std::string text) : text_(std::move(text)) {}
+/// The shortest digits that give the number back.
+inline std::string number_text(double number) {
+  char digits[32];
+  return std::string(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
+}
 
-  std::vector<CLI::ConfigItem> read() {
-    std::vector<CLI::ConfigItem> items;
-    for (skip_lines(); at_ < text_.size(); skip_lines()) {
-      if (peek() == '[') fail("has a section; settings are lines `key = value`");
-      CLI::ConfigItem item;
-      item.name = CLI::detail::trim_copy(word("=#\n"));
-      CLI::detail::remove_quotes(item.name);
-      if (!take('=')) fail("expected `key = value`, found `" + item.name + "`");
-      skip_spaces();
-      if (take('[')) {
-        for (skip_lines(); !take(']'); skip_lines()) {
-          item.inputs.push_back(value(",]#\n"));
-          skip_lines();
-          if (!take(',') && peek() != ']') fail("expected , or ] after `" + item.inputs.back() + "`");
-        }
-      } else {
-        item.inputs.push_back(value("#\n"));
-      }
-      skip_spaces();
-      if (peek() != '#' && peek() != '\n' && at_ < text_.size()) fail("expected the line to end after the value");
-      if (!items.empty() && items.back().name == item.name)
-        items.back().inputs.insert(items.back().inputs.end(), item.inputs.begin(), item.inputs.end());
-      else if (!item.inputs.empty())
-        items.push_back(std::move(item));
-    }
-    return items;
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw CLI::ConfigError(lpo::message("--config: line ", line_, ": ", what));
-  }
-
-  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-  bool take(char wanted) {
-    if (at_ >= text_.size() || text_[at_] != wanted) return false;
-    if (text_[at_++] == '\n') ++line_;
-    return true;
-  }
-  void skip_spaces() {
-    while (take(' ') || take('\t') || take('\r')) {
-    }
-  }
-  /// To what comes next, over comments and ends of lines.
-  void skip_lines() {
-    for (skip_spaces(); peek() == '#' || peek() == '\n'; skip_spaces()) {
-      if (peek() == '#') word("\n");
-      take('\n');
-    }
-  }
-  std::string word(const char* ends) {
-    const std::size_t begin = std::exchange(at_, std::min(text_.find_first_of(ends, at_), text_.size()));
-    return text_.substr(begin, at_ - begin);
-  }
-
-  std::string value(const char* ends) {
-    const bool plain = take('\'');
-    if (!plain && !take('"')) {
-      const std::string bare = CLI::detail::trim_copy(word(ends));
-      if (bare.empty()) fail("expected a value");
-      return bare;
-    }
-    std::string text;
-    while (!take(plain ? '\'' : '"')) {
-      if (at_ >= text_.size() || peek() == '\n') fail("expected the text to end with its quote");
-      const char c = text_[at_++];
-      text += c == '\\' && !plain ? escaped() : std::string(1, c);
-    }
-    return text;
-  }
-
-  /// What follows a backslash.
-  std::string escaped() {
-    constexpr std::string_view letters = "btnfr\"\\", meanings = "\b\t\n\f\r\"\\";
-    const char letter = peek();
-    ++at_;
-    if (const std::size_t found = letters.find(letter); found != letters.npos) return std::string(1, meanings[found]);
-    const std::size_t digits = letter == 'u' ? 4 : letter == 'U' ? 8 : 0;
-    std::uint32_t code = 0;
-    if (digits == 0 || at_ + digits > text_.size() ||
-        std::from_chars(text_.data() + at_, text_.data() + at_ + digits, code, 16).ptr != text_.data() + at_ + digits ||
-        code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
-      fail("expected one of b t n f r \" \\ uXXXX UXXXXXXXX after a backslash; in '...' it stands for itself");
-    at_ += digits;
-    return lpo::detail::encode_utf8(std::u32string(1, code));
-  }
-
-  std::string text_;
-  std::size_t at_ = 0;
-  int line_ = 1;
-};
+/// A value of a setting as the command line would have it. CLI::ConfigError when it is a table or a date.
+inline std::string setting_text(std::string_view key, const toml::node& node) {
+  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* flag = node.as_boolean()) return flag->get() ? "true" : "false";
+  if (const auto* whole = node.as_integer()) return std::to_string(whole->get());
+  if (const auto* number = node.as_floating_point()) return number_text(number->get());
+  throw CLI::ConfigError(lpo::message("--config: line ", node.source().begin.line, ": ", key,
+                                      " is no text, number, true or false; settings are lines `key = value`"));
+}
 
 /// CLI11's own reader ends values at a # or a comma inside a text, and knows no escapes.
 class TomlConfig : public CLI::ConfigBase {
  public:
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
-    return TomlSettings(std::string(std::istreambuf_iterator<char>(input), {})).read();
+    std::vector<CLI::ConfigItem> settings;
+    try {
+      for (const auto& [key, node] : toml::parse(input)) {
+        CLI::ConfigItem setting;
+        setting.name = std::string(std::string_view(key));
+        if (const auto* list = node.as_array())
+          for (const toml::node& one : *list) setting.inputs.push_back(setting_text(key, one));
+        else
+          setting.inputs.push_back(setting_text(key, node));
+        if (!setting.inputs.empty()) settings.push_back(std::move(setting));
+      }
+    } catch (const toml::parse_error& error) {
+      throw CLI::ConfigError(lpo::message("--config: line ", error.source().begin.line, ": ", error.description()));
+    }
+    return settings;
   }
 };
 
+/// Whether `value` is a number that setting_text() gives back as it is.
+inline bool is_plain_number(const std::string& value) {
+  const char *begin = value.data(), *end = begin + value.size();
+  std::int64_t whole = 0;
+  if (const auto read = std::from_chars(begin, end, whole); read.ptr == end && read.ec == std::errc())
+    return std::to_string(whole) == value;
+  double number = 0;
+  const auto read = std::from_chars(begin, end, number);
+  return read.ptr == end && read.ec == std::errc() && value.find_first_of(".e") != value.npos &&
+         number_text(number) == value;
+}
+
 /// As TOML: numbers, true and false without quotes, everything else with.
 inline std::string toml_value(const std::string& value) {
-  char* end = nullptr;
-  std::strtod(value.c_str(), &end);
-  const bool number = !value.empty() && *end == '\0' && value.find_first_not_of("0123456789+-.eE") == std::string::npos;
-  if (number || value == "true" || value == "false") return value;
+  if (is_plain_number(value) || value == "true" || value == "false") return value;
   std::string text = "\"";
   for (const char c : value) {
     char code[8];
