@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -44,26 +43,6 @@ struct EncodeReport {
   lpo::PreferenceCounts counts;
   index_t unlabelled = 0, images = 0, encoded = 0;
 };
-
-/// A number that other weights do not have: FNV-1a over names and bytes, eight at a time.
-inline std::string weights_fingerprint(const lpo::TensorTable& weights) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  const auto add = [&](std::uint64_t word) { hash = (hash ^ word) * 0x100000001b3u; };
-  for (const std::string& key : weights.keys()) {
-    for (const char c : key) add(static_cast<unsigned char>(c));
-    const auto& info = weights.info(key);
-    std::size_t at = 0;
-    for (; at + 8 <= info.bytes; at += 8) {
-      std::uint64_t word;
-      std::memcpy(&word, info.data + at, 8);
-      add(word);
-    }
-    for (; at < info.bytes; ++at) add(std::to_integer<std::uint64_t>(info.data[at]));
-  }
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
-}
 
 /// What the posteriors of a set depend on.
 inline lpo::OrderedJson cache_settings(const PairSettings& pairs, const ModelFamily& family) {
