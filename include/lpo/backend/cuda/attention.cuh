@@ -3,7 +3,7 @@
 #pragma once
 
 #include <lpo/backend/cuda/attention_backward.cuh>
-#include <lpo/backend/cuda/attention_warpgroup_forward.cuh>
+#include <lpo/backend/cuda/attention_few_keys.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -310,6 +310,8 @@ struct Attention<Cuda> {
         const detail::HeadRows<const T> queries{q, shape.q_row, shape.queries}, keys{k, shape.k_row, shape.keys};
         const detail::HeadRows<const T> values{v, shape.v_row, shape.keys};
         const detail::HeadRows<T> results{out, shape.out_row, shape.queries};
+        if (detail::prefers_warpgroups<T>(shape) && detail::prefers_few_keys(shape))
+          return detail::attention_forward_few_keys(context, shape, queries, keys, values, results, log_sum_exp);
         if (detail::prefers_warpgroups<T>(shape))
           return detail::attention_forward_warpgroups(context, shape, queries, keys, values, results, log_sum_exp);
         return detail::attention_forward_streaming<T>(context, {shape, queries, keys, values, results, log_sum_exp});

@@ -278,7 +278,6 @@ void with_warpgroup_plan(const kernel::AttentionShape& shape, Body&& body) {
     if constexpr (Width == 40) {
       body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
     } else if constexpr (Width == 64) {
-      if (shape.keys <= short_keys) return body(width, AttentionWarpgroupPlan<1, short_keys, 3, false, false, false>{});
       if (shape.keys >= 2048) return body(width, AttentionWarpgroupPlan<3, 128, 1, false, false, true>{});
       body(width, AttentionWarpgroupPlan<1, 64, 3, true, true, false>{});
     } else if constexpr (Width == 80) {

@@ -129,9 +129,10 @@ __device__ __forceinline__ void copy_box_back(const CUtensorMap& map, const void
                : "memory");
 }
 __device__ __forceinline__ void copy_source_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-/// The shared memory that this thread's copies read may be used again, or end.
+/// The shared memory that this thread's copies read may be used again, or end; but for those since the last Later calls.
+template <int Later = 0>
 __device__ __forceinline__ void wait_for_copied_source() {
-  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read %0;" ::"n"(Later) : "memory");
 }
 
 /// Whether this program's code for the device holds `kernel`'s body, where only sm_90a code has one: its barriers, in
