@@ -28,6 +28,7 @@ struct AttentionGradientArguments {
   bool accumulate, accumulate_values;
   float* partial = nullptr;  ///< [split][dk, dv][pair][key][width]; null: one share, straight to the targets
   index_t share = 0;         ///< columns of a split, a multiple of the tile
+  bool after_terms = true;   ///< launched right after the kernel that writes the terms; else that one is done
 };
 
 /// Registers decide which left operands are kept in them; the others are read from shared memory again for every chunk.
@@ -185,6 +186,8 @@ __global__ void __launch_bounds__(attention_threads, 2)
   T* const row_tile = reinterpret_cast<T*>(attention_memory);
   auto* const term_tile = reinterpret_cast<QueryTerms<float>*>(attention_memory + 2 * row_bytes + 4 * column_bytes);
 
+  if (p.after_terms) wait_for_kernels_before();
+  let_next_kernel_start();
   const int length = static_cast<int>(p.rows.length), tiles = (length + RowTile - 1) / RowTile;
   const int split = static_cast<int>(blockIdx.x) / tiles, first = static_cast<int>(blockIdx.x) % tiles * RowTile;
   const index_t head = blockIdx.y, batch = blockIdx.z, pair = batch * p.shape.heads + head;
@@ -255,6 +258,7 @@ __global__ void __launch_bounds__(attention_threads, 2)
                                 count, causal, diagonal);
   }
 
+  if (!p.after_terms) wait_for_kernels_before();
   const int count = length - first - warp_row;
   if (p.partial != nullptr) {
     const index_t pairs = p.shape.batch * p.shape.heads;
@@ -322,7 +326,7 @@ void launch_attention_gradient(Context<Cuda>& context, AttentionGradientArgument
   }
   const dim3 grid(row_tiles * static_cast<unsigned>(splits), static_cast<unsigned>(p.shape.heads),
                   static_cast<unsigned>(p.shape.batch));
-  context.launch("attention_gradient_streaming_kernel", {grid, attention_threads, bytes},
+  context.launch("attention_gradient_streaming_kernel", {grid, attention_threads, bytes, 1, true},
                  attention_gradient_streaming_kernel<T, Width, Tiles, ByKeys>, p);
   if (splits == 1) return;
   const dim3 sums(blocks_for(pairs * p.shape.keys * p.shape.width, 256), 2);
@@ -345,7 +349,7 @@ void attention_backward_streaming(Context<Cuda>& context, const kernel::Attentio
     if ((dk != nullptr || dv != nullptr) && shape.keys > 0)
       launch_attention_gradient<Width, Width <= 64 ? 2 : 1, true, T>(
           context, {shape, keys, values, queries, slopes, terms, HeadRows<T>{dk, shape.k_row, shape.keys},
-                    HeadRows<T>{dv, shape.v_row, shape.keys}, accumulate_k, accumulate_v});
+                    HeadRows<T>{dv, shape.v_row, shape.keys}, accumulate_k, accumulate_v, nullptr, 0, dq == nullptr || shape.queries == 0});
   });
 }
 

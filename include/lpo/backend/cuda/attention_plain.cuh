@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(256)
     attention_terms_kernel(kernel::AttentionShape shape, const T* out, const T* dout, const compute_t<T>* log_sum_exp,
                            float level_scale, QueryTerms<compute_t<T>>* terms, index_t terms_stride) {
   using Number = compute_t<T>;
+  let_next_kernel_start();
   const unsigned heads = static_cast<unsigned>(shape.heads), row = blockIdx.x * 32 + threadIdx.x / 8;
   const unsigned query = row / heads, head = row % heads;  // in the order of memory
   const bool there = query < shape.queries;

@@ -2,6 +2,8 @@
 // Gradient of attention of 16-bit heads on Hopper GPUs: warpgroup products on tiles from the bulk tensor copy engine.
 #pragma once
 
+#include <utility>
+
 #include <lpo/backend/cuda/attention_warpgroup.cuh>
 
 namespace lpo::inline LPO_ABI {
@@ -26,6 +28,7 @@ struct AttentionGradientWarpgroupArguments {
   index_t terms_stride;              ///< of a head: a multiple of the tile, so that whole tiles can be copied
   HeadRows<T> target, value_target;  ///< dq; or dk and dv, of which one may be null
   bool accumulate, accumulate_values;
+  bool after_terms;  ///< launched right after the kernel that writes the terms; else that one is done
 };
 
 /// What a launch sums: dq, dk, dv, or dk and dv.
@@ -145,6 +148,8 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 2>::thre
     barrier_init_fence();
   }
   __syncthreads();
+  if (p.after_terms) wait_for_kernels_before();
+  let_next_kernel_start();
   const int first = static_cast<int>(blockIdx.x) * 64 * Plan::groups, head = static_cast<int>(blockIdx.y);
   const int batch = static_cast<int>(blockIdx.z), tiles = (p.column_length + Tile - 1) / Tile;
   const QueryTerms<float>* const terms =
@@ -223,6 +228,7 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 2>::thre
     warpgroup_wait<0>();
 
     meet(own_barrier + group, 128);  // the warpgroup is done with its rows
+    if (!p.after_terms) wait_for_kernels_before();
     const auto write = [&](float(&sums)[Width / 2], float factor, const HeadRows<T>& target, bool accumulate,
                            unsigned char* tile) {
       if (target.data == nullptr) return;
@@ -256,20 +262,20 @@ void launch_attention_gradient_warpgroups(Context<Cuda>& context, const kernel::
                                           const HeadRows<const T>& columns, const HeadRows<const T>& column_slopes,
                                           const QueryTerms<float>* terms, index_t terms_stride,
                                           const HeadRows<T>& target, bool accumulate, const HeadRows<T>& value_target,
-                                          bool accumulate_values) {
+                                          bool accumulate_values, bool after_terms) {
   using Layout = AttentionWarpgroupLayout<Width, Plan, 2>;
   const dim3 grid(blocks_for(rows.length, 64 * Plan::groups), static_cast<unsigned>(shape.heads),
                   static_cast<unsigned>(shape.batch));
   const auto map_of = [&](const HeadRows<T>& written) {
     return written.data == nullptr ? CUtensorMap{} : head_map(written, shape, 64);
   };
-  context.launch("attention_gradient_warpgroup_kernel", {grid, Layout::threads, Layout::bytes},
+  context.launch("attention_gradient_warpgroup_kernel", {grid, Layout::threads, Layout::bytes, 1, true},
                  attention_gradient_warpgroup_kernel<T, Width, part, Plan>, head_map(rows, shape, 64), head_map(row_slopes, shape, 64),
                  head_map(columns, shape, Plan::column_tile), head_map(column_slopes, shape, Plan::column_tile), map_of(target),
                  map_of(value_target),
                  AttentionGradientWarpgroupArguments<T>{static_cast<int>(rows.length), static_cast<int>(columns.length),
                                                         static_cast<int>(shape.width), shape.scale, terms, terms_stride, target,
-                                                        value_target, accumulate, accumulate_values});
+                                                        value_target, accumulate, accumulate_values, after_terms});
 }
 
 /// Plans of dq, and of dk and dv: the fastest of those tried on an H100.
@@ -327,14 +333,16 @@ void attention_backward_warpgroups(Context<Cuda>& context, const kernel::Attenti
   with_tile_width(shape.width, [&](auto tile_width) {
     constexpr int Width = decltype(tile_width)::value;
     using Plans = AttentionGradientPlans<Width>;
+    bool after_terms = true;
     const auto by_keys = [&](auto part, const HeadRows<T>& keys_target, const HeadRows<T>& values_target) {
       launch_attention_gradient_warpgroups<Width, decltype(part)::value, typename Plans::Keys>(
           context, shape, keys, values, queries, slopes, terms, stride, keys_target, accumulate_k, values_target,
-          accumulate_v);
+          accumulate_v, std::exchange(after_terms, false));
     };
     if (dq != nullptr)
       launch_attention_gradient_warpgroups<Width, GradientPart::queries, typename Plans::Queries>(
-          context, shape, queries, slopes, keys, values, terms, stride, dq_rows, accumulate_q, no_target, false);
+          context, shape, queries, slopes, keys, values, terms, stride, dq_rows, accumulate_q, no_target, false,
+          std::exchange(after_terms, false));
     if constexpr (Width <= 80) {
       if (dk != nullptr || dv != nullptr)
         by_keys(std::integral_constant<GradientPart, GradientPart::keys_and_values>{}, dk_rows, dv_rows);

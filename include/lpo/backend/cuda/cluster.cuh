@@ -2,6 +2,7 @@
 // Clusters of Hopper GPUs: neighbouring blocks that run at the same time and reach each other's shared memory.
 #pragma once
 
+#include <lpo/backend/cuda/launch.cuh>
 #include <lpo/backend/cuda/numbers.cuh>
 
 namespace lpo::inline LPO_ABI {
@@ -14,12 +15,7 @@ inline constexpr int most_cluster_blocks = 8;
 template <class Kernel>
 bool has_clusters(Kernel* kernel) {
 #if defined(__CUDACC__)
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
-    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
-    return false;
-  }
-  return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+  return has_hopper_code(kernel);
 #else
   return kernel != nullptr;
 #endif

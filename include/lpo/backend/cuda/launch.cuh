@@ -13,6 +13,7 @@ struct LaunchShape {
   dim3 blocks, threads;
   std::size_t shared_bytes = 0;
   unsigned cluster = 1;  ///< neighbours along x that run together (cluster.cuh); divides blocks.x
+  bool early = false;    ///< may start before the kernel before it has ended: see let_next_kernel_start
 };
 
 namespace detail {
@@ -26,6 +27,34 @@ __device__ __forceinline__ unsigned char* launched_shared_memory() {
   return emulated_cuda::launched_shared_memory();
 #endif
 }
+
+// A kernel whose launch is `early` starts once all blocks of the kernel before it have let it start, or ended. It then runs
+// beside that kernel until it waits for it, which it does before it ends: work that is launched normally after it expects
+// both to be done. On Hopper and newer; elsewhere, and in other launches, both functions do nothing.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Until the kernels before have ended, and what they wrote is there.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#if defined(__CUDACC__)
+/// Whether this program's code for the device is that of Hopper or newer.
+template <class Kernel>
+bool has_hopper_code(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) {
+    cudaGetLastError();  // no code at all for this device: the launch that follows reports it
+    return false;
+  }
+  return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+}
+#endif
 
 /// Throws a DeviceError with `name` when the launch before failed and, with `synchronize`, when the work on the stream did.
 inline void expect_launched(const char* name, cudaStream_t stream, bool synchronize) {
@@ -45,14 +74,24 @@ void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stre
   // so a flag would have to be one of each unit too, and the call costs little against a launch.
   if (shape.shared_bytes > (std::size_t{32} << 10))
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)), name);
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = shape.cluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  const bool early = shape.early && has_hopper_code(kernel);
+  if (shape.cluster > 1 || early) {
+    cudaLaunchAttribute attributes[2]{};
+    unsigned count = 0;
+    if (shape.cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count].val.clusterDim.x = shape.cluster;
+      attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+      ++count;
+    }
+    if (early) {
+      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[count].val.programmaticStreamSerializationAllowed = 1;
+      ++count;
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = shape.blocks, config.blockDim = shape.threads, config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = stream, config.attrs = &cluster, config.numAttrs = 1;
+    config.stream = stream, config.attrs = attributes, config.numAttrs = count;
     cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
   } else {
     kernel<<<shape.blocks, shape.threads, shape.shared_bytes, stream>>>(arguments...);
