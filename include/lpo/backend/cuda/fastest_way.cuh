@@ -82,12 +82,14 @@ class EventTimer {
   std::array<cudaEvent_t, 2> events_{};
 };
 
-/// Times the ways 0 to ways - 1 and returns the fastest of those whose result has the `likeness` to that of way 0.
+/// Times the ways 0 to ways - 1 and returns the fastest of those whose result has the `likeness` to that of way 0, which
+/// it keeps unless another takes less than `worth` of its time: what is hardly faster is not worth a change.
 /// `run(way, to)` starts a way with its result of `bytes` bytes at `to`, where zeros are at first, and returns whether it
 /// could; way 0 always can. Results are compared after two runs, the second of which may add to what the first left.
 /// Waits. Returns 0 where there is no memory for two more results.
 template <class Run>
-int fastest_way(cudaStream_t stream, std::size_t bytes, int ways, const Likeness& likeness, const Run& run) {
+int fastest_way(cudaStream_t stream, std::size_t bytes, int ways, const Likeness& likeness, const Run& run,
+                float worth = 0.98f) {
   std::size_t free = 0, total = 0;
   cuda_check(cudaMemGetInfo(&free, &total), "choice by time");
   if (ways <= 1 || free < 4 * bytes) return 0;
@@ -114,7 +116,7 @@ int fastest_way(cudaStream_t stream, std::size_t bytes, int ways, const Likeness
         for (int repeat = 0; repeat < 2; ++repeat) runs = run(way, other.data()) && runs;
       }));
     if (!runs || time >= least) continue;
-    least = way == 0 ? 0.98f * time : time;  // what is hardly faster is not worth a change
+    least = way == 0 ? worth * time : time;
     fastest = way;
   }
   return fastest;
