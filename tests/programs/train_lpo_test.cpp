@@ -301,7 +301,7 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--resolution", "40"}, "[train_lpo] --resolution is 40; this model draws multiples of 16");
   says({"--eta", "0"}, "[train_lpo] --eta is 0; candidates differ by the noise");
   says({"--threshold_mode", "sigma", "--threshold_min", "0.6", "--threshold_max", "0.5"},
-       "minimum 0.600000, maximum 0.500000");
+       "minimum 0.6, maximum 0.5");
   says({"--threshold_mode", "sigma", "--threshold_table", "official20", "--num_inference_steps", "7"},
        "use ThresholdTable::closed_form");
   says({"--threshold_quantile", "0.5"}, "[train_lpo] --threshold_quantile finds thresholds that grow with the noise");

@@ -14,6 +14,7 @@
 
 #include <lpo/base/device.hpp>
 #include <lpo/base/extents.hpp>
+#include <lpo/base/fnv1a.hpp>
 #include <lpo/distributed/collectives.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/safetensors.hpp>
@@ -239,8 +240,7 @@ class CheckpointFolder {
 /// those of an earlier run would count as newer than this run's.
 template <class Ranks>
 bool begin_together(const CheckpointFolder& folder, bool resume, TrainingState& state, Ranks& ranks) {
-  std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
-  for (const char c : state.settings.dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  const std::uint64_t hash = Fnv1a().add(state.settings.dump()).value();
   for (const std::uint64_t other : gather_values(ranks, std::vector<std::uint64_t>{hash}))
     if (other != hash) throw ValueError("[Communicator] ranks have different options or data; start all of them alike");
   if (!resume && !folder.steps().empty())
