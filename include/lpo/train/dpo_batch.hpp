@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// DpoBatch: the rows of some pairs of a Diffusion-DPO step, on the host: noisy latents, what should be predicted, prompts.
+// DpoBatch: the rows of some pairs of a Diffusion-DPO step, on the host: noisy latents, targets, prompts.
 #pragma once
 
 #include <cmath>
@@ -36,7 +36,8 @@ struct DpoBatch {
 
   /// Pairs are given as (preferred, rejected); the first is number `number` of the step, which has one `noise`.
   DpoBatch(const NoiseSchedule& schedule, PredictionType prediction_type, const LatentPairs& data,
-           std::span<const LatentPairs::Pair> pairs, std::span<const Choice> choices, index_t number, const Noise& noise) {
+           std::span<const LatentPairs::Pair> pairs, std::span<const Choice> choices, index_t number,
+           const Noise& noise) {
     const auto n = static_cast<index_t>(pairs.size());
     for (int side = 0; side < 2; ++side)
       for (index_t i = 0; i < n; ++i) {
@@ -54,10 +55,11 @@ struct DpoBatch {
   index_t pairs() const { return static_cast<index_t>(timesteps.size() / 2); }
 
  private:
-  /// Appends sqrt(abar) x_0 + sqrt(1 - abar) n and what the network should predict for it. Both images of pair `number` of
-  /// a step get the same noise n; each draws x_0 from its own posterior. Micro-batches of any size see the same numbers.
-  void add_latents(const NoiseSchedule& schedule, PredictionType prediction_type, const LatentPairs& data, index_t image,
-                   int timestep, std::size_t number, int side, const Noise& keys) {
+  /// Appends sqrt(abar) x_0 + sqrt(1 - abar) n and what the network should predict for it. Both images of pair `number`
+  /// of a step get the same noise n; each draws x_0 from its own posterior. Micro-batches of any size see the same
+  /// numbers.
+  void add_latents(const NoiseSchedule& schedule, PredictionType prediction_type, const LatentPairs& data,
+                   index_t image, int timestep, std::size_t number, int side, const Noise& keys) {
     const auto size = static_cast<std::size_t>(data.latent_size());
     const auto normals = [&](const RandomKey& key, std::size_t row) {
       std::vector<float> values(size);

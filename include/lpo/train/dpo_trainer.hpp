@@ -15,11 +15,9 @@
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
 #include <lpo/optim/ema.hpp>
-#include <lpo/preference/diffusion_dpo_loss.hpp>
-#include <lpo/train/dpo_batch.hpp>
+#include <lpo/train/dpo_passes.hpp>
 #include <lpo/train/dpo_trainer_options.hpp>
 #include <lpo/train/finite_guard.hpp>
-#include <lpo/train/guided_denoiser.hpp>
 #include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/metrics.hpp>
@@ -46,8 +44,8 @@ class DpoTrainer {
 
   DpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, Text& text, const NoiseSchedule& schedule,
              DpoTrainerOptions options, Ranks ranks = {})
-      : ranks_(begin_alike(std::move(ranks), context, store)), context_(context), policy_(policy), store_(store), text_(text), schedule_(schedule), options_(std::move(options)),
-        tape_(context),
+      : ranks_(begin_alike(std::move(ranks), context, store)), context_(context), store_(store), text_(text), schedule_(schedule),
+        options_(std::move(options)), tape_(context), passes_(tape_, policy, store, options_),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
     if (store.trainable_size() == 0)
@@ -65,7 +63,7 @@ class DpoTrainer {
   }
 
   /// Uses another network as the reference (full fine-tuning).
-  void set_reference(UNet& reference) { reference_ = &reference; }
+  void set_reference(UNet& reference) { passes_.set_reference(reference); }
 
   /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out
   /// again.
@@ -238,7 +236,10 @@ class DpoTrainer {
       const auto first = static_cast<std::size_t>(begin), count = static_cast<std::size_t>(std::min(own.end - begin, size));
       const DpoBatch batch(schedule_, options_.prediction_type, data, pairs.subspan(first, count),
                            std::span<const DpoBatch::Choice>(choices).subspan(first, count), begin, noise);
-      add_gradients(data, batch, static_cast<double>(count) / static_cast<double>(pairs.size()), result.metrics);
+      encode_prompts(tape_, text_, std::span<const std::int32_t>(batch.token_ids), batch.pairs(), prompts_);
+      passes_.add_gradients(prompts_, batch, {data.height, data.width, data.channels},
+                            static_cast<double>(count) / static_cast<double>(pairs.size()), begin == own.begin,
+                            result.metrics);
     }
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
@@ -254,41 +255,15 @@ class DpoTrainer {
     return result;
   }
 
-  /// Forward and backward of some pairs of a step, whose mean loss counts `share`.
-  void add_gradients(const LatentPairs& data, const DpoBatch& batch, double share, DiffusionDpoMetrics& metrics) {
-    const Extents<4> extents{2 * batch.pairs(), data.height, data.width, data.channels};
-    const auto prompts = encode_prompts<T>(tape_, text_, std::span<const std::int32_t>(batch.token_ids), batch.pairs());
-    const auto latents = Tensor<Latent, 4, Device>::from(extents, batch.noisy),
-               targets = Tensor<Latent, 4, Device>::from(extents, batch.target);
-    const auto predict = [&](UNet& unet) -> Var<Latent, 4, Device> {
-      const auto input = detail::network_input<T>(tape_, View<const Latent, 4, Device>(latents.view()));
-      const auto prediction = conditional_prediction(unet, prompts, std::span<const index_t>(batch.prompts), input,
-                                                     std::span<const float>(batch.timesteps));
-      if constexpr (std::is_same_v<T, Latent>)
-        return prediction;
-      else
-        return Var<Latent, 4, Device>(1.0 * prediction);
-    };
-    const auto reference = [&] {
-      const auto guard = tape_.inference();
-      const auto plain = tape_.without_adapters();
-      return predict(reference_ != nullptr ? *reference_ : policy_);
-    }();
-    const auto loss = diffusion_dpo_loss(predict(policy_), reference.view(), targets.view(), options_.beta_dpo, &metrics);
-    const auto weight = Tensor<Latent, 1, Device>::full(Extents<1>{1}, share * options_.loss_scale);
-    backward(loss, weight.view());
-    tape_.clear();
-  }
-
   Ranks ranks_;
   Context<Device>& context_;
-  UNet& policy_;
-  UNet* reference_ = nullptr;
   ParameterStore<T, Device>& store_;
   Text& text_;
   const NoiseSchedule& schedule_;
   DpoTrainerOptions options_;
   Tape<Device> tape_;
+  PromptBatch<T, Device> prompts_;  ///< of a mini-batch
+  DpoPasses<UNet> passes_;
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;
