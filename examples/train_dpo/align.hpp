@@ -18,7 +18,7 @@ using examples::Device;
 template <const examples::ModelFamily& F, class T>
 void align(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   // The model is compared with what this program is compiled for before pictures are encoded.
   const auto policy = std::make_unique<examples::Policy<F, T>>(job.policy());
   Results results(job);

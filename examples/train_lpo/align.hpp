@@ -38,7 +38,7 @@ void train(const Job& job, examples::Policy<F, T>& policy, examples::ValidationP
 template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
 void run(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   // All are compared with what this program is compiled for before gigabytes are read.
   const auto policy = std::make_unique<Policy<F, T>>(job.policy());
   const auto reward = job.is("spo") ? nullptr : std::make_unique<Reward<F, R, T>>(job);

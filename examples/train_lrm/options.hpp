@@ -30,6 +30,7 @@ struct Options {
               lr_first_step = "zero", save_dtype = "float32";
   bool freeze_text_encoder = false, single_scale = false, dry_run = false, encode_only = false;
   lpo::LrmTrainerOptions training;
+  examples::DeviceOptions device;
 };
 
 /// Everything decided.

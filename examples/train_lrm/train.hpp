@@ -14,6 +14,7 @@
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 
+#include "../common/console.hpp"
 #include "../common/options.hpp"
 #include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
@@ -87,14 +88,10 @@ struct RewardModel {
 };
 
 template <const examples::ModelFamily& F>
-int train(const Job& job) {
+int train_and_export(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  auto context = examples::make_context(o.threads, job.processes);
-  if (o.dry_run) {
-    print_plan(job, F, context);
-    return 0;
-  }
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   examples::on_first(job.processes, [&] {
@@ -160,6 +157,21 @@ int train(const Job& job) {
   if (results.failure.empty()) return 0;
   std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());
   return 1;
+}
+
+template <const examples::ModelFamily& F>
+int train(const Job& job) {
+  const Options& o = job.options;
+  const auto plan = [&] {
+    auto context = examples::make_context(o.threads, o.device, job.processes);
+    print_plan(job, F, context);
+  };
+  int status = 0;
+  if (o.dry_run)
+    plan();
+  else
+    examples::run_within_memory([&] { status = train_and_export<F>(job); }, plan);
+  return status;
 }
 
 }  // namespace train_lrm

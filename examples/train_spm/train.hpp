@@ -12,6 +12,7 @@
 #include <lpo/io/step_aware_preference_file.hpp>
 #include <lpo/train/predicted_image_model.hpp>
 
+#include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
 #include "../common/options.hpp"
 #include "../common/run_report.hpp"
@@ -90,6 +91,7 @@ void print_plan(const Job& job, lpo::Context<Device>& context) {
                                                           : examples::data_text(job.validation).c_str());
   std::printf("size         %d x %d, rated at %d x %d\n", job.resolution, job.resolution,
               F.preference.vision.image_size, F.preference.vision.image_size);
+  examples::print_device_options(o.device);
   std::printf("steps        %lld of %lld pairs, %lld at once, learning rate %g\n",
               static_cast<long long>(t.max_train_steps), static_cast<long long>(t.train_batch_size),
               static_cast<long long>(t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size),
@@ -156,13 +158,9 @@ inline void write_report(const Job& job, const lpo::LrmTrainerReport& training,
 }
 
 template <const examples::ModelFamily& F>
-int train(const Job& job) {
+int train_and_export(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
-  if (o.dry_run) {
-    print_plan<F>(job, context);
-    return 0;
-  }
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   examples::on_first(job.processes, [&] {
     lpo::Tape<Device> tape(context);
@@ -228,6 +226,21 @@ int train(const Job& job) {
   if (failure.empty()) return 0;
   std::fprintf(stderr, "train_spm: error: %s\n", failure.c_str());
   return 1;
+}
+
+template <const examples::ModelFamily& F>
+int train(const Job& job) {
+  const Options& o = job.options;
+  const auto plan = [&] {
+    auto context = examples::make_context(o.threads, o.device, job.processes);
+    print_plan<F>(job, context);
+  };
+  int status = 0;
+  if (o.dry_run)
+    plan();
+  else
+    examples::run_within_memory([&] { status = train_and_export<F>(job); }, plan);
+  return status;
 }
 
 }  // namespace train_spm
