@@ -15,7 +15,7 @@
 #include <lpo/io/latent_reward_folder.hpp>
 
 #include "../common/options.hpp"
-#include "../common/tensorboard.hpp"
+#include "../common/run_files.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -130,8 +130,10 @@ int train(const Job& job) {
   lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
                           examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
+  bool began = false;
   const auto progress = [&](const lpo::Progress& p) {
-    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = examples::begin_run_files(o.output_dir, job.settings, p.first_step);
+    began = true;
     return bar(p);
   };
   const auto report = [&] {
@@ -142,6 +144,7 @@ int train(const Job& job) {
   try {
     results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    if (!began) throw;
     results.failure = error.what();
   } catch (const lpo::CancelledError& error) {
     results.failure = error.what();
