@@ -40,7 +40,7 @@ void align(const Job& job) {
   // Pairs trained without their prompt have an encoded empty one, SDXL's too.
   auto text = policy->text.encoder("", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
   examples::train_policy(
-      job.processes, o.output_dir, *policy, *validation, pairs, results,
+      job.processes, o.output_dir, job.settings, *policy, *validation, pairs, results,
       [&](const auto& add_hooks) {
         auto options = job.trainer;
         add_hooks(options);

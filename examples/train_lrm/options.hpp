@@ -40,7 +40,7 @@ struct Job {
   examples::ModelSource model;
   DataSet train, validation;  ///< validation may have no kind: there is none
   int resolution = 512;
-  std::string command;
+  std::string command, settings;  ///< how it was called; the resolved settings as TOML
 
   examples::PairSettings training_pairs() const { return {model, resolution, options.score_file, options.mpcf, true}; }
   examples::PairSettings validation_pairs() const { return {model, resolution, {}, {}, false}; }

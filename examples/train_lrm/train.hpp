@@ -16,7 +16,7 @@
 
 #include "../common/console.hpp"
 #include "../common/options.hpp"
-#include "../common/tensorboard.hpp"
+#include "../common/run_files.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -127,8 +127,10 @@ int train_and_export(const Job& job) {
   lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
                           examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
+  bool began = false;
   const auto progress = [&](const lpo::Progress& p) {
-    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = examples::begin_run_files(o.output_dir, job.settings, p.first_step);
+    began = true;
     return bar(p);
   };
   const auto report = [&] {
@@ -139,6 +141,7 @@ int train_and_export(const Job& job) {
   try {
     results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    if (!began) throw;
     results.failure = error.what();
   } catch (const lpo::CancelledError& error) {
     results.failure = error.what();

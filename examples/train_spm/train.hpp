@@ -15,8 +15,8 @@
 #include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
 #include "../common/options.hpp"
+#include "../common/run_files.hpp"
 #include "../common/run_report.hpp"
-#include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "job.hpp"
 
@@ -197,8 +197,10 @@ int train_and_export(const Job& job) {
   lpo::LrmTrainer trainer(context, model, text, preference->store, schedule, options,
                           examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
+  bool began = false;
   const auto progress = [&](const lpo::Progress& p) {
-    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = examples::begin_run_files(o.output_dir, job.settings, p.first_step);
+    began = true;
     return bar(p);
   };
   lpo::LrmTrainerReport training;
@@ -206,6 +208,7 @@ int train_and_export(const Job& job) {
   try {
     training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    if (!began) throw;
     failure = error.what();
   } catch (const lpo::CancelledError&) {
     if (job.processes.first()) write_report(job, training, {}, "stopped");

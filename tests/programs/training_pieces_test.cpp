@@ -61,7 +61,7 @@ TEST_CASE("settings are written as they came out, and read back") {
   CHECK(first.count == 8);  // the command line wins
   CHECK(first.rate == 1e-5);
   const std::string saved = directory.file("config.toml");
-  examples::save_resolved_config(one, saved);
+  lpo::write_text_file(saved, examples::resolved_config(one));
   CAPTURE(lpo::read_text_file(saved));
   parse(second, two, {"--config", saved});
   CHECK(second.count == 8);
@@ -75,7 +75,7 @@ TEST_CASE("settings are written as they came out, and read back") {
   Settings third, fourth;
   CLI::App three{"Program."}, four{"Program."};
   parse(third, three, {});
-  examples::save_resolved_config(three, saved);
+  lpo::write_text_file(saved, examples::resolved_config(three));
   CAPTURE(lpo::read_text_file(saved));
   parse(fourth, four, {"--config", saved});
   CHECK(fourth.text == "a b");
@@ -99,7 +99,7 @@ TEST_CASE("settings are written as they came out, and read back") {
     Settings fifth, sixth;
     CLI::App five{"Program."}, six{"Program."};
     parse(fifth, five, {"--some_text", text, "--list", text, "--list", "#"});
-    examples::save_resolved_config(five, saved);
+    lpo::write_text_file(saved, examples::resolved_config(five));
     CAPTURE(lpo::read_text_file(saved));
     parse(sixth, six, {"--config", saved});
     CHECK(sixth.text == text);
