@@ -110,8 +110,8 @@ inline void add_config_option(CLI::App& app) {
   app.config_formatter(std::make_shared<detail::TomlConfig>());
 }
 
-/// Every option of the help as it is in effect, with its description, as a file that `--config` reads. Options without a value are
-/// comments: an empty text is not always one that an option takes.
+/// Every option of the help as it is in effect, with its description, as a file that `--config` reads. Options without a
+/// value are comments: an empty text is not always one that an option takes.
 inline std::string resolved_config(const CLI::App& app) {
   std::string text = "# " + app.get_description() + "\n";
   for (const CLI::Option* const option : app.get_options()) {
