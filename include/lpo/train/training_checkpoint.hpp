@@ -78,13 +78,13 @@ class CheckpointFolder {
       throw FileError(message("[checkpoint] cannot create ", partial.string(), ": ", error.message()));
     SafetensorsWriter writer;
     for (const auto& buffer : state.buffers) {
-      const std::vector<index_t> shape{static_cast<index_t>(buffer.values.size())};
+      const auto count = static_cast<index_t>(buffer.values.size());
       if (buffer.to_host == nullptr) {
-        writer.add(buffer.name, DType::F32, shape, buffer.values.data());
+        writer.add(buffer.name, DType::F32, {count}, buffer.values.data());
       } else {
         std::vector<float> host(buffer.values.size());
         buffer.to_host(host.data(), buffer.values.data(), buffer.values.size_bytes());
-        writer.add_owned(buffer.name, DType::F32, shape, std::move(host));
+        writer.add_owned(buffer.name, DType::F32, {count}, std::move(host));
       }
     }
     writer.write((partial / "state.safetensors").string());
