@@ -46,6 +46,7 @@ void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stre
   if (shape.shared_bytes > (std::size_t{32} << 10))
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)), name);
   if (shape.cluster > 1) {
+    if (shape.cluster > 8) cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = shape.cluster;
