@@ -21,15 +21,18 @@ using namespace small_world;
 namespace {
 
 constexpr lpo::CudaOptions launched{.graphs = false};
+std::size_t graph_launches = 0;  // of the last run to its end
 
 lpo::LrmTrainerReport train(Reward& reward, const lpo::LrmTrainerOptions& options,
                             const lpo::ProgressCallback& progress = {}, const lpo::CudaOptions& device = {}) {
   lpo::Context<lpo::Cuda> context(device);
   const lpo::NoiseSchedule schedule;
   lpo::LrmTrainer trainer(context, reward.lrm, reward.encoder, reward.store, schedule, options);
-  if (options.batch_unit == lpo::BatchUnit::prompt)
-    return trainer.train(random_triples(21, 16), random_triples(22, 12), progress);
-  return trainer.train(random_pairs(21, 16), random_pairs(22, 12), progress);
+  const bool prompts = options.batch_unit == lpo::BatchUnit::prompt;
+  const auto report = prompts ? trainer.train(random_triples(21, 16), random_triples(22, 12), progress)
+                              : trainer.train(random_pairs(21, 16), random_pairs(22, 12), progress);
+  graph_launches = context.graph_launches();
+  return report;
 }
 
 /// A preference model, by the trainer of reward models.
@@ -41,6 +44,7 @@ void train(Rater& rater, const lpo::LrmTrainerOptions& options, const lpo::CudaO
   lpo::PreferenceTextEncoder text(generator.encoder, rater.model);
   lpo::LrmTrainer trainer(context, model, text, rater.store, schedule, options);
   trainer.train(random_pairs(1, 12), random_pairs(2, 6));
+  graph_launches = context.graph_launches();
 }
 
 template <class T>
@@ -49,7 +53,9 @@ lpo::DpoTrainerReport train(PolicyIn<T>& policy, const lpo::DpoTrainerOptions& o
   lpo::Context<lpo::Cuda> context(device);
   const lpo::NoiseSchedule schedule;
   lpo::DpoTrainer trainer(context, policy.unet, policy.store, policy.encoder, schedule, options);
-  return trainer.train(random_pairs(5, 9), progress);
+  const auto report = trainer.train(random_pairs(5, 9), progress);
+  graph_launches = context.graph_launches();
+  return report;
 }
 
 lpo::DpoTrainerOptions dpo_options(const std::string& folder) {
@@ -167,13 +173,22 @@ TEST_CASE("LPO with captured steps gives the bits of LPO without") {
 TEST_CASE("a reward model's captured steps give the bits of launched ones, also after a resume") {
   auto options = lrm_options("");
   options.ema_decay = 0.9;
+  // Of 8 steps, the first passes of each kind are launched, the others two graphs each; and of scores, in 4 validations
+  // of 24 or 36 images, all passes but the first.
+  std::size_t training = 7 * 2, scoring = 4 * 6 - 1;
   SUBCASE("whole batches") {}
-  SUBCASE("small passes") { options.micro_batch_size = 1; }
-  SUBCASE("small passes, checkpointed") { options.micro_batch_size = 3, options.gradient_checkpointing = true; }
+  SUBCASE("small passes") { options.micro_batch_size = 1, training = (7 + 8 * 3 - 1) * 2, scoring = 4 * 24 - 1; }
+  SUBCASE("small passes, checkpointed") {
+    options.micro_batch_size = 3, options.gradient_checkpointing = true;
+    training = (7 + 7) * 2, scoring = 4 * 6 - 1 + 4 * 6 - 1;
+  }
   SUBCASE("both losses") { options.loss.kind = lpo::RewardLossOptions::Kind::both; }
-  SUBCASE("prompts") { options.batch_unit = lpo::BatchUnit::prompt; }
+  SUBCASE("prompts") { options.batch_unit = lpo::BatchUnit::prompt, scoring = 4 * 9 - 1; }
   Reward captured, plain, cut, resumed;
-  const auto one = train(captured, options), other = train(plain, options, {}, launched);
+  const auto one = train(captured, options);
+  CHECK(graph_launches == training + scoring);
+  const auto other = train(plain, options, {}, launched);
+  CHECK(graph_launches == 0);
   CHECK(same_bits(captured.store, plain.store));
   CHECK(one.final_loss == other.final_loss);
   CHECK(one.validation_accuracy == other.validation_accuracy);
@@ -191,6 +206,7 @@ TEST_CASE("a preference model's captured steps give the bits of launched ones") 
   options.shared_pair_noise = true;
   Rater captured, plain, start;
   train(captured, options, lpo::CudaOptions{});
+  CHECK(graph_launches > 0);
   train(plain, options, launched);
   CHECK(same_bits(captured.store, plain.store));
   CHECK_FALSE(same_bits(captured.store, start.store));
@@ -204,6 +220,7 @@ TEST_CASE_TEMPLATE("DPO: ln 2 at the start; captured steps give the bits of laun
   SUBCASE("plain") {}
   SUBCASE("checkpointed, averaged") { options.gradient_checkpointing = true, options.ema_decay = 0.9; }
   train(captured, options);
+  CHECK(graph_launches == 5 * 3 * 3);  // 6 steps of three kinds of passes, the first of each launched, 3 graphs each
   const auto line = lpo::read_metrics(folder.path() + "/metrics.jsonl").front();
   CHECK(line["train_loss"].template get<double>() == doctest::Approx(std::log(2.0)).epsilon(1e-12));
   CHECK(line["grad_norm"].template get<double>() > 0.0);
