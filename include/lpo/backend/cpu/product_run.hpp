@@ -161,18 +161,13 @@ struct ProductJobs {
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
              index_t panel_end) const {
-    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    constexpr index_t kept = tile_kept_columns;
     if constexpr (std::is_same_v<S, float>) {
-      if (out.gated != nullptr) {
-        for (index_t r = 0; r < rows; ++r)
-          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
-        return;
-      }
+      if (out.gated != nullptr)
+        return store_gated(out, sums, kept, static_cast<int>(rows), columns(), p.n, row, panel, panel_end);
     }
-    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
-    for (index_t r = 0; r < rows; r += together)
-      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
-                 panel * columns(), width);
+    store_tile(out, c, sums, kept, offset, static_cast<int>(rows), row, panel * columns(),
+               std::min(panel_end * columns(), p.n) - panel * columns());
   }
 };
 
