@@ -27,7 +27,7 @@ if(LPO_NATIVE)
 endif()
 
 # What continuous integration builds on two cores: inner loops for one instruction set, except in targets with the property
-# LPO_ALL_ISAS, whose tests choose among several; no optimiser for targets with LPO_ONLY_STARTED, which no test runs for long.
+# LPO_ALL_ISAS, whose tests choose among several; no optimiser for targets with LPO_ONLY_STARTED, which compute little in tests.
 if(LPO_QUICK_BUILD)
   target_compile_definitions(lpo_options INTERFACE "$<$<NOT:$<BOOL:$<TARGET_PROPERTY:LPO_ALL_ISAS>>>:LPO_ONE_ISA>")
   target_compile_options(lpo_options INTERFACE

@@ -110,17 +110,17 @@ inline void add_config_option(CLI::App& app) {
   app.config_formatter(std::make_shared<detail::TomlConfig>());
 }
 
-/// Writes every option as it is in effect, with its description; `--config` reads the file back. Options without a
+/// Every option of the help as it is in effect, with its description, as a file that `--config` reads. Options without a
 /// value are comments: an empty text is not always one that an option takes.
-inline void save_resolved_config(const CLI::App& app, const std::string& path) {
+inline std::string resolved_config(const CLI::App& app) {
   std::string text = "# " + app.get_description() + "\n";
   for (const CLI::Option* const option : app.get_options()) {
-    if (!option->get_configurable()) continue;
+    if (!option->get_configurable() || option->get_group().empty()) continue;
     const std::string value = detail::toml_value(*option);
     text += "\n# " + option->get_description() + "\n";
     text += value.empty() ? "# " + option->get_single_name() + " =\n" : option->get_single_name() + "=" + value + "\n";
   }
-  lpo::write_text_file(path, text);
+  return text;
 }
 
 }  // namespace examples

@@ -8,16 +8,28 @@
 #include <lpo/lpo.hpp>
 #endif
 
+#include "device_options.hpp"
+
 namespace examples {
 
 #if defined(__CUDACC__)
 using Device = lpo::Cuda;
+inline lpo::CudaOptions cuda_options(const DeviceOptions& o, int device = 0) {
+  using Use = lpo::CudnnUse;
+  return {.device = device,
+          .time_products = o.time_products,
+          .cudnn = o.cudnn == "fastest" ? Use::fastest : o.cudnn == "same_bits" ? Use::same_bits : Use::never};
+}
 /// `threads` is for the CPU.
-inline lpo::Context<Device> make_context(int) { return lpo::Context<Device>(); }
+inline lpo::Context<Device> make_context(int, const DeviceOptions& o = {}) {
+  return lpo::Context<Device>(cuda_options(o));
+}
 #else
 using Device = lpo::Cpu;
 /// Of `threads` threads; 0 takes all.
-inline lpo::Context<Device> make_context(int threads) { return lpo::Context<Device>(threads); }
+inline lpo::Context<Device> make_context(int threads, const DeviceOptions& = {}) {
+  return lpo::Context<Device>(threads);
+}
 #endif
 
 }  // namespace examples

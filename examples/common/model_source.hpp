@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/base/fnv1a.hpp>
 #include <lpo/io/clip_tokenizer.hpp>
 #include <lpo/io/diffusers.hpp>
 #include <lpo/io/gzip.hpp>
@@ -84,22 +85,21 @@ inline lpo::ClipVocabulary read_vocabulary(const std::string& path) {
 /// `most` at most.
 inline std::string weights_fingerprint(const lpo::TensorTable& weights,
                                        std::size_t most = std::numeric_limits<std::size_t>::max()) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  const auto add = [&](std::uint64_t word) { hash = (hash ^ word) * 0x100000001b3u; };
+  lpo::Fnv1a hash;
   for (const std::string& key : weights.keys()) {
-    for (const char c : key) add(static_cast<unsigned char>(c));
+    hash.add(key);
     const auto& info = weights.info(key);
     const std::size_t bytes = std::min(info.bytes, most);
     std::size_t at = 0;
     for (; at + 8 <= bytes; at += 8) {
       std::uint64_t word;
       std::memcpy(&word, info.data + at, 8);
-      add(word);
+      hash.add(word);
     }
-    for (; at < bytes; ++at) add(std::to_integer<std::uint64_t>(info.data[at]));
+    for (; at < bytes; ++at) hash.add(std::to_integer<std::uint64_t>(info.data[at]));
   }
   char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash.value()));
   return text;
 }
 

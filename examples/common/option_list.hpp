@@ -2,8 +2,11 @@
 // OptionList: how the programs name their options.
 #pragma once
 
+#include <string>
+
 #include <CLI/CLI.hpp>
 
+#include "device_options.hpp"
 #include "options.hpp"
 
 namespace examples {
@@ -25,5 +28,27 @@ struct OptionList {
     return app.add_flag(both_spellings(name), value, text);
   }
 };
+
+/// Programs for the CPU read these options, so that settings files are good for both, and do not show them.
+inline void add_device_options(const OptionList& add, DeviceOptions& o, const Build& build = this_build) {
+  const auto shown = [&](CLI::Option* option) {
+    if (!build.cuda) option->group("");
+    return option;
+  };
+  shown(add("cudnn", o.cudnn,
+            build.cudnn ? "convolutions by cuDNN: never; same_bits: where it is faster and changes no bit; fastest: "
+                          "wherever it is faster, for bits that two runs may not share"
+                        : "convolutions by cuDNN: never, since this program is built without it"))
+      ->check(CLI::IsMember({"never", "same_bits", "fastest"}))
+      ->check(CLI::Validator(
+          [build](std::string& use) -> std::string {
+            if (build.cudnn || use == "never") return "";
+            return use + " needs a program for GPUs that is built with cuDNN 9 (LPO_CUDNN), and this one is not; only "
+                         "never is possible";
+          },
+          ""));
+  shown(add("time_products", o.time_products,
+            "true or false: choose algorithms of large 16-bit matrix products by time, among those of the same bits"));
+}
 
 }  // namespace examples

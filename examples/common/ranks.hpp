@@ -46,18 +46,19 @@ inline constexpr const char* ranks_help =
     "the same for any N, but for micro-batches and threads, which are of each process.";
 
 /// Of `threads` threads, or on this rank's GPU. Ranks of one machine share the cores when `threads` is 0.
-inline lpo::Context<Device> make_context(int threads, [[maybe_unused]] const Processes& processes) {
+inline lpo::Context<Device> make_context(int threads, const DeviceOptions& options,
+                                         [[maybe_unused]] const Processes& processes) {
 #if defined(__CUDACC__)
   int devices = 0;
   if (cudaGetDeviceCount(&devices) == cudaSuccess && processes.local_size() > devices)
     throw lpo::DeviceError(lpo::message("[ranks] ", processes.local_size(), " ranks on a machine of ", devices,
                                         " GPUs; start one for each GPU"));
   (void)threads;
-  return lpo::Context<Device>(lpo::CudaOptions{.device = processes.local_rank()});
+  return lpo::Context<Device>(cuda_options(options, processes.local_rank()));
 #else
   if (threads == 0 && processes.local_size() > 1)
     threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / processes.local_size());
-  return make_context(threads);
+  return make_context(threads, options);
 #endif
 }
 

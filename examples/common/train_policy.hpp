@@ -11,20 +11,20 @@
 
 #include "console.hpp"
 #include "ranks.hpp"
-#include "tensorboard.hpp"
+#include "run_files.hpp"
 #include "validation_pictures.hpp"
 
 namespace examples {
 
-/// Everything goes to `folder`, by rank 0. What differs between the programs:
+/// Everything goes to `folder`, by rank 0; `settings` are its config.toml. What differs between the programs:
 ///   - `make(add_hooks)` gives the trainer, after it has called `add_hooks(options)`;
 ///   - `data` is what the trainer trains on;
 ///   - `picture_count(progress)` is the number under which pictures are drawn now, or none when they are not due;
 ///   - `results` makes the report of `finish(trainer's report)`, also of a run that stopped.
 template <const ModelFamily& F, class T, class Data, class Results, class Make, class PictureCount>
-void train_policy(const Processes& processes, const std::string& folder, Policy<F, T>& policy,
-                  ValidationPictures<F, T>& validation, const Data& data, Results& results, const Make& make,
-                  const PictureCount& picture_count) {
+void train_policy(const Processes& processes, const std::string& folder, const std::string& settings,
+                  Policy<F, T>& policy, ValidationPictures<F, T>& validation, const Data& data, Results& results,
+                  const Make& make, const PictureCount& picture_count) {
   std::unique_ptr<EventWriter> events;
   std::function<void(const std::string&)> save_checkpoint;  // the trainer that it needs comes later
   auto trainer = make([&](auto& options) {
@@ -40,7 +40,7 @@ void train_policy(const Processes& processes, const std::string& folder, Policy<
   lpo::index_t drawn_at = -1;
   const auto progress = [&](const lpo::Progress& p) {
     if (!processes.first() || p.preparing) return bar(p);
-    if (!events) events = std::make_unique<EventWriter>(folder, p.first_step);
+    if (!events) events = begin_run_files(folder, settings, p.first_step);
     const bool go_on = bar(p);
     const std::optional<lpo::index_t> count = picture_count(p);
     if (!go_on || !count || drawn_at == p.step || !validation.wanted()) return go_on;
@@ -58,7 +58,7 @@ void train_policy(const Processes& processes, const std::string& folder, Policy<
   try {
     results.finish(trainer.train(data, progress));
   } catch (...) {
-    if (processes.first()) try {
+    if (events) try {  // a run that did not begin leaves the report of the one before
         results.write("stopped");
       } catch (const lpo::FileError& error) {  // why it stopped matters more
         std::fprintf(stderr, "\nno report: %s\n", error.what());

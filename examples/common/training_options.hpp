@@ -22,6 +22,7 @@ void add_policy_run_options(const OptionList& add, Options& o) {
   add.flag("dry_run", o.dry_run, "print what the run would need, and stop");
   add("seed", o.seed, "seed of everything");
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  add_device_options(add, o.device);
   add("resolution", o.resolution, "pixels of a side, to which pictures are resized; 0 takes the model's")
       ->check(CLI::NonNegativeNumber);
   add("dtype", o.dtype,
@@ -87,6 +88,7 @@ void add_reward_training_options(const OptionList& add, Options& o) {
   add.flag("dry_run", o.dry_run, "print the plan and stop");
   add("seed", t.seed, "of everything that is drawn");
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  add_device_options(add, o.device);
   add("max_train_steps", t.max_train_steps, "optimiser steps")->check(CLI::PositiveNumber);
   add("train_batch_size", t.train_batch_size, "pairs of a step")->check(CLI::PositiveNumber);
   add("learning_rate", t.learning_rate, "peak")->check(CLI::NonNegativeNumber);

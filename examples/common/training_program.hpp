@@ -66,11 +66,13 @@ inline void refuse_earlier_run(const std::string& program, const std::string& fo
                           " has checkpoints of an earlier run; go on with it with --resume, or name another folder");
 }
 
-/// Writes the options that are in effect to `folder`/config.toml, and returns what it wrote.
+/// The options that are in effect, as config.toml has them. A new run's are written to `folder` at once; a run that has
+/// checkpoints keeps its own until its trainer has taken these (begin_run_files).
 inline std::string keep_settings(const CLI::App& app, const std::string& folder) {
   lpo::make_directories(folder);
-  save_resolved_config(app, folder + "/config.toml");
-  return lpo::read_text_file(folder + "/config.toml");
+  const std::string settings = resolved_config(app);
+  if (lpo::CheckpointFolder(folder, 0).steps().empty()) lpo::write_text_file(folder + "/config.toml", settings);
+  return settings;
 }
 
 /// Trains a policy of the model's family F in the type T of --dtype, or prints what that needs. `make_job(o, model,

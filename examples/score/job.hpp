@@ -8,6 +8,7 @@
 
 #include <lpo/io/image.hpp>
 
+#include "../common/device_options.hpp"
 #include "../common/model_source.hpp"
 
 namespace score {
@@ -29,6 +30,7 @@ struct Job {
   double guidance = 7.5;
   int resolution = 512;  ///< pixels; also what SDXL is told
   int batch_size = 8, threads = 0, noises = 1;
+  examples::DeviceOptions device;
   std::uint64_t seed = 0;
   bool torch_noise = true;
   bool noisy_latents = false;  ///< latents are x_t already

@@ -108,6 +108,7 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   add("batch_size", job.batch_size, "latents at once")->check(CLI::PositiveNumber);
   add("threads", job.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  examples::add_device_options(add, job.device);
   add("format", format, "what is printed")->check(CLI::IsMember({"table", "csv", "json"}));
   add("plot", plot, "also write a plot of score against timestep to this SVG file");
   CLI11_PARSE(app, argc, argv);

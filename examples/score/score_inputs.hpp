@@ -75,7 +75,7 @@ Scores score_inputs(const Job& job) {
   constexpr bool sdxl = F.two_text_encoders;
   constexpr int text_width = sdxl ? F.text_2.projection : F.text.width;
   using Lrm = lpo::LatentRewardModel<F.unet, text_width, F.reward_width, !sdxl, float, Device>;
-  auto context = examples::make_context(job.threads);
+  auto context = examples::make_context(job.threads, job.device);
   lpo::Context<Cpu> host(job.threads);
   lpo::Tape<Device> tape(context);
   const lpo::NoiseSchedule schedule(job.base_model.has_scheduler() ? job.base_model.scheduler()

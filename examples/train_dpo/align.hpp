@@ -18,7 +18,7 @@ using examples::Device;
 template <const examples::ModelFamily& F, class T>
 void align(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   // The model is compared with what this program is compiled for before pictures are encoded.
   const auto policy = std::make_unique<examples::Policy<F, T>>(job.policy());
   Results results(job);
@@ -40,7 +40,7 @@ void align(const Job& job) {
   // Pairs trained without their prompt have an encoded empty one, SDXL's too.
   auto text = policy->text.encoder("", lpo::EmptyPrompt::encoded, job.resolution, job.resolution);
   examples::train_policy(
-      job.processes, o.output_dir, *policy, *validation, pairs, results,
+      job.processes, o.output_dir, job.settings, *policy, *validation, pairs, results,
       [&](const auto& add_hooks) {
         auto options = job.trainer;
         add_hooks(options);

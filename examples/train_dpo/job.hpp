@@ -35,6 +35,7 @@ struct Options {
   double learning_rate = 2.048e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-2;
   double max_grad_norm = 1, ema_decay = 0, loss_scale = 1;
   std::uint64_t seed = 42;
+  examples::DeviceOptions device;
 };
 
 /// Everything decided: what a pipeline works from.

@@ -27,6 +27,7 @@ void print_plan(const Job& job) {
   std::printf("steps        %lld of %lld pairs, %lld at once, in %s\n", static_cast<long long>(t.max_train_steps),
               static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size),
               o.output_dir.c_str());
+  examples::print_device_options(o.device);
   std::printf("optimizer    beta %g, learning rate %g (%s, %lld steps of warm-up)\n", t.beta_dpo, t.learning_rate,
               o.lr_scheduler.c_str(), static_cast<long long>(t.lr_warmup_steps));
 
@@ -71,7 +72,7 @@ void print_plan(const Job& job) {
   std::printf("memory       about %s\n",
               examples::memory_text(std::max(total + optimizer + activations, encoder)).c_str());
 
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, o.device);
   const double rate = examples::measured_rate<T, Device>(context);
   const double backward = policy->reference ? 2 : 1.16;  // adapters need no products for the weights' gradients
   double text = examples::text_work(F.text);

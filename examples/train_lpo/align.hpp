@@ -25,20 +25,21 @@ void train(const Job& job, examples::Policy<F, T>& policy, examples::ValidationP
       options.more_settings.merge(resume_settings(job));
     });
   };
-  examples::train_policy(job.processes, job.options.output_dir, policy, validation, tokens, results, make_resumable,
-                         [&](const lpo::Progress& p) {
-                           const index_t epoch = p.step / job.iterations_per_epoch;
-                           const bool due = p.step % job.iterations_per_epoch == 0 &&
-                                            (epoch % job.options.validation_epochs == 0 || p.step == p.total);
-                           return due ? std::optional(epoch) : std::nullopt;
-                         });
+  examples::train_policy(
+      job.processes, job.options.output_dir, job.settings, policy, validation, tokens, results, make_resumable,
+      [&](const lpo::Progress& p) {
+        const index_t epoch = p.step / job.iterations_per_epoch;
+        const bool due = p.step % job.iterations_per_epoch == 0 &&
+                         (epoch % job.options.validation_epochs == 0 || p.step == p.total);
+        return due ? std::optional(epoch) : std::nullopt;
+      });
 }
 
 /// The run of a policy of family F with a reward model of family R, or with a preference model.
 template <const examples::ModelFamily& F, const examples::ModelFamily& R, class T>
 void run(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   // All are compared with what this program is compiled for before gigabytes are read.
   const auto policy = std::make_unique<Policy<F, T>>(job.policy());
   const auto reward = job.is("spo") ? nullptr : std::make_unique<Reward<F, R, T>>(job);

@@ -38,6 +38,7 @@ struct Options {
   double learning_rate = 6e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-4;
   double max_grad_norm = 0, ema_decay = 0, loss_scale = 1;
   std::uint64_t seed = 42;
+  examples::DeviceOptions device;
 };
 
 /// Everything decided: what a pipeline works from.

@@ -36,6 +36,7 @@ void print_run(const Job& job) {
               static_cast<long long>(t.sample_batch_size), t.sample_steps, t.rollout.candidates, t.guidance_scale);
   std::printf("iterations   %lld, %lld an epoch, in %s\n", static_cast<long long>(t.max_train_iterations),
               static_cast<long long>(job.iterations_per_epoch), o.output_dir.c_str());
+  examples::print_device_options(o.device);
   std::printf("optimizer    %lld pairs a step, %lld at once, learning rate %g\n",
               static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size), t.learning_rate);
 
@@ -98,7 +99,7 @@ void print_run(const Job& job) {
                                     examples::device_overhead<Device>).c_str());
 
   // Time.
-  auto context = examples::make_context(o.threads);
+  auto context = examples::make_context(o.threads, o.device);
   const double rate = examples::measured_rate<T, Device>(context);
   const double steps = t.sample_steps, compared = std::max(0.0, steps - t.rollout.divert_start_step);
   // SPO denoises every candidate, which is the next step's denoising, and decodes it: about 2.25 times encoding.

@@ -30,6 +30,7 @@ struct Options {
               lr_first_step = "zero", save_dtype = "float32";
   bool freeze_text_encoder = false, single_scale = false, dry_run = false, encode_only = false;
   lpo::LrmTrainerOptions training;
+  examples::DeviceOptions device;
 };
 
 /// Everything decided.
@@ -39,7 +40,7 @@ struct Job {
   examples::ModelSource model;
   DataSet train, validation;  ///< validation may have no kind: there is none
   int resolution = 512;
-  std::string command;
+  std::string command, settings;  ///< how it was called; the resolved settings as TOML
 
   examples::PairSettings training_pairs() const { return {model, resolution, options.score_file, options.mpcf, true}; }
   examples::PairSettings validation_pairs() const { return {model, resolution, {}, {}, false}; }

@@ -31,6 +31,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   std::printf("steps        %lld of %lld pairs, %lld at once, %s loss\n", static_cast<long long>(t.max_train_steps),
               static_cast<long long>(t.train_batch_size),
               static_cast<long long>(t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size), o.loss.c_str());
+  examples::print_device_options(o.device);
   std::printf("trained      unet (down and middle), projections, logit_scale%s\n",
               o.freeze_text_encoder ? "" : ", text encoder");
 

@@ -14,8 +14,9 @@
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 
+#include "../common/console.hpp"
 #include "../common/options.hpp"
-#include "../common/tensorboard.hpp"
+#include "../common/run_files.hpp"
 #include "../common/text_side.hpp"
 #include "plan.hpp"
 #include "report.hpp"
@@ -87,14 +88,10 @@ struct RewardModel {
 };
 
 template <const examples::ModelFamily& F>
-int train(const Job& job) {
+int train_and_export(const Job& job) {
   const Options& o = job.options;
   const auto begin = std::chrono::steady_clock::now();
-  auto context = examples::make_context(o.threads, job.processes);
-  if (o.dry_run) {
-    print_plan(job, F, context);
-    return 0;
-  }
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   Results results;
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   examples::on_first(job.processes, [&] {
@@ -130,8 +127,10 @@ int train(const Job& job) {
   lpo::LrmTrainer trainer(context, reward->lrm, encoder, reward->store, schedule, options,
                           examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
+  bool began = false;
   const auto progress = [&](const lpo::Progress& p) {
-    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = examples::begin_run_files(o.output_dir, job.settings, p.first_step);
+    began = true;
     return bar(p);
   };
   const auto report = [&] {
@@ -142,6 +141,7 @@ int train(const Job& job) {
   try {
     results.training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    if (!began) throw;
     results.failure = error.what();
   } catch (const lpo::CancelledError& error) {
     results.failure = error.what();
@@ -160,6 +160,21 @@ int train(const Job& job) {
   if (results.failure.empty()) return 0;
   std::fprintf(stderr, "train_lrm: error: %s\n", results.failure.c_str());
   return 1;
+}
+
+template <const examples::ModelFamily& F>
+int train(const Job& job) {
+  const Options& o = job.options;
+  const auto plan = [&] {
+    auto context = examples::make_context(o.threads, o.device, job.processes);
+    print_plan(job, F, context);
+  };
+  int status = 0;
+  if (o.dry_run)
+    plan();
+  else
+    examples::run_within_memory([&] { status = train_and_export<F>(job); }, plan);
+  return status;
 }
 
 }  // namespace train_lrm

@@ -59,7 +59,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
       [&]<const examples::ModelFamily & F>() {
         job.resolution = examples::training_resolution("train_lrm", o.resolution, job.model, F);
         job.options = o;
-        if (!o.dry_run && processes.first()) examples::keep_settings(app, o.output_dir);
+        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
         status = train_lrm::train<F>(job);
       });
   return status;

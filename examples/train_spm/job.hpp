@@ -25,6 +25,7 @@ struct Options {
   bool freeze_text_model = false, dry_run = false;
   std::vector<int> validation_timesteps;
   lpo::LrmTrainerOptions training;
+  examples::DeviceOptions device;
 };
 
 /// Everything decided.

@@ -12,10 +12,11 @@
 #include <lpo/io/step_aware_preference_file.hpp>
 #include <lpo/train/predicted_image_model.hpp>
 
+#include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
 #include "../common/options.hpp"
+#include "../common/run_files.hpp"
 #include "../common/run_report.hpp"
-#include "../common/tensorboard.hpp"
 #include "../common/text_side.hpp"
 #include "job.hpp"
 
@@ -90,6 +91,7 @@ void print_plan(const Job& job, lpo::Context<Device>& context) {
                                                           : examples::data_text(job.validation).c_str());
   std::printf("size         %d x %d, rated at %d x %d\n", job.resolution, job.resolution,
               F.preference.vision.image_size, F.preference.vision.image_size);
+  examples::print_device_options(o.device);
   std::printf("steps        %lld of %lld pairs, %lld at once, learning rate %g\n",
               static_cast<long long>(t.max_train_steps), static_cast<long long>(t.train_batch_size),
               static_cast<long long>(t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size),
@@ -156,13 +158,9 @@ inline void write_report(const Job& job, const lpo::LrmTrainerReport& training,
 }
 
 template <const examples::ModelFamily& F>
-int train(const Job& job) {
+int train_and_export(const Job& job) {
   const Options& o = job.options;
-  auto context = examples::make_context(o.threads, job.processes);
-  if (o.dry_run) {
-    print_plan<F>(job, context);
-    return 0;
-  }
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   const std::string train_cache = o.cache_dir + "/train", validation_cache = o.cache_dir + "/validation";
   examples::on_first(job.processes, [&] {
     lpo::Tape<Device> tape(context);
@@ -199,8 +197,10 @@ int train(const Job& job) {
   lpo::LrmTrainer trainer(context, model, text, preference->store, schedule, options,
                           examples::make_ranks(context, job.processes));
   examples::ProgressBar bar;
+  bool began = false;
   const auto progress = [&](const lpo::Progress& p) {
-    if (job.processes.first() && !events) events = std::make_unique<examples::EventWriter>(o.output_dir, p.first_step);
+    if (job.processes.first() && !events) events = examples::begin_run_files(o.output_dir, job.settings, p.first_step);
+    began = true;
     return bar(p);
   };
   lpo::LrmTrainerReport training;
@@ -208,6 +208,7 @@ int train(const Job& job) {
   try {
     training = trainer.train(pairs, validation, progress);
   } catch (const lpo::ValueError& error) {  // steps without finite gradients: the weights are the last good ones
+    if (!began) throw;
     failure = error.what();
   } catch (const lpo::CancelledError&) {
     if (job.processes.first()) write_report(job, training, {}, "stopped");
@@ -228,6 +229,21 @@ int train(const Job& job) {
   if (failure.empty()) return 0;
   std::fprintf(stderr, "train_spm: error: %s\n", failure.c_str());
   return 1;
+}
+
+template <const examples::ModelFamily& F>
+int train(const Job& job) {
+  const Options& o = job.options;
+  const auto plan = [&] {
+    auto context = examples::make_context(o.threads, o.device, job.processes);
+    print_plan<F>(job, context);
+  };
+  int status = 0;
+  if (o.dry_run)
+    plan();
+  else
+    examples::run_within_memory([&] { status = train_and_export<F>(job); }, plan);
+  return status;
 }
 
 }  // namespace train_spm

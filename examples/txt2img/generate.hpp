@@ -68,7 +68,7 @@ struct Request {
 
 template <const examples::ModelFamily& F, class T>
 void generate(const Job& job, PictureWriter& writer) {
-  auto context = examples::make_context(job.threads);
+  auto context = examples::make_context(job.threads, job.device);
   lpo::Tape<Device> tape(context);
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto model = std::make_unique<Model<F, T>>(job);

@@ -10,6 +10,7 @@
 
 #include <lpo/diffusion/scheduler_config.hpp>
 
+#include "../common/device_options.hpp"
 #include "../common/model_source.hpp"
 
 namespace txt2img {
@@ -23,6 +24,7 @@ struct Options {
   int steps = 50, height = 0, width = 0, images_per_prompt = 1, batch_size = 1, threads = 0;
   std::optional<double> guidance_scale;
   double guidance_rescale = 0, eta = 0;
+  examples::DeviceOptions device;
   std::uint64_t seed = 0;
   bool dry_run = false;
 };
@@ -42,6 +44,7 @@ struct Job {
   lpo::SchedulerConfig schedule;
   int steps = 50, height = 512, width = 512, images_per_prompt = 1, batch_size = 1, threads = 0;
   double guidance_scale = 7.5, guidance_rescale = 0, eta = 0;
+  examples::DeviceOptions device;
   bool torch_noise = true;
   std::uint64_t seed = 0;
 };

@@ -25,6 +25,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
   std::printf("size         %d x %d, latents %d x %d x %d\n", job.width, job.height, job.width / factor,
               job.height / factor, family.unet.in_channels);
   std::printf("storage      %s%s\n", job.dtype.c_str(), stored_vae > stored ? ", autoencoder float32" : "");
+  examples::print_device_options(job.device);
   std::printf("sampler      %s, %d steps, %s prediction, %s spacing\n", display_name(job.schedule.sampler).c_str(),
               job.steps, std::string(lpo::name_of(job.schedule.prediction_type)).c_str(),
               std::string(lpo::name_of(job.schedule.timestep_spacing)).c_str());

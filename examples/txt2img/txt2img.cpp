@@ -63,6 +63,7 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   job.images_per_prompt = o.images_per_prompt;
   job.batch_size = o.batch_size;
   job.threads = o.threads;
+  job.device = o.device;
   // As diffusers: up to 1 there is no guidance.
   job.guidance_scale = std::max(1.0, o.guidance_scale.value_or(family.default_guidance));
   job.guidance_rescale = o.guidance_rescale;
@@ -77,9 +78,12 @@ void draw(const Options& o, const examples::ModelSource& model) {
   const Job job = make_job(o, model, F);
   lpo::Sampler(lpo::NoiseSchedule(job.schedule), job.schedule.sampler, job.steps,
                job.eta);  // refuses what it cannot do
-  if (o.dry_run) return txt2img::print_plan(job, F, sizeof(T), sizeof(examples::VaeStorage<F, T>), o.output_dir);
+  const auto plan = [&] {
+    txt2img::print_plan(job, F, sizeof(T), sizeof(examples::VaeStorage<F, T>), o.output_dir);
+  };
+  if (o.dry_run) return plan();
   txt2img::PictureWriter writer(job, o.output_dir);
-  txt2img::generate<F, T>(job, writer);
+  examples::run_within_memory([&] { txt2img::generate<F, T>(job, writer); }, plan);
   const std::string grid = writer.write_grid();
   if (!grid.empty()) std::printf("%s\n", grid.c_str());
 }
@@ -135,6 +139,7 @@ int main(int argc, char** argv) {
   add("dtype", o.dtype, "how weights and activations are kept in memory; arithmetic is float32")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
   add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  examples::add_device_options(add, o.device);
   add("output_dir", o.output_dir, "where pictures, metadata.jsonl and grid.png, of the first 100, go");
   add.flag("dry_run", o.dry_run, "print the plan and stop");
   CLI11_PARSE(app, argc, argv);

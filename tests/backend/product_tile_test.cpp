@@ -2,6 +2,7 @@
 // The register tile of every instruction set that this machine runs, against plain sums in double.
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -71,37 +72,49 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, index_t run,
 void run_plain(const detail::PairWork& work) {
   for (index_t row = 0; row < work.groups * 16; ++row)
     for (index_t column = 0; column < work.panels * 16; ++column) {
-      float& sum = work.sums[row * work.sums_step + column];
+      float& sum = work.sums[row * 32 + column];
       if (!work.begun) sum = 0.0f;
       for (index_t l = 0; l < work.blocks * 32; ++l) {
         const detail::PairGroup& group = work.left[row / 16];
         const lpo::bfloat16* left = group.data + group.step[l / 32] + row % 16 * group.row + l % 32;
         const lpo::bfloat16* right =
-            work.right + column / 16 * work.panel_step + l / 32 * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
+            work.right + (l / 32 * work.panels + column / 16) * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
         sum += static_cast<float>(*left) * static_cast<float>(*right);
       }
     }
 }
 
+void store_plain(const float* sums, index_t rows, const float* bias, const index_t* offset, lpo::bfloat16* to) {
+  for (index_t r = 0; r < rows; ++r)
+    for (index_t j = 0; j < 32; ++j) to[offset[r] + j] = lpo::bfloat16(sums[r * 32 + j] + bias[j]);
+}
+
 template <bool right>
-void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to) {
-  detail::pack_pair_lines<right>(lines, k, first, blocks, to);
+void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to,
+                      index_t step) {
+  detail::pack_pair_lines<right>(lines, k, first, blocks, to, step);
 }
 template <bool right>
 void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first,
-                       index_t blocks, lpo::bfloat16* to) {
-  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to);
+                       index_t blocks, lpo::bfloat16* to, index_t step) {
+  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to, step);
 }
 
-const detail::PairTiles plain_pairs = {16, 2,
+std::atomic<int> open_states{0};
+
+const detail::PairTiles plain_pairs = {20,
+                                       2,
                                        {&pack_plain_lines<false>, &pack_plain_lines<true>},
                                        {&pack_plain_across<false>, &pack_plain_across<true>},
-                                       &run_plain};
+                                       [] { ++open_states; },
+                                       [] { --open_states; },
+                                       &run_plain,
+                                       &store_plain};
 
 /// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
 /// or along n.
 void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run, index_t batch, int threads,
-                   bool columns_of_b) {
+                   bool columns_of_b, float beta) {
   using lpo::bfloat16;
   const index_t m = size.m, n = size.n, k = size.k;
   const bool across = run == 0;
@@ -130,13 +143,13 @@ void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run
   out.c = c.data();
   out.rows = detail::even_rows(m, n);
   out.bias = added.data();
-  out.beta = 0.5f;
+  out.beta = beta;
   out.batch_c = m * n;
   detail::run_pair_product(context, p, out);
   index_t wrong = 0;
   for (index_t i = 0; i < batch * m; ++i)
     for (index_t j = 0; j < n; ++j) {
-      float sum = bias[at(j)] + 0.5f * static_cast<float>(before[at(i * n + j)]);
+      float sum = bias[at(j)] + beta * static_cast<float>(before[at(i * n + j)]);
       for (index_t l = 0; l < k; ++l) {
         const index_t in_a = across ? i / m * m * line + l * m + i % m : i * line + l / run * (run + 3) + l % run;
         sum += a[at(in_a)] * b[at(columns_of_b ? j * k + l : l * n + j)];
@@ -167,7 +180,10 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
   for (const auto* tiles : list)
     for (const Case& x : cases)
       for (const bool columns_of_b : {false, true})
-        for (const int threads : {1, 3}) compare_pairs(*tiles, x.size, x.run, x.batch, threads, columns_of_b);
+        for (const int threads : {1, 3})
+          for (const float beta : {0.0f, 0.5f})
+            compare_pairs(*tiles, x.size, x.run, x.batch, threads, columns_of_b, beta);
+  CHECK(open_states == 0);
 }
 
 TEST_CASE_TEMPLATE("every register tile of this machine gives the exact sums", S, float, double) {

@@ -29,4 +29,6 @@ TEST_CASE("messages join their parts") {
   CHECK(lpo::message(std::int64_t{-5}, ' ', std::uint8_t{200}, ' ', true) == "-5 200 true");
   CHECK(lpo::message("input ", lpo::Extents<4>{1, 64, 64, 6}) == "input [1, 64, 64, 6]");
   CHECK(lpo::message() == "");
+  // The shortest digits that are this number and no other.
+  CHECK(lpo::message(1e-7, ' ', 0.25, ' ', 5.0, ' ', -1.5f, ' ', 0.1f, ' ', 1e300) == "1e-07 0.25 5 -1.5 0.1 1e+300");
 }

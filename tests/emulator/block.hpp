@@ -285,7 +285,7 @@ void run_blocks(const Index3& blocks, const Index3& threads, std::size_t shared_
   Machine& m = machine();
   const unsigned count = threads.x * threads.y * threads.z;
   if (count == 0 || count > 1024 || shared_bytes > shared_bytes_per_block) fail("a launch that no device takes");
-  if (cluster == 0 || cluster > 8 || blocks.x % cluster != 0) fail("a cluster that no device takes");
+  if (cluster == 0 || cluster > 16 || blocks.x % cluster != 0) fail("a cluster that no device takes");
   while (m.fibers.size() < count * cluster) m.fibers.push_back(std::make_unique<Fiber>());
   while (m.blocks.size() < cluster) m.blocks.push_back(std::make_unique<Block>());
   for (unsigned i = 0; i < count * cluster; ++i) {

@@ -193,5 +193,5 @@ TEST_CASE("broken tokenizer files are named with what is wrong") {
   directory.write("tokenizer_config.json", R"({"added_tokens_decoder": {"7": {"content": ""}}})");
   CHECK(has_part(reason(), "tokenizer_config.json: a token is empty; expected a text"));
   directory.write("tokenizer_config.json", R"({"model_max_length": 1})");
-  CHECK(has_part(reason(), "model_max_length is 1.000000, expected at least 2"));
+  CHECK(has_part(reason(), "model_max_length is 1, expected at least 2"));
 }

@@ -123,9 +123,9 @@ TEST_CASE("parts that cannot be are refused") {
                        "latent",
                        ValueError);
   CHECK_THROWS_WITH_AS(decode_in_parts(*model.vae, in, {16, 1.0}),
-                       "[decode_in_parts] tiling.overlap is 1.000000, expected at least 0 and below 1", ValueError);
+                       "[decode_in_parts] tiling.overlap is 1, expected at least 0 and below 1", ValueError);
   CHECK_THROWS_WITH_AS(decode_in_parts(*model.vae, in, {20, 0.25}),
-                       "[decode_in_parts] tiling.overlap 0.250000 of a tile of 5 latents is no whole number of latents; "
+                       "[decode_in_parts] tiling.overlap 0.25 of a tile of 5 latents is no whole number of latents; "
                        "change the overlap or tile_size",
                        ValueError);
   CHECK_THROWS_WITH_AS(encode_in_parts(*model.vae, constant(tape, image), {16}),

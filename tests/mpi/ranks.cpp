@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Run by mpirun: the communicator, and trainers whose ranks are processes. Every rank also trains alone, to compare.
+// Run by mpirun: the communicator, and trainers whose ranks are processes. Every rank also trains alone, to compare. LPO
+// over processes is in programs/ranks_test.cpp, SPO over threads in distributed/.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
@@ -8,7 +9,7 @@
 #include <lpo/distributed/mpi_communicator.hpp>
 
 #include "../distributed/communicator_cases.hpp"
-#include "../distributed/spo_rank_cases.hpp"
+#include "../distributed/rank_cases.hpp"
 
 using namespace lpo;
 
@@ -54,21 +55,6 @@ TEST_CASE("processes train the reward model that one trains") {
   SUBCASE("both losses") { options.loss.kind = RewardLossOptions::Kind::both; }
   check_alike(rank_cases::train_lrm(context, *processes, options, pairs),
               rank_cases::train_lrm(context, alone(), options, pairs));
-}
-
-TEST_CASE("processes run LPO as one does") {
-  Context<Cpu> context(1);
-  auto options = rank_cases::lpo_options();
-  options.threshold_quantile = 0.4;
-  options.calibration_rollouts = 1;
-  check_alike(rank_cases::train_on_rollouts<LpoTrainer>(context, *processes, options),
-              rank_cases::train_on_rollouts<LpoTrainer>(context, alone(), options));
-}
-
-TEST_CASE("processes run SPO as one does") {
-  Context<Cpu> context(1);
-  const auto options = rank_cases::spo_options();
-  check_alike(rank_cases::train_spo(context, *processes, options), rank_cases::train_spo(context, alone(), options));
 }
 
 TEST_CASE("processes run Diffusion-DPO as one does") {

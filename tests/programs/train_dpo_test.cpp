@@ -234,6 +234,8 @@ TEST_CASE("train_dpo says what is wrong") {
   REQUIRE(setting.train(setting.pictures, "used").status == 0);
   CHECK(has_part(setting.train(setting.pictures, "used").printed,
                  "used has checkpoints of an earlier run; go on with it with --resume, or name another folder"));
+  const std::string config = setting.directory.read("used/config.toml");
+  const std::string report = setting.directory.read("used/report.html");
   const auto changed = setting.train(setting.pictures, "used", {"--resume", "--beta_dpo", "7"});
   CHECK(changed.status == 1);
   CHECK(has_part(changed.printed, "beta_dpo: saved 200"));
@@ -241,5 +243,8 @@ TEST_CASE("train_dpo says what is wrong") {
       setting.train(setting.pictures, "used",
                     {"--resume", "--score_file", setting.scores, "--cache_dir", setting.directory.file("filtered")});
   CHECK(has_part(fewer.printed, "pairs: saved 19, now 10"));
+  // What was refused left the run as it was.
+  CHECK((setting.directory.read("used/config.toml") == config));  // a failure would print both
+  CHECK((setting.directory.read("used/report.html") == report));
 }
 #endif

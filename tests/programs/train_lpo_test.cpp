@@ -301,7 +301,7 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--resolution", "40"}, "[train_lpo] --resolution is 40; this model draws multiples of 16");
   says({"--eta", "0"}, "[train_lpo] --eta is 0; candidates differ by the noise");
   says({"--threshold_mode", "sigma", "--threshold_min", "0.6", "--threshold_max", "0.5"},
-       "minimum 0.600000, maximum 0.500000");
+       "minimum 0.6, maximum 0.5");
   says({"--threshold_mode", "sigma", "--threshold_table", "official20", "--num_inference_steps", "7"},
        "use ThresholdTable::closed_form");
   says({"--threshold_quantile", "0.5"}, "[train_lpo] --threshold_quantile finds thresholds that grow with the noise");
@@ -327,6 +327,8 @@ TEST_CASE("train_lpo says what is wrong") {
   CHECK(twice.status == 1);
   CHECK(has_part(twice.printed,
                  "used has checkpoints of an earlier run; go on with it with --resume, or name another folder"));
+  const std::string settings = setting.directory.read("used/config.toml");
+  const std::string report = setting.directory.read("used/report.html");
   const auto weaker = setting.train("used", {"--resume", "--beta", "7"});
   CHECK(weaker.status == 1);
   CHECK(has_part(weaker.printed, "beta: saved 500"));
@@ -344,9 +346,13 @@ TEST_CASE("train_lpo says what is wrong") {
   resumed_with({"--lrm_guidance", "2"}, "lrm_guidance: saved \"7.5\", now \"2.0\"");
   resumed_with({"--prediction_type", "v_prediction"}, "prediction_type: saved");
   resumed_with({"--adam_beta1", "0.5"}, "adam_betas: saved [0.9,0.999], now [0.5,0.999]");
+  // What was refused left the run as it was; a run that goes on has its settings.
+  CHECK((setting.directory.read("used/config.toml") == settings));  // a failure would print both
+  CHECK((setting.directory.read("used/report.html") == report));
   const auto past = setting.train("used", {"--resume", "--max_train_iterations", "1"});
   CAPTURE(past.printed);
   CHECK(past.status == 0);
+  CHECK(has_part(setting.directory.read("used/config.toml"), "\nmax_train_iterations=1\n"));
   CHECK(has_part(past.printed, "4/1"));
   CHECK(has_part(past.printed, "(was finished already)"));
 }

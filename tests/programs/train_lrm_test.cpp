@@ -143,8 +143,10 @@ TEST_CASE("train_lrm: killed or told to stop, and resumed, it ends with the same
     CHECK(f.weights(out, "lrm-best") == f.weights("whole", "lrm-best"));
     CHECK(f.directory.read(out + "/metrics.jsonl") == f.directory.read("whole/metrics.jsonl"));
   }
+  const std::string config = f.directory.read("killed/config.toml");
   CHECK(has_part(f.train(f.pictures, "killed", changed(long_run, {"--train_batch_size", "3", "--resume"})).printed,
                  "train_batch_size: saved 4, now 3"));
+  CHECK(f.directory.read("killed/config.toml") == config);
 }
 
 TEST_CASE("train_lrm: the filter keeps what its strategy says and prints the counts") {

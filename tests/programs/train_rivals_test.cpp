@@ -99,6 +99,11 @@ TEST_CASE("train_spm trains a preference model with which train_lpo --objective 
   CHECK(setting.directory.read("spm-cut/spm-last/model.safetensors") ==
         setting.directory.read("spm/spm-last/model.safetensors"));
 
+  const std::string config = setting.directory.read("spm-cut/config.toml");
+  CHECK(has_part(setting.preference("spm-cut", {"--resume", "--learning_rate", "0.5"}).printed,
+                 "was saved with other settings"));
+  CHECK(setting.directory.read("spm-cut/config.toml") == config);
+
   const std::vector<std::string> spo = {"--objective", "spo", "--preference_model", last, "--divert_start_step", "1"};
   const auto run = setting.align("spo", spo);
   CAPTURE(run.printed);

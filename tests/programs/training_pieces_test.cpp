@@ -6,6 +6,7 @@
 
 #include <common/config_file.hpp>
 #include <common/console.hpp>
+#include <common/option_list.hpp>
 #include <common/options.hpp>
 
 #include "../io/temporary_directory.hpp"
@@ -60,7 +61,7 @@ TEST_CASE("settings are written as they came out, and read back") {
   CHECK(first.count == 8);  // the command line wins
   CHECK(first.rate == 1e-5);
   const std::string saved = directory.file("config.toml");
-  examples::save_resolved_config(one, saved);
+  lpo::write_text_file(saved, examples::resolved_config(one));
   CAPTURE(lpo::read_text_file(saved));
   parse(second, two, {"--config", saved});
   CHECK(second.count == 8);
@@ -74,7 +75,7 @@ TEST_CASE("settings are written as they came out, and read back") {
   Settings third, fourth;
   CLI::App three{"Program."}, four{"Program."};
   parse(third, three, {});
-  examples::save_resolved_config(three, saved);
+  lpo::write_text_file(saved, examples::resolved_config(three));
   CAPTURE(lpo::read_text_file(saved));
   parse(fourth, four, {"--config", saved});
   CHECK(fourth.text == "a b");
@@ -98,7 +99,7 @@ TEST_CASE("settings are written as they came out, and read back") {
     Settings fifth, sixth;
     CLI::App five{"Program."}, six{"Program."};
     parse(fifth, five, {"--some_text", text, "--list", text, "--list", "#"});
-    examples::save_resolved_config(five, saved);
+    lpo::write_text_file(saved, examples::resolved_config(five));
     CAPTURE(lpo::read_text_file(saved));
     parse(sixth, six, {"--config", saved});
     CHECK(sixth.text == text);
@@ -129,6 +130,45 @@ TEST_CASE("settings files are TOML; what they get wrong is told with its line") 
   CHECK(has_part(error("\n[a]\n"),
                  "--config: line 2: a is no text, number, true or false; settings are lines `key = value`"));
   CHECK(has_part(error("a = 2026-11-27"), "line 1: a is no text"));
+}
+
+TEST_CASE("a GPU's options: shown where there is a GPU, and cuDNN only where it is linked") {
+  struct Parsed {
+    examples::DeviceOptions options;
+    std::string help, error;
+  };
+  const auto parse = [](const examples::Build& build, const std::vector<const char*>& arguments) {
+    Parsed parsed;
+    CLI::App app{"Program."};
+    app.option_defaults()->always_capture_default();
+    examples::add_device_options(examples::OptionList{app}, parsed.options, build);
+    std::vector<const char*> argv{"program"};
+    argv.insert(argv.end(), arguments.begin(), arguments.end());
+    parsed.help = app.help();
+    try {
+      app.parse(static_cast<int>(argv.size()), argv.data());
+    } catch (const CLI::ParseError& error) {
+      parsed.error = error.what();
+    }
+    return parsed;
+  };
+  const examples::Build cpu, cuda{.cuda = true}, cudnn{.cuda = true, .cudnn = true};
+  const auto plain = parse(cudnn, {});
+  CHECK(plain.options.cudnn == "never");
+  CHECK(plain.options.time_products);
+  const auto asked = parse(cudnn, {"--cudnn", "same_bits", "--time-products", "false"});
+  CHECK(asked.error == "");
+  CHECK(asked.options.cudnn == "same_bits");
+  CHECK_FALSE(asked.options.time_products);
+  CHECK(parse(cudnn, {"--cudnn", "fastest"}).options.cudnn == "fastest");
+  CHECK(has_part(parse(cudnn, {"--cudnn", "always"}).error, "--cudnn"));
+  CHECK(has_part(plain.help, "--time_products,--time-products"));
+  CHECK(has_part(parse(cuda, {}).help, "this program is built without it"));
+  CHECK_FALSE(has_part(parse(cpu, {}).help, "--cudnn"));
+  for (const auto& build : {cuda, cpu}) {
+    CHECK(has_part(parse(build, {"--cudnn", "fastest"}).error, "fastest needs a program for GPUs that is built with"));
+    CHECK(parse(build, {"--cudnn", "never", "--time_products", "true"}).error == "");
+  }
 }
 
 TEST_CASE("progress past the end, as after a resume to fewer steps, is a full bar without time left") {

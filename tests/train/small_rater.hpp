@@ -2,7 +2,7 @@
 // A small step-aware preference model with an autoencoder: what SPO's trainer rates the small world's candidates with.
 #pragma once
 
-#include <span>
+#include <vector>
 
 #include <lpo/train/spo_trainer.hpp>
 
@@ -50,7 +50,11 @@ struct Rater {
     store.initialize(8);
     model.vision.open_gates();
     // A model whose modulation is no longer 0, so that times matter.
-    for (float& value : std::span(model.vision.layers[0].modulation.weight.data(), 6 * 16 * 16)) value += 0.02f;
+    auto& modulation = model.vision.layers[0].modulation.weight;
+    std::vector<float> values(static_cast<std::size_t>(modulation.size()));
+    lpo::DeviceMemory<Device>::copy_to_host(values.data(), modulation.data(), values.size() * sizeof(float));
+    for (float& value : values) value += 0.02f;
+    lpo::DeviceMemory<Device>::copy_from_host(modulation.data(), values.data(), values.size() * sizeof(float));
   }
 };
 

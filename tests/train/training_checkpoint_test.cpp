@@ -5,10 +5,14 @@
 #include <cmath>
 #include <fstream>
 
-#include "small_world.hpp"
+#include <lpo/train/latent_pairs.hpp>
+#include <lpo/train/metrics.hpp>
+#include <lpo/train/rollout_run.hpp>
+#include <lpo/train/training_checkpoint.hpp>
+
+#include "../io/temporary_directory.hpp"
 
 using namespace lpo;
-using small_world::TemporaryFolder;
 
 namespace {
 TrainingState state_of(std::vector<float>& values, index_t step) {
@@ -21,7 +25,7 @@ TrainingState state_of(std::vector<float>& values, index_t step) {
 }  // namespace
 
 TEST_CASE("the newest complete checkpoint is restored and old ones are removed") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path(), 2);
   std::vector<float> values{1, 2, 3};
   for (index_t step : {10, 9, 100}) {
@@ -37,7 +41,7 @@ TEST_CASE("the newest complete checkpoint is restored and old ones are removed")
 }
 
 TEST_CASE("nothing to resume from, a half-written folder is ignored") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path() + "/none", 2);
   std::vector<float> values(1);
   auto state = state_of(values, 0);
@@ -48,7 +52,7 @@ TEST_CASE("nothing to resume from, a half-written folder is ignored") {
 }
 
 TEST_CASE("a new run does not begin among the checkpoints of an earlier one") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path(), 2);
   SoloCommunicator ranks;
   std::vector<float> values{1};
@@ -68,7 +72,7 @@ TEST_CASE("a new run does not begin among the checkpoints of an earlier one") {
 }
 
 TEST_CASE("damaged checkpoints are refused by name and change nothing") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path(), 0);
   std::vector<float> values{5, 6};
   checkpoints.save(state_of(values, 1));
@@ -85,7 +89,7 @@ TEST_CASE("damaged checkpoints are refused by name and change nothing") {
 }
 
 TEST_CASE("the log drops lines after the checkpoint and cut-off lines") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const std::string path = folder.path() + "/metrics.jsonl";
   std::ofstream(path) << "{\"step\":0,\"a\":1}\n{\"step\":1,\"a\":2}\n{\"step\":2,\"a\":3}\n{\"step\":3,\"a";
   {
@@ -106,7 +110,7 @@ TEST_CASE("batches visit every example once per epoch and depend on seed and ste
 }
 
 TEST_CASE("a checkpoint of the same step is replaced, further files are inside, and a link names the newest") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path(), 2);
   std::vector<float> values{1};
   checkpoints.save(state_of(values, 4));
@@ -129,7 +133,7 @@ TEST_CASE("a checkpoint of the same step is replaced, further files are inside, 
 }
 
 TEST_CASE("a checkpoint that could not be completed is not there, and what is left of one is cleared away") {
-  TemporaryFolder folder;
+  TemporaryDirectory folder;
   const CheckpointFolder checkpoints(folder.path(), 0);
   std::vector<float> values{1};
   CHECK_THROWS_AS(checkpoints.save(state_of(values, 1), [](const std::string&) { throw FileError("disk full"); }),
@@ -140,4 +144,9 @@ TEST_CASE("a checkpoint that could not be completed is not there, and what is le
   CHECK(checkpoints.steps() == std::vector<index_t>{2});
   CHECK_FALSE(std::filesystem::exists(folder.path() + "/.removed-checkpoint-9"));
   CHECK_FALSE(std::filesystem::exists(folder.path() + "/.partial-checkpoint-1"));
+}
+
+TEST_CASE("the mark of prompts is what older checkpoints hold") {
+  const PromptTokens prompts{.tokens = 2, .ids = {1, 2, 3, 4}, .reward_tokens = 1, .reward_ids = {5, -1}};
+  CHECK(fingerprint(prompts) == "2 prompts, 13856327802986016821");  // FNV-1a over the ids as unsigned 32-bit words
 }

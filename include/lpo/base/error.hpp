@@ -2,6 +2,8 @@
 // The exceptions lpo throws, each with a stable id, and the cold function that words them.
 #pragma once
 
+#include <charconv>
+#include <concepts>
 #include <exception>
 #include <string>
 #include <string_view>
@@ -67,11 +69,17 @@ inline std::string text_of(const char* part) { return part; }
 inline std::string text_of(const std::string& part) { return part; }
 inline std::string text_of(char part) { return std::string(1, part); }
 inline std::string text_of(bool part) { return part ? "true" : "false"; }
+/// The shortest digits that give the number back: 1e-07, 0.25, 5.
+template <std::floating_point Number>
+std::string text_of(Number number) {
+  char digits[64];
+  return std::string(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
+}
 using std::to_string;
-/// Numbers, and lpo types with a `to_string` of their own, such as Extents.
+/// Whole numbers, and lpo types with a `to_string` of their own, such as Extents.
 template <class Part>
 std::string text_of(const Part& part)
-  requires requires { to_string(part); }
+  requires(!std::floating_point<Part> && requires { to_string(part); })
 {
   return to_string(part);
 }

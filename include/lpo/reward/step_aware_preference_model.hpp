@@ -56,8 +56,11 @@ struct StepAwarePreferenceModel {
 
   /// v [n, projection] of prepared pictures (clip_pixels), picture i at timesteps[i].
   Var<T, 2, Device> visual(const Var<T, 4, Device>& pixels, std::span<const float> timesteps) {
-    const auto features = sinusoidal_embedding<T>(pixels.tape(), timesteps, frequencies);
-    const Var<T, 2, Device> hidden = silu(time_1(features));
+    return visual(pixels, sinusoidal_embedding<T>(pixels.tape(), timesteps, frequencies));
+  }
+  /// With sinusoidal_features of the timesteps [n, frequencies] in their place.
+  Var<T, 2, Device> visual(const Var<T, 4, Device>& pixels, const Var<T, 2, Device>& time_features) {
+    const Var<T, 2, Device> hidden = silu(time_1(time_features));
     return vision(pixels, time_2(hidden)).image_embedding;
   }
 

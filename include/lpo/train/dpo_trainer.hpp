@@ -4,25 +4,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <functional>
-#include <map>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <lpo/diffusion/prediction.hpp>
 #include <lpo/distributed/collectives.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
 #include <lpo/optim/ema.hpp>
-#include <lpo/optim/schedule.hpp>
-#include <lpo/preference/diffusion_dpo_loss.hpp>
+#include <lpo/train/dpo_passes.hpp>
+#include <lpo/train/dpo_trainer_options.hpp>
 #include <lpo/train/finite_guard.hpp>
-#include <lpo/train/guided_denoiser.hpp>
 #include <lpo/train/latent_pairs.hpp>
 #include <lpo/train/latent_scorer.hpp>
 #include <lpo/train/metrics.hpp>
@@ -31,44 +26,6 @@
 #include <lpo/train/training_checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
-
-/// Defaults are SD1.5's of the paper (arXiv 2311.12908) and its code; the effective batch there is 2048 pairs.
-struct DpoTrainerOptions {
-  index_t max_train_steps = 2000;
-  index_t train_batch_size = 2048;  ///< pairs per optimiser step
-  index_t micro_batch_size = 1;     ///< pairs of one forward and backward; gradients add up to the batch's. 0 = all at once
-  double beta_dpo = 5000;
-  double proportion_empty_prompts = 0.2;  ///< chance that a pair is trained under the empty prompt
-  PredictionType prediction_type = PredictionType::epsilon;
-  double learning_rate = 2.048e-5;
-  LearningRateKind lr_scheduler = LearningRateKind::constant_with_warmup;
-  index_t lr_warmup_steps = 500;
-  AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 1e-2};
-  double max_grad_norm = 1.0;  ///< 0 turns clipping off; the norm is logged either way
-  double ema_decay = 0;        ///< > 0: keep an exponential moving average of the trained weights beside them
-  int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
-  bool gradient_checkpointing = false;
-  double loss_scale = 1;       ///< multiplies gradients on their way; for half, which has no numbers below 6e-8. A power of two
-  double max_seconds = 0;      ///< stop after so many seconds and report it, which gives up reproducibility; 0 = never
-  index_t checkpointing_steps = 0;  ///< a checkpoint every so many steps; 0 = none
-  int checkpoints_total_limit = 2;  ///< how many are kept; 0 = all
-  std::uint64_t seed = 42;
-  std::string output_dir;
-  bool resume = false;  ///< go on from the newest checkpoint; without it a folder that has checkpoints is refused
-  std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
-  /// Called after each step with its line of the log; on rank 0 only.
-  std::function<void(index_t step, const MetricValues&)> on_metrics;
-  /// Adds files of its own to a checkpoint's folder; on rank 0 only.
-  std::function<void(const std::string& folder)> checkpoint_files;
-};
-
-/// What a run did.
-struct DpoTrainerReport {
-  index_t steps = 0;
-  index_t pairs = 0;  ///< pairs with a preference in the data; ties are dropped
-  index_t skipped_steps = 0;  ///< left out because loss or gradients were not finite
-  bool time_limit_reached = false;
-};
 
 /// One object per run. The policy's store must hold trainable weights (its LoRA, or all of it); with LoRA the reference is
 /// the same UNet with adapters off. Without any LoRA, pass a frozen copy through `set_reference`.
@@ -87,8 +44,8 @@ class DpoTrainer {
 
   DpoTrainer(Context<Device>& context, UNet& policy, ParameterStore<T, Device>& store, Text& text, const NoiseSchedule& schedule,
              DpoTrainerOptions options, Ranks ranks = {})
-      : ranks_(begin_alike(std::move(ranks), context, store)), context_(context), policy_(policy), store_(store), text_(text), schedule_(schedule), options_(std::move(options)),
-        tape_(context),
+      : ranks_(begin_alike(std::move(ranks), context, store)), context_(context), store_(store), text_(text), schedule_(schedule),
+        options_(std::move(options)), tape_(context), passes_(tape_, policy, store, options_),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}}, options_.optimizer),
         guard_(options_.max_skipped_steps) {
     if (store.trainable_size() == 0)
@@ -106,7 +63,7 @@ class DpoTrainer {
   }
 
   /// Uses another network as the reference (full fine-tuning).
-  void set_reference(UNet& reference) { reference_ = &reference; }
+  void set_reference(UNet& reference) { passes_.set_reference(reference); }
 
   /// The averages of the trained weights; null without ema_decay. `swap()` them in to draw or export with them, and out
   /// again.
@@ -199,12 +156,6 @@ class DpoTrainer {
     double norm = 0, rate = 0;
   };
 
-  /// Timestep of a pair, and whether it is trained under the empty prompt.
-  struct Choice {
-    int timestep;
-    bool prompted;
-  };
-
   /// Pairs that are not ties, turned so that `first` is preferred.
   static std::vector<LatentPairs::Pair> preferred_first(const LatentPairs& data) {
     std::vector<LatentPairs::Pair> pairs;
@@ -270,19 +221,25 @@ class DpoTrainer {
   StepResult step(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, index_t step_index) {
     const auto counter = static_cast<std::uint32_t>(step_index);
     RandomStream random(options_.seed, operation_choices, counter);
-    std::vector<Choice> choices(pairs.size());
-    for (Choice& choice : choices) {
+    std::vector<DpoBatch::Choice> choices(pairs.size());
+    for (DpoBatch::Choice& choice : choices) {
       choice.timestep = static_cast<int>(random.uniform_int(static_cast<std::uint32_t>(schedule_.train_timesteps())));
       choice.prompted = !random.bernoulli(static_cast<float>(options_.proportion_empty_prompts));
     }
     const Share own = own_share(ranks_, std::ssize(pairs));
     const index_t size = options_.micro_batch_size > 0 ? options_.micro_batch_size : own.size();
+    const DpoBatch::Noise noise{.normal = {options_.seed, operation_noise, counter},
+                                .posterior = {options_.seed, operation_posterior, counter}};
     StepResult result;
     store_.reset_gradients();
     for (index_t begin = own.begin; begin < own.end; begin += size) {
       const auto first = static_cast<std::size_t>(begin), count = static_cast<std::size_t>(std::min(own.end - begin, size));
-      add_gradients(data, pairs.subspan(first, count), std::span(choices).subspan(first, count), begin,
-                    static_cast<double>(count) / static_cast<double>(pairs.size()), counter, result.metrics);
+      const DpoBatch batch(schedule_, options_.prediction_type, data, pairs.subspan(first, count),
+                           std::span<const DpoBatch::Choice>(choices).subspan(first, count), begin, noise);
+      encode_prompts(tape_, text_, std::span<const std::int32_t>(batch.token_ids), batch.pairs(), prompts_);
+      passes_.add_gradients(prompts_, batch, {data.height, data.width, data.channels},
+                            static_cast<double>(count) / static_cast<double>(pairs.size()), begin == own.begin,
+                            result.metrics);
     }
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
@@ -298,85 +255,15 @@ class DpoTrainer {
     return result;
   }
 
-  /// Forward and backward of some pairs of a step, of which the first is number `first`, and whose mean loss counts `share`.
-  void add_gradients(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, std::span<const Choice> choices,
-                     index_t first, double share, std::uint32_t counter, DiffusionDpoMetrics& metrics) {
-    const auto n = static_cast<index_t>(pairs.size());
-    const Extents<4> extents{2 * n, data.height, data.width, data.channels};
-    std::vector<float> noisy, target, timesteps;
-    std::vector<std::int32_t> ids;
-    std::vector<index_t> rows;
-    for (int side = 0; side < 2; ++side)
-      for (index_t i = 0; i < n; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        const Choice& choice = choices[at];
-        add_row(data, side == 0 ? pairs[at].first : pairs[at].second, choice.timestep, first + i, side, counter, noisy, target);
-        timesteps.push_back(static_cast<float>(choice.timestep));
-        rows.push_back(choice.prompted ? i : detail::empty_prompt);
-        const auto* prompt = data.token_ids.data() + data.prompt_of(pairs[at]) * data.tokens;
-        if (side == 0) ids.insert(ids.end(), prompt, prompt + data.tokens);
-      }
-    const auto prompts = encode_prompts<T>(tape_, text_, std::span<const std::int32_t>(ids), n);
-    const auto latents = Tensor<Latent, 4, Device>::from(extents, noisy), targets = Tensor<Latent, 4, Device>::from(extents, target);
-    const auto predict = [&](UNet& unet) -> Var<Latent, 4, Device> {
-      const auto input = detail::network_input<T>(tape_, View<const Latent, 4, Device>(latents.view()));
-      const auto prediction = conditional_prediction(unet, prompts, std::span<const index_t>(rows), input,
-                                                     std::span<const float>(timesteps));
-      if constexpr (std::is_same_v<T, Latent>)
-        return prediction;
-      else
-        return Var<Latent, 4, Device>(1.0 * prediction);
-    };
-    const auto reference = [&] {
-      const auto guard = tape_.inference();
-      const auto plain = tape_.without_adapters();
-      return predict(reference_ != nullptr ? *reference_ : policy_);
-    }();
-    const auto loss = diffusion_dpo_loss(predict(policy_), reference.view(), targets.view(), options_.beta_dpo, &metrics);
-    const auto weight = Tensor<Latent, 1, Device>::full(Extents<1>{1}, share * options_.loss_scale);
-    backward(loss, weight.view());
-    tape_.clear();
-  }
-
-  /// Appends sqrt(abar) x_0 + sqrt(1 - abar) n and what the network should predict for it. Both images of pair `number` of
-  /// a step get the same noise n; each draws x_0 from its own posterior. Micro-batches of any size see the same numbers.
-  void add_row(const LatentPairs& data, index_t image, int timestep, index_t number, int side, std::uint32_t counter,
-               std::vector<float>& noisy, std::vector<float>& target) const {
-    const auto size = static_cast<std::size_t>(data.latent_size());
-    const auto normals = [&](std::uint32_t operation, std::size_t row) {
-      std::vector<float> values(size);
-      philox_fill_normal({options_.seed, operation, counter}, values.data(), size, row * size);
-      return values;
-    };
-    const auto pair = static_cast<std::size_t>(number);
-    const auto noise = normals(operation_noise, pair);
-    std::vector<float> clean(size), deviation(size);
-    data.read_posterior(image, clean.data(), deviation.data());
-    if (data.has_deviation()) {
-      const auto posterior = normals(operation_posterior, 2 * pair + static_cast<std::size_t>(side));
-      for (std::size_t k = 0; k < size; ++k) clean[k] += deviation[k] * posterior[k];
-    }
-    const double abar = schedule_.alpha_bar(timestep);
-    const float signal = static_cast<float>(std::sqrt(abar)), spread = static_cast<float>(std::sqrt(1 - abar));
-    for (std::size_t k = 0; k < size; ++k) {
-      noisy.push_back(signal * clean[k] + spread * noise[k]);
-      switch (options_.prediction_type) {
-        case PredictionType::epsilon: target.push_back(noise[k]); break;
-        case PredictionType::v_prediction: target.push_back(signal * noise[k] - spread * clean[k]); break;
-        default: target.push_back(clean[k]);
-      }
-    }
-  }
-
   Ranks ranks_;
   Context<Device>& context_;
-  UNet& policy_;
-  UNet* reference_ = nullptr;
   ParameterStore<T, Device>& store_;
   Text& text_;
   const NoiseSchedule& schedule_;
   DpoTrainerOptions options_;
   Tape<Device> tape_;
+  PromptBatch<T, Device> prompts_;  ///< of a mini-batch
+  DpoPasses<UNet> passes_;
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;

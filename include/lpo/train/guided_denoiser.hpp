@@ -85,6 +85,14 @@ Var<T, 4, Device> network_input(Tape<Device>& tape, const View<const Latent, 4, 
   }
 }
 
+/// Gives `tensor` these extents; returns whether it had them.
+template <class T, int Rank, class Device>
+bool fit(Tensor<T, Rank, Device>& tensor, const Extents<Rank>& extents) {
+  if (tensor.data() != nullptr && tensor.extents() == extents) return true;
+  tensor = Tensor<T, Rank, Device>(extents);
+  return false;
+}
+
 /// `time_ids` once per row.
 template <class T, class Device>
 std::vector<float> repeated_time_ids(const PromptBatch<T, Device>& prompts, index_t rows) {
@@ -144,14 +152,6 @@ class ConditionBuffers {
       condition.time_ids = time_ids_;
     }
     return condition;
-  }
-
-  /// Gives `tensor` these extents; returns whether it had them.
-  template <int Rank>
-  static bool fit(Tensor<T, Rank, Device>& tensor, const Extents<Rank>& extents) {
-    if (tensor.data() != nullptr && tensor.extents() == extents) return true;
-    tensor = Tensor<T, Rank, Device>(extents);
-    return false;
   }
 
  private:
@@ -249,7 +249,7 @@ class GuidedDenoiser {
     const auto keeping = tape_.keeping(kept_);
     const auto start = tape_.snapshot();
     const std::vector<float> timesteps(static_cast<std::size_t>(prompts_), static_cast<float>(timestep));
-    const bool known = detail::ConditionBuffers<UNet>::fit(input_, latents.extents);
+    const bool known = detail::fit(input_, latents.extents);
     if (!condition_.set_timesteps(context, timesteps) || !known) pass_.reset();
     evaluate(&context, input_.view(), latents);
     run_pass();

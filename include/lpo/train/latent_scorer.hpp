@@ -77,7 +77,7 @@ class LatentScorer {
     const auto start = tape_.snapshot();
     const index_t n = latents.extent(0);
     const std::vector<float> timesteps(static_cast<std::size_t>(n), static_cast<float>(timestep));
-    const bool known = detail::ConditionBuffers<Lrm>::fit(pass.latents, latents.extents);
+    const bool known = detail::fit(pass.latents, latents.extents);
     if (!pass.condition.set_timesteps(context, timesteps) || !known) pass.work.reset();
     if (!std::exchange(pass.has_texts, true)) set_texts(pass, first, n);
     evaluate(&context, pass.latents.view(), latents);
@@ -131,20 +131,30 @@ class LatentScorer {
   index_t latents_ = 0;
 };
 
-/// Runs a TextEncoder over n prompts (and the empty one) and keeps the result off the tape.
+/// Runs a TextEncoder over n prompts (and the empty one) and keeps the result off the tape: in the memory of `prompts`
+/// where it fits.
 template <class T, class Device, class Encoder>
-PromptBatch<T, Device> encode_prompts(Tape<Device>& tape, Encoder& encoder, std::span<const std::int32_t> ids, index_t n) {
+void encode_prompts(Tape<Device>& tape, Encoder& encoder, std::span<const std::int32_t> ids, index_t n,
+                    PromptBatch<T, Device>& prompts) {
   const auto guard = tape.inference();
   const auto start = tape.snapshot();
   const auto states = encoder.encode(tape, ids, n);
   const auto empty = encoder.encode_empty(tape);
-  PromptBatch<T, Device> prompts;
-  prompts.context = Tensor<T, 3, Device>::copy_of(states.context.view());
-  prompts.context_empty = Tensor<T, 3, Device>::copy_of(empty.context.view());
-  prompts.pooled = Tensor<T, 2, Device>::copy_of(states.pooled.view());
-  prompts.pooled_empty = Tensor<T, 2, Device>::copy_of(empty.pooled.view());
+  const auto keep = [&](auto& kept, const auto& state) {
+    detail::fit(kept, state.extents());
+    evaluate(&tape.context(), kept.view(), state.view());
+  };
+  keep(prompts.context, states.context);
+  keep(prompts.context_empty, empty.context);
+  keep(prompts.pooled, states.pooled);
+  keep(prompts.pooled_empty, empty.pooled);
   prompts.time_ids = states.time_ids;
   tape.rewind(start);
+}
+template <class T, class Device, class Encoder>
+PromptBatch<T, Device> encode_prompts(Tape<Device>& tape, Encoder& encoder, std::span<const std::int32_t> ids, index_t n) {
+  PromptBatch<T, Device> prompts;
+  encode_prompts(tape, encoder, ids, n, prompts);
   return prompts;
 }
 

@@ -4,85 +4,27 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <lpo/autograd/embedding.hpp>
 #include <lpo/diffusion/noise_schedule.hpp>
 #include <lpo/distributed/gather_rows.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/optim/adamw.hpp>
 #include <lpo/optim/clip.hpp>
 #include <lpo/optim/ema.hpp>
-#include <lpo/optim/schedule.hpp>
-#include <lpo/reward/accuracy.hpp>
-#include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/reward/loss.hpp>
 #include <lpo/train/finite_guard.hpp>
 #include <lpo/train/lrm_batch.hpp>
+#include <lpo/train/lrm_passes.hpp>
+#include <lpo/train/lrm_trainer_options.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/optimizer_buffers.hpp>
 #include <lpo/train/progress.hpp>
-#include <lpo/train/text_states.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
-
-/// Defaults are those of LRM-1.5, SD1.5's reward model in arXiv 2502.01051; names of options are the released code's.
-struct LrmTrainerOptions {
-  index_t max_train_steps = 4000;
-  index_t train_batch_size = 128;  ///< pairs, or prompts when they are the unit of a batch
-  BatchUnit batch_unit = BatchUnit::pair;
-  index_t micro_batch_size =
-      0;  ///< batch units whose activations are in memory at once; 0 = all. For the pair loss only
-  double learning_rate = 1e-5;
-  index_t lr_warmup_steps = 500;
-  LearningRateKind lr_scheduler = LearningRateKind::log_warmup_decay;
-  FirstStepRate lr_first_step = FirstStepRate::zero;
-  AdamWOptions optimizer{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .weight_decay = 0.3};
-  double max_grad_norm = 1.0;  ///< 0 turns clipping off; the norm is logged either way
-  double ema_decay = 0;        ///< > 0: validate and export an exponential moving average of the weights
-  RewardLossOptions loss;
-  bool shared_pair_noise = false;  ///< pair_noise = independent | shared (by all images of a batch unit)
-  double noise_offset = 0;         ///< n += this times one normal number for each image and channel, in training
-  /// Adds to the batch units one for each pair with a winner: the winner at two neighbouring timesteps, of which the less
-  /// noisy one is preferred. `loss.aux_coefficient` weighs them.
-  bool compare_between_timestep = false;
-  int timestep_interval = 50;
-  int largest_timestep = 951;  ///< candidates are 1, 1 + interval, ..., largest
-  int validation_timestep = 1;
-  index_t validation_steps = 100;   ///< validate every so many steps; 0 = at the end only
-  index_t checkpointing_steps = 0;  ///< 0 = no checkpoints
-  int checkpoints_total_limit = 2;
-  enum class Export { last, best } export_weights = Export::last;
-  int max_skipped_steps = 10;  ///< stop after so many steps in a row without finite gradients (FiniteGuard); 0 = never
-  bool gradient_checkpointing = false;  ///< less memory for about a third more time
-  std::uint64_t seed = 42;
-  std::string title = "LRM training";  ///< of Progress::stage
-  std::string output_dir;              ///< checkpoints and metrics.jsonl; empty = nothing is written
-  bool resume = false;  ///< go on from the newest checkpoint; without it a folder that has checkpoints is refused
-  std::map<std::string, std::string> more_settings;  ///< of the program: compared on resume, as the trainer's own are
-  std::function<void(index_t step, const MetricValues&)> on_metrics;  ///< after each step: its line; on rank 0 only
-};
-
-/// Result of a training run.
-struct LrmTrainerReport {
-  index_t steps = 0;
-  index_t skipped_steps = 0;  ///< left out because loss or gradients were not finite
-  double final_loss = 0;
-  double validation_accuracy = 0;  ///< of the exported weights
-  double best_validation_accuracy = 0;
-  index_t best_step = 0;
-};
-
-/// Validation accuracy at one timestep.
-struct TimestepAccuracy {
-  int timestep = 0;
-  AccuracyInterval interval;  ///< 95 %
-};
 
 /// Trains `lrm` (and whatever of `text_encoder` the store holds as trainable). One object per run.
 ///
@@ -99,11 +41,11 @@ class LrmTrainer {
       : ranks_(begin_alike(std::move(ranks), context, store)),
         context_(context),
         lrm_(lrm),
-        text_(text_encoder),
         store_(store),
         schedule_(schedule),
         options_(std::move(options)),
         tape_(context),
+        passes_(tape_, lrm, text_encoder, store),
         optimizer_(context, {{store.trainable_values(), store.trainable_gradients(), store.trainable_size()}},
                    options_.optimizer),
         average_(context, optimizer_.spans(), options_.ema_decay, true),
@@ -264,7 +206,6 @@ class LrmTrainer {
     for (index_t i = 0; i < data.images(); ++i)
       if (used[static_cast<std::size_t>(i)]) images.push_back(i);
     std::vector<float> by_image(used.size());
-    const auto guard = tape_.inference();
     const auto size = static_cast<std::size_t>(options_.train_batch_size);
     for (std::size_t begin = 0, turn = 0; begin < images.size(); begin += size, ++turn) {
       if (static_cast<int>(turn % static_cast<std::size_t>(ranks_.size())) != ranks_.rank()) continue;
@@ -273,10 +214,8 @@ class LrmTrainer {
         batch.add_single(data, images[i], timestep);
       batch.add_noise(schedule_, data, noise(operation_validation, static_cast<std::uint32_t>(begin)));
       for_each_part(batch, [&](const LrmBatch& part, std::size_t) {
-        const auto [visual, text] = forward_features(part, data);
-        const auto z = host_values(cosine_score(visual, text, lrm_.logit_scale.on(tape_)));
+        const auto z = passes_.scores(part, data);
         for (std::size_t i = 0; i < z.size(); ++i) by_image[static_cast<std::size_t>(part.images[i])] = z[i];
-        tape_.clear();
       });
     }
     by_image = sum_of_ranks(ranks_, std::move(by_image));
@@ -389,30 +328,30 @@ class LrmTrainer {
     std::vector<float> scores_0, scores_1;
     store_.reset_gradients();
     for_each_part(batch, [&](const LrmBatch& part, std::size_t first_pair) {
-      const auto [visual, text] = forward_features(part, data);
-      const auto visual_0 = embedding(visual, part.first), visual_1 = embedding(visual, part.second);
-      const auto texts = embedding(text, part.prompt_of_pair);
-      const auto scale = lrm_.logit_scale.on(tape_);
-      Var<T, 1, Device> loss;
-      if (options_.loss.kind == RewardLossOptions::Kind::pair) {
-        loss = reward_loss(visual_0, visual_1, texts, scale, part.labels, options_.loss,
-                           std::span(weights).subspan(before.pairs + first_pair, part.labels.size()));
-        result.loss += item(loss);
-      } else {
+      const auto weight = std::span<const float>(weights).subspan(before.pairs + first_pair, part.labels.size());
+      passes_.add_gradients(part, data, first_pair == 0, [&](const auto& visual, const auto& text) {
+        const auto visual_0 = embedding(visual, part.first), visual_1 = embedding(visual, part.second);
+        const auto texts = embedding(text, part.prompt_of_pair);
+        const auto scale = lrm_.logit_scale.on(tape_);
+        {
+          const auto guard = tape_.inference();
+          append(scores_0, cosine_score(visual_0, texts, scale));
+          append(scores_1, cosine_score(visual_1, texts, scale));
+        }
+        if (options_.loss.kind == RewardLossOptions::Kind::pair) {
+          const auto loss = reward_loss(visual_0, visual_1, texts, scale, part.labels, options_.loss, weight);
+          result.loss += item(loss);
+          return loss;
+        }
         // Every rank computes the loss of the whole batch; what is not of one rank's rows counts on rank 0.
         const bool first = ranks_.rank() == 0;
-        loss = reward_loss(gather_rows(ranks_, visual_0), gather_rows(ranks_, visual_1), gather_rows(ranks_, texts),
-                           first ? scale : detail::tape_constant<T>(tape_, host_values(scale)), all.labels,
-                           options_.loss, weights);
+        const auto loss =
+            reward_loss(gather_rows(ranks_, visual_0), gather_rows(ranks_, visual_1), gather_rows(ranks_, texts),
+                        first ? scale : detail::tape_constant<T>(tape_, std::vector{static_cast<float>(item(scale))}),
+                        all.labels, options_.loss, weights);
         result.loss += first ? item(loss) : 0.0;
-      }
-      {
-        const auto guard = tape_.inference();
-        for (const float z : host_values(cosine_score(visual_0, texts, scale))) scores_0.push_back(z);
-        for (const float z : host_values(cosine_score(visual_1, texts, scale))) scores_1.push_back(z);
-      }
-      backward(loss);
-      tape_.clear();
+        return loss;
+      });
     });
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
@@ -471,50 +410,20 @@ class LrmTrainer {
       use(batch.part(begin, std::min(count, begin + size)), begin == 0 ? 0 : batch.units[begin - 1].pairs);
   }
 
-  std::vector<float> host_values(const Var<compute_t<T>, 1, Device>& values) const {
-    std::vector<compute_t<T>> host(static_cast<std::size_t>(values.extent(0)));
-    context_.copy_to_host(host.data(), values.data(), host.size() * sizeof(host.front()));
-    return {host.begin(), host.end()};
-  }
-
-  /// Visual [images, width] and text [prompts, width] features.
-  std::pair<Var<T, 2, Device>, Var<T, 2, Device>> forward_features(const LrmBatch& batch, const LatentPairs& data) {
-    const auto states = text_.encode(tape_, batch.token_ids, batch.prompts);
-    const auto rows = static_cast<index_t>(batch.images.size()), tokens = states.context.extent(1),
-               width = states.context.extent(2);
-    const auto noisy = detail::tape_constant<T>(tape_, batch.latents)  // in the tape's memory: backward needs it too
-                           .reshape(Extents<4>{rows, data.height, data.width, data.channels});
-    RewardPrompt<T, Device> prompt;
-    prompt.context = embedding(states.context.reshape(Extents<2>{batch.prompts, tokens * width}), batch.prompt_of_image)
-                         .reshape(Extents<3>{rows, tokens, width});
-    std::vector<float> time_ids;
-    if constexpr (Lrm::config.addition_width > 0) {
-      if (states.time_ids.size() != 6)
-        throw ShapeError(
-            message("[LrmTrainer] this reward model also needs pooled text and 6 time ids, the prompts have ",
-                    states.time_ids.size(), " ids; encode them with SdxlTextEncoder"));
-      prompt.text_embedding = embedding(states.pooled, batch.prompt_of_image);
-      for (index_t i = 0; i < rows; ++i)
-        time_ids.insert(time_ids.end(), states.time_ids.begin(), states.time_ids.end());
-      prompt.time_ids = time_ids;
-    }
-    if (lrm_.options.guidance != 1.0f) {
-      const auto empty = text_.encode_empty(tape_);
-      prompt.context_empty = repeat_rows(empty.context, rows);
-      if constexpr (Lrm::config.addition_width > 0) prompt.text_embedding_empty = repeat_rows(empty.pooled, rows);
-    }
-    const auto visual = lrm_.visual(noisy, batch.timesteps, prompt);
-    return {visual, lrm_.text(states.pooled)};
+  void append(std::vector<float>& list, const Var<float, 1, Device>& values) const {
+    const std::size_t before = list.size(), count = static_cast<std::size_t>(values.extent(0));
+    list.resize(before + count);
+    context_.copy_to_host(list.data() + before, values.data(), count * sizeof(float));
   }
 
   Ranks ranks_;
   Context<Device>& context_;
   Lrm& lrm_;
-  TextEncoder& text_;
   ParameterStore<T, Device>& store_;
   const NoiseSchedule& schedule_;
   LrmTrainerOptions options_;
   Tape<Device> tape_;
+  LrmPasses<Lrm, TextEncoder> passes_;
   AdamW<T, Device> optimizer_;
   Ema<T, Device> average_;
   FiniteGuard guard_;

@@ -25,6 +25,8 @@ class PredictedImageModel {
   using Device = typename Preference::device;
   using device = Device;
   static constexpr UNetConfig config = UNet::config;
+  static constexpr index_t picture_size = Preference::vision_config.image_size;
+  static constexpr int time_frequencies = Preference::frequencies;
   /// Of the generator's own pooled text (SDXL), which stands before the preference model's in what
   /// PreferenceTextEncoder gives as pooled text.
   static constexpr int generator_text = config.addition_width > 0 ? config.addition_width - 6 * config.addition_time_width : 0;
@@ -38,38 +40,37 @@ class PredictedImageModel {
     options.guidance = static_cast<float>(guidance_scale);
   }
 
-  /// Embeddings of the predicted pictures. What LrmTrainer encodes with PreferenceTextEncoder are the generator's
-  /// states.
-  Var<T, 2, Device> visual(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
-                           const RewardPrompt<T, Device>& prompt) {
+  /// The pictures that the generator predicts, without gradients: `latents` [n, h, w, c] -> `pixels` [n, picture_size,
+  /// picture_size, 3]. What LrmTrainer encodes with PreferenceTextEncoder are the generator's states.
+  void predict(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
+               const RewardPrompt<T, Device>& prompt, const View<T, 4, Device>& pixels) {
     auto& tape = latents.tape();
-    const index_t n = latents.extent(0);
-    constexpr index_t size = Preference::vision_config.image_size;
-    const auto pixels = make_output<T>(tape, Extents<4>{n, size, size, 3}, false);
-    {
-      const auto guard = tape.inference();
-      const auto start = tape.snapshot();
-      const bool guided = options.guidance != 1.0f;
-      UNetCondition<T, Device> condition{
-          timesteps, guided ? concat_batch(prompt.context_empty, prompt.context) : prompt.context, {}, {}};
-      std::vector<float> time_ids(prompt.time_ids.begin(), prompt.time_ids.end());
-      if constexpr (generator_text > 0) {
-        const auto own = [](const auto& pooled) { return contiguous(pooled.slice(1, 0, generator_text)); };
-        const auto text = own(prompt.text_embedding);
-        condition.text_embedding = guided ? concat_batch(own(prompt.text_embedding_empty), text) : text;
-        if (guided) time_ids.insert(time_ids.end(), prompt.time_ids.begin(), prompt.time_ids.end());
-        condition.time_ids = time_ids;
-      }
-      const Var<T, 4, Device> output = unet_(latents, condition);
-      const auto prediction = make_output<T>(tape, latents.extents(), false);
-      if (guided)
-        evaluate(&tape.context(), prediction.view(), guided_rows(output.view(), static_cast<double>(options.guidance)));
-      else
-        evaluate(&tape.context(), prediction.view(), 1.0 * output.view());
-      images_.prepare(tape, latents.view(), prediction.view(), timesteps, pixels.view());
-      tape.rewind(start);
+    const auto guard = tape.inference();
+    const auto start = tape.snapshot();
+    const bool guided = options.guidance != 1.0f;
+    UNetCondition<T, Device> condition{
+        timesteps, guided ? concat_batch(prompt.context_empty, prompt.context) : prompt.context, {}, {}};
+    std::vector<float> time_ids(prompt.time_ids.begin(), prompt.time_ids.end());
+    if constexpr (generator_text > 0) {
+      const auto own = [](const auto& pooled) { return contiguous(pooled.slice(1, 0, generator_text)); };
+      const auto text = own(prompt.text_embedding);
+      condition.text_embedding = guided ? concat_batch(own(prompt.text_embedding_empty), text) : text;
+      if (guided) time_ids.insert(time_ids.end(), prompt.time_ids.begin(), prompt.time_ids.end());
+      condition.time_ids = time_ids;
     }
-    return preference_.visual(pixels, timesteps);
+    const Var<T, 4, Device> output = unet_(latents, condition);
+    const auto prediction = make_output<T>(tape, latents.extents(), false);
+    if (guided)
+      evaluate(&tape.context(), prediction.view(), guided_rows(output.view(), static_cast<double>(options.guidance)));
+    else
+      evaluate(&tape.context(), prediction.view(), 1.0 * output.view());
+    images_.prepare(tape, latents.view(), prediction.view(), timesteps, pixels);
+    tape.rewind(start);
+  }
+
+  /// Embeddings of such pictures; sinusoidal_features of their timesteps [n, time_frequencies].
+  Var<T, 2, Device> visual(const Var<T, 4, Device>& pixels, const Var<T, 2, Device>& time_features) {
+    return preference_.visual(pixels, time_features);
   }
 
   /// The preference model's part of the pooled text.

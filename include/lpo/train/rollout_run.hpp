@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
+#include <lpo/base/error.hpp>
+#include <lpo/base/fnv1a.hpp>
 #include <lpo/diffusion/gaussian_step.hpp>
 #include <lpo/preference/rollout_statistics.hpp>
 #include <lpo/train/rollout_trainer_options.hpp>
@@ -86,10 +89,10 @@ void add_rollout_settings(Json& s, const RolloutTrainerOptions& options) {
 
 /// Tells one list of prompts from another: their number, and FNV-1a of all ids.
 inline std::string fingerprint(const PromptTokens& prompts) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
+  Fnv1a hash;
   for (const auto* ids : {&prompts.ids, &prompts.reward_ids})
-    for (const std::int32_t id : *ids) hash = (hash ^ static_cast<std::uint32_t>(id)) * 0x100000001b3u;
-  return message(prompts.size(), " prompts, ", hash);
+    for (const std::int32_t id : *ids) hash.add(std::uint64_t{static_cast<std::uint32_t>(id)});
+  return message(prompts.size(), " prompts, ", hash.value());
 }
 
 }  // namespace lpo::inline LPO_ABI

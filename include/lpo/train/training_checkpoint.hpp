@@ -14,6 +14,7 @@
 
 #include <lpo/base/device.hpp>
 #include <lpo/base/extents.hpp>
+#include <lpo/base/fnv1a.hpp>
 #include <lpo/distributed/collectives.hpp>
 #include <lpo/io/file.hpp>
 #include <lpo/io/safetensors.hpp>
@@ -77,13 +78,13 @@ class CheckpointFolder {
       throw FileError(message("[checkpoint] cannot create ", partial.string(), ": ", error.message()));
     SafetensorsWriter writer;
     for (const auto& buffer : state.buffers) {
-      const std::vector<index_t> shape{static_cast<index_t>(buffer.values.size())};
+      const auto count = static_cast<index_t>(buffer.values.size());
       if (buffer.to_host == nullptr) {
-        writer.add(buffer.name, DType::F32, shape, buffer.values.data());
+        writer.add(buffer.name, DType::F32, {count}, buffer.values.data());
       } else {
         std::vector<float> host(buffer.values.size());
         buffer.to_host(host.data(), buffer.values.data(), buffer.values.size_bytes());
-        writer.add_owned(buffer.name, DType::F32, shape, std::move(host));
+        writer.add_owned(buffer.name, DType::F32, {count}, std::move(host));
       }
     }
     writer.write((partial / "state.safetensors").string());
@@ -239,8 +240,7 @@ class CheckpointFolder {
 /// those of an earlier run would count as newer than this run's.
 template <class Ranks>
 bool begin_together(const CheckpointFolder& folder, bool resume, TrainingState& state, Ranks& ranks) {
-  std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
-  for (const char c : state.settings.dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  const std::uint64_t hash = Fnv1a().add(state.settings.dump()).value();
   for (const std::uint64_t other : gather_values(ranks, std::vector<std::uint64_t>{hash}))
     if (other != hash) throw ValueError("[Communicator] ranks have different options or data; start all of them alike");
   if (!resume && !folder.steps().empty())

@@ -112,6 +112,7 @@ TEST_CASE("rounds of the same work: run, captured, then replayed, on the values 
     CHECK(calls == (i < 2 ? 2 * (i + 1) : 4));
     CHECK(work.replays() == (i >= 2));
   }
+  CHECK(context.graph_launches() == 8);  // two parts of all rounds but the first
   const std::size_t reserved = context.reserved_bytes();
   for (int i = 0; i < 3; ++i) round(1);
   CHECK(context.reserved_bytes() == reserved);

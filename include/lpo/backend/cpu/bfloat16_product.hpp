@@ -1,36 +1,41 @@
 // SPDX-License-Identifier: MIT
-// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
+// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), cut into jobs.
 //
 //   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
 //
-// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in
-// place, others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few
-// rows: one pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any
-// cut and any number of threads give the same bits.
+// A job makes a block of rows x panels, part of k by part of k, as those of product_run.hpp do: for each pair of
+// panels, whose part stays near, all tiles of its rows. Rows of A that lie at equal distances are read in place,
+// others are packed by the job; so is B where no other job needs the same columns (few rows: one pass over the
+// weights), else it is packed once, by all threads, before the jobs (two_phases.hpp). Each element adds up k in order,
+// so any cut and any number of threads give the same bits.
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_tile.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
+#include <lpo/backend/cpu/two_phases.hpp>
 #include <lpo/backend/cpu/worker_scratch.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of
-/// runs of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
-struct PairOperand {
-  const bfloat16* data = nullptr;
-  index_t batch_step = 0;
-  RowMap rows;
-  index_t run = 1, run_step = 0;
-  const index_t* offset = nullptr;  ///< [k]
-};
-
+/// Both operands are given by their lines, rows of A and columns of B: LeftOperand says where they lie. With `offset`,
+/// lines are adjacent.
 struct PairProduct {
   const PairTiles* tiles = pair_tiles().tiles[0];
   index_t m = 0, n = 0, k = 0, batch = 1;
-  PairOperand a, b;
+  LeftOperand<bfloat16> a, b;
+
+  index_t groups() const { return (m + pair_lanes - 1) / pair_lanes; }
+  index_t panels() const { return (n + pair_lanes - 1) / pair_lanes; }
+  index_t blocks() const { return (k + pair_depth - 1) / pair_depth; }
+  index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
+
+  /// Whether tiles can read 16 rows in place, of `valid` ones from `row` on: equally far apart, runs in whole blocks.
+  bool in_place(index_t row, index_t valid) const {
+    return a.offset == nullptr && a.run % pair_depth == 0 && valid == pair_lanes &&
+           row % a.rows.columns + pair_lanes <= a.rows.columns;
+  }
 };
 
 /// Whether products of T run on pairs here.
@@ -42,13 +47,6 @@ bool multiplies_pairs() {
     return false;
 }
 
-/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole
-/// blocks.
-inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
-  return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
-         line % operand.rows.columns + pair_lanes <= operand.rows.columns;
-}
-
 inline constexpr index_t pair_job_groups = 16;
 
 /// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
@@ -58,118 +56,182 @@ struct PairCut {
 
 /// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
 /// as they come and all wait for one that was taken last.
-inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
+inline PairCut cut_pairs(const PairProduct& p, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
+  const index_t groups = p.groups(), panels = p.panels();
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
   PairCut best{};
   index_t least = 0;
   for (const index_t height : heights)
     for (index_t width = 16; width >= 2; width -= 2) {
       if (height > groups || (width > 2 && width >= panels + 2)) continue;
-      const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t cost = (jobs + threads) * (height * width * tiles.cycles + (height + width) * read);
+      const index_t jobs = p.batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
+      const index_t cost = (jobs + threads) * (height * width * p.tiles->cycles + (height + width) * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;
 }
 
-/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is
-/// repeated.
+/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines; behind the
+/// last one line 0 is repeated.
 template <bool right>
-void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
-                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+void pack_pairs(const PairTiles& tiles, const LeftOperand<bfloat16>& operand, index_t item, index_t count,
+                index_t group, index_t k, index_t first_block, index_t blocks, bfloat16* to, index_t step) {
   const bfloat16* data = operand.data + item * operand.batch_step;
   const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
   if (operand.offset != nullptr)
-    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to, step);
   PairLines lines;
   lines.run = operand.run, lines.run_step = operand.run_step;
   RowCursor cursor(operand.rows, line);
   for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
-  tiles.pack_lines[right](lines, k, first_block, blocks, to);
+  tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
 }
+
+/// What all jobs of a product share.
+struct PairJobs {
+  const PairProduct& p;
+  const TileOutput<bfloat16>& out;
+  PairCut cut;
+  index_t depth;                ///< of a part of k, in blocks
+  bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
+  const float* bias;            ///< [panels rounded up to a pair] in float, if `tiles.store` can finish
+  const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
+  const index_t* packed_steps;  ///< and in packed ones
+
+  static constexpr index_t unit = pair_together * pair_lanes * pair_columns;  // sums of one tile
+
+  index_t left_size() const { return cut.groups * depth * pair_block; }
+  index_t right_size() const { return right != nullptr ? 0 : pair_together * depth * pair_block; }
+  index_t sums_size() const {
+    return depth >= p.blocks() ? unit : (cut.groups + 1) / 2 * ((cut.panels + 1) / 2) * unit;
+  }
+  /// Floats that a job works in.
+  index_t workspace() const { return sums_size() + (left_size() + right_size()) / 2; }
+
+  index_t parts() const { return std::max<index_t>(1, (p.blocks() + packed_together - 1) / packed_together); }
+  index_t packs() const { return right == nullptr ? 0 : p.items() * panel_pairs() * parts(); }
+
+  /// Packs one of packs() pieces of B.
+  void pack(index_t at) const {
+    const index_t pair = at / parts(), item = pair / panel_pairs(), panel = pair % panel_pairs() * pair_together;
+    const index_t first = at % parts() * packed_together;
+    pack_panels(item, panel, first, std::min(packed_together, p.blocks() - first), right_part(item, panel, first));
+  }
+
+  /// Groups [group, group_end) by panels [panel, panel_end); `space`: workspace() floats.
+  void run(index_t item, index_t group, index_t group_end, index_t panel, index_t panel_end, float* space) const {
+    bfloat16* const left_part = reinterpret_cast<bfloat16*>(space + sums_size());
+    bfloat16* const panels_part = left_part + left_size();
+    const index_t groups = group_end - group, units = (groups + pair_together - 1) / pair_together;
+    index_t offset[pair_job_groups * pair_lanes];
+    RowCursor target(out.rows, group * pair_lanes);
+    const index_t rows = std::min(groups * pair_lanes, p.m - group * pair_lanes);
+    for (index_t r = 0; r < rows; ++r, target.next()) offset[r] = target.offset();
+    PairGroup rows_of[pair_job_groups + pair_together];
+    index_t first = 0;
+    do {
+      const index_t blocks = std::min(depth, p.blocks() - first);
+      const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
+      for (index_t i = 0; i < groups; ++i) rows_of[i] = place_left(item, group + i, first, blocks, left_part, i);
+      for (index_t i = 0; i < pair_together; ++i) rows_of[groups + i] = rows_of[i % groups];
+      for (index_t at = panel; at < panel_end; at += pair_together) {
+        const bfloat16* part = panels_part;
+        if (right != nullptr)
+          part = right_part(item, at, first);
+        else
+          pack_panels(item, at, first, blocks, panels_part);
+        for (index_t i = 0; i < groups; i += pair_together) {
+          float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
+          const PairWork work{std::min(pair_together, groups - i), std::min(pair_together, panel_end - at), blocks,
+                              rows_of + i, part, sums, first > 0};
+          p.tiles->run(work);
+          if (last)
+            store(item, sums, offset + i * pair_lanes, std::min(pair_columns, rows - i * pair_lanes),
+                  (group + i) * pair_lanes, at);
+        }
+      }
+      first += blocks;
+    } while (first < p.blocks());
+  }
+
+ private:
+  static constexpr index_t packed_together = 16;
+
+  index_t panel_pairs() const { return (p.panels() + pair_together - 1) / pair_together; }
+
+  bfloat16* right_part(index_t item, index_t panel, index_t first) const {
+    const index_t width = std::min(pair_together, p.panels() - panel);
+    return right + ((p.items() == 1 ? 0 : item * p.panels() * p.blocks()) + panel * p.blocks() + first * width) *
+                       pair_block;
+  }
+
+  void pack_panels(index_t item, index_t panel, index_t first, index_t blocks, bfloat16* to) const {
+    const index_t width = std::min(pair_together, p.panels() - panel);
+    for (index_t i = 0; i < width; ++i)
+      pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, blocks, to + i * pair_block,
+                       width * pair_block);
+  }
+
+  /// Where `blocks` blocks of k from `first` on of a group are read: in place, or packed as the i-th of those at `to`.
+  PairGroup place_left(index_t item, index_t group, index_t first, index_t blocks, bfloat16* to, index_t i) const {
+    const index_t row = group * pair_lanes;
+    if (p.in_place(row, std::min(pair_lanes, p.m - row)))
+      return {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
+              steps + first};
+    to += i * blocks * pair_block;
+    pack_pairs<false>(*p.tiles, p.a, item, p.m, group, p.k, first, blocks, to, pair_block);
+    return {to, pair_depth, packed_steps};
+  }
+
+  /// The sums of one tile.
+  void store(index_t item, const float* sums, const index_t* offset, index_t rows, index_t row, index_t panel) const {
+    const index_t column = panel * pair_lanes, width = std::min(pair_columns, p.n - column);
+    if (out.gated != nullptr)
+      return store_gated(out, sums, pair_columns, static_cast<int>(rows), pair_lanes, p.n, row, panel,
+                         panel + pair_together);
+    bfloat16* const c = out.c + item * out.batch_c;
+    if (bias != nullptr && width == pair_columns)
+      return p.tiles->store(sums, rows, bias + column, offset, c + column);
+    store_tile(out, c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
+  }
+};
 
 /// Runs the product (all items of the batch) on the context's threads.
 inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
-  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
-  Executor& executor = context.executor();
-  const PairCut cut = cut_pairs(*p.tiles, groups, panels, p.batch, executor.threads());
-  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
+  const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
-  const index_t* packed_steps = even_steps(scratch, depth, pair_block);
-  index_t* steps = scratch.allocate<index_t>(blocks);  // where blocks begin in lines that are read in place
-  for (index_t block = 0, l = 0; block < blocks && p.a.offset == nullptr; ++block, l += pair_depth)
-    steps[block] = l / p.a.run * p.a.run_step + l % p.a.run;
-
-  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
-  bfloat16* packed = nullptr;  // [items, panels, blocks]
-  if (row_jobs * p.batch / items > 1) {
-    packed = scratch.allocate<bfloat16>(items * item_size);
-    const index_t parts = (blocks + 31) / 32;
-    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
-                          [&](index_t begin, index_t end) {
-      for (index_t at = begin; at < end; ++at) {
-        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
-        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
-                         packed + item * item_size + (panel * blocks + first) * pair_block);
-      }
-    });
+  PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
+                nullptr, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
+  index_t* const steps = scratch.allocate<index_t>(blocks);
+  for (index_t block = 0, begin = 0, within = 0; block < blocks; ++block) {
+    steps[block] = begin + within;
+    if ((within += pair_depth) >= p.a.run) within = 0, begin += p.a.run_step;
+  }
+  jobs.steps = steps;
+  const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
+  if (p.tiles->store != nullptr && out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
+      out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
+    float* const bias = scratch.allocate<float>(panels * pair_lanes);
+    for (index_t j = 0; j < panels * pair_lanes; ++j)
+      bias[j] = out.bias != nullptr && j < p.n ? static_cast<float>(out.bias[j]) : 0.0f;
+    jobs.bias = bias;
   }
 
-  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
-  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
-  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
-  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
-    const WorkerScratch<float>::Lease lease(workspace);
-    float* const sums = lease.data();
-    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
-    bfloat16* const right = left + left_size;
-    for (index_t job = begin; job < end; ++job) {
-      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
-                    panel = job / row_jobs % panel_jobs * cut.panels;
-      PairGroup rows_of[pair_job_groups];
-      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, rows_of, right, 0,
-                    sums, width, false};
-      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
-      for (index_t first = 0; first < blocks; first += depth) {
-        work.blocks = std::min(depth, blocks - first);
-        for (index_t i = 0; i < work.groups; ++i) {
-          const index_t line = (group + i) * pair_lanes;
-          if (in_place(p.a, line, std::min(pair_lanes, p.m - line))) {
-            rows_of[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, line).offset(), p.a.rows.column_step,
-                          steps + first};
-          } else {
-            rows_of[i] = {left + i * work.blocks * pair_block, pair_depth, packed_steps};
-            pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks,
-                              left + i * work.blocks * pair_block);
-          }
-        }
-        if (packed != nullptr) {
-          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
-          work.panel_step = blocks * pair_block;
-        } else {
-          work.panel_step = work.blocks * pair_block;
-          for (index_t i = 0; i < work.panels; ++i)
-            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
-        }
-        p.tiles->run(work);
-        work.begun = true;
-      }
-      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
-      RowCursor target(out.rows, row);
-      for (index_t r = 0; r < rows; ++r, target.next()) {
-        if (out.gated != nullptr) {
-          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
-          continue;
-        }
-        const index_t offset = target.offset();
-        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
-                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
-      }
-    }
-  });
+  WorkerScratch<float> workspace(context, scratch, jobs.workspace());
+  run_two_phases(
+      context.executor(), jobs.packs(), [&](index_t piece) { jobs.pack(piece); }, p.batch * high * wide,
+      [&](index_t job) {
+        const WorkerScratch<float>::Lease lease(workspace);
+        const index_t group = job % high * jobs.cut.groups, panel = job / high % wide * jobs.cut.panels;
+        p.tiles->begin();
+        jobs.run(job / (high * wide), group, std::min(groups, group + jobs.cut.groups), panel,
+                 std::min(panels, panel + jobs.cut.panels), lease.data());
+        p.tiles->end();
+      });
 }
 
 }  // namespace detail

@@ -35,28 +35,34 @@ struct PairGroup {
   const index_t* step;
 };
 
-/// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
+inline constexpr index_t pair_together = 2;  ///< groups, and panels, whose sums tiles keep side by side
+inline constexpr index_t pair_columns = pair_together * pair_lanes;
+
+/// What a tile computes: sums (+)= left right over `blocks` blocks of k, of up to pair_together groups and panels.
 struct PairWork {
   index_t groups, panels, blocks;
-  const PairGroup* left;
-  const bfloat16* right;
-  index_t panel_step;  ///< from one panel of 16 columns to the next
-  float* sums;
-  index_t sums_step;
-  bool begun;  ///< whether `sums` holds something to add to
+  const PairGroup* left;  ///< the groups, and behind them as many that are needed next and fetched meanwhile
+  const bfloat16* right;  ///< [blocks][panels] blocks
+  float* sums;            ///< [groups][pair_lanes][pair_columns]
+  bool begun;             ///< whether `sums` holds something to add to
 };
 
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
-/// packing, at element `k`: what lies behind it is zero in both operands.
+/// packing, at element `k`: what lies behind it is zero in both operands. Packed blocks begin `step` elements apart.
 struct PairTiles {
   index_t cycles;  ///< that the product of two blocks takes, about
-  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  index_t depth;   ///< blocks of k after which tiles stop, so that parts of two panels stay near
   /// Left or right blocks from lines along k.
-  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to,
+                        index_t step);
   /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
   void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
-                         index_t blocks, bfloat16* to);
+                         index_t blocks, bfloat16* to, index_t step);
+  void (*begin)();  ///< before a thread runs tiles, and
+  void (*end)();    ///< after them
   void (*run)(const PairWork& work);
+  /// Rounds sums [rows][pair_columns] plus `bias` [pair_columns] to to[offset[r]]; null: store_tile() does.
+  void (*store)(const float* sums, index_t rows, const float* bias, const index_t* offset, bfloat16* to);
 };
 
 typedef std::uint32_t PairVector __attribute__((vector_size(64)));
@@ -77,9 +83,9 @@ inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k,
 
 template <bool right>
 LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                       bfloat16* to) {
+                                       bfloat16* to, index_t step) {
   const bool whole = lines.run % pair_depth == 0;
-  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+  for (index_t block = 0; block < blocks; ++block, to += step) {
     const index_t l = (first_block + block) * pair_depth;
     PairRow rows[16];
     if (whole) {  // k is a multiple of the runs
@@ -100,10 +106,10 @@ LPO_UNROLL(16)
 
 template <bool right>
 LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                        index_t first_block, index_t blocks, bfloat16* to) {
+                                        index_t first_block, index_t blocks, bfloat16* to, index_t step) {
   typedef std::uint16_t Half __attribute__((vector_size(32)));
   const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
-  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+  for (index_t block = 0; block < blocks; ++block, to += step) {
     const index_t l = (first_block + block) * pair_depth;
     const bool whole = valid == pair_lanes && l + pair_depth <= k;
     PairRow pairs[16];
@@ -129,14 +135,32 @@ LPO_UNROLL(16)
 #if defined(LPO_TARGET_PAIRS)
 template <bool right>
 LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                     bfloat16* to) {
-  pack_pair_lines<right>(lines, k, first_block, blocks, to);
+                                     bfloat16* to, index_t step) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to, step);
   LPO_LEAVE_WIDE_REGISTERS();
 }
 template <bool right>
 LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                      index_t first_block, index_t blocks, bfloat16* to) {
-  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+                                      index_t first_block, index_t blocks, bfloat16* to, index_t step) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to, step);
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+
+/// 32 sums of a row become 32 numbers in one instruction, which counts subnormal ones as zero.
+LPO_TARGET_PAIRS inline void store_pairs_512(const float* sums, index_t rows, const float* bias, const index_t* offset,
+                                             bfloat16* to) {
+  PairSums add_low, add_high;  // names of their own: arrays would go to memory
+  std::memcpy(&add_low, bias, sizeof(PairSums));
+  std::memcpy(&add_high, bias + pair_lanes, sizeof(PairSums));
+  for (index_t r = 0; r < rows; ++r, sums += pair_columns) {
+    PairSums low, high;
+    std::memcpy(&low, sums, sizeof(PairSums));
+    std::memcpy(&high, sums + pair_lanes, sizeof(PairSums));
+    low += add_low, high += add_high;
+    PairVector rounded;
+    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(low), "v"(high));
+    std::memcpy(static_cast<void*>(to + offset[r]), &rounded, sizeof(rounded));
+  }
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
@@ -144,30 +168,31 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
 /// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
-                                                  const bfloat16* right, float* to) {
+                                                  float* to) {
   typedef std::uint32_t __attribute__((may_alias)) Pair;
   constexpr int rows = 8;
+  const bfloat16* right = work.right;
   PairSums sum[rows][panels];
 LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
     for (int p = 0; p < panels; ++p) {
       sum[r][p] = PairSums{};
-      if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
+      if (work.begun) std::memcpy(&sum[r][p], to + r * pair_columns + p * pair_lanes, sizeof(PairSums));
     }
   }
-  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+  for (index_t block = 0; block < work.blocks; ++block, right += panels * pair_block) {
     const bfloat16* left[rows];
 LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
     for (index_t i = 0; i < pair_lanes; ++i) {
       PairVector line[panels];
-LPO_UNROLL(3)
+LPO_UNROLL(2)
       for (int p = 0; p < panels; ++p)
-        std::memcpy(&line[p], right + p * work.panel_step + i * 2 * pair_lanes, sizeof(PairVector));
+        std::memcpy(&line[p], right + p * pair_block + i * 2 * pair_lanes, sizeof(PairVector));
 LPO_UNROLL(8)
       for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
         for (int p = 0; p < panels; ++p) {
           PairSums one = sum[r][p];  // a name of its own keeps the array in registers
           asm("vdpbf16ps %2%{1to16%}, %1, %0"
@@ -180,33 +205,26 @@ LPO_UNROLL(3)
   }
 LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
     for (int p = 0; p < panels; ++p)
-      std::memcpy(to + r * work.sums_step + p * pair_lanes, &sum[r][p], sizeof(PairSums));
+      std::memcpy(to + r * pair_columns + p * pair_lanes, &sum[r][p], sizeof(PairSums));
   }
 }
 
 LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
-  for (index_t panel = 0; panel < work.panels; panel += 3) {
-    const bfloat16* right = work.right + panel * work.panel_step;
-    for (index_t half = 0; half < 2 * work.groups; ++half) {
-      const PairGroup& group = work.left[half / 2];
-      const index_t first = half % 2 * 8;
-      float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
-      if (work.panels - panel >= 3)
-        pair_tile<3>(work, group, first, right, to);
-      else if (work.panels - panel == 2)
-        pair_tile<2>(work, group, first, right, to);
-      else
-        pair_tile<1>(work, group, first, right, to);
-    }
+  for (index_t half = 0; half < 2 * work.groups; ++half) {
+    float* to = work.sums + half * 8 * pair_columns;
+    work.panels == 2 ? pair_tile<2>(work, work.left[half / 2], half % 2 * 8, to)
+                     : pair_tile<1>(work, work.left[half / 2], half % 2 * 8, to);
   }
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
+inline void without_state() {}
+
 inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &run_pairs_512};
+                                          &without_state, &without_state, &run_pairs_512, &store_pairs_512};
 
 // One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
 // and tmm7. Compilers do not allocate these registers themselves.
@@ -217,14 +235,24 @@ inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack
 #define LPO_TILE_ZERO(tile) asm volatile("tilezero %%" tile : :)
 #define LPO_TILE_DOT(right, left, sum) asm volatile("tdpbf16ps %%" right ", %%" left ", %%" sum : :)
 
-/// groups x panels blocks of sums, each 1 or 2.
+/// Fetches a block of `group`, or of packed ones, into L1.
+LPO_ALWAYS_INLINE void fetch_block(const PairGroup& group, index_t block) {
+  const bfloat16* row = group.data + group.step[block];
+LPO_UNROLL(16)
+  for (int r = 0; r < 16; ++r, row += group.row) __builtin_prefetch(row);
+}
+LPO_ALWAYS_INLINE void fetch_block(const bfloat16* block) {
+LPO_UNROLL(16)
+  for (int r = 0; r < 16; ++r) __builtin_prefetch(block + r * pair_depth);
+}
+
+/// groups x panels blocks of sums, each 1 or 2. Loads and products of tiles take their times one after the other,
+/// however they are ordered. Waiting comes on top: so a block is loaded for the next step as soon as it was used for
+/// the last time, and fetched one step earlier.
 template <int groups, int panels>
-inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
-  const PairGroup &upper = left[0], &lower = left[groups - 1];
-  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
-                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
-  const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
-  float* const below = to + pair_lanes * work.sums_step;
+inline void amx_tile(const PairWork& work) {
+  constexpr index_t step = pair_columns * sizeof(float), most_ahead = 2;
+  float *const to = work.sums, *const below = to + pair_lanes * pair_columns;
   if (work.begun) {
     LPO_TILE_LOAD("tmm0", to, step);
     if constexpr (panels > 1) LPO_TILE_LOAD("tmm1", to + pair_lanes, step);
@@ -236,18 +264,37 @@ inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16
     if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
     if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
   }
-  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
-    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
+  const PairGroup upper = work.left[0], lower = work.left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
+  const bfloat16* right = work.right;
+  if (work.blocks > 0) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[0], upper_row);
     LPO_TILE_LOAD("tmm6", right, 64);
+    if constexpr (panels > 1) LPO_TILE_LOAD("tmm7", right + pair_block, 64);
+    if constexpr (groups > 1) LPO_TILE_LOAD("tmm5", lower.data + lower.step[0], lower_row);
+  }
+  const index_t ahead = std::min(most_ahead, work.blocks), own = work.blocks - ahead;
+  for (index_t block = 0; block < work.blocks; ++block) {
+    const bool more = block + 1 < work.blocks;
+    const PairGroup* const fetched = block < own ? work.left : work.left + groups;
+    const index_t at = block < own ? block + ahead : block - own;
+    right += panels * pair_block;
     LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
+    fetch_block(fetched[0], at);
+    fetch_block(right + panels * pair_block);
+    if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+    if (more) LPO_TILE_LOAD("tmm4", upper.data + upper.step[block + 1], upper_row);
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+    if constexpr (groups > 1) fetch_block(fetched[1], at);
+    if constexpr (panels > 1) fetch_block(right + (panels + 1) * pair_block);
     if constexpr (panels > 1) {
-      LPO_TILE_LOAD("tmm7", right + work.panel_step, 64);
-      LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+      if (more) LPO_TILE_LOAD("tmm7", right + pair_block, 64);
     }
+    if constexpr (groups > 1) LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
+    if (more) LPO_TILE_LOAD("tmm6", right, 64);
     if constexpr (groups > 1) {
-      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
-      LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
-      if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+      if (more) LPO_TILE_LOAD("tmm5", lower.data + lower.step[block + 1], lower_row);
     }
   }
   LPO_TILE_STORE("tmm0", to, step);
@@ -267,27 +314,24 @@ struct alignas(64) TileConfiguration {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-inline void run_pairs_amx(const PairWork& work) {
+inline void configure_amx() {
   const TileConfiguration configuration;
   asm volatile("ldtilecfg %0" : : "m"(configuration));
-  for (index_t panel = 0; panel < work.panels; panel += 2) {
-    const bfloat16* right = work.right + panel * work.panel_step;
-    const bool two = work.panels - panel > 1;
-    for (index_t group = 0; group < work.groups; group += 2) {
-      const PairGroup* left = work.left + group;
-      float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
-      if (work.groups - group > 1)
-        two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
-      else
-        two ? amx_tile<1, 2>(work, left, right, to) : amx_tile<1, 1>(work, left, right, to);
-    }
-  }
-  asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
+/// The state of tiles would make every switch of threads slower.
+inline void release_amx() { asm volatile("tilerelease" : :); }
+
+inline void run_pairs_amx(const PairWork& work) {
+  if (work.groups > 1)
+    work.panels > 1 ? amx_tile<2, 2>(work) : amx_tile<2, 1>(work);
+  else
+    work.panels > 1 ? amx_tile<1, 2>(work) : amx_tile<1, 1>(work);
+}
+
+inline constexpr PairTiles pair_tiles_amx{16, 20, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &run_pairs_amx};
+                                          &configure_amx, &release_amx, &run_pairs_amx, &store_pairs_512};
 #endif
 
 /// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.

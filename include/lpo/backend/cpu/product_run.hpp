@@ -51,12 +51,11 @@ struct ProductJobs {
   const S* right;     ///< [items, panels, k, columns] of B if it was packed before
   const S* bias;      ///< [panels * columns] in the arithmetic type, or null
   bool straight;      ///< whether sums are what is stored
-  bool left_in_place;
 
   index_t columns() const { return p.kernel->columns(); }
   /// Panels of B that a job fetches at a time.
   index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
-  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t left_size() const { return cut.left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
   index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
   index_t sums_size() const {
     return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
@@ -91,12 +90,12 @@ struct ProductJobs {
       index_t l = first;
       do {
         const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
-        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
-        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
+        if (left == nullptr && !cut.left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
+        const S* const packed = left == nullptr ? space : left + ((item * p.blocks() + block) * p.k + l) * tile_rows;
         const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
         const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
         Ahead left_ahead;
-        if (l + depth < last && !left_in_place)
+        if (l + depth < last && !cut.left_in_place)
           left_ahead = left != nullptr         ? Ahead(blocks, depth * tile_rows * element_bytes, turns)
                        : p.a.offset != nullptr ? Ahead(std::min(depth, last - next), rows * element_bytes, turns)
                                                : Ahead(rows, depth * element_bytes, turns);
@@ -128,7 +127,7 @@ struct ProductJobs {
           }
           work.add = l > first || (straight && out.beta != 0.0f);
           if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
-          const auto run = (left_in_place ? p.kernel->in_place
+          const auto run = (cut.left_in_place ? p.kernel->in_place
                                           : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
           work.column = (straight ? at - panel : at - group) * columns();
           for (index_t i = 0; i < blocks; ++i) {
@@ -162,18 +161,13 @@ struct ProductJobs {
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
              index_t panel_end) const {
-    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    constexpr index_t kept = tile_kept_columns;
     if constexpr (std::is_same_v<S, float>) {
-      if (out.gated != nullptr) {
-        for (index_t r = 0; r < rows; ++r)
-          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
-        return;
-      }
+      if (out.gated != nullptr)
+        return store_gated(out, sums, kept, static_cast<int>(rows), columns(), p.n, row, panel, panel_end);
     }
-    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
-    for (index_t r = 0; r < rows; r += together)
-      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
-                 panel * columns(), width);
+    store_tile(out, c, sums, kept, offset, static_cast<int>(rows), row, panel * columns(),
+               std::min(panel_end * columns(), p.n) - panel * columns());
   }
 };
 
@@ -182,8 +176,7 @@ template <class S, class T, class Out>
 void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
               Out&& out_of) {
   const TileProduct<S>& p = jobs.p;
-  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
-                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t panels = p.panels(), blocks = p.blocks();
   const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
   WorkerScratch<S> workspace(context, scratch, jobs.workspace());
@@ -203,7 +196,7 @@ template <class S>
 const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
   S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
-  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  const index_t grain = std::max<index_t>(1, 8192 / (p.k * tile_rows + 1));
   context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const S* lines[tile_rows];
@@ -224,7 +217,7 @@ const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProd
   const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
                 blocks = (p.k + block - 1) / block;
   S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
-  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  const index_t grain = std::max<index_t>(1, 8192 / (block * columns));
   context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       // In the order in which B lies in memory.
@@ -274,24 +267,21 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
   const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
   const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
-  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
-
-  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
-
+  const S* const left = cut.left_before ? pack_left(context, scratch, p) : nullptr;
   if (slices == 1) {
     S* bias = nullptr;
     if (straight && out.bias != nullptr) {
       bias = scratch.allocate<S>(panels * columns);
       for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
     }
-    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight};
     run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
     return;
   }
   TileOutput<S> partial;
   partial.rows = even_rows(p.m, p.n);
   S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0};
   run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
   store_slices(context, p, out, parts, slices);
 }

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include <lpo/backend/cpu/lanes.hpp>
+#include <lpo/backend/cpu/lane_dispatch.hpp>
 #include <lpo/base/device.hpp>
 #include <lpo/tensor/tree.hpp>
 
@@ -62,35 +62,43 @@ struct TileOutput {
 template <class S, class T>
 void store_columns(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                    index_t row, index_t column, index_t width) {
-  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
   const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
-  index_t j = 0;
-  if constexpr (std::is_same_v<S, float>) {
-    if (count == pack_width && offset[count - 1] == offset[0] + count - 1) {
-      const Pack add = by_row ? load_all<Pack>(out.bias + row) : Pack{};
-      for (; j + pack_width <= width; j += pack_width) {
-        Pack lines[pack_width];
-        for (int r = 0; r < pack_width; ++r) lines[r] = load_pack(sums + r * sums_step + j);
-        transpose_lanes(lines);
-        for (int i = 0; i < pack_width; ++i) {
-          T* to = c + (column + j + i) * out.column_step + offset[0];
-          Pack value = lines[i] * alpha + add;
-          if (out.beta != 0.0f) value += load_all<Pack>(to) * beta;
-          if (by_column) value += load_lanes<S>(out.bias + column + j + i);
-          store_lanes(to, value);
+  with_lanes<S>([=, bias = out.bias, step = out.column_step, alpha = static_cast<S>(out.alpha),
+                 beta = static_cast<S>(out.beta)]<class V>() __attribute__((always_inline)) {
+    constexpr int lanes = static_cast<int>(LaneTraits<V>::width);
+    for (int r = 0; r < count;) {
+      const bool square = r + lanes <= count && offset[r + lanes - 1] == offset[r] + lanes - 1;
+      const int rows = square ? lanes : 1;
+      const S* from = sums + r * sums_step;
+      index_t j = 0;
+      if (square) {
+        const V add = by_row ? load_all<V>(bias + row + r) : V{};
+        for (; j + lanes <= width; j += lanes) {
+          V lines[lanes];
+          unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+            lines[i] = load_all<V>(from + i * sums_step + j);
+          });
+          transpose_lanes(lines);
+          unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+            T* to = c + (column + j + i) * step + offset[r];
+            V value = lines[i] * alpha + add;
+            if (beta != S{}) value += load_all<V>(to) * beta;
+            if (by_column) value += broadcast_lanes<V>(load_lanes<S>(bias + column + j + i));
+            store_lanes(to, value);
+          });
         }
       }
+      for (; j < width; ++j)
+        for (int i = 0; i < rows; ++i) {
+          T* to = c + (column + j) * step + offset[r + i];
+          S value = from[i * sums_step + j] * alpha + (by_row ? load_lanes<S>(bias + row + r + i) : S{});
+          if (beta != S{}) value += load_lanes<S>(to) * beta;
+          if (by_column) value += load_lanes<S>(bias + column + j);
+          store_lanes(to, value);
+        }
+      r += rows;
     }
-  }
-  for (; j < width; ++j) {
-    T* to = c + (column + j) * out.column_step;
-    for (int r = 0; r < count; ++r) {
-      S value = sums[r * sums_step + j] * alpha + (by_row ? load_lanes<S>(out.bias + row + r) : S{});
-      if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
-      if (by_column) value += load_lanes<S>(out.bias + column + j);
-      store_lanes(to + offset[r], value);
-    }
-  }
+  });
 }
 
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
@@ -98,47 +106,52 @@ template <class S, class T>
 void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                 index_t row, index_t column, index_t width) {
   if (out.column_step != 1) return store_columns(out, c, sums, sums_step, offset, count, row, column, width);
-  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
-  for (int r = 0; r < count; ++r) {
-    const S* from = sums + r * sums_step;
-    T* to = c + offset[r] + column;
-    const bool by_row = out.bias != nullptr && out.bias_by_row;
-    const S row_bias = by_row ? load_lanes<S>(out.bias + row + r) : S{};
-    auto store = [&]<class V>(index_t j) {
-      V value = load_lanes<V>(from + j) * alpha;
-      if (out.beta != 0.0f) value += load_lanes<V>(to + j) * beta;
-      if (out.bias != nullptr)
-        value += out.bias_by_row ? broadcast_lanes<V>(row_bias) : load_lanes<V>(out.bias + column + j);
-      store_lanes(to + j, value);
-    };
-    index_t j = 0;
-    if constexpr (std::is_same_v<S, float>)
-      for (; j + pack_width <= width; j += pack_width) store.template operator()<Pack>(j);
-    for (; j < width; ++j) store.template operator()<S>(j);
-  }
+  const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
+  with_lanes<S>([=, bias = out.bias, alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta)]<class V>()
+                    __attribute__((always_inline)) {
+    for (int r = 0; r < count; ++r) {
+      const S* from = sums + r * sums_step;
+      T* to = c + offset[r] + column;
+      const S row_bias = by_row ? load_lanes<S>(bias + row + r) : S{};
+      for_lanes<V>(0, width, [=](index_t j, auto lanes) __attribute__((always_inline)) {
+        V value = lanes.load(from + j) * alpha;
+        if (beta != S{}) value += lanes.load(to + j) * beta;
+        if (by_row) value += broadcast_lanes<V>(row_bias);
+        if (by_column) value += lanes.load(bias + column + j);
+        lanes.store(to + j, value);
+      });
+    }
+  });
 }
 
-/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
-/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if not null, out.c [m, n].
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels of `columns`, whole registers, alternate
+/// between values and gates: from sums of `count` rows in panels [panel, panel_end), both even, `out.gated` [m, n / 2]
+/// and, if not null, out.c [m, n].
 template <class T>
-void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
-                 index_t panel_end) {
-  const index_t hidden = n / 2;
-  T both[2 * pack_width];
-  for (; panel < panel_end; panel += 2, sums += 2 * columns)
-    for (index_t j = 0; j < columns; j += pack_width) {
-      const index_t column = panel / 2 * columns + j;
-      T* const value = out.c == nullptr ? both : out.c + row * n + column;
-      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
-      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
-      if (out.bias != nullptr) {
-        value_sum += load_all<Pack>(out.bias + column);
-        gate_sum += load_all<Pack>(out.bias + hidden + column);
-      }
-      store_lanes(value, value_sum);
-      store_lanes(gate, gate_sum);
-      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
-    }
+void store_gated(const TileOutput<T>& out, const float* sums, index_t sums_step, int count, index_t columns, index_t n,
+                 index_t row, index_t panel, index_t panel_end) {
+  with_lanes<float>([=, c = out.c, bias = out.bias, gated = out.gated, hidden = n / 2]<class V>()
+                        __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    T both[2 * lanes];
+    for (int r = 0; r < count; ++r)
+      for (index_t at = panel; at < panel_end; at += 2)
+        for (index_t j = 0; j < columns; j += lanes) {
+          const float* from = sums + r * sums_step + (at - panel) * columns + j;
+          const index_t column = at / 2 * columns + j;
+          T* const value = c == nullptr ? both : c + (row + r) * n + column;
+          T* const gate = c == nullptr ? both + lanes : c + (row + r) * n + hidden + column;
+          V value_sum = load_all<V>(from), gate_sum = load_all<V>(from + columns);
+          if (bias != nullptr) {
+            value_sum += load_all<V>(bias + column);
+            gate_sum += load_all<V>(bias + hidden + column);
+          }
+          store_lanes(value, value_sum);
+          store_lanes(gate, gate_sum);
+          store_lanes(gated + (row + r) * hidden + column,
+                      load_all<V>(value) * op::Gelu::value(load_all<V>(gate)));
+        }
+  });
 }
 
 }  // namespace detail

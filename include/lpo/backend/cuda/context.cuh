@@ -143,6 +143,9 @@ class Context<Cuda> {
   /// While a graph is captured, host bytes that are copied to the device are kept here; null otherwise.
   void capture_into(detail::PinnedCopies* copies) { captured_ = copies; }
   bool capturing() const { return captured_ != nullptr; }
+  /// How often captured graphs were launched: whether steps are replayed.
+  std::size_t graph_launches() const { return graph_launches_; }
+  void count_graph_launch() { ++graph_launches_; }
 
   /// Device time by kernel, of products by shape, since the last call, the longest first; empty unless CudaOptions::time_kernels. Waits.
   std::vector<KernelTime> kernel_times() { return times_.take(stream_); }
@@ -159,6 +162,7 @@ class Context<Cuda> {
   std::vector<std::pair<const void*, std::shared_ptr<void>>> libraries_;
   detail::KernelTimes times_;
   detail::PinnedCopies* captured_ = nullptr;
+  std::size_t graph_launches_ = 0;
   // First blocks of 64 MiB: cudaMalloc costs a millisecond.
   Arena activations_{std::size_t{1} << 26};
   Arena scratch_{std::size_t{1} << 26};

@@ -39,7 +39,10 @@ class CudaGraph {
   }
 
   /// In the order of the context's other work; returns before it is done.
-  void replay() { detail::cuda_check(cudaGraphLaunch(executable_, context_.stream()), "CudaGraph::replay"); }
+  void replay() {
+    detail::cuda_check(cudaGraphLaunch(executable_, context_.stream()), "CudaGraph::replay");
+    context_.count_graph_launch();
+  }
 
  private:
   template <class Work, class Prepare>

@@ -174,28 +174,36 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-/// dbias and dweight (+)= the two sums of every channel over the `rows` of sums[rows, c, 2], in a fixed order: eight rows of
-/// threads share the rows of 32 channels.
+/// Rows of threads of norm_weights_kernel: its few blocks wait for memory, so that many threads share the rows of a channel.
+inline constexpr int norm_weights_rows = 32;
+
+/// dbias and dweight (+)= the two sums of every channel over the `rows` of sums[rows, c, 2], in a fixed order: rows of threads
+/// share the rows of 32 channels.
 template <class T, class Number>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(32 * norm_weights_rows)
     norm_weights_kernel(index_t rows, index_t c, const Number* sums, T* dweight, bool accumulate_weight, T* dbias, bool accumulate_bias) {
-  __shared__ double shared[2][8][32];
-  const index_t lane = threadIdx.x % 32, share = threadIdx.x / 32, channel = static_cast<index_t>(blockIdx.x) * 32 + lane;
+  __shared__ double shared[2][norm_weights_rows][32];
+  const int lane = static_cast<int>(threadIdx.x), share = static_cast<int>(threadIdx.y);
+  const index_t channel = static_cast<index_t>(blockIdx.x) * 32 + lane;
   double totals[2] = {};
-  if (channel < c)
-    for (index_t row = share; row < rows; row += 8)
-      for (int which = 0; which < 2; ++which) totals[which] += static_cast<double>(sums[(row * c + channel) * 2 + which]);
+  if (channel < c) {
+#pragma unroll 8
+    for (index_t row = share; row < rows; row += norm_weights_rows) {
+      Number both[2];
+      load_numbers<2>(sums + (row * c + channel) * 2, both);
+      totals[0] += static_cast<double>(both[0]);
+      totals[1] += static_cast<double>(both[1]);
+    }
+  }
   for (int which = 0; which < 2; ++which) shared[which][share][lane] = totals[which];
   __syncthreads();
-  if (share != 0 || channel >= c) return;
-  const auto write = [&](T* to, bool accumulate, int which) {
-    if (to == nullptr) return;
-    double total = accumulate ? static_cast<double>(widen(to[channel])) : 0.0;
-    for (int other = 0; other < 8; ++other) total += shared[which][other][lane];
-    to[channel] = narrow<T>(static_cast<compute_t<T>>(total));
-  };
-  write(dbias, accumulate_bias, 0);
-  write(dweight, accumulate_weight, 1);
+  if (share > 1 || channel >= c) return;  // a warp for each of the two
+  T* const to = share == 0 ? dbias : dweight;
+  if (to == nullptr) return;
+  double total = (share == 0 ? accumulate_bias : accumulate_weight) ? static_cast<double>(widen(to[channel])) : 0.0;
+#pragma unroll 8
+  for (int other = 0; other < norm_weights_rows; ++other) total += shared[share][other][lane];
+  to[channel] = narrow<T>(static_cast<compute_t<T>>(total));
 }
 
 template <int Vector, class T>
@@ -291,8 +299,9 @@ struct GroupNorm<Cuda> {
     by_vectors<T>(shape, detail::common_alignment(x, weight, bias, dy, dx), [&](auto vector) {
       constexpr int width = decltype(vector)::value;
       const auto write_weights = [&](index_t rows, const compute_t<T>* sums) {
-        context.launch("norm_weights_kernel", {detail::blocks_for(shape.c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>,
-                       rows, shape.c, sums, dweight, accumulate_weight, dbias, accumulate_bias);
+        context.launch("norm_weights_kernel", {detail::blocks_for(shape.c, 32), dim3(32, detail::norm_weights_rows)},
+                       detail::norm_weights_kernel<T, compute_t<T>>, rows, shape.c, sums, dweight, accumulate_weight, dbias,
+                       accumulate_bias);
       };
       if constexpr (width > 1)
         if (dx != nullptr && detail::group_norm_resident_gradient(context, shape, x, weight, bias, mean, inverse_deviation, dy, dx,

@@ -79,6 +79,7 @@ void launch_kernel(const char* name, const LaunchShape& shape, cudaStream_t stre
     cudaLaunchAttribute attributes[2]{};
     unsigned count = 0;
     if (shape.cluster > 1) {
+      if (shape.cluster > 8) cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
       attributes[count].id = cudaLaunchAttributeClusterDimension;
       attributes[count].val.clusterDim.x = shape.cluster;
       attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;

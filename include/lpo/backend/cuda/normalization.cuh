@@ -2,67 +2,13 @@
 // Layer norm and row softmax of CUDA devices: a warp per row.
 #pragma once
 
-#include <lpo/backend/cuda/group_norm.cuh>
+#include <lpo/backend/cuda/layer_norm_backward.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
 // A warp walks its row in vectors of 16 bytes; layer norm holds rows of usual lengths in registers meanwhile, for the others
 // the second and third walk find the row in L1. Statistics are two-pass, in the type of the arithmetic.
-
-inline constexpr int row_warps = 8;
-
-/// The row of this warp, or `rows` and more for warps without one.
-__device__ __forceinline__ index_t row_of_warp() {
-  return static_cast<index_t>(blockIdx.x) * row_warps + threadIdx.x / 32;
-}
-
-/// A launch with a warp for each row.
-inline LaunchShape row_per_warp(index_t rows) { return {blocks_for(rows, row_warps), 32 * row_warps}; }
-
-/// Calls `body(column)` for this lane's vectors of a row of c numbers.
-template <int Vector, class Body>
-__device__ __forceinline__ void for_lane_columns(index_t c, Body&& body) {
-  for (index_t column = static_cast<index_t>(threadIdx.x % 32) * Vector; column < c; column += 32 * Vector) body(column);
-}
-
-/// This lane's vectors of a row: in registers where Held of them cover it; with Held = 0 every walk reads them again.
-template <int Vector, int Held, class T>
-class LaneRow {
- public:
-  __device__ __forceinline__ LaneRow(const T* row, index_t c) : row_(row), c_(c) {
-#pragma unroll
-    for (int i = 0; i < Held; ++i)
-      if (column(i) < c) held_[i] = *reinterpret_cast<const NumberVector<T, Vector>*>(row + column(i));
-  }
-
-  /// Calls `body(column, values)` for the vectors.
-  template <class Body>
-  __device__ __forceinline__ void walk(Body&& body) const {
-    compute_t<T> values[Vector];
-    if constexpr (Held == 0) {
-      for_lane_columns<Vector>(c_, [&](index_t at) {
-        load_numbers<Vector>(row_ + at, values);
-        body(at, values);
-      });
-    } else {
-#pragma unroll
-      for (int i = 0; i < Held; ++i)
-        if (column(i) < c_) {
-#pragma unroll
-          for (int k = 0; k < Vector; ++k) values[k] = widen(held_[i].at[k]);
-          body(column(i), values);
-        }
-    }
-  }
-
- private:
-  static __device__ __forceinline__ int column(int i) { return (i * 32 + static_cast<int>(threadIdx.x) % 32) * Vector; }
-
-  const T* row_;
-  index_t c_;
-  NumberVector<T, Vector> held_[Held > 0 ? Held : 1];
-};
 
 template <int Vector, int Held, class T>
 __global__ void __launch_bounds__(32 * row_warps)
@@ -99,83 +45,6 @@ __global__ void __launch_bounds__(32 * row_warps)
   if (threadIdx.x % 32 == 0) {
     mean[row] = origin + shift;
     inverse_deviation[row] = inverse;
-  }
-}
-
-template <int Vector, class T>
-__global__ void __launch_bounds__(32 * row_warps)
-    layer_norm_dx_kernel(index_t rows, index_t c, const T* x, const T* weight, const compute_t<T>* mean,
-                         const compute_t<T>* inverse_deviation, const T* dy, T* dx, bool accumulate) {
-  using Number = compute_t<T>;
-  const index_t row = row_of_warp();
-  if (row >= rows) return;
-  const Number center = mean[row], inverse = inverse_deviation[row];
-  const auto gradients = [&](index_t column, Number (&hat)[Vector], Number (&dhat)[Vector]) {
-    Number w[Vector];
-    load_numbers<Vector>(x + row * c + column, hat);
-    load_numbers<Vector>(dy + row * c + column, dhat);
-    load_numbers<Vector>(weight + column, w);
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) {
-      hat[i] = (hat[i] - center) * inverse;
-      dhat[i] *= w[i];
-    }
-  };
-  Number plain{}, along{};
-  for_lane_columns<Vector>(c, [&](index_t column) {
-    Number hat[Vector], dhat[Vector];
-    gradients(column, hat, dhat);
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) {
-      plain += dhat[i];
-      along += dhat[i] * hat[i];
-    }
-  });
-  plain = warp_sum(plain) / static_cast<Number>(c);
-  along = warp_sum(along) / static_cast<Number>(c);
-  for_lane_columns<Vector>(c, [&](index_t column) {
-    Number hat[Vector], dhat[Vector];
-    gradients(column, hat, dhat);
-    T* to = dx + row * c + column;
-    Number old[Vector] = {};
-    if (accumulate) load_numbers<Vector>(to, old);
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) dhat[i] = inverse * (dhat[i] - plain - hat[i] * along) + old[i];
-    store_numbers<Vector>(to, dhat);
-  });
-}
-
-inline constexpr int layer_norm_columns = 32, layer_norm_rows = 8;
-
-/// sums[chunk, channel] = (sum of dy, sum of dy * hat) over the rows of chunk blockIdx.x; a block is 32 columns of Vector channels
-/// (tile blockIdx.z) x 8 rows of threads.
-template <int Vector, class T>
-__global__ void __launch_bounds__(layer_norm_columns* layer_norm_rows)
-    layer_norm_gradient_sums_kernel(index_t rows, index_t c, index_t chunk, const T* x, const compute_t<T>* mean,
-                                    const compute_t<T>* inverse_deviation, const T* dy, compute_t<T>* sums) {
-  using Number = compute_t<T>;
-  const index_t channel = (static_cast<index_t>(blockIdx.z) * layer_norm_columns + threadIdx.x) * Vector;
-  const index_t first = blockIdx.x * chunk, last = min(rows, first + chunk);
-  Number plain[Vector] = {}, along[Vector] = {};
-  if (channel < c)
-    for (index_t row = first + threadIdx.y; row < last; row += layer_norm_rows) {
-      Number value[Vector], gradient[Vector];
-      load_numbers<Vector>(x + row * c + channel, value);
-      load_numbers<Vector>(dy + row * c + channel, gradient);
-      const Number center = mean[row], inverse = inverse_deviation[row];
-#pragma unroll
-      for (int i = 0; i < Vector; ++i) {
-        plain[i] += gradient[i];
-        along[i] += gradient[i] * (value[i] - center) * inverse;
-      }
-    }
-  const RowSums<Vector, Number> totals(launched_numbers<Number>(), plain, along);
-  const index_t start = static_cast<index_t>(blockIdx.z) * layer_norm_columns * Vector;
-  for (index_t at = threadIdx.y * layer_norm_columns + threadIdx.x; at < layer_norm_columns * Vector && start + at < c;
-       at += layer_norm_columns * layer_norm_rows) {
-    Number* to = sums + (blockIdx.x * c + start + at) * 2;
-    to[0] = totals.sums[0][at];
-    to[1] = totals.sums[1][at];
   }
 }
 
@@ -245,6 +114,14 @@ struct LayerNorm<Cuda> {
     if (c <= 0) return;
     by_vectors<T>(c, detail::common_alignment(x, weight, dy, dx), [&](auto vector) {
       constexpr int width = decltype(vector)::value;
+      const auto write_weights = [&](index_t count, const compute_t<T>* sums) {
+        context.launch("norm_weights_kernel", {detail::blocks_for(c, 32), dim3(32, detail::norm_weights_rows)},
+                       detail::norm_weights_kernel<T, compute_t<T>>, count, c, sums, dweight, accumulate_weight, dbias,
+                       accumulate_bias);
+      };
+      if constexpr (width > 1)
+        if (dx != nullptr && (dweight != nullptr || dbias != nullptr) && rows > 0 && c <= 32 * width * detail::gradient_vectors)
+          return detail::layer_norm_gradients(context, rows, c, x, weight, mean, inverse_deviation, dy, dx, accumulate_x, write_weights);
       if (dx != nullptr && rows > 0) {
         context.launch("layer_norm_dx_kernel", detail::row_per_warp(rows), detail::layer_norm_dx_kernel<width, T>, rows, c, x, weight,
                        mean, inverse_deviation, dy, dx, accumulate_x);
@@ -261,8 +138,7 @@ struct LayerNorm<Cuda> {
         context.launch("layer_norm_gradient_sums_kernel", {grid, block, bytes}, detail::layer_norm_gradient_sums_kernel<width, T>,
                        rows, c, chunk, x, mean, inverse_deviation, dy, sums);
       }
-      context.launch("norm_weights_kernel", {detail::blocks_for(c, 32), 256}, detail::norm_weights_kernel<T, compute_t<T>>, chunks, c, sums, dweight,
-                     accumulate_weight, dbias, accumulate_bias);
+      write_weights(chunks, sums);
     });
   }
 

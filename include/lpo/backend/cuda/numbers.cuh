@@ -64,6 +64,33 @@ __device__ __forceinline__ void store_numbers(T* p, const Number (&values)[Count
   *reinterpret_cast<NumberVector<T, Count>*>(p) = stored;
 }
 
+/// Count numbers in registers as they are stored. Pairs of 16-bit numbers are words, which the compiler would otherwise spread
+/// over twice the registers.
+template <class T, int Count>
+struct StoredNumbers {
+  static constexpr bool in_pairs = sizeof(T) == 2 && Count % 2 == 0;
+  NumberVector<std::conditional_t<in_pairs, std::uint32_t, T>, in_pairs ? Count / 2 : Count> stored;
+
+  __device__ __forceinline__ void fetch(const T* p) { stored = *reinterpret_cast<const decltype(stored)*>(p); }
+  /// A single number is widened to all of `values`.
+  template <int Vector, class Number>
+  __device__ __forceinline__ void widen_to(Number (&values)[Vector]) const {
+#pragma unroll
+    for (int i = 0; i < Vector; ++i) values[i] = static_cast<Number>(widen(number(Count == 1 ? 0 : i)));
+  }
+
+ private:
+  __device__ __forceinline__ T number(int i) const {
+    if constexpr (in_pairs) {
+      T value;
+      value.bits = static_cast<std::uint16_t>(stored.at[i / 2] >> (i % 2 * 16));
+      return value;
+    } else {
+      return stored.at[i];
+    }
+  }
+};
+
 /// 2^value to 2 units in the last place, and 1 / value to 1; results and arguments too small for a normal number are zero.
 __device__ __forceinline__ float exp2_approximate(float value) {
 #if defined(__CUDACC__)
@@ -81,6 +108,17 @@ __device__ __forceinline__ float reciprocal_approximate(float value) {
   return reciprocal;
 #else
   return 1.0f / value;
+#endif
+}
+
+/// tanh(value) with a relative error of at most 2^-11, and mostly far less.
+__device__ __forceinline__ float tanh_approximate(float value) {
+#if defined(__CUDACC__)
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+#else
+  return ::tanhf(value);
 #endif
 }
 

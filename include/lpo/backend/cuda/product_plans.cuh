@@ -104,7 +104,7 @@ class ProductPlans {
   static void choose_fastest(ProductPlan& plan, cudaStream_t stream, std::size_t bytes, const Run& run) {
     std::vector<ProductAlgorithm> all = std::exchange(plan.others, {});
     all.insert(all.begin(), plan.algorithm);
-    const int fastest = fastest_way(stream, bytes, static_cast<int>(all.size()), true, [&](int way, void* to) {
+    const int fastest = fastest_way(stream, bytes, static_cast<int>(all.size()), same_bits(), [&](int way, void* to) {
       return run(all[static_cast<std::size_t>(way)], to) == CUBLAS_STATUS_SUCCESS;
     });
     plan.algorithm = all[static_cast<std::size_t>(fastest)];

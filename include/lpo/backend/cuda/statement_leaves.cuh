@@ -50,31 +50,11 @@ __device__ __forceinline__ void load_leaf(const void* data, int offset, Number (
   }
 }
 
-/// Leaf I of a statement in registers as it is stored: Count numbers, or one for all. Pairs of 16-bit numbers are words, which
-/// the compiler would otherwise spread over twice the registers.
+/// Leaf I of a statement in registers as it is stored: Count numbers, or one for all.
 template <int I, class T, int Count>
-struct StoredLeaf {
-  static constexpr bool in_pairs = sizeof(T) == 2 && Count % 2 == 0;
-  NumberVector<std::conditional_t<in_pairs, std::uint32_t, T>, in_pairs ? Count / 2 : Count> stored;
-
+struct StoredLeaf : StoredNumbers<T, Count> {
   __device__ __forceinline__ void fetch(const void* data, int offset) {
-    stored = *reinterpret_cast<const decltype(stored)*>(static_cast<const T*>(data) + offset);
-  }
-  template <int Vector, class Number>
-  __device__ __forceinline__ void widen_to(Number (&values)[Vector]) const {
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) values[i] = static_cast<Number>(widen(number(Count == 1 ? 0 : i)));
-  }
-
- private:
-  __device__ __forceinline__ T number(int i) const {
-    if constexpr (in_pairs) {
-      T value;
-      value.bits = static_cast<std::uint16_t>(stored.at[i / 2] >> (i % 2 * 16));
-      return value;
-    } else {
-      return stored.at[i];
-    }
+    StoredNumbers<T, Count>::fetch(static_cast<const T*>(data) + offset);
   }
 };
 
