@@ -73,6 +73,15 @@ class PredictedImageModel {
     return preference_.visual(pixels, time_features);
   }
 
+  /// Both: embeddings of the predicted pictures.
+  Var<T, 2, Device> visual(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
+                           const RewardPrompt<T, Device>& prompt) {
+    auto& tape = latents.tape();
+    const auto pixels = make_output<T>(tape, Extents<4>{latents.extent(0), picture_size, picture_size, 3}, false);
+    predict(latents, timesteps, prompt, pixels.view());
+    return preference_.visual(pixels, timesteps);
+  }
+
   /// The preference model's part of the pooled text.
   Var<T, 2, Device> text(const Var<T, 2, Device>& pooled) {
     if constexpr (generator_text > 0)
