@@ -65,95 +65,119 @@ struct ProductJobs {
   /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space`: workspace() elements.
   void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
            S* space) const {
-    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
-    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
-    S* const part = space + left_size();
-    S* const sums = part + right_size();
-    const S* lines[tile_job_blocks * tile_rows];
-    S* to[(tile_job_blocks + 1) * tile_rows];
-    index_t offset[tile_job_blocks * tile_rows];
-    RowCursor source(p.a.rows, row), target(out.rows, row);
-    for (index_t i = 0; i < blocks * tile_rows; ++i) {
-      // What is behind the last row is computed and dropped.
-      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];
-      offset[i] = i < rows ? target.offset() : 0;
-      to[i] = sums + (straight ? 0 : i * tile_kept_columns);
-      if constexpr (std::is_same_v<S, T>) {
-        if (straight && i < rows) to[i] = c + offset[i] + panel * columns();
-      }
-      if (i + 1 < rows) source.next(), target.next();
-    }
-    for (index_t i = 0; i < tile_rows; ++i) to[blocks * tile_rows + i] = to[i];
+    Rows job;
+    S* const sums = space + left_size() + right_size();
+    place_rows(item, c, block, panel, sums, job);
     const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
     for (index_t group = panel; group < panel_end; group += together) {
       const index_t group_end = std::min(panel_end, group + together);
-      index_t l = first;
-      do {
+      for (index_t l = first; l < last || l == first; l += cut.depth) {
         const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
-        if (left == nullptr && !cut.left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
-        const S* const packed = left == nullptr ? space : left + ((item * p.blocks() + block) * p.k + l) * tile_rows;
-        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
-        const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
-        Ahead left_ahead;
-        if (l + depth < last && !cut.left_in_place)
-          left_ahead = left != nullptr         ? Ahead(blocks, depth * tile_rows * element_bytes, turns)
-                       : p.a.offset != nullptr ? Ahead(std::min(depth, last - next), rows * element_bytes, turns)
-                                               : Ahead(rows, depth * element_bytes, turns);
-        Ahead right_ahead;
-        for (index_t at = group; at < group_end; ++at) {
-          const index_t valid = std::min(columns(), p.n - at * columns());
-          const index_t beside = (at - group) % side_by_side();
-          // The panel and the part of k that follow.
-          const index_t after = at - beside + side_by_side() < group_end ? at - beside + side_by_side() : group;
-          const index_t after_l = after == group ? next : l;
-          TileWork<S> work;
-          work.k = depth;
-          work.at = l;
-          if (right != nullptr) {
-            work.b = packed_panel(item, at, l);
-          } else {
-            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
-            work.b = part;
-          }
-          if (beside == 0) {
-            const index_t panels_now = std::min(side_by_side(), group_end - at);
-            if (right != nullptr)
-              right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
-            else if (p.b.offset != nullptr)
-              right_ahead = Ahead(std::min(depth, last - after_l), columns() * side_by_side() * p.b.size,
-                                  blocks * panels_now);
-            else
-              right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
-          }
-          work.add = l > first || (straight && out.beta != 0.0f);
-          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
-          const auto run = (cut.left_in_place ? p.kernel->in_place
-                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
-          work.column = (straight ? at - panel : at - group) * columns();
-          for (index_t i = 0; i < blocks; ++i) {
-            right_ahead.fetch([&](index_t r) -> const void* {
-              if (right != nullptr) return packed_panel(item, after, after_l);
-              return p.b.offset != nullptr ? p.b.element(item, after_l + r, after * columns())
-                                           : p.b.element(item, after_l, after * columns() + r);
-            });
-            left_ahead.fetch([&](index_t r) -> const void* {
-              if (left != nullptr) return packed + r * packed_step + depth * tile_rows;
-              return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
-            });
-            work.lines = lines + i * tile_rows;
-            work.packed = packed + i * packed_step;
-            work.c = to + i * tile_rows;
-            run(work);
-          }
-        }
-        l += depth;
-      } while (l < last);
-      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+        run_part(job, {group, group_end, straight ? panel : group, l, depth, next, std::min(depth, last - next)},
+                 l > first, space);
+      }
+      if (!straight) store(c, sums, job.offset, job.row, job.rows, group, group_end);
     }
   }
 
  private:
   static constexpr index_t element_bytes = sizeof(S);
+
+  /// The rows of a job; what is behind the last one is computed and dropped.
+  struct Rows {
+    index_t item, row, rows, blocks;
+    const S* lines[tile_job_blocks * tile_rows];  ///< of A
+    S* to[(tile_job_blocks + 1) * tile_rows];     ///< where their sums go, and those of a tile behind them
+    index_t offset[tile_job_blocks * tile_rows];  ///< in C
+  };
+
+  /// Panels [panel, panel_end), whose sums begin with those of `origin`, and `depth` steps of k from l on; then
+  /// `next_depth` steps from `next` on.
+  struct Part {
+    index_t panel, panel_end, origin, l, depth, next, next_depth;
+  };
+
+  void place_rows(index_t item, T* c, index_t block, index_t panel, S* sums, Rows& job) const {
+    job.item = item, job.row = block * tile_rows;
+    job.rows = std::min(cut.blocks * tile_rows, p.m - job.row);
+    job.blocks = (job.rows + tile_rows - 1) / tile_rows;
+    RowCursor source(p.a.rows, job.row), target(out.rows, job.row);
+    for (index_t i = 0; i < job.blocks * tile_rows; ++i) {
+      job.lines[i] = i < job.rows ? p.a.data + item * p.a.batch_step + source.offset() : job.lines[0];
+      job.offset[i] = i < job.rows ? target.offset() : 0;
+      job.to[i] = sums + (straight ? 0 : i * tile_kept_columns);
+      if constexpr (std::is_same_v<S, T>) {
+        if (straight && i < job.rows) job.to[i] = c + job.offset[i] + panel * columns();
+      }
+      if (i + 1 < job.rows) source.next(), target.next();
+    }
+    for (index_t i = 0; i < tile_rows; ++i) job.to[job.blocks * tile_rows + i] = job.to[i];
+  }
+
+  /// All tiles of a part; `begun`: whether sums are there to add to.
+  void run_part(const Rows& job, const Part& part, bool begun, S* space) const {
+    S* const right_part = space + left_size();
+    if (left == nullptr && !cut.left_in_place)
+      pack_blocks(p.a, job.lines, job.blocks, part.l, part.l + part.depth, space);
+    TileWork<S> work;
+    work.k = part.depth, work.at = part.l;
+    work.add = begun || (straight && out.beta != 0.0f);
+    const S* const packed =
+        left == nullptr ? space : left + ((job.item * p.blocks() + job.row / tile_rows) * p.k + part.l) * tile_rows;
+    const index_t packed_step = (left == nullptr ? part.depth : p.k) * tile_rows;
+    const index_t next_along = p.a.along(part.next);
+    Ahead left_ahead = left_behind(job, part), right_ahead;
+    for (index_t at = part.panel; at < part.panel_end; ++at) {
+      const index_t valid = std::min(columns(), p.n - at * columns()), beside = (at - part.panel) % side_by_side();
+      // The panels and the part of k that are needed next.
+      const bool wraps = at - beside + side_by_side() >= part.panel_end;
+      const index_t after = wraps ? part.panel : at - beside + side_by_side(), after_l = wraps ? part.next : part.l;
+      if (beside == 0) {
+        const index_t turns = job.blocks * std::min(side_by_side(), part.panel_end - at);
+        right_ahead = right_behind(after, part.depth, wraps ? part.next_depth : part.depth, turns, job.blocks);
+      }
+      work.b = right_part;
+      if (right != nullptr)
+        work.b = packed_panel(job.item, at, part.l);
+      else
+        p.b.pack(p.b, *p.kernel, job.item, at * columns(), part.l, part.l + part.depth, right_part, valid);
+      work.start = !work.add && straight && bias != nullptr ? bias + at * columns() : nullptr;
+      work.column = (at - part.origin) * columns();
+      const auto run = (cut.left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+      for (index_t i = 0; i < job.blocks; ++i) {
+        right_ahead.fetch([&](index_t r) -> const void* {
+          if (right != nullptr) return packed_panel(job.item, after, after_l);
+          return p.b.offset != nullptr ? p.b.element(job.item, after_l + r, after * columns())
+                                       : p.b.element(job.item, after_l, after * columns() + r);
+        });
+        left_ahead.fetch([&](index_t r) -> const void* {
+          if (left != nullptr) return packed + r * packed_step + part.depth * tile_rows;
+          return p.a.offset != nullptr ? job.lines[0] + p.a.offset[part.next + r] : job.lines[r] + next_along;
+        });
+        work.lines = job.lines + i * tile_rows;
+        work.packed = packed + i * packed_step;
+        work.c = job.to + i * tile_rows;
+        run(work);
+      }
+    }
+  }
+
+  /// What is fetched of A beside the tiles of a part: the next part.
+  Ahead left_behind(const Rows& job, const Part& part) const {
+    const index_t turns = job.blocks * (part.panel_end - part.panel);
+    if (cut.left_in_place || part.next <= part.l) return {};
+    if (left != nullptr) return Ahead(job.blocks, part.depth * tile_rows * element_bytes, turns);
+    if (p.a.offset != nullptr) return Ahead(part.next_depth, job.rows * element_bytes, turns);
+    return Ahead(job.rows, part.depth * element_bytes, turns);
+  }
+
+  /// Of B: panels from `after` on, `depth` steps of k.
+  Ahead right_behind(index_t after, index_t now, index_t depth, index_t turns, index_t blocks) const {
+    if (right != nullptr) return Ahead(1, now * columns() * element_bytes, turns);
+    if (p.b.offset != nullptr) return Ahead(depth, columns() * side_by_side() * p.b.size, turns);
+    return Ahead(std::min(columns(), p.n - after * columns()), now * p.b.size, blocks);
+  }
 
   const S* packed_panel(index_t item, index_t panel, index_t l) const {
     return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
