@@ -114,6 +114,8 @@ inline constexpr bool always_false = false;
 // <lpo/base/error.hpp>
 // The exceptions lpo throws, each with a stable id, and the cold function that words them.
 
+#include <charconv>
+#include <concepts>
 #include <exception>
 #include <string>
 #include <string_view>
@@ -177,11 +179,17 @@ inline std::string text_of(const char* part) { return part; }
 inline std::string text_of(const std::string& part) { return part; }
 inline std::string text_of(char part) { return std::string(1, part); }
 inline std::string text_of(bool part) { return part ? "true" : "false"; }
+/// The shortest digits that give the number back: 1e-07, 0.25, 5.
+template <std::floating_point Number>
+std::string text_of(Number number) {
+  char digits[64];
+  return std::string(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
+}
 using std::to_string;
-/// Numbers, and lpo types with a `to_string` of their own, such as Extents.
+/// Whole numbers, and lpo types with a `to_string` of their own, such as Extents.
 template <class Part>
 std::string text_of(const Part& part)
-  requires requires { to_string(part); }
+  requires(!std::floating_point<Part> && requires { to_string(part); })
 {
   return to_string(part);
 }
@@ -2034,7 +2042,6 @@ void expect_same(const char* operation, const char* a_name, const Extents<Rank>&
 // <lpo/tensor/expression.hpp>
 // Expression: what an operator returns — a tree type plus the leaves it reads. Nothing is computed until it is assigned.
 
-#include <concepts>
 #include <memory>
 
 namespace lpo::inline LPO_ABI {
@@ -4069,28 +4076,34 @@ struct PairGroup {
   const index_t* step;
 };
 
-/// What tiles compute: sums [16 groups][16 panels] (+)= left right over `blocks` blocks of k.
+inline constexpr index_t pair_together = 2;  ///< groups, and panels, whose sums tiles keep side by side
+inline constexpr index_t pair_columns = pair_together * pair_lanes;
+
+/// What a tile computes: sums (+)= left right over `blocks` blocks of k, of up to pair_together groups and panels.
 struct PairWork {
   index_t groups, panels, blocks;
-  const PairGroup* left;
-  const bfloat16* right;
-  index_t panel_step;  ///< from one panel of 16 columns to the next
-  float* sums;
-  index_t sums_step;
-  bool begun;  ///< whether `sums` holds something to add to
+  const PairGroup* left;  ///< the groups, and behind them as many that are needed next and fetched meanwhile
+  const bfloat16* right;  ///< [blocks][panels] blocks
+  float* sums;            ///< [groups][pair_lanes][pair_columns]
+  bool begun;             ///< whether `sums` holds something to add to
 };
 
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
-/// packing, at element `k`: what lies behind it is zero in both operands.
+/// packing, at element `k`: what lies behind it is zero in both operands. Packed blocks begin `step` elements apart.
 struct PairTiles {
   index_t cycles;  ///< that the product of two blocks takes, about
-  index_t depth;   ///< blocks of k after which tiles stop, so that a part of two or three panels stays in L1
+  index_t depth;   ///< blocks of k after which tiles stop, so that parts of two panels stay near
   /// Left or right blocks from lines along k.
-  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to);
+  void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to,
+                        index_t step);
   /// Left or right blocks from an operand stored the other way: element l of line i < valid is from[offset[l] + i].
   void (*pack_across[2])(const bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first_block,
-                         index_t blocks, bfloat16* to);
+                         index_t blocks, bfloat16* to, index_t step);
+  void (*begin)();  ///< before a thread runs tiles, and
+  void (*end)();    ///< after them
   void (*run)(const PairWork& work);
+  /// Rounds sums [rows][pair_columns] plus `bias` [pair_columns] to to[offset[r]]; null: store_tile() does.
+  void (*store)(const float* sums, index_t rows, const float* bias, const index_t* offset, bfloat16* to);
 };
 
 typedef std::uint32_t PairVector __attribute__((vector_size(64)));
@@ -4111,9 +4124,9 @@ inline void gather_line(const PairLines& lines, index_t i, index_t l, index_t k,
 
 template <bool right>
 LPO_ALWAYS_INLINE void pack_pair_lines(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                       bfloat16* to) {
+                                       bfloat16* to, index_t step) {
   const bool whole = lines.run % pair_depth == 0;
-  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+  for (index_t block = 0; block < blocks; ++block, to += step) {
     const index_t l = (first_block + block) * pair_depth;
     PairRow rows[16];
     if (whole) {  // k is a multiple of the runs
@@ -4134,10 +4147,10 @@ LPO_UNROLL(16)
 
 template <bool right>
 LPO_ALWAYS_INLINE void pack_pair_across(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                        index_t first_block, index_t blocks, bfloat16* to) {
+                                        index_t first_block, index_t blocks, bfloat16* to, index_t step) {
   typedef std::uint16_t Half __attribute__((vector_size(32)));
   const auto bytes = static_cast<std::size_t>(valid) * sizeof(bfloat16);
-  for (index_t block = 0; block < blocks; ++block, to += pair_block) {
+  for (index_t block = 0; block < blocks; ++block, to += step) {
     const index_t l = (first_block + block) * pair_depth;
     const bool whole = valid == pair_lanes && l + pair_depth <= k;
     PairRow pairs[16];
@@ -4163,14 +4176,32 @@ LPO_UNROLL(16)
 #if defined(LPO_TARGET_PAIRS)
 template <bool right>
 LPO_TARGET_PAIRS void pack_lines_512(const PairLines& lines, index_t k, index_t first_block, index_t blocks,
-                                     bfloat16* to) {
-  pack_pair_lines<right>(lines, k, first_block, blocks, to);
+                                     bfloat16* to, index_t step) {
+  pack_pair_lines<right>(lines, k, first_block, blocks, to, step);
   LPO_LEAVE_WIDE_REGISTERS();
 }
 template <bool right>
 LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offset, index_t valid, index_t k,
-                                      index_t first_block, index_t blocks, bfloat16* to) {
-  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to);
+                                      index_t first_block, index_t blocks, bfloat16* to, index_t step) {
+  pack_pair_across<right>(from, offset, valid, k, first_block, blocks, to, step);
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+
+/// 32 sums of a row become 32 numbers in one instruction, which counts subnormal ones as zero.
+LPO_TARGET_PAIRS inline void store_pairs_512(const float* sums, index_t rows, const float* bias, const index_t* offset,
+                                             bfloat16* to) {
+  PairSums add_low, add_high;  // names of their own: arrays would go to memory
+  std::memcpy(&add_low, bias, sizeof(PairSums));
+  std::memcpy(&add_high, bias + pair_lanes, sizeof(PairSums));
+  for (index_t r = 0; r < rows; ++r, sums += pair_columns) {
+    PairSums low, high;
+    std::memcpy(&low, sums, sizeof(PairSums));
+    std::memcpy(&high, sums + pair_lanes, sizeof(PairSums));
+    low += add_low, high += add_high;
+    PairVector rounded;
+    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(low), "v"(high));
+    std::memcpy(static_cast<void*>(to + offset[r]), &rounded, sizeof(rounded));
+  }
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
@@ -4178,30 +4209,31 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
 /// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
-                                                  const bfloat16* right, float* to) {
+                                                  float* to) {
   typedef std::uint32_t __attribute__((may_alias)) Pair;
   constexpr int rows = 8;
+  const bfloat16* right = work.right;
   PairSums sum[rows][panels];
 LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
     for (int p = 0; p < panels; ++p) {
       sum[r][p] = PairSums{};
-      if (work.begun) std::memcpy(&sum[r][p], to + r * work.sums_step + p * pair_lanes, sizeof(PairSums));
+      if (work.begun) std::memcpy(&sum[r][p], to + r * pair_columns + p * pair_lanes, sizeof(PairSums));
     }
   }
-  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
+  for (index_t block = 0; block < work.blocks; ++block, right += panels * pair_block) {
     const bfloat16* left[rows];
 LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
     for (index_t i = 0; i < pair_lanes; ++i) {
       PairVector line[panels];
-LPO_UNROLL(3)
+LPO_UNROLL(2)
       for (int p = 0; p < panels; ++p)
-        std::memcpy(&line[p], right + p * work.panel_step + i * 2 * pair_lanes, sizeof(PairVector));
+        std::memcpy(&line[p], right + p * pair_block + i * 2 * pair_lanes, sizeof(PairVector));
 LPO_UNROLL(8)
       for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
         for (int p = 0; p < panels; ++p) {
           PairSums one = sum[r][p];  // a name of its own keeps the array in registers
           asm("vdpbf16ps %2%{1to16%}, %1, %0"
@@ -4214,33 +4246,26 @@ LPO_UNROLL(3)
   }
 LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
-LPO_UNROLL(3)
+LPO_UNROLL(2)
     for (int p = 0; p < panels; ++p)
-      std::memcpy(to + r * work.sums_step + p * pair_lanes, &sum[r][p], sizeof(PairSums));
+      std::memcpy(to + r * pair_columns + p * pair_lanes, &sum[r][p], sizeof(PairSums));
   }
 }
 
 LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
-  for (index_t panel = 0; panel < work.panels; panel += 3) {
-    const bfloat16* right = work.right + panel * work.panel_step;
-    for (index_t half = 0; half < 2 * work.groups; ++half) {
-      const PairGroup& group = work.left[half / 2];
-      const index_t first = half % 2 * 8;
-      float* to = work.sums + half * 8 * work.sums_step + panel * pair_lanes;
-      if (work.panels - panel >= 3)
-        pair_tile<3>(work, group, first, right, to);
-      else if (work.panels - panel == 2)
-        pair_tile<2>(work, group, first, right, to);
-      else
-        pair_tile<1>(work, group, first, right, to);
-    }
+  for (index_t half = 0; half < 2 * work.groups; ++half) {
+    float* to = work.sums + half * 8 * pair_columns;
+    work.panels == 2 ? pair_tile<2>(work, work.left[half / 2], half % 2 * 8, to)
+                     : pair_tile<1>(work, work.left[half / 2], half % 2 * 8, to);
   }
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
+inline void without_state() {}
+
 inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &run_pairs_512};
+                                          &without_state, &without_state, &run_pairs_512, &store_pairs_512};
 
 // One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
 // and tmm7. Compilers do not allocate these registers themselves.
@@ -4251,14 +4276,24 @@ inline constexpr PairTiles pair_tiles_512{256, 8, {&pack_lines_512<false>, &pack
 #define LPO_TILE_ZERO(tile) asm volatile("tilezero %%" tile : :)
 #define LPO_TILE_DOT(right, left, sum) asm volatile("tdpbf16ps %%" right ", %%" left ", %%" sum : :)
 
-/// groups x panels blocks of sums, each 1 or 2.
+/// Fetches a block of `group`, or of packed ones, into L1.
+LPO_ALWAYS_INLINE void fetch_block(const PairGroup& group, index_t block) {
+  const bfloat16* row = group.data + group.step[block];
+LPO_UNROLL(16)
+  for (int r = 0; r < 16; ++r, row += group.row) __builtin_prefetch(row);
+}
+LPO_ALWAYS_INLINE void fetch_block(const bfloat16* block) {
+LPO_UNROLL(16)
+  for (int r = 0; r < 16; ++r) __builtin_prefetch(block + r * pair_depth);
+}
+
+/// groups x panels blocks of sums, each 1 or 2. Loads and products of tiles take their times one after the other,
+/// however they are ordered. Waiting comes on top: so a block is loaded for the next step as soon as it was used for
+/// the last time, and fetched one step earlier.
 template <int groups, int panels>
-inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16* right, float* to) {
-  const PairGroup &upper = left[0], &lower = left[groups - 1];
-  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
-                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
-  const index_t step = work.sums_step * static_cast<index_t>(sizeof(float));
-  float* const below = to + pair_lanes * work.sums_step;
+inline void amx_tile(const PairWork& work) {
+  constexpr index_t step = pair_columns * sizeof(float), most_ahead = 2;
+  float *const to = work.sums, *const below = to + pair_lanes * pair_columns;
   if (work.begun) {
     LPO_TILE_LOAD("tmm0", to, step);
     if constexpr (panels > 1) LPO_TILE_LOAD("tmm1", to + pair_lanes, step);
@@ -4270,18 +4305,37 @@ inline void amx_tile(const PairWork& work, const PairGroup* left, const bfloat16
     if constexpr (groups > 1) LPO_TILE_ZERO("tmm2");
     if constexpr (groups > 1 && panels > 1) LPO_TILE_ZERO("tmm3");
   }
-  for (index_t block = 0; block < work.blocks; ++block, right += pair_block) {
-    LPO_TILE_LOAD("tmm4", upper.data + upper.step[block], upper_row);
+  const PairGroup upper = work.left[0], lower = work.left[groups - 1];
+  const index_t upper_row = upper.row * static_cast<index_t>(sizeof(bfloat16)),
+                lower_row = lower.row * static_cast<index_t>(sizeof(bfloat16));
+  const bfloat16* right = work.right;
+  if (work.blocks > 0) {
+    LPO_TILE_LOAD("tmm4", upper.data + upper.step[0], upper_row);
     LPO_TILE_LOAD("tmm6", right, 64);
+    if constexpr (panels > 1) LPO_TILE_LOAD("tmm7", right + pair_block, 64);
+    if constexpr (groups > 1) LPO_TILE_LOAD("tmm5", lower.data + lower.step[0], lower_row);
+  }
+  const index_t ahead = std::min(most_ahead, work.blocks), own = work.blocks - ahead;
+  for (index_t block = 0; block < work.blocks; ++block) {
+    const bool more = block + 1 < work.blocks;
+    const PairGroup* const fetched = block < own ? work.left : work.left + groups;
+    const index_t at = block < own ? block + ahead : block - own;
+    right += panels * pair_block;
     LPO_TILE_DOT("tmm6", "tmm4", "tmm0");
+    fetch_block(fetched[0], at);
+    fetch_block(right + panels * pair_block);
+    if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+    if (more) LPO_TILE_LOAD("tmm4", upper.data + upper.step[block + 1], upper_row);
+    if constexpr (groups > 1 && panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+    if constexpr (groups > 1) fetch_block(fetched[1], at);
+    if constexpr (panels > 1) fetch_block(right + (panels + 1) * pair_block);
     if constexpr (panels > 1) {
-      LPO_TILE_LOAD("tmm7", right + work.panel_step, 64);
-      LPO_TILE_DOT("tmm7", "tmm4", "tmm1");
+      if (more) LPO_TILE_LOAD("tmm7", right + pair_block, 64);
     }
+    if constexpr (groups > 1) LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
+    if (more) LPO_TILE_LOAD("tmm6", right, 64);
     if constexpr (groups > 1) {
-      LPO_TILE_LOAD("tmm5", lower.data + lower.step[block], lower_row);
-      LPO_TILE_DOT("tmm6", "tmm5", "tmm2");
-      if constexpr (panels > 1) LPO_TILE_DOT("tmm7", "tmm5", "tmm3");
+      if (more) LPO_TILE_LOAD("tmm5", lower.data + lower.step[block + 1], lower_row);
     }
   }
   LPO_TILE_STORE("tmm0", to, step);
@@ -4301,27 +4355,24 @@ struct alignas(64) TileConfiguration {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-inline void run_pairs_amx(const PairWork& work) {
+inline void configure_amx() {
   const TileConfiguration configuration;
   asm volatile("ldtilecfg %0" : : "m"(configuration));
-  for (index_t panel = 0; panel < work.panels; panel += 2) {
-    const bfloat16* right = work.right + panel * work.panel_step;
-    const bool two = work.panels - panel > 1;
-    for (index_t group = 0; group < work.groups; group += 2) {
-      const PairGroup* left = work.left + group;
-      float* to = work.sums + group * pair_lanes * work.sums_step + panel * pair_lanes;
-      if (work.groups - group > 1)
-        two ? amx_tile<2, 2>(work, left, right, to) : amx_tile<2, 1>(work, left, right, to);
-      else
-        two ? amx_tile<1, 2>(work, left, right, to) : amx_tile<1, 1>(work, left, right, to);
-    }
-  }
-  asm volatile("tilerelease" : :);  // its state would make every switch of threads slower
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, 16, {&pack_lines_512<false>, &pack_lines_512<true>},
+/// The state of tiles would make every switch of threads slower.
+inline void release_amx() { asm volatile("tilerelease" : :); }
+
+inline void run_pairs_amx(const PairWork& work) {
+  if (work.groups > 1)
+    work.panels > 1 ? amx_tile<2, 2>(work) : amx_tile<2, 1>(work);
+  else
+    work.panels > 1 ? amx_tile<1, 2>(work) : amx_tile<1, 1>(work);
+}
+
+inline constexpr PairTiles pair_tiles_amx{16, 20, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &run_pairs_amx};
+                                          &configure_amx, &release_amx, &run_pairs_amx, &store_pairs_512};
 #endif
 
 /// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.
@@ -4402,35 +4453,43 @@ struct TileOutput {
 template <class S, class T>
 void store_columns(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                    index_t row, index_t column, index_t width) {
-  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
   const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
-  index_t j = 0;
-  if constexpr (std::is_same_v<S, float>) {
-    if (count == pack_width && offset[count - 1] == offset[0] + count - 1) {
-      const Pack add = by_row ? load_all<Pack>(out.bias + row) : Pack{};
-      for (; j + pack_width <= width; j += pack_width) {
-        Pack lines[pack_width];
-        for (int r = 0; r < pack_width; ++r) lines[r] = load_pack(sums + r * sums_step + j);
-        transpose_lanes(lines);
-        for (int i = 0; i < pack_width; ++i) {
-          T* to = c + (column + j + i) * out.column_step + offset[0];
-          Pack value = lines[i] * alpha + add;
-          if (out.beta != 0.0f) value += load_all<Pack>(to) * beta;
-          if (by_column) value += load_lanes<S>(out.bias + column + j + i);
-          store_lanes(to, value);
+  with_lanes<S>([=, bias = out.bias, step = out.column_step, alpha = static_cast<S>(out.alpha),
+                 beta = static_cast<S>(out.beta)]<class V>() __attribute__((always_inline)) {
+    constexpr int lanes = static_cast<int>(LaneTraits<V>::width);
+    for (int r = 0; r < count;) {
+      const bool square = r + lanes <= count && offset[r + lanes - 1] == offset[r] + lanes - 1;
+      const int rows = square ? lanes : 1;
+      const S* from = sums + r * sums_step;
+      index_t j = 0;
+      if (square) {
+        const V add = by_row ? load_all<V>(bias + row + r) : V{};
+        for (; j + lanes <= width; j += lanes) {
+          V lines[lanes];
+          unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+            lines[i] = load_all<V>(from + i * sums_step + j);
+          });
+          transpose_lanes(lines);
+          unroll<lanes>([&](auto i) __attribute__((always_inline)) {
+            T* to = c + (column + j + i) * step + offset[r];
+            V value = lines[i] * alpha + add;
+            if (beta != S{}) value += load_all<V>(to) * beta;
+            if (by_column) value += broadcast_lanes<V>(load_lanes<S>(bias + column + j + i));
+            store_lanes(to, value);
+          });
         }
       }
+      for (; j < width; ++j)
+        for (int i = 0; i < rows; ++i) {
+          T* to = c + (column + j) * step + offset[r + i];
+          S value = from[i * sums_step + j] * alpha + (by_row ? load_lanes<S>(bias + row + r + i) : S{});
+          if (beta != S{}) value += load_lanes<S>(to) * beta;
+          if (by_column) value += load_lanes<S>(bias + column + j);
+          store_lanes(to, value);
+        }
+      r += rows;
     }
-  }
-  for (; j < width; ++j) {
-    T* to = c + (column + j) * out.column_step;
-    for (int r = 0; r < count; ++r) {
-      S value = sums[r * sums_step + j] * alpha + (by_row ? load_lanes<S>(out.bias + row + r) : S{});
-      if (out.beta != 0.0f) value += load_lanes<S>(to + offset[r]) * beta;
-      if (by_column) value += load_lanes<S>(out.bias + column + j);
-      store_lanes(to + offset[r], value);
-    }
-  }
+  });
 }
 
 /// Stores `width` finished sums of `count` rows, whose offsets in C are `offset`; `column` and `row` index the bias.
@@ -4438,47 +4497,52 @@ template <class S, class T>
 void store_tile(const TileOutput<T>& out, T* c, const S* sums, index_t sums_step, const index_t* offset, int count,
                 index_t row, index_t column, index_t width) {
   if (out.column_step != 1) return store_columns(out, c, sums, sums_step, offset, count, row, column, width);
-  const S alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta);
-  for (int r = 0; r < count; ++r) {
-    const S* from = sums + r * sums_step;
-    T* to = c + offset[r] + column;
-    const bool by_row = out.bias != nullptr && out.bias_by_row;
-    const S row_bias = by_row ? load_lanes<S>(out.bias + row + r) : S{};
-    auto store = [&]<class V>(index_t j) {
-      V value = load_lanes<V>(from + j) * alpha;
-      if (out.beta != 0.0f) value += load_lanes<V>(to + j) * beta;
-      if (out.bias != nullptr)
-        value += out.bias_by_row ? broadcast_lanes<V>(row_bias) : load_lanes<V>(out.bias + column + j);
-      store_lanes(to + j, value);
-    };
-    index_t j = 0;
-    if constexpr (std::is_same_v<S, float>)
-      for (; j + pack_width <= width; j += pack_width) store.template operator()<Pack>(j);
-    for (; j < width; ++j) store.template operator()<S>(j);
-  }
+  const bool by_row = out.bias != nullptr && out.bias_by_row, by_column = out.bias != nullptr && !out.bias_by_row;
+  with_lanes<S>([=, bias = out.bias, alpha = static_cast<S>(out.alpha), beta = static_cast<S>(out.beta)]<class V>()
+                    __attribute__((always_inline)) {
+    for (int r = 0; r < count; ++r) {
+      const S* from = sums + r * sums_step;
+      T* to = c + offset[r] + column;
+      const S row_bias = by_row ? load_lanes<S>(bias + row + r) : S{};
+      for_lanes<V>(0, width, [=](index_t j, auto lanes) __attribute__((always_inline)) {
+        V value = lanes.load(from + j) * alpha;
+        if (beta != S{}) value += lanes.load(to + j) * beta;
+        if (by_row) value += broadcast_lanes<V>(row_bias);
+        if (by_column) value += lanes.load(bias + column + j);
+        lanes.store(to + j, value);
+      });
+    }
+  });
 }
 
-/// The end of a product with a gate (kernel/gated_product.hpp), whose panels alternate between values and gates: from
-/// sums of one row in panels [panel, panel_end), both even, `out.gated` [m, n / 2] and, if not null, out.c [m, n].
+/// The end of a product with a gate (kernel/gated_product.hpp), whose panels of `columns`, whole registers, alternate
+/// between values and gates: from sums of `count` rows in panels [panel, panel_end), both even, `out.gated` [m, n / 2]
+/// and, if not null, out.c [m, n].
 template <class T>
-void store_gated(const TileOutput<T>& out, const float* sums, index_t columns, index_t n, index_t row, index_t panel,
-                 index_t panel_end) {
-  const index_t hidden = n / 2;
-  T both[2 * pack_width];
-  for (; panel < panel_end; panel += 2, sums += 2 * columns)
-    for (index_t j = 0; j < columns; j += pack_width) {
-      const index_t column = panel / 2 * columns + j;
-      T* const value = out.c == nullptr ? both : out.c + row * n + column;
-      T* const gate = out.c == nullptr ? both + pack_width : out.c + row * n + hidden + column;
-      Pack value_sum = load_pack(sums + j), gate_sum = load_pack(sums + columns + j);
-      if (out.bias != nullptr) {
-        value_sum += load_all<Pack>(out.bias + column);
-        gate_sum += load_all<Pack>(out.bias + hidden + column);
-      }
-      store_lanes(value, value_sum);
-      store_lanes(gate, gate_sum);
-      store_lanes(out.gated + row * hidden + column, load_all<Pack>(value) * op::Gelu::value(load_all<Pack>(gate)));
-    }
+void store_gated(const TileOutput<T>& out, const float* sums, index_t sums_step, int count, index_t columns, index_t n,
+                 index_t row, index_t panel, index_t panel_end) {
+  with_lanes<float>([=, c = out.c, bias = out.bias, gated = out.gated, hidden = n / 2]<class V>()
+                        __attribute__((always_inline)) {
+    constexpr index_t lanes = LaneTraits<V>::width;
+    T both[2 * lanes];
+    for (int r = 0; r < count; ++r)
+      for (index_t at = panel; at < panel_end; at += 2)
+        for (index_t j = 0; j < columns; j += lanes) {
+          const float* from = sums + r * sums_step + (at - panel) * columns + j;
+          const index_t column = at / 2 * columns + j;
+          T* const value = c == nullptr ? both : c + (row + r) * n + column;
+          T* const gate = c == nullptr ? both + lanes : c + (row + r) * n + hidden + column;
+          V value_sum = load_all<V>(from), gate_sum = load_all<V>(from + columns);
+          if (bias != nullptr) {
+            value_sum += load_all<V>(bias + column);
+            gate_sum += load_all<V>(bias + hidden + column);
+          }
+          store_lanes(value, value_sum);
+          store_lanes(gate, gate_sum);
+          store_lanes(gated + (row + r) * hidden + column,
+                      load_all<V>(value) * op::Gelu::value(load_all<V>(gate)));
+        }
+  });
 }
 
 }  // namespace detail
@@ -4867,34 +4931,68 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/backend/cpu/bfloat16_product.hpp>
-// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), packed per job.
-//
-//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
-//
-// A job makes a block of rows x panels, part of k by part of k. Rows of A that lie at equal distances are read in
-// place, others are packed into a buffer of the thread, and so is B where no other job needs the same columns (few
-// rows: one pass over the weights, one dispatch); else B is packed once before. Each element adds up k in order, so any
-// cut and any number of threads give the same bits.
+// <lpo/backend/cpu/two_phases.hpp>
+// Two phases of work in one dispatch: operands are packed by all threads, then jobs read what was packed.
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
-/// An operand: rows of A or columns of B, its lines. Stored along k, line i begins at data + rows(i) and is made of
-/// runs of `run` elements, `run_step` apart; or, with `offset`, element l of line i is data[offset[l] + i].
-struct PairOperand {
-  const bfloat16* data = nullptr;
-  index_t batch_step = 0;
-  RowMap rows;
-  index_t run = 1, run_step = 0;
-  const index_t* offset = nullptr;  ///< [k]
-};
+/// Calls first(i) for i < firsts, then second(i) for i < seconds, over the executor's threads; each second sees what
+/// all firsts did. `first` must not throw.
+///
+/// Chunks are handed out in order: when a thread takes a second, all firsts are done or in the hands of threads that
+/// work on them and wait for nobody. A dispatch costs several microseconds on many threads, so it is one, not two.
+template <class First, class Second>
+void run_two_phases(Executor& executor, index_t firsts, First&& first, index_t seconds, Second&& second) {
+  std::atomic<index_t> done{0};
+  executor.parallel_for(firsts + seconds, 1, [&](index_t at, index_t) {
+    if (at < firsts) {
+      first(at);
+      done.fetch_add(1, std::memory_order_release);
+      return;
+    }
+    while (done.load(std::memory_order_acquire) < firsts) std::this_thread::yield();
+    second(at - firsts);
+  });
+}
 
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/bfloat16_product.hpp>
+// Products of bfloat16 matrices and convolutions on machines that multiply pairs (bfloat16_tile.hpp), cut into jobs.
+//
+//   out[r, j] = sum_l a(r, l) b(l, j),   r < m, j < n, l < k,   sums in float
+//
+// A job makes a block of rows x panels, part of k by part of k, as those of product_run.hpp do: for each pair of
+// panels, whose part stays near, all tiles of its rows. Rows of A that lie at equal distances are read in place,
+// others are packed by the job; so is B where no other job needs the same columns (few rows: one pass over the
+// weights), else it is packed once, by all threads, before the jobs (two_phases.hpp). Each element adds up k in order,
+// so any cut and any number of threads give the same bits.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Both operands are given by their lines, rows of A and columns of B: LeftOperand says where they lie. With `offset`,
+/// lines are adjacent.
 struct PairProduct {
   const PairTiles* tiles = pair_tiles().tiles[0];
   index_t m = 0, n = 0, k = 0, batch = 1;
-  PairOperand a, b;
+  LeftOperand<bfloat16> a, b;
+
+  index_t groups() const { return (m + pair_lanes - 1) / pair_lanes; }
+  index_t panels() const { return (n + pair_lanes - 1) / pair_lanes; }
+  index_t blocks() const { return (k + pair_depth - 1) / pair_depth; }
+  index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
+
+  /// Whether tiles can read 16 rows in place, of `valid` ones from `row` on: equally far apart, runs in whole blocks.
+  bool in_place(index_t row, index_t valid) const {
+    return a.offset == nullptr && a.run % pair_depth == 0 && valid == pair_lanes &&
+           row % a.rows.columns + pair_lanes <= a.rows.columns;
+  }
 };
 
 /// Whether products of T run on pairs here.
@@ -4906,13 +5004,6 @@ bool multiplies_pairs() {
     return false;
 }
 
-/// Whether tiles can read 16 lines in place, of `valid` ones that begin at `line`: equally far apart, runs in whole
-/// blocks.
-inline bool in_place(const PairOperand& operand, index_t line, index_t valid) {
-  return operand.offset == nullptr && operand.run % pair_depth == 0 && valid == pair_lanes &&
-         line % operand.rows.columns + pair_lanes <= operand.rows.columns;
-}
-
 inline constexpr index_t pair_job_groups = 16;
 
 /// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
@@ -4922,118 +5013,182 @@ struct PairCut {
 
 /// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
 /// as they come and all wait for one that was taken last.
-inline PairCut cut_pairs(const PairTiles& tiles, index_t groups, index_t panels, index_t batch, int threads) {
+inline PairCut cut_pairs(const PairProduct& p, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
+  const index_t groups = p.groups(), panels = p.panels();
   const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
   PairCut best{};
   index_t least = 0;
   for (const index_t height : heights)
     for (index_t width = 16; width >= 2; width -= 2) {
       if (height > groups || (width > 2 && width >= panels + 2)) continue;
-      const index_t jobs = batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t cost = (jobs + threads) * (height * width * tiles.cycles + (height + width) * read);
+      const index_t jobs = p.batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
+      const index_t cost = (jobs + threads) * (height * width * p.tiles->cycles + (height + width) * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;
 }
 
-/// Packs `blocks` blocks of k of 16 lines, `group` of the operand's `count` lines; behind the last one line 0 is
-/// repeated.
+/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines; behind the
+/// last one line 0 is repeated.
 template <bool right>
-void pack_pairs(const PairTiles& tiles, const PairOperand& operand, index_t item, index_t count, index_t group,
-                index_t k, index_t first_block, index_t blocks, bfloat16* to) {
+void pack_pairs(const PairTiles& tiles, const LeftOperand<bfloat16>& operand, index_t item, index_t count,
+                index_t group, index_t k, index_t first_block, index_t blocks, bfloat16* to, index_t step) {
   const bfloat16* data = operand.data + item * operand.batch_step;
   const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
   if (operand.offset != nullptr)
-    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to);
+    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to, step);
   PairLines lines;
   lines.run = operand.run, lines.run_step = operand.run_step;
   RowCursor cursor(operand.rows, line);
   for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
-  tiles.pack_lines[right](lines, k, first_block, blocks, to);
+  tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
 }
+
+/// What all jobs of a product share.
+struct PairJobs {
+  const PairProduct& p;
+  const TileOutput<bfloat16>& out;
+  PairCut cut;
+  index_t depth;                ///< of a part of k, in blocks
+  bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
+  const float* bias;            ///< [panels rounded up to a pair] in float, if `tiles.store` can finish
+  const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
+  const index_t* packed_steps;  ///< and in packed ones
+
+  static constexpr index_t unit = pair_together * pair_lanes * pair_columns;  // sums of one tile
+
+  index_t left_size() const { return cut.groups * depth * pair_block; }
+  index_t right_size() const { return right != nullptr ? 0 : pair_together * depth * pair_block; }
+  index_t sums_size() const {
+    return depth >= p.blocks() ? unit : (cut.groups + 1) / 2 * ((cut.panels + 1) / 2) * unit;
+  }
+  /// Floats that a job works in.
+  index_t workspace() const { return sums_size() + (left_size() + right_size()) / 2; }
+
+  index_t parts() const { return std::max<index_t>(1, (p.blocks() + packed_together - 1) / packed_together); }
+  index_t packs() const { return right == nullptr ? 0 : p.items() * panel_pairs() * parts(); }
+
+  /// Packs one of packs() pieces of B.
+  void pack(index_t at) const {
+    const index_t pair = at / parts(), item = pair / panel_pairs(), panel = pair % panel_pairs() * pair_together;
+    const index_t first = at % parts() * packed_together;
+    pack_panels(item, panel, first, std::min(packed_together, p.blocks() - first), right_part(item, panel, first));
+  }
+
+  /// Groups [group, group_end) by panels [panel, panel_end); `space`: workspace() floats.
+  void run(index_t item, index_t group, index_t group_end, index_t panel, index_t panel_end, float* space) const {
+    bfloat16* const left_part = reinterpret_cast<bfloat16*>(space + sums_size());
+    bfloat16* const panels_part = left_part + left_size();
+    const index_t groups = group_end - group, units = (groups + pair_together - 1) / pair_together;
+    index_t offset[pair_job_groups * pair_lanes];
+    RowCursor target(out.rows, group * pair_lanes);
+    const index_t rows = std::min(groups * pair_lanes, p.m - group * pair_lanes);
+    for (index_t r = 0; r < rows; ++r, target.next()) offset[r] = target.offset();
+    PairGroup rows_of[pair_job_groups + pair_together];
+    index_t first = 0;
+    do {
+      const index_t blocks = std::min(depth, p.blocks() - first);
+      const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
+      for (index_t i = 0; i < groups; ++i) rows_of[i] = place_left(item, group + i, first, blocks, left_part, i);
+      for (index_t i = 0; i < pair_together; ++i) rows_of[groups + i] = rows_of[i % groups];
+      for (index_t at = panel; at < panel_end; at += pair_together) {
+        const bfloat16* part = panels_part;
+        if (right != nullptr)
+          part = right_part(item, at, first);
+        else
+          pack_panels(item, at, first, blocks, panels_part);
+        for (index_t i = 0; i < groups; i += pair_together) {
+          float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
+          const PairWork work{std::min(pair_together, groups - i), std::min(pair_together, panel_end - at), blocks,
+                              rows_of + i, part, sums, first > 0};
+          p.tiles->run(work);
+          if (last)
+            store(item, sums, offset + i * pair_lanes, std::min(pair_columns, rows - i * pair_lanes),
+                  (group + i) * pair_lanes, at);
+        }
+      }
+      first += blocks;
+    } while (first < p.blocks());
+  }
+
+ private:
+  static constexpr index_t packed_together = 16;
+
+  index_t panel_pairs() const { return (p.panels() + pair_together - 1) / pair_together; }
+
+  bfloat16* right_part(index_t item, index_t panel, index_t first) const {
+    const index_t width = std::min(pair_together, p.panels() - panel);
+    return right + ((p.items() == 1 ? 0 : item * p.panels() * p.blocks()) + panel * p.blocks() + first * width) *
+                       pair_block;
+  }
+
+  void pack_panels(index_t item, index_t panel, index_t first, index_t blocks, bfloat16* to) const {
+    const index_t width = std::min(pair_together, p.panels() - panel);
+    for (index_t i = 0; i < width; ++i)
+      pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, blocks, to + i * pair_block,
+                       width * pair_block);
+  }
+
+  /// Where `blocks` blocks of k from `first` on of a group are read: in place, or packed as the i-th of those at `to`.
+  PairGroup place_left(index_t item, index_t group, index_t first, index_t blocks, bfloat16* to, index_t i) const {
+    const index_t row = group * pair_lanes;
+    if (p.in_place(row, std::min(pair_lanes, p.m - row)))
+      return {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
+              steps + first};
+    to += i * blocks * pair_block;
+    pack_pairs<false>(*p.tiles, p.a, item, p.m, group, p.k, first, blocks, to, pair_block);
+    return {to, pair_depth, packed_steps};
+  }
+
+  /// The sums of one tile.
+  void store(index_t item, const float* sums, const index_t* offset, index_t rows, index_t row, index_t panel) const {
+    const index_t column = panel * pair_lanes, width = std::min(pair_columns, p.n - column);
+    if (out.gated != nullptr)
+      return store_gated(out, sums, pair_columns, static_cast<int>(rows), pair_lanes, p.n, row, panel,
+                         panel + pair_together);
+    bfloat16* const c = out.c + item * out.batch_c;
+    if (bias != nullptr && width == pair_columns)
+      return p.tiles->store(sums, rows, bias + column, offset, c + column);
+    store_tile(out, c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
+  }
+};
 
 /// Runs the product (all items of the batch) on the context's threads.
 inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
-  const index_t groups = (p.m + pair_lanes - 1) / pair_lanes, panels = (p.n + pair_lanes - 1) / pair_lanes;
-  const index_t blocks = (p.k + pair_depth - 1) / pair_depth, depth = std::min(p.tiles->depth, blocks);
-  Executor& executor = context.executor();
-  const PairCut cut = cut_pairs(*p.tiles, groups, panels, p.batch, executor.threads());
-  const index_t row_jobs = (groups + cut.groups - 1) / cut.groups, panel_jobs = (panels + cut.panels - 1) / cut.panels;
+  const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
-  const index_t* packed_steps = even_steps(scratch, depth, pair_block);
-  index_t* steps = scratch.allocate<index_t>(blocks);  // where blocks begin in lines that are read in place
-  for (index_t block = 0, l = 0; block < blocks && p.a.offset == nullptr; ++block, l += pair_depth)
-    steps[block] = l / p.a.run * p.a.run_step + l % p.a.run;
-
-  const index_t items = p.b.batch_step == 0 ? 1 : p.batch, item_size = panels * blocks * pair_block;
-  bfloat16* packed = nullptr;  // [items, panels, blocks]
-  if (row_jobs * p.batch / items > 1) {
-    packed = scratch.allocate<bfloat16>(items * item_size);
-    const index_t parts = (blocks + 31) / 32;
-    executor.parallel_for(items * panels * parts, std::max<index_t>(1, 64 / std::min<index_t>(blocks + 1, 32)),
-                          [&](index_t begin, index_t end) {
-      for (index_t at = begin; at < end; ++at) {
-        const index_t item = at / (panels * parts), panel = at / parts % panels, first = at % parts * 32;
-        pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, p.k, first, std::min<index_t>(32, blocks - first),
-                         packed + item * item_size + (panel * blocks + first) * pair_block);
-      }
-    });
+  PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
+                nullptr, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
+  index_t* const steps = scratch.allocate<index_t>(blocks);
+  for (index_t block = 0, begin = 0, within = 0; block < blocks; ++block) {
+    steps[block] = begin + within;
+    if ((within += pair_depth) >= p.a.run) within = 0, begin += p.a.run_step;
+  }
+  jobs.steps = steps;
+  const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
+                wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
+  if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
+  if (p.tiles->store != nullptr && out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
+      out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
+    float* const bias = scratch.allocate<float>(panels * pair_lanes);
+    for (index_t j = 0; j < panels * pair_lanes; ++j)
+      bias[j] = out.bias != nullptr && j < p.n ? static_cast<float>(out.bias[j]) : 0.0f;
+    jobs.bias = bias;
   }
 
-  const index_t left_size = cut.groups * depth * pair_block, right_size = packed ? 0 : cut.panels * depth * pair_block;
-  const index_t width = cut.panels * pair_lanes, sums_size = cut.groups * pair_lanes * width;
-  WorkerScratch<float> workspace(context, scratch, (left_size + right_size) / 2 + sums_size);
-  executor.parallel_for(p.batch * row_jobs * panel_jobs, 1, [&](index_t begin, index_t end) {
-    const WorkerScratch<float>::Lease lease(workspace);
-    float* const sums = lease.data();
-    bfloat16* const left = reinterpret_cast<bfloat16*>(sums + sums_size);
-    bfloat16* const right = left + left_size;
-    for (index_t job = begin; job < end; ++job) {
-      const index_t item = job / (row_jobs * panel_jobs), group = job % row_jobs * cut.groups,
-                    panel = job / row_jobs % panel_jobs * cut.panels;
-      PairGroup rows_of[pair_job_groups];
-      PairWork work{std::min(cut.groups, groups - group), std::min(cut.panels, panels - panel), 0, rows_of, right, 0,
-                    sums, width, false};
-      if (blocks == 0) std::fill_n(sums, sums_size, 0.0f);
-      for (index_t first = 0; first < blocks; first += depth) {
-        work.blocks = std::min(depth, blocks - first);
-        for (index_t i = 0; i < work.groups; ++i) {
-          const index_t line = (group + i) * pair_lanes;
-          if (in_place(p.a, line, std::min(pair_lanes, p.m - line))) {
-            rows_of[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, line).offset(), p.a.rows.column_step,
-                          steps + first};
-          } else {
-            rows_of[i] = {left + i * work.blocks * pair_block, pair_depth, packed_steps};
-            pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, p.k, first, work.blocks,
-                              left + i * work.blocks * pair_block);
-          }
-        }
-        if (packed != nullptr) {
-          work.right = packed + (items == 1 ? 0 : item) * item_size + (panel * blocks + first) * pair_block;
-          work.panel_step = blocks * pair_block;
-        } else {
-          work.panel_step = work.blocks * pair_block;
-          for (index_t i = 0; i < work.panels; ++i)
-            pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, work.blocks, right + i * work.panel_step);
-        }
-        p.tiles->run(work);
-        work.begun = true;
-      }
-      const index_t row = group * pair_lanes, rows = std::min(work.groups * pair_lanes, p.m - row);
-      RowCursor target(out.rows, row);
-      for (index_t r = 0; r < rows; ++r, target.next()) {
-        if (out.gated != nullptr) {
-          store_gated(out, sums + r * width, pair_lanes, p.n, row + r, panel, panel + work.panels);
-          continue;
-        }
-        const index_t offset = target.offset();
-        store_tile(out, out.c + item * out.batch_c, sums + r * width, width, &offset, 1, row + r, panel * pair_lanes,
-                   std::min(work.panels * pair_lanes, p.n - panel * pair_lanes));
-      }
-    }
-  });
+  WorkerScratch<float> workspace(context, scratch, jobs.workspace());
+  run_two_phases(
+      context.executor(), jobs.packs(), [&](index_t piece) { jobs.pack(piece); }, p.batch * high * wide,
+      [&](index_t job) {
+        const WorkerScratch<float>::Lease lease(workspace);
+        const index_t group = job % high * jobs.cut.groups, panel = job / high % wide * jobs.cut.panels;
+        p.tiles->begin();
+        jobs.run(job / (high * wide), group, std::min(groups, group + jobs.cut.groups), panel,
+                 std::min(panels, panel + jobs.cut.panels), lease.data());
+        p.tiles->end();
+      });
 }
 
 }  // namespace detail
@@ -5057,6 +5212,7 @@ struct TileProduct {
   LeftOperand<S> a;
   RightOperand<S> b;
 
+  index_t blocks() const { return (m + tile_rows - 1) / tile_rows; }
   index_t panels() const { return (n + kernel->columns() - 1) / kernel->columns(); }
   index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
 };
@@ -5065,7 +5221,8 @@ struct TileProduct {
 /// slice of k, which goes to jobs of its own, and of the parts in which a job walks it.
 struct ProductCut {
   index_t blocks, panels, slice, depth;
-  bool left_before;  ///< whether A is packed before the jobs: all rows are in each, and several share them
+  bool left_in_place;  ///< whether A is not packed: a job uses its rows too rarely
+  bool left_before;    ///< whether A is packed before the jobs: several share its rows
 };
 
 /// The cut whose jobs take the least time, that of their tiles, of packing both operands and of starting, if threads
@@ -5073,15 +5230,19 @@ struct ProductCut {
 /// are a multiple of.
 template <class S>
 ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int threads) {
-  const index_t blocks = (p.m + tile_rows - 1) / tile_rows, columns = p.kernel->columns();
-  const index_t panels = (p.n + columns - 1) / columns;
+  const index_t blocks = p.blocks(), panels = p.panels();
   // A product with few rows and columns is split over k, for the threads' sake.
+  constexpr index_t enough = 256, shortest = 512;
   const index_t units = p.batch * ((blocks + 3) / 4) * panels;
-  const index_t slices = units < 64 && p.k >= 2048 ? std::min((p.k + 1023) / 1024, (63 + units) / units) : 1;
+  const index_t slices = units < enough && p.k >= 2 * shortest
+                             ? std::min((p.k + shortest - 1) / shortest, (units + enough - 1) / units)
+                             : 1;
   const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);
   const index_t parts = (slice + p.kernel->depth() - 1) / p.kernel->depth();
   const index_t depth = ((slice + parts - 1) / parts + 3) / 4 * 4;
 
+  // What is waited for at the end, in jobs: the more threads there are, the slower is the slowest.
+  const double late = 0.5 * (1.0 - 1.0 / threads);
   // In tiles: packing a block of A, or reading a packed one again; packing a panel of B for a job; starting a job. All
   // three were estimated from profiles, not fitted.
   constexpr double pack_a = 0.3, read_a = 0.1, pack_b = 0.7;
@@ -5092,14 +5253,18 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   for (index_t high = fewest; high <= std::max(fewest, blocks / 4) && high <= 64 * fewest; high += (high + 3) / 4)
     for (index_t wide = 1; wide <= panels; wide += (wide + 3) / 4) {
       const index_t height = (blocks + high - 1) / high, width = ((panels + wide - 1) / wide + step - 1) / step * step;
-      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * ((panels + width - 1) / width);
-      const bool before = p.a.offset == nullptr && height == blocks && (panels + width - 1) / width >= 4;
-      const double turns = static_cast<double>((jobs + threads - 1) / threads) + (threads > 1 ? 0.15 : 0.0);
+      const index_t across = (panels + width - 1) / width;
+      const index_t jobs = p.batch * slices * ((blocks + height - 1) / height) * across;
+      const bool in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(width, panels) < 8;
+      const bool before = !in_place && p.a.offset == nullptr && across >= 4;
+      // Walking rows in place costs what packing them does, unless all jobs walk the same few.
+      const double left = before || (in_place && height == blocks && across >= 4) ? read_a : pack_a;
+      const double turns = static_cast<double>((jobs + threads - 1) / threads) + late;
       const double tall = static_cast<double>(height), broad = static_cast<double>(width);
       const double once = before ? pack_a * static_cast<double>(blocks * p.batch) / threads : 0.0;
       const double cost =
-          once + turns * ((tall + pack_b * (1.0 + 2.0 / broad)) * (broad + (before ? read_a : pack_a)) + start);
-      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, before};
+          once + turns * ((tall + pack_b * (1.0 + 2.0 / broad)) * (broad + left) + start);
+      if (least == 0 || cost < least) least = cost, best = {height, width, slice, depth, in_place, before};
     }
   return best;
 }
@@ -5157,12 +5322,11 @@ struct ProductJobs {
   const S* right;     ///< [items, panels, k, columns] of B if it was packed before
   const S* bias;      ///< [panels * columns] in the arithmetic type, or null
   bool straight;      ///< whether sums are what is stored
-  bool left_in_place;
 
   index_t columns() const { return p.kernel->columns(); }
   /// Panels of B that a job fetches at a time.
   index_t side_by_side() const { return right == nullptr && p.b.offset != nullptr ? (cut.blocks > 22 ? 4 : 8) : 1; }
-  index_t left_size() const { return left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
+  index_t left_size() const { return cut.left_in_place || left != nullptr ? 0 : cut.blocks * cut.depth * tile_rows; }
   index_t right_size() const { return right != nullptr ? 0 : cut.depth * columns(); }
   index_t sums_size() const {
     return straight ? cut.panels * columns() : cut.blocks * tile_rows * tile_kept_columns;
@@ -5172,95 +5336,119 @@ struct ProductJobs {
   /// Rows of the blocks from `block` on, panels [panel, panel_end), k in [first, last); `space`: workspace() elements.
   void run(index_t item, T* c, index_t block, index_t panel, index_t panel_end, index_t first, index_t last,
            S* space) const {
-    const index_t row = block * tile_rows, rows = std::min(cut.blocks * tile_rows, p.m - row);
-    const index_t blocks = (rows + tile_rows - 1) / tile_rows;
-    S* const part = space + left_size();
-    S* const sums = part + right_size();
-    const S* lines[tile_job_blocks * tile_rows];
-    S* to[(tile_job_blocks + 1) * tile_rows];
-    index_t offset[tile_job_blocks * tile_rows];
-    RowCursor source(p.a.rows, row), target(out.rows, row);
-    for (index_t i = 0; i < blocks * tile_rows; ++i) {
-      // What is behind the last row is computed and dropped.
-      lines[i] = i < rows ? p.a.data + item * p.a.batch_step + source.offset() : lines[0];
-      offset[i] = i < rows ? target.offset() : 0;
-      to[i] = sums + (straight ? 0 : i * tile_kept_columns);
-      if constexpr (std::is_same_v<S, T>) {
-        if (straight && i < rows) to[i] = c + offset[i] + panel * columns();
-      }
-      if (i + 1 < rows) source.next(), target.next();
-    }
-    for (index_t i = 0; i < tile_rows; ++i) to[blocks * tile_rows + i] = to[i];
+    Rows job;
+    S* const sums = space + left_size() + right_size();
+    place_rows(item, c, block, panel, sums, job);
     const index_t together = straight ? panel_end - panel : tile_kept_columns / columns();
     for (index_t group = panel; group < panel_end; group += together) {
       const index_t group_end = std::min(panel_end, group + together);
-      index_t l = first;
-      do {
+      for (index_t l = first; l < last || l == first; l += cut.depth) {
         const index_t depth = std::min(cut.depth, last - l), next = l + depth < last ? l + depth : first;
-        if (left == nullptr && !left_in_place) pack_blocks(p.a, lines, blocks, l, l + depth, space);
-        const S* const packed = left == nullptr ? space : left + (item * cut.blocks * p.k + l) * tile_rows;
-        const index_t packed_step = (left == nullptr ? depth : p.k) * tile_rows;
-        const index_t turns = blocks * (group_end - group), next_along = p.a.along(next);
-        Ahead left_ahead;
-        if (l + depth < last && !left_in_place)
-          left_ahead = left != nullptr         ? Ahead(blocks, depth * tile_rows * element_bytes, turns)
-                       : p.a.offset != nullptr ? Ahead(std::min(depth, last - next), rows * element_bytes, turns)
-                                               : Ahead(rows, depth * element_bytes, turns);
-        Ahead right_ahead;
-        for (index_t at = group; at < group_end; ++at) {
-          const index_t valid = std::min(columns(), p.n - at * columns());
-          const index_t beside = (at - group) % side_by_side();
-          // The panel and the part of k that follow.
-          const index_t after = at - beside + side_by_side() < group_end ? at - beside + side_by_side() : group;
-          const index_t after_l = after == group ? next : l;
-          TileWork<S> work;
-          work.k = depth;
-          work.at = l;
-          if (right != nullptr) {
-            work.b = packed_panel(item, at, l);
-          } else {
-            p.b.pack(p.b, *p.kernel, item, at * columns(), l, l + depth, part, valid);
-            work.b = part;
-          }
-          if (beside == 0) {
-            const index_t panels_now = std::min(side_by_side(), group_end - at);
-            if (right != nullptr)
-              right_ahead = Ahead(1, depth * columns() * element_bytes, blocks * panels_now);
-            else if (p.b.offset != nullptr)
-              right_ahead = Ahead(std::min(depth, last - after_l), columns() * side_by_side() * p.b.size,
-                                  blocks * panels_now);
-            else
-              right_ahead = Ahead(std::min(columns(), p.n - after * columns()), depth * p.b.size, blocks);
-          }
-          work.add = l > first || (straight && out.beta != 0.0f);
-          if (!work.add && straight && bias != nullptr) work.start = bias + at * columns();
-          const auto run = (left_in_place ? p.kernel->in_place
-                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
-          work.column = (straight ? at - panel : at - group) * columns();
-          for (index_t i = 0; i < blocks; ++i) {
-            right_ahead.fetch([&](index_t r) -> const void* {
-              if (right != nullptr) return packed_panel(item, after, after_l);
-              return p.b.offset != nullptr ? p.b.element(item, after_l + r, after * columns())
-                                           : p.b.element(item, after_l, after * columns() + r);
-            });
-            left_ahead.fetch([&](index_t r) -> const void* {
-              if (left != nullptr) return packed + r * packed_step + depth * tile_rows;
-              return p.a.offset != nullptr ? lines[0] + p.a.offset[next + r] : lines[r] + next_along;
-            });
-            work.lines = lines + i * tile_rows;
-            work.packed = packed + i * packed_step;
-            work.c = to + i * tile_rows;
-            run(work);
-          }
-        }
-        l += depth;
-      } while (l < last);
-      if (!straight) store(c, sums, offset, row, rows, group, group_end);
+        run_part(job, {group, group_end, straight ? panel : group, l, depth, next, std::min(depth, last - next)},
+                 l > first, space);
+      }
+      if (!straight) store(c, sums, job.offset, job.row, job.rows, group, group_end);
     }
   }
 
  private:
   static constexpr index_t element_bytes = sizeof(S);
+
+  /// The rows of a job; what is behind the last one is computed and dropped.
+  struct Rows {
+    index_t item, row, rows, blocks;
+    const S* lines[tile_job_blocks * tile_rows];  ///< of A
+    S* to[(tile_job_blocks + 1) * tile_rows];     ///< where their sums go, and those of a tile behind them
+    index_t offset[tile_job_blocks * tile_rows];  ///< in C
+  };
+
+  /// Panels [panel, panel_end), whose sums begin with those of `origin`, and `depth` steps of k from l on; then
+  /// `next_depth` steps from `next` on.
+  struct Part {
+    index_t panel, panel_end, origin, l, depth, next, next_depth;
+  };
+
+  void place_rows(index_t item, T* c, index_t block, index_t panel, S* sums, Rows& job) const {
+    job.item = item, job.row = block * tile_rows;
+    job.rows = std::min(cut.blocks * tile_rows, p.m - job.row);
+    job.blocks = (job.rows + tile_rows - 1) / tile_rows;
+    RowCursor source(p.a.rows, job.row), target(out.rows, job.row);
+    for (index_t i = 0; i < job.blocks * tile_rows; ++i) {
+      job.lines[i] = i < job.rows ? p.a.data + item * p.a.batch_step + source.offset() : job.lines[0];
+      job.offset[i] = i < job.rows ? target.offset() : 0;
+      job.to[i] = sums + (straight ? 0 : i * tile_kept_columns);
+      if constexpr (std::is_same_v<S, T>) {
+        if (straight && i < job.rows) job.to[i] = c + job.offset[i] + panel * columns();
+      }
+      if (i + 1 < job.rows) source.next(), target.next();
+    }
+    for (index_t i = 0; i < tile_rows; ++i) job.to[job.blocks * tile_rows + i] = job.to[i];
+  }
+
+  /// All tiles of a part; `begun`: whether sums are there to add to.
+  void run_part(const Rows& job, const Part& part, bool begun, S* space) const {
+    S* const right_part = space + left_size();
+    if (left == nullptr && !cut.left_in_place)
+      pack_blocks(p.a, job.lines, job.blocks, part.l, part.l + part.depth, space);
+    TileWork<S> work;
+    work.k = part.depth, work.at = part.l;
+    work.add = begun || (straight && out.beta != 0.0f);
+    const S* const packed =
+        left == nullptr ? space : left + ((job.item * p.blocks() + job.row / tile_rows) * p.k + part.l) * tile_rows;
+    const index_t packed_step = (left == nullptr ? part.depth : p.k) * tile_rows;
+    const index_t next_along = p.a.along(part.next);
+    Ahead left_ahead = left_behind(job, part), right_ahead;
+    for (index_t at = part.panel; at < part.panel_end; ++at) {
+      const index_t valid = std::min(columns(), p.n - at * columns()), beside = (at - part.panel) % side_by_side();
+      // The panels and the part of k that are needed next.
+      const bool wraps = at - beside + side_by_side() >= part.panel_end;
+      const index_t after = wraps ? part.panel : at - beside + side_by_side(), after_l = wraps ? part.next : part.l;
+      if (beside == 0) {
+        const index_t turns = job.blocks * std::min(side_by_side(), part.panel_end - at);
+        right_ahead = right_behind(after, part.depth, wraps ? part.next_depth : part.depth, turns, job.blocks);
+      }
+      work.b = right_part;
+      if (right != nullptr)
+        work.b = packed_panel(job.item, at, part.l);
+      else
+        p.b.pack(p.b, *p.kernel, job.item, at * columns(), part.l, part.l + part.depth, right_part, valid);
+      work.start = !work.add && straight && bias != nullptr ? bias + at * columns() : nullptr;
+      work.column = (at - part.origin) * columns();
+      const auto run = (cut.left_in_place ? p.kernel->in_place
+                                          : p.kernel->packed)[(valid + p.kernel->lanes - 1) / p.kernel->lanes - 1];
+      for (index_t i = 0; i < job.blocks; ++i) {
+        right_ahead.fetch([&](index_t r) -> const void* {
+          if (right != nullptr) return packed_panel(job.item, after, after_l);
+          return p.b.offset != nullptr ? p.b.element(job.item, after_l + r, after * columns())
+                                       : p.b.element(job.item, after_l, after * columns() + r);
+        });
+        left_ahead.fetch([&](index_t r) -> const void* {
+          if (left != nullptr) return packed + r * packed_step + part.depth * tile_rows;
+          return p.a.offset != nullptr ? job.lines[0] + p.a.offset[part.next + r] : job.lines[r] + next_along;
+        });
+        work.lines = job.lines + i * tile_rows;
+        work.packed = packed + i * packed_step;
+        work.c = job.to + i * tile_rows;
+        run(work);
+      }
+    }
+  }
+
+  /// What is fetched of A beside the tiles of a part: the next part.
+  Ahead left_behind(const Rows& job, const Part& part) const {
+    const index_t turns = job.blocks * (part.panel_end - part.panel);
+    if (cut.left_in_place || part.next <= part.l) return {};
+    if (left != nullptr) return Ahead(job.blocks, part.depth * tile_rows * element_bytes, turns);
+    if (p.a.offset != nullptr) return Ahead(part.next_depth, job.rows * element_bytes, turns);
+    return Ahead(job.rows, part.depth * element_bytes, turns);
+  }
+
+  /// Of B: panels from `after` on, `depth` steps of k.
+  Ahead right_behind(index_t after, index_t now, index_t depth, index_t turns, index_t blocks) const {
+    if (right != nullptr) return Ahead(1, now * columns() * element_bytes, turns);
+    if (p.b.offset != nullptr) return Ahead(depth, columns() * side_by_side() * p.b.size, turns);
+    return Ahead(std::min(columns(), p.n - after * columns()), now * p.b.size, blocks);
+  }
 
   const S* packed_panel(index_t item, index_t panel, index_t l) const {
     return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
@@ -5268,18 +5456,13 @@ struct ProductJobs {
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
              index_t panel_end) const {
-    constexpr index_t kept = tile_kept_columns, together = LaneTraits<lanes_t<S>>::width;  // see store_columns()
+    constexpr index_t kept = tile_kept_columns;
     if constexpr (std::is_same_v<S, float>) {
-      if (out.gated != nullptr) {
-        for (index_t r = 0; r < rows; ++r)
-          store_gated(out, sums + r * kept, columns(), p.n, row + r, panel, panel_end);
-        return;
-      }
+      if (out.gated != nullptr)
+        return store_gated(out, sums, kept, static_cast<int>(rows), columns(), p.n, row, panel, panel_end);
     }
-    const index_t width = std::min(panel_end * columns(), p.n) - panel * columns();
-    for (index_t r = 0; r < rows; r += together)
-      store_tile(out, c, sums + r * kept, kept, offset + r, static_cast<int>(std::min(together, rows - r)), row + r,
-                 panel * columns(), width);
+    store_tile(out, c, sums, kept, offset, static_cast<int>(rows), row, panel * columns(),
+               std::min(panel_end * columns(), p.n) - panel * columns());
   }
 };
 
@@ -5288,8 +5471,7 @@ template <class S, class T, class Out>
 void run_jobs(Context<Cpu>& context, Scratch<Cpu>& scratch, const ProductJobs<S, T>& jobs, index_t slices,
               Out&& out_of) {
   const TileProduct<S>& p = jobs.p;
-  const index_t columns = jobs.columns(), panels = (p.n + columns - 1) / columns,
-                blocks = (p.m + tile_rows - 1) / tile_rows;
+  const index_t panels = p.panels(), blocks = p.blocks();
   const index_t high = (blocks + jobs.cut.blocks - 1) / jobs.cut.blocks,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
   WorkerScratch<S> workspace(context, scratch, jobs.workspace());
@@ -5309,7 +5491,7 @@ template <class S>
 const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
   const index_t blocks = (p.m + tile_rows - 1) / tile_rows;
   S* const to = scratch.allocate<S>(p.batch * blocks * p.k * tile_rows);
-  const index_t grain = std::max<index_t>(1, 32768 / (p.k * tile_rows + 1));
+  const index_t grain = std::max<index_t>(1, 8192 / (p.k * tile_rows + 1));
   context.executor().parallel_for(p.batch * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       const S* lines[tile_rows];
@@ -5330,7 +5512,7 @@ const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProd
   const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
                 blocks = (p.k + block - 1) / block;
   S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
-  const index_t grain = std::max<index_t>(1, 32768 / (block * columns));
+  const index_t grain = std::max<index_t>(1, 8192 / (block * columns));
   context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
       // In the order in which B lies in memory.
@@ -5380,24 +5562,21 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
   const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
   const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
-  const bool left_in_place = p.a.offset == nullptr && p.a.run >= p.k && std::min(cut.panels, panels) < 8;
-
-  const S* const left = cut.left_before && !left_in_place ? pack_left(context, scratch, p) : nullptr;
-
+  const S* const left = cut.left_before ? pack_left(context, scratch, p) : nullptr;
   if (slices == 1) {
     S* bias = nullptr;
     if (straight && out.bias != nullptr) {
       bias = scratch.allocate<S>(panels * columns);
       for (index_t j = 0; j < panels * columns; ++j) bias[j] = j < p.n ? load_lanes<S>(out.bias + j) : S{};
     }
-    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight, left_in_place};
+    const ProductJobs<S, T> jobs{p, out, cut, left, right, bias, straight};
     run_jobs(context, scratch, jobs, 1, [&](index_t item) { return out.c + item * out.batch_c; });
     return;
   }
   TileOutput<S> partial;
   partial.rows = even_rows(p.m, p.n);
   S* const parts = scratch.allocate<S>(p.batch * slices * p.m * p.n);  // [batch, slices, m, n]
-  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0, left_in_place};
+  const ProductJobs<S, S> jobs{p, partial, cut, left, right, nullptr, p.n % p.kernel->lanes == 0};
   run_jobs(context, scratch, jobs, slices, [&](index_t part) { return parts + part * p.m * p.n; });
   store_slices(context, p, out, parts, slices);
 }
@@ -8546,28 +8725,47 @@ Var<T, 1, Device> cross_entropy(const Var<T, 2, Device>& logits, std::span<const
 
 namespace lpo::inline LPO_ABI {
 
-/// table [vocabulary, width], ids [count] -> [count, width]. The ids are copied onto the tape.
+namespace detail {
+
+/// `ids` lie where the device reads them, and stay there until backward. `mark`: where the arena stood before them.
 template <class T, class Device>
-Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std::int32_t> ids) {
-  const index_t count = static_cast<index_t>(ids.size()), vocabulary = table.extent(0), width = table.extent(1);
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    if (ids[i] < 0 || ids[i] >= vocabulary)
-      throw ValueError(message("[embedding] id ", ids[i], " at position ", static_cast<index_t>(i), " is outside the table of ",
-                               vocabulary, " rows; does the tokenizer belong to this model?"));
+Var<T, 2, Device> embedding_of(const Var<T, 2, Device>& table, const std::int32_t* ids, index_t count,
+                               Arena::Mark mark) {
+  const index_t vocabulary = table.extent(0), width = table.extent(1);
   auto& tape = table.tape();
-  const auto mark = tape.mark();
   const auto y = make_output<T>(tape, Extents<2>{count, width}, table.requires_gradient());
-  auto* kept = tape.template allocate<std::int32_t>(count);
-  tape.context().copy_from_host(kept, ids.data(), ids.size_bytes());
-  kernel::Embedding<Device>::forward(tape.context(), count, width, static_cast<const std::int32_t*>(kept),
-                                     static_cast<const T*>(table.data()), y.data());
+  kernel::Embedding<Device>::forward(tape.context(), count, width, ids, static_cast<const T*>(table.data()), y.data());
   if (!y.requires_gradient()) return y;
   tape.push(mark, y.slot(), [=](Tape<Device>& t) {
     if (const auto d = gradient_target(table))
-      kernel::Embedding<Device>::backward(t.context(), count, width, vocabulary, static_cast<const std::int32_t*>(kept),
-                                          output_gradient(y), d.data, d.accumulate);
+      kernel::Embedding<Device>::backward(t.context(), count, width, vocabulary, ids, output_gradient(y), d.data,
+                                          d.accumulate);
   });
   return y;
+}
+
+}  // namespace detail
+
+/// table [vocabulary, width], ids [count] -> [count, width]. The ids are copied onto the tape.
+template <class T, class Device>
+Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, std::span<const std::int32_t> ids) {
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < 0 || ids[i] >= table.extent(0))
+      throw ValueError(message("[embedding] id ", ids[i], " at position ", static_cast<index_t>(i), " is outside the table of ",
+                               table.extent(0), " rows; does the tokenizer belong to this model?"));
+  auto& tape = table.tape();
+  const auto mark = tape.mark();
+  const auto count = static_cast<index_t>(ids.size());
+  auto* kept = tape.template allocate<std::int32_t>(count);
+  tape.context().copy_from_host(kept, ids.data(), ids.size_bytes());
+  return detail::embedding_of(table, kept, count, mark);
+}
+
+/// The same of ids in the device's memory that stay there until backward, as work that is captured needs
+/// (RepeatedWork). The caller has checked that they lie in the table.
+template <class T, class Device>
+Var<T, 2, Device> embedding(const Var<T, 2, Device>& table, const std::int32_t* ids, index_t count) {
+  return detail::embedding_of(table, ids, count, table.tape().mark());
 }
 
 }  // namespace lpo::inline LPO_ABI
