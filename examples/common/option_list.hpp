@@ -43,8 +43,8 @@ inline void add_device_options(const OptionList& add, DeviceOptions& o, const Bu
       ->check(CLI::Validator(
           [build](std::string& use) -> std::string {
             if (build.cudnn || use == "never") return "";
-            return use + " needs a program for GPUs that is built with cuDNN 9 (LPO_CUDNN), and this one is not; only "
-                         "never is possible";
+            return "--cudnn " + use + " needs a program for GPUs that is built with cuDNN 9 (LPO_CUDNN), and this one "
+                                      "is not; only never is possible";
           },
           ""));
   shown(add("time_products", o.time_products,
