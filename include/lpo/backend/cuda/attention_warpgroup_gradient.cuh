@@ -42,7 +42,7 @@ struct AttentionGradientWarpgroup {
   static constexpr bool has_sum = part != GradientPart::values;
   static constexpr bool has_value_sum = part == GradientPart::values || part == GradientPart::keys_and_values;
 
-  unsigned row[kept_steps][4], row_slope[Plan::keep_slopes ? kept_steps : 1][4];
+  unsigned row[kept_steps][4], row_slope[kept_steps][4];
   unsigned change[has_sum ? Tile / 16 : 1][4], weight[has_value_sum ? Tile / 16 : 1][4];  ///< ds and p as operands
   float score[Tile / 2], slope[Tile / 2];
   float sum[Width / 2], value_sum[Width / 2];
@@ -53,7 +53,7 @@ struct AttentionGradientWarpgroup {
     warpgroup_fence();
     multiply_rows<T, Width, Layout, Plan::keep_rows>(score, row, rows, columns);
     if constexpr (has_sum)
-      multiply_rows<T, Width, Layout, Plan::keep_slopes>(slope, row_slope, rows + (Layout::row_tile_bytes >> 4),
+      multiply_rows<T, Width, Layout, Plan::keep_rows>(slope, row_slope, rows + (Layout::row_tile_bytes >> 4),
                                                        columns + (Layout::column_tile_bytes >> 4));
     warpgroup_commit();
   }
