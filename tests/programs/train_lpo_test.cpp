@@ -118,7 +118,10 @@ TEST_CASE("killed at any moment and resumed, train_lpo ends with the same bits a
       continue;
     }
     program.send(SIGKILL);
-    CHECK(program.wait() == 128 + SIGKILL);
+    const int status = program.wait();
+    done = status == 0;  // it had just ended by itself
+    if (done) continue;
+    CHECK(status == 128 + SIGKILL);
     ++kills;
     for (const lpo::index_t step : lpo::CheckpointFolder(cut, 0).steps()) {
       const std::string folder = cut + "/checkpoint-" + std::to_string(step);
