@@ -4287,8 +4287,8 @@ LPO_UNROLL(16)
   for (int r = 0; r < 16; ++r) __builtin_prefetch(block + r * pair_depth);
 }
 
-/// groups x panels blocks of sums, each 1 or 2. Loads and products of tiles take their times one after the other,
-/// however they are ordered. Waiting comes on top: so a block is loaded for the next step as soon as it was used for
+/// groups x panels blocks of sums, each 1 or 2. Loads and products of tiles took their times one after the other
+/// on the Xeon that was measured. Waiting comes on top: so a block is loaded for the next step as soon as it was used for
 /// the last time, and fetched one step earlier.
 template <int groups, int panels>
 inline void amx_tile(const PairWork& work) {
