@@ -164,8 +164,9 @@ LPO_TARGET_PAIRS inline void store_pairs_512(const float* sums, index_t rows, co
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum, the
-/// left pair broadcast from memory; in assembler, because compilers differ in the built-in's types.
+/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum; in
+/// assembler, because compilers differ in the built-in's types. A left pair is broadcast once for both panels, and a
+/// block's 16 steps are written out: 0.99 of the instruction's peak on a Zen 4 with operands in L1.
 template <int panels>
 LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
                                                   float* to) {
@@ -182,22 +183,24 @@ LPO_UNROLL(2)
     }
   }
   for (index_t block = 0; block < work.blocks; ++block, right += panels * pair_block) {
+    const bfloat16* const begin = group.data + group.step[block] + first * group.row;
     const bfloat16* left[rows];
 LPO_UNROLL(8)
-    for (int r = 0; r < rows; ++r) left[r] = group.data + group.step[block] + (first + r) * group.row;
-    for (index_t i = 0; i < pair_lanes; ++i) {
+    for (int r = 0; r < rows; ++r) left[r] = begin + r * group.row;
+LPO_UNROLL(16)
+    for (int i = 0; i < pair_lanes; ++i) {
       PairVector line[panels];
 LPO_UNROLL(2)
       for (int p = 0; p < panels; ++p)
         std::memcpy(&line[p], right + p * pair_block + i * 2 * pair_lanes, sizeof(PairVector));
 LPO_UNROLL(8)
       for (int r = 0; r < rows; ++r) {
+        PairVector pair;
+        asm("vpbroadcastd %1, %0" : "=v"(pair) : "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
 LPO_UNROLL(2)
         for (int p = 0; p < panels; ++p) {
           PairSums one = sum[r][p];  // a name of its own keeps the array in registers
-          asm("vdpbf16ps %2%{1to16%}, %1, %0"
-              : "+v"(one)
-              : "v"(line[p]), "m"(*reinterpret_cast<const Pair*>(left[r] + 2 * i)));
+          asm("vdpbf16ps %2, %1, %0" : "+v"(one) : "v"(line[p]), "v"(pair));
           sum[r][p] = one;
         }
       }
