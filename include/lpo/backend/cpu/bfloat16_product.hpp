@@ -72,20 +72,27 @@ inline PairCut cut_pairs(const PairProduct& p, int threads) {
   return best;
 }
 
-/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines; behind the
-/// last one line 0 is repeated.
+/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines, and the next
+/// one, `beside` elements behind, if `groups` is 2. Behind the last line what is stored is anything (line 0) or zero.
 template <bool right>
 void pack_pairs(const PairTiles& tiles, const LeftOperand<bfloat16>& operand, index_t item, index_t count,
-                index_t group, index_t k, index_t first_block, index_t blocks, bfloat16* to, index_t step) {
+                index_t group, index_t groups, index_t k, index_t first_block, index_t blocks, bfloat16* to,
+                index_t step, index_t beside) {
   const bfloat16* data = operand.data + item * operand.batch_step;
-  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
-  if (operand.offset != nullptr)
-    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to, step);
-  PairLines lines;
-  lines.run = operand.run, lines.run_step = operand.run_step;
-  RowCursor cursor(operand.rows, line);
-  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
-  tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
+  index_t line = group * pair_lanes;
+  if (operand.offset != nullptr) {
+    const index_t valid = std::min(groups * pair_lanes, count - line);
+    return tiles.pack_across[right || tiles.broadcasts](data + line, operand.offset, valid, k, first_block, blocks, to,
+                                                        step, beside);
+  }
+  for (index_t i = 0; i < groups; ++i, line += pair_lanes, to += beside) {
+    PairLines lines;
+    lines.run = operand.run, lines.run_step = operand.run_step;
+    RowCursor cursor(operand.rows, line);
+    for (index_t j = 0; j < pair_lanes; ++j, cursor.next())
+      lines.line[j] = line + j < count ? data + cursor.offset() : data;
+    tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
+  }
 }
 
 /// What all jobs of a product share.
@@ -133,7 +140,10 @@ struct PairJobs {
     do {
       const index_t blocks = std::min(depth, p.blocks() - first);
       const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
-      for (index_t i = 0; i < groups; ++i) rows_of[i] = place_left(item, group + i, first, blocks, left_part, i);
+      const index_t last_pairs = last ? (p.k - (p.blocks() - 1) * pair_depth + 1) / 2 : pair_lanes;
+      for (index_t i = 0; i < groups; i += pair_together)
+        place_left(item, group + i, std::min(pair_together, groups - i), first, blocks,
+                   left_part + i * blocks * pair_block, rows_of + i);
       for (index_t i = 0; i < pair_together; ++i) rows_of[groups + i] = rows_of[i % groups];
       for (index_t at = panel; at < panel_end; at += pair_together) {
         const bfloat16* part = panels_part;
@@ -144,7 +154,7 @@ struct PairJobs {
         for (index_t i = 0; i < groups; i += pair_together) {
           float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
           const PairWork work{std::min(pair_together, groups - i), std::min(pair_together, panel_end - at), blocks,
-                              rows_of + i, part, sums, first > 0};
+                              last_pairs, rows_of + i, part, sums, first > 0};
           p.tiles->run(work);
           if (last)
             store(item, sums, offset + i * pair_lanes, std::min(pair_columns, rows - i * pair_lanes),
@@ -168,20 +178,30 @@ struct PairJobs {
 
   void pack_panels(index_t item, index_t panel, index_t first, index_t blocks, bfloat16* to) const {
     const index_t width = std::min(pair_together, p.panels() - panel);
-    for (index_t i = 0; i < width; ++i)
-      pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, blocks, to + i * pair_block,
-                       width * pair_block);
+    pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, width, p.k, first, blocks, to, width * pair_block, pair_block);
   }
 
-  /// Where `blocks` blocks of k from `first` on of a group are read: in place, or packed as the i-th of those at `to`.
-  PairGroup place_left(index_t item, index_t group, index_t first, index_t blocks, bfloat16* to, index_t i) const {
-    const index_t row = group * pair_lanes;
-    if (p.in_place(row, std::min(pair_lanes, p.m - row)))
-      return {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
-              steps + first};
-    to += i * blocks * pair_block;
-    pack_pairs<false>(*p.tiles, p.a, item, p.m, group, p.k, first, blocks, to, pair_block);
-    return {to, pair_depth, packed_steps};
+  /// Where `blocks` blocks of k from `first` on of one or two groups are read: in place, or packed at `to`.
+  void place_left(index_t item, index_t group, index_t groups, index_t first, index_t blocks, bfloat16* to,
+                  PairGroup* placed) const {
+    const index_t beside = blocks * pair_block;
+    if (p.a.offset != nullptr) {
+      pack_pairs<false>(*p.tiles, p.a, item, p.m, group, groups, p.k, first, blocks, to, pair_block, beside);
+      for (index_t i = 0; i < groups; ++i)
+        placed[i] = p.tiles->broadcasts ? PairGroup{to + i * beside, 2, packed_steps, 2 * pair_lanes}
+                                        : PairGroup{to + i * beside, pair_depth, packed_steps, 2};
+      return;
+    }
+    for (index_t i = 0; i < groups; ++i, to += beside) {
+      const index_t row = (group + i) * pair_lanes;
+      if (p.in_place(row, std::min(pair_lanes, p.m - row))) {
+        placed[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
+                     steps + first, 2};
+      } else {
+        pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, 1, p.k, first, blocks, to, pair_block, 0);
+        placed[i] = {to, pair_depth, packed_steps, 2};
+      }
+    }
   }
 
   /// The sums of one tile.
