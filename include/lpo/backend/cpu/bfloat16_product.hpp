@@ -47,26 +47,29 @@ bool multiplies_pairs() {
     return false;
 }
 
-inline constexpr index_t pair_job_groups = 16;
+inline constexpr index_t pair_job_groups = 16, pair_job_panels = 32;
 
-/// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
+/// Rows (groups of 16) and panels (of 16 columns) of a job, at most pair_job_groups and pair_job_panels.
 struct PairCut {
   index_t groups, panels;
 };
 
 /// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
-/// as they come and all wait for one that was taken last.
+/// as they come and all wait for one that was taken last. Jobs are of equal size, as far as that goes.
 inline PairCut cut_pairs(const PairProduct& p, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t groups = p.groups(), panels = p.panels();
-  const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
+  const index_t place = p.in_place(0, std::min(pair_lanes, p.m)) ? read : read + p.tiles->packing;
+  const auto parts = [](index_t count, index_t each) { return (count + each - 1) / each; };
   PairCut best{};
   index_t least = 0;
-  for (const index_t height : heights)
-    for (index_t width = 16; width >= 2; width -= 2) {
-      if (height > groups || (width > 2 && width >= panels + 2)) continue;
-      const index_t jobs = p.batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t cost = (jobs + threads) * (height * width * p.tiles->cycles + (height + width) * read);
+  for (const index_t most_groups : {pair_job_groups, index_t{8}, index_t{4}, index_t{2}})
+    for (index_t most_panels = pair_job_panels; most_panels >= 2; most_panels -= 2) {
+      const index_t height = parts(parts(groups, parts(groups, most_groups)), 2) * 2;
+      const index_t width = parts(parts(panels, parts(panels, most_panels)), 2) * 2;
+      const index_t jobs = p.batch * parts(groups, height) * parts(panels, width);
+      const index_t cost =
+          (jobs + threads - 1) * (height * width * p.tiles->cycles + height * place + width * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;

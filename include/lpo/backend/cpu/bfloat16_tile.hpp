@@ -54,6 +54,7 @@ struct PairWork {
 /// packing, at element `k`: what lies behind it is zero in both operands. Packed blocks begin `step` elements apart.
 struct PairTiles {
   index_t cycles;  ///< that the product of two blocks takes, about
+  index_t packing;  ///< that packing a left block takes beyond reading it, as jobs are cut
   index_t depth;   ///< blocks of k after which tiles stop, so that parts of two panels stay near
   bool broadcasts;  ///< whether left pairs are read one by one: those of operands stored across are packed as right ones
   /// Left or right blocks from lines along k.
@@ -272,7 +273,7 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
 
 inline void without_state() {}
 
-inline constexpr PairTiles pair_tiles_512{256, 20, true, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_512{256, 60, 20, true, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &without_state, &without_state, &run_pairs_512, &store_pairs_512};
 
@@ -379,7 +380,7 @@ inline void run_pairs_amx(const PairWork& work) {
     work.panels > 1 ? amx_tile<1, 2>(work) : amx_tile<1, 1>(work);
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, 20, false, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_amx{16, 0, 20, false, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &configure_amx, &release_amx, &run_pairs_amx, &store_pairs_512};
 #endif
