@@ -105,7 +105,7 @@ struct PairJobs {
   PairCut cut;
   index_t depth;                ///< of a part of k, in blocks
   bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
-  const float* bias;            ///< [panels rounded up to a pair] in float, if `tiles.store` can finish
+  const float* bias;            ///< [panels rounded up to a pair] in float, if tiles can finish
   const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
   const index_t* packed_steps;  ///< and in packed ones
 
@@ -156,12 +156,22 @@ struct PairJobs {
           pack_panels(item, at, first, blocks, panels_part);
         for (index_t i = 0; i < groups; i += pair_together) {
           float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
-          const PairWork work{std::min(pair_together, groups - i), std::min(pair_together, panel_end - at), blocks,
-                              last_pairs, rows_of + i, part, sums, first > 0};
+          const index_t rows_here = std::min(pair_columns, rows - i * pair_lanes), column = at * pair_lanes;
+          const bool finish = last && bias != nullptr && column + pair_columns <= p.n;
+          const PairWork work{std::min(pair_together, groups - i),
+                              std::min(pair_together, panel_end - at),
+                              blocks,
+                              rows_here,
+                              last_pairs,
+                              rows_of + i,
+                              part,
+                              sums,
+                              first > 0,
+                              finish ? out.c + item * out.batch_c + column : nullptr,
+                              offset + i * pair_lanes,
+                              finish ? bias + column : nullptr};
           p.tiles->run(work);
-          if (last)
-            store(item, sums, offset + i * pair_lanes, std::min(pair_columns, rows - i * pair_lanes),
-                  (group + i) * pair_lanes, at);
+          if (last && !finish) store(item, sums, offset + i * pair_lanes, rows_here, (group + i) * pair_lanes, at);
         }
       }
       first += blocks;
@@ -213,10 +223,7 @@ struct PairJobs {
     if (out.gated != nullptr)
       return store_gated(out, sums, pair_columns, static_cast<int>(rows), pair_lanes, p.n, row, panel,
                          panel + pair_together);
-    bfloat16* const c = out.c + item * out.batch_c;
-    if (bias != nullptr && width == pair_columns)
-      return p.tiles->store(sums, rows, bias + column, offset, c + column);
-    store_tile(out, c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
+    store_tile(out, out.c + item * out.batch_c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
   }
 };
 
@@ -236,7 +243,7 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
   const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
   if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
-  if (p.tiles->store != nullptr && out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
+  if (out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
       out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
     float* const bias = scratch.allocate<float>(panels * pair_lanes);
     for (index_t j = 0; j < panels * pair_lanes; ++j)

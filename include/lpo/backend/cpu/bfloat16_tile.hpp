@@ -43,11 +43,15 @@ inline constexpr index_t pair_columns = pair_together * pair_lanes;
 /// What a tile computes: sums (+)= left right over `blocks` blocks of k, of up to pair_together groups and panels.
 struct PairWork {
   index_t groups, panels, blocks;
+  index_t rows;           ///< of the groups; what is behind them may be computed or not
   index_t last_pairs;     ///< of the last block; in both operands what is behind them is zero
   const PairGroup* left;  ///< the groups, and behind them as many that are needed next and fetched meanwhile
   const bfloat16* right;  ///< [blocks][panels] blocks
   float* sums;            ///< [groups][pair_lanes][pair_columns]
   bool begun;             ///< whether `sums` holds something to add to
+  bfloat16* to;           ///< if not null, rows of two panels are finished: sums plus `bias`, rounded, go to to[offset[r]]
+  const index_t* offset;  ///< [rows]
+  const float* bias;      ///< [pair_columns]
 };
 
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
@@ -67,8 +71,6 @@ struct PairTiles {
   void (*begin)();  ///< before a thread runs tiles, and
   void (*end)();    ///< after them
   void (*run)(const PairWork& work);
-  /// Rounds sums [rows][pair_columns] plus `bias` [pair_columns] to to[offset[r]]; null: store_tile() does.
-  void (*store)(const float* sums, index_t rows, const float* bias, const index_t* offset, bfloat16* to);
 };
 
 typedef std::uint32_t PairVector __attribute__((vector_size(64)));
@@ -183,32 +185,38 @@ LPO_TARGET_PAIRS void pack_across_512(const bfloat16* from, const index_t* offse
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 32 sums of a row become 32 numbers in one instruction, which counts subnormal ones as zero.
-LPO_TARGET_PAIRS inline void store_pairs_512(const float* sums, index_t rows, const float* bias, const index_t* offset,
-                                             bfloat16* to) {
+/// Rounds 32 sums of a row to 32 numbers in one instruction, which counts subnormal ones as zero.
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void round_pairs(const PairSums& low, const PairSums& high, bfloat16* to) {
+  PairVector rounded;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(low), "v"(high));
+  std::memcpy(static_cast<void*>(to), &rounded, sizeof(rounded));
+}
+
+/// The end of finished rows whose sums are in memory.
+LPO_TARGET_PAIRS inline void store_pairs_512(const PairWork& work) {
   PairSums add_low, add_high;  // names of their own: arrays would go to memory
-  std::memcpy(&add_low, bias, sizeof(PairSums));
-  std::memcpy(&add_high, bias + pair_lanes, sizeof(PairSums));
-  for (index_t r = 0; r < rows; ++r, sums += pair_columns) {
+  std::memcpy(&add_low, work.bias, sizeof(PairSums));
+  std::memcpy(&add_high, work.bias + pair_lanes, sizeof(PairSums));
+  const float* sums = work.sums;
+  for (index_t r = 0; r < work.rows; ++r, sums += pair_columns) {
     PairSums low, high;
     std::memcpy(&low, sums, sizeof(PairSums));
     std::memcpy(&high, sums + pair_lanes, sizeof(PairSums));
     low += add_low, high += add_high;
-    PairVector rounded;
-    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(rounded) : "v"(low), "v"(high));
-    std::memcpy(static_cast<void*>(to + offset[r]), &rounded, sizeof(rounded));
+    round_pairs(low, high, work.to + work.offset[r]);
   }
   LPO_LEAVE_WIDE_REGISTERS();
 }
 
-/// 8 rows of a group, from row `first` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum; in
+/// 8 rows of the groups, from row `begin` on, by `panels` panels. `vdpbf16ps` adds a lane's two products to its sum; in
 /// assembler, because compilers differ in the built-in's types. A left pair is broadcast once for both panels, and a
 /// block's 16 steps are written out: 0.99 of the instruction's peak on a Zen 4 with operands in L1.
 template <int panels, bool crossed>
-LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, const PairGroup& group, index_t first,
-                                                  float* to) {
+LPO_TARGET_PAIRS LPO_ALWAYS_INLINE void pair_tile(const PairWork& work, index_t begin) {
   typedef std::uint32_t __attribute__((may_alias)) Pair;
   constexpr int rows = 8;
+  const PairGroup& group = work.left[begin / pair_lanes];
+  float* const to = work.sums + begin * pair_columns;
   const bfloat16* right = work.right;
   PairSums sum[rows][panels];
 LPO_UNROLL(8)
@@ -222,10 +230,10 @@ LPO_UNROLL(2)
   constexpr index_t pair = crossed ? 2 * pair_lanes : 2;
   const index_t row = crossed ? 2 : group.row;
   for (index_t block = 0; block < work.blocks; ++block, right += panels * pair_block) {
-    const bfloat16* const begin = group.data + group.step[block] + first * row;
+    const bfloat16* const top = group.data + group.step[block] + begin % pair_lanes * row;
     const bfloat16* left[rows];
 LPO_UNROLL(8)
-    for (int r = 0; r < rows; ++r) left[r] = begin + r * row;
+    for (int r = 0; r < rows; ++r) left[r] = top + r * row;
     auto step = [&](index_t i) __attribute__((always_inline)) {
       PairVector line[panels];
 LPO_UNROLL(2)
@@ -250,6 +258,19 @@ LPO_UNROLL(16)
       for (int i = 0; i < pair_lanes; ++i) step(i);
     }
   }
+  if constexpr (panels == 2) {
+    if (work.to != nullptr) {
+      PairSums add_low, add_high;
+      std::memcpy(&add_low, work.bias, sizeof(PairSums));
+      std::memcpy(&add_high, work.bias + pair_lanes, sizeof(PairSums));
+LPO_UNROLL(8)
+      for (int r = 0; r < rows; ++r) {
+        sum[r][0] += add_low, sum[r][1] += add_high;
+        if (begin + r < work.rows) round_pairs(sum[r][0], sum[r][1], work.to + work.offset[begin + r]);
+      }
+      return;
+    }
+  }
 LPO_UNROLL(8)
   for (int r = 0; r < rows; ++r) {
 LPO_UNROLL(2)
@@ -259,14 +280,11 @@ LPO_UNROLL(2)
 }
 
 LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
-  for (index_t half = 0; half < 2 * work.groups; ++half) {
-    const PairGroup& group = work.left[half / 2];
-    const index_t first = half % 2 * 8;
-    float* const to = work.sums + half * 8 * pair_columns;
-    if (group.pair == 2)
-      work.panels == 2 ? pair_tile<2, false>(work, group, first, to) : pair_tile<1, false>(work, group, first, to);
+  for (index_t row = 0; row < work.rows; row += 8) {
+    if (work.left[row / pair_lanes].pair == 2)
+      work.panels == 2 ? pair_tile<2, false>(work, row) : pair_tile<1, false>(work, row);
     else
-      work.panels == 2 ? pair_tile<2, true>(work, group, first, to) : pair_tile<1, true>(work, group, first, to);
+      work.panels == 2 ? pair_tile<2, true>(work, row) : pair_tile<1, true>(work, row);
   }
   LPO_LEAVE_WIDE_REGISTERS();
 }
@@ -275,7 +293,7 @@ inline void without_state() {}
 
 inline constexpr PairTiles pair_tiles_512{256, 60, 20, true, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &without_state, &without_state, &run_pairs_512, &store_pairs_512};
+                                          &without_state, &without_state, &run_pairs_512};
 
 // One tile register holds one block: sums of 2 x 2 blocks in tmm0 to tmm3, left blocks in tmm4 and tmm5, right in tmm6
 // and tmm7. Compilers do not allocate these registers themselves.
@@ -378,11 +396,12 @@ inline void run_pairs_amx(const PairWork& work) {
     work.panels > 1 ? amx_tile<2, 2>(work) : amx_tile<2, 1>(work);
   else
     work.panels > 1 ? amx_tile<1, 2>(work) : amx_tile<1, 1>(work);
+  if (work.to != nullptr) store_pairs_512(work);
 }
 
 inline constexpr PairTiles pair_tiles_amx{16, 0, 20, false, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
-                                          &configure_amx, &release_amx, &run_pairs_amx, &store_pairs_512};
+                                          &configure_amx, &release_amx, &run_pairs_amx};
 #endif
 
 /// The tiles that run on this machine, the fastest first; none where it does not multiply pairs.
