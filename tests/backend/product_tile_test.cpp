@@ -106,6 +106,7 @@ template <bool broadcasts>
 constexpr detail::PairTiles plain_pairs = {20,
                                            0,
                                            2,
+                                           16,
                                            broadcasts,
                                            {&pack_plain_lines<false>, &pack_plain_lines<true>},
                                            {&pack_plain_across<false>, &pack_plain_across<true>},

@@ -10,6 +10,8 @@
 // so any cut and any number of threads give the same bits.
 #pragma once
 
+#include <utility>
+
 #include <lpo/backend/cpu/bfloat16_tile.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/backend/cpu/two_phases.hpp>
@@ -47,9 +49,9 @@ bool multiplies_pairs() {
     return false;
 }
 
-inline constexpr index_t pair_job_groups = 16, pair_job_panels = 32;
+inline constexpr index_t pair_job_groups = 40, pair_job_panels = 32;
 
-/// Rows (groups of 16) and panels (of 16 columns) of a job, at most pair_job_groups and pair_job_panels.
+/// Rows (groups of 16) and panels (of 16 columns) of a job, at most PairTiles::job_groups and pair_job_panels.
 struct PairCut {
   index_t groups, panels;
 };
@@ -63,7 +65,7 @@ inline PairCut cut_pairs(const PairProduct& p, int threads) {
   const auto parts = [](index_t count, index_t each) { return (count + each - 1) / each; };
   PairCut best{};
   index_t least = 0;
-  for (const index_t most_groups : {pair_job_groups, index_t{8}, index_t{4}, index_t{2}})
+  for (const index_t most_groups : {p.tiles->job_groups, index_t{16}, index_t{8}, index_t{4}, index_t{2}})
     for (index_t most_panels = pair_job_panels; most_panels >= 2; most_panels -= 2) {
       const index_t height = parts(parts(groups, parts(groups, most_groups)), 2) * 2;
       const index_t width = parts(parts(panels, parts(panels, most_panels)), 2) * 2;
@@ -227,9 +229,23 @@ struct PairJobs {
   }
 };
 
+/// Whether C^T = B^T A^T is computed: with few rows of A, lines of B along k are then broadcast from where they are, where
+/// they would be transposed for a few tiles. The limits were measured.
+inline bool swaps(const PairProduct& p, const TileOutput<bfloat16>& out) {
+  return p.tiles->broadcasts && p.m <= 64 && p.k >= 512 && p.b.offset == nullptr && p.b.run % pair_depth == 0 &&
+         out.gated == nullptr && out.column_step == 1 && out.rows.lines == 1;
+}
+
 /// Runs the product (all items of the batch) on the context's threads.
-inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
+inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bfloat16> out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  if (swaps(p, out)) {
+    std::swap(p.m, p.n);
+    std::swap(p.a, p.b);
+    out.bias_by_row = true;
+    out.column_step = out.rows.column_step;
+    out.rows = even_rows(p.m, 1);
+  }
   const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
   PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
