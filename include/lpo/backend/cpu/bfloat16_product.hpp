@@ -242,7 +242,7 @@ inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bf
   if (swaps(p, out)) {
     std::swap(p.m, p.n);
     std::swap(p.a, p.b);
-    out.bias_by_row = true;
+    out.bias_by_row = !out.bias_by_row;
     out.column_step = out.rows.column_step;
     out.rows = even_rows(p.m, 1);
   }

@@ -235,7 +235,8 @@ LPO_UNROLL(2)
     const bfloat16* left[rows];
 LPO_UNROLL(8)
     for (int r = 0; r < rows; ++r) left[r] = top + r * row;
-    auto step = [&](index_t i) __attribute__((always_inline)) {
+    // With clang a lambda does not inherit the target of the function around it.
+    auto step = [&](index_t i) LPO_TARGET_PAIRS __attribute__((always_inline)) {
       PairVector line[panels];
 LPO_UNROLL(2)
       for (int p = 0; p < panels; ++p)
