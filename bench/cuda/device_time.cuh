@@ -126,8 +126,20 @@ void time_on_device(benchmark::State& state, Work&& work, bool cold = true, lpo:
   for (auto _ : state) state.SetIterationTime(watch.seconds(work, cold));
 }
 
-/// Counters "GB/s" and "of_copy".
+/// Seconds of a copy that reads and writes `bytes` together, timed as the kernels are: small ones pay for their launch too, and
+/// all for what they find in the cache.
+inline double copy_seconds(double bytes) {
+  const auto floats = static_cast<index_t>(bytes / 8);
+  Random<float> from(floats), to(floats);
+  Stopwatch watch;
+  const auto copy = [&] { device().copy(to.data(), from.data(), static_cast<std::size_t>(floats) * sizeof(float)); };
+  copy();
+  return watch.median(9, copy);
+}
+
+/// Counters "GB/s", "of_copy" (of the rate of a large copy) and "of_equal_copy" (of the rate of a copy of as many bytes).
 inline void count_bytes(benchmark::State& state, double bytes) {
+  state.counters["of_equal_copy"] = benchmark::Counter(copy_seconds(bytes), benchmark::Counter::kIsIterationInvariantRate);
   state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
   state.counters["of_copy"] = benchmark::Counter(bytes / copy_ceiling(), benchmark::Counter::kIsIterationInvariantRate);
 }

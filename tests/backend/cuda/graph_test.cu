@@ -59,6 +59,29 @@ TEST_CASE("a training step on a tape is captured: forward, backward, products") 
   CHECK(on_host(slope) == std::vector<float>{7, -11, 19, 4});  // 6 x + 1
 }
 
+TEST_CASE("sums over all blocks of a statement's gradient are replayed, several times in a row") {
+  lpo::Context<Cuda> context;
+  lpo::Tape<Cuda> tape(context);
+  const lpo::index_t rows = 20000;
+  auto x = lpo::Tensor<float, 2, Cuda>::full(Extents<2>{rows, 8}, 3);
+  auto scale = lpo::Tensor<float, 1, Cuda>::full(Extents<1>{8}, 2);
+  auto sums = lpo::Tensor<float, 1, Cuda>::zeros(Extents<1>{8});
+  const auto ones = lpo::Tensor<float, 2, Cuda>::full(Extents<2>{rows, 8}, 1);
+  lpo::CudaGraph graph(context, [&] {
+    const auto s = lpo::variable(tape, scale);
+    const lpo::Var y = lpo::variable(tape, x) * s;
+    lpo::backward(y, ones.view());
+    context.copy(sums.data(), s.slot()->gradient, 8 * sizeof(float));
+    tape.clear();
+  });
+  for (int i = 0; i < 3; ++i) {
+    context.fill_zero(sums.data(), 8 * sizeof(float));
+    graph.replay();
+    graph.replay();
+    CHECK(on_host(sums) == std::vector<float>(8, 3.0f * static_cast<float>(rows)));
+  }
+}
+
 TEST_CASE("blocks of an inference that give their memory back are captured") {
   lpo::Context<Cuda> context;
   lpo::Tape<Cuda> tape(context);

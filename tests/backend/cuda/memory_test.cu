@@ -47,11 +47,13 @@ TEST_CASE("memory that does not fit: the error names what was asked for, what is
   CHECK(back == 3.0f);
 }
 
-TEST_CASE("no device, one that is not there, and code for another architecture") {
+TEST_CASE("no device, one that is not there, one without room, and code for another architecture") {
   CHECK(device_error([] { lpo::detail::cuda_check(cudaErrorNoDevice, "Context<Cuda>"); })
             .starts_with("[Context<Cuda>] no usable CUDA device: "));
   CHECK(device_error([] { lpo::Context<Cuda> context(lpo::CudaOptions{.device = 1000}); })
             .starts_with("[Context<Cuda>] device 1000 was asked for, this machine has "));
+  CHECK(device_error([] { lpo::detail::cuda_check(cudaErrorMemoryAllocation, "Context<Cuda>"); })
+            .starts_with("[Context<Cuda>] no room in the device's memory; use a smaller batch"));
   const auto architecture =
       device_error([] { lpo::detail::cuda_check(cudaErrorNoKernelImageForDevice, "some_kernel"); });
   CHECK(architecture.starts_with("[some_kernel] this program holds no code for the device's architecture"));

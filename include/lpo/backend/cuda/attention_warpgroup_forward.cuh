@@ -108,11 +108,14 @@ struct AttentionWarpgroup {
     } else {
       exponentials(scale, tile_sum, keep);
       const bool over = __any_sync(0xffffffffu, !(tile_sum[0] <= limit) || !(tile_sum[1] <= limit));
-      // The branch keeps the wait behind the exponentials: the compiler would move it up.
+      // A branch before the wait keeps it behind the exponentials, where the compiler would move it up. The wait itself is the
+      // whole warpgroup's, whose warps may differ in whether they raise their levels: it stands outside of the branches.
       if (over) {
         raise(scale, shrink);
         exponentials(scale, tile_sum, keep);
-        if constexpr (Plan::overlap) warpgroup_wait<0>();
+      }
+      if constexpr (Plan::overlap) warpgroup_wait<0>();
+      if (over) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           sum[side] *= shrink[side];
@@ -122,8 +125,6 @@ struct AttentionWarpgroup {
             total[4 * n + 2 * side + 1] *= shrink[side];
           }
         }
-      } else if constexpr (Plan::overlap) {
-        warpgroup_wait<0>();
       }
       release();
       sum[0] += tile_sum[0];

@@ -122,9 +122,7 @@ class Context<Cuda> {
   /// the context.
   template <class... Parameters, class... Arguments>
   void launch(const char* name, const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    LaunchShape asked = shape;
-    asked.early = shape.early && captured_ == nullptr;  // graphs keep the plain order, until a GPU has captured the other
-    detail::launch_kernel(name, asked, stream_, options_.synchronize, kernel, arguments...);
+    detail::launch_kernel(name, shape, stream_, options_.synchronize, kernel, arguments...);
     if (options_.time_kernels) times_.mark(name, stream_);
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Fused element-wise statements on CUDA devices: one kernel forward; backward one more, and one per set of axes that some
-// leaf is broadcast along.
+// Fused element-wise statements on CUDA devices: one kernel forward; backward one for each set of axes that some leaf is
+// broadcast along, or one, and one for all sums.
 #pragma once
 
 #include <algorithm>

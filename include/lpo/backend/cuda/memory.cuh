@@ -17,6 +17,11 @@
 namespace lpo::inline LPO_ABI {
 namespace detail {
 
+/// What to do where the device's memory is full, as the end of an error.
+inline constexpr const char* memory_advice =
+    "use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit storage, or end what else runs on the "
+    "device (nvidia-smi)";
+
 /// Throws a DeviceError unless `status` is success; `operation` says what was tried.
 inline void cuda_check(cudaError_t status, const char* operation) {
   if (status == cudaSuccess) return;
@@ -27,6 +32,8 @@ inline void cuda_check(cudaError_t status, const char* operation) {
   if (status == cudaErrorNoKernelImageForDevice)
     throw DeviceError(message("[", operation, "] this program holds no code for the device's architecture; compile it with "
                               "-gencode for that architecture (CMAKE_CUDA_ARCHITECTURES)"));
+  if (status == cudaErrorMemoryAllocation)  // not by a block of ours: a context, a graph or a library's code had no room
+    throw DeviceError(message("[", operation, "] no room in the device's memory; ", memory_advice));
   throw DeviceError(message("[", operation, "] ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")"));
 }
 
@@ -44,8 +51,7 @@ class DeviceBlock {
       throw DeviceMemoryError(
           message("[cuda memory] ", mebibytes(bytes_), " MiB were asked for, but of the device's ", mebibytes(total),
                   " MiB ", mebibytes(total - free), " are in use and ", mebibytes(free),
-                  " free; use a smaller batch (micro_batch_size, max_rows), gradient checkpointing or 16-bit "
-                  "storage, or end what else runs on the device (nvidia-smi)"));
+                  " free; ", memory_advice));
     }
     cuda_check(status, "cuda memory");
     data_ = static_cast<std::byte*>(data);

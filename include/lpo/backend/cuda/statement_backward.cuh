@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The gradients of a fused statement on CUDA devices: one kernel, and one per set of axes that some leaf is broadcast along.
+// The gradients of a fused statement on CUDA devices: one kernel for each set of axes that some leaf is broadcast along, or one,
+// and one for their sums.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include <lpo/backend/cuda/statement_leaves.cuh>
 
@@ -11,8 +13,8 @@ namespace detail {
 
 // Formula: leaf gradient i = sum over the axes that leaf i is broadcast along of out_gradient * d tree / d leaf_i.
 // Launch: a thread owns Vector elements side by side (16 bytes of the narrowest operand) at one position of the kept axes and
-//   walks positions of the reduced axes, adding in registers; blocks leave partial sums as [chunk, kept], and a second kernel
-//   adds the chunks in a fixed order, in double. No atomics: two runs give the same bits.
+//   walks positions of the reduced axes, adding in registers; blocks leave partial sums as [chunk, kept], and a second kernel, which
+//   starts early, adds the chunks of all leaves in a fixed order, in double. No atomics: two runs give the same bits.
 // Numerics: float (double if an operand is), rounded once on storing.
 // Limits: operands whose elements lie further apart than 2^31 - 1.
 
@@ -21,23 +23,28 @@ struct BackwardArguments {
   static constexpr int operands = Tree::leaves + 1;
   Tree tree;
   const T* out_gradient;
-  const void* data[operands];
-  void* gradients[operands];   ///< leaves that are not summed in this pass; null: none
-  bool accumulate[operands];
-  bool fixed[operands];        ///< leaves that do not move along the reduced axes
-  Number* partial[operands];   ///< leaves that are summed: [chunk, kept]; null: not in this pass
-  AxisList<operands> kept, reduced;
-  unsigned kept_count;         ///< elements of the kept axes
-  unsigned reduced_count, chunk;
+  const void* data[operands] = {};
+  void* gradients[operands] = {};  ///< of leaves that are not summed in this pass; null: none
+  bool accumulate[operands] = {};
+  bool fixed[operands] = {};       ///< leaves that do not move along the reduced axes
+  Number* partial[operands] = {};  ///< leaves that are summed: [chunk, kept]; null: not in this pass
+  AxisList<operands> kept = {}, reduced = {};
+  unsigned kept_count = 0;         ///< elements of the kept axes
+  unsigned reduced_count = 1, chunk = 1;
+  unsigned place[operands] = {};   ///< where an operand stands in a stage; fixed leaves: after the stages
+  unsigned stage_bytes = 0;
 };
 
 /// Gradients of every leaf at Vector elements from `offset` on, where the leaves are `leaves` and the output's gradient `out`.
-template <int Vector, class Number, class Tree, class T>
+/// Those of leaves that are not summed are stored, the others added to `sum`. Summed, a bit per leaf, tells which; where it is 0,
+/// `a.gradients` does, and all are added.
+template <unsigned Summed, int Vector, class Number, class Tree, class T>
 __device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree, T, Number>& a, const int* offset,
                                                     const Number (&leaves)[LeafAccessOf<Tree, Number, Vector>::slots][Vector],
                                                     const Number (&out)[Vector],
-                                                    Number (&gradients)[LeafAccessOf<Tree, Number, Vector>::slots][Vector]) {
+                                                    Number (&sum)[LeafAccessOf<Tree, Number, Vector>::slots][Vector]) {
   using Access = LeafAccessOf<Tree, Number, Vector>;
+  Number gradients[Access::slots][Vector];
 #pragma unroll
   for (int i = 0; i < Vector; ++i) {
     typename Tree::template State<Number> state;
@@ -45,121 +52,207 @@ __device__ __forceinline__ void statement_gradients(const BackwardArguments<Tree
     RegisterGradients<Access::slots, Vector, Number> into{gradients, i};
     a.tree.template backward<0, Number>(state, out[i], into);
   }
-  Access::store(a.gradients, a.accumulate, offset, gradients);
+#pragma unroll
+  for (int k = 0; k < Tree::leaves; ++k)
+    if (Summed == 0 || (Summed >> k & 1u) != 0)
+#pragma unroll
+      for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];  // before the stores, which have branches: products are fused
+  Access::template store<Summed>(a.gradients, a.accumulate, offset, gradients);
 }
 
-/// The innermost axis is kept. A block covers `columns` groups of Vector elements of the kept axes (blockIdx.x) and a chunk of
-/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share and add up in shared memory. A thread
-/// asks for Ahead positions before it works on the first: stores that might alias keep the compiler from doing so.
-template <int Vector, unsigned Ahead, class Number, class Tree, class T>
-__global__ void __launch_bounds__(256, Ahead)
-    statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
-  using Access = LeafAccessOf<Tree, Number, Vector>;
-  __shared__ Number shared[256 * Vector];
-  const unsigned column = threadIdx.x & (columns - 1), row = threadIdx.x / columns, rows = 256u / columns;
-  const unsigned first = (blockIdx.x * columns + column) * Vector;
-  Number sum[Access::slots][Vector] = {};
-  if (first < a.kept_count) {
-    int base[a.operands] = {};
-    a.kept.locate(first, base);
-    typename Access::Stored leaves[Ahead];
-    StoredLeaf<0, T, Vector> out[Ahead];
-#pragma unroll
-    for (unsigned j = 0; j < Ahead; ++j) Access::fetch(nullptr, a.data, base, leaves[j]);
-    const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
-    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += Ahead * rows) {
-      int offset[Ahead][a.operands];
-#pragma unroll
-      for (unsigned j = 0; j < Ahead; ++j) {
-        if (position + j * rows >= end) break;
-#pragma unroll
-        for (int k = 0; k < a.operands; ++k) offset[j][k] = base[k];
-        a.reduced.locate(position + j * rows, offset[j]);
-        Access::fetch(a.fixed, a.data, offset[j], leaves[j]);
-        out[j].fetch(a.out_gradient, offset[j][0]);
-      }
-#pragma unroll
-      for (unsigned j = 0; j < Ahead; ++j) {
-        if (position + j * rows >= end) break;
-        Number values[Access::slots][Vector], out_gradient[Vector], gradients[Access::slots][Vector];
-        Access::widen_all(leaves[j], values);
-        out[j].widen_to(out_gradient);
-        statement_gradients<Vector, Number>(a, offset[j], values, out_gradient, gradients);
-#pragma unroll
-        for (int k = 0; k < Tree::leaves; ++k)
-#pragma unroll
-          for (int i = 0; i < Vector; ++i) sum[k][i] += gradients[k][i];
-      }
-    }
-  }
+/// Adds what a block's rows of threads have summed, and leaves it as the chunk's partial sums.
+template <unsigned Summed, int Vector, class Number, class Tree, class T>
+__device__ __forceinline__ void join_rows(const BackwardArguments<Tree, T, Number>& a, unsigned columns, unsigned rows,
+                                          unsigned column, unsigned row, Number* shared,
+                                          const Number (&sum)[LeafAccessOf<Tree, Number, Vector>::slots][Vector]) {
+  const unsigned width = columns * Vector;
 #pragma unroll
   for (int k = 0; k < Tree::leaves; ++k) {
-    if (a.partial[k] == nullptr) continue;  // the same for all threads
+    if (Summed != 0 ? (Summed >> k & 1u) == 0 : a.partial[k] == nullptr) continue;  // the same for all threads
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < Vector; ++i) shared[(row * columns + column) * Vector + i] = sum[k][i];
+    if (row < rows) store_numbers<Vector>(shared + (row * columns + column) * Vector, sum[k]);
     __syncthreads();
-    for (unsigned at = threadIdx.x; at < columns * Vector; at += 256u) {
-      const unsigned element = blockIdx.x * columns * Vector + at;
+    for (unsigned at = threadIdx.x; at < width; at += 256u) {
+      const unsigned element = blockIdx.x * width + at;
       if (element >= a.kept_count) continue;
-      Number total{};
-      for (unsigned other = 0; other < rows; ++other) total += shared[other * columns * Vector + at];
+      Number total = shared[at];
+#pragma unroll 8
+      for (unsigned other = 1; other < rows; ++other) total += shared[other * width + at];
       a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + element] = total;
     }
   }
+}
+
+/// The innermost axis is kept. A block covers `columns` groups of Vector elements of the kept axes (blockIdx.x) and a chunk of
+/// the reduced ones (blockIdx.y), whose positions its 256 / columns rows of threads share.
+template <int Vector, class Number, class Tree, class T>
+__global__ void __launch_bounds__(256)
+    statement_backward_columns_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
+  using Access = LeafAccessOf<Tree, Number, Vector>;
+  let_next_kernel_start();
+  const unsigned row = threadIdx.x / columns, column = threadIdx.x - row * columns, rows = 256u / columns;
+  const unsigned first = (blockIdx.x * columns + column) * Vector;
+  Number sum[Access::slots][Vector] = {};
+  if (row < rows && first < a.kept_count) {
+    int base[a.operands] = {};
+    a.kept.locate(first, base);
+    Number values[Access::slots][Vector];
+    Access::load(a.data, base, values);
+    const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
+    for (unsigned position = blockIdx.y * a.chunk + row; position < end; position += rows) {
+      int offset[a.operands];
+#pragma unroll
+      for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
+      a.reduced.locate(position, offset);
+      Number out[Vector];
+      Access::load_others(a.fixed, a.data, offset, values);
+      load_numbers<Vector>(a.out_gradient + offset[0], out);
+      statement_gradients<0, Vector, Number>(a, offset, values, out, sum);
+    }
+  }
+  join_rows<0, Vector, Number>(a, columns, rows, column, row, reinterpret_cast<Number*>(launched_shared_memory()), sum);
+}
+
+/// How many positions of the reduced axes a thread of the staged kernel works on or has asked for.
+inline constexpr unsigned backward_stages = 4;
+
+/// Blocks of the staged kernel that a multiprocessor's registers hold: leaves and sums take half of a thread's.
+template <int Vector, class Number, class Tree>
+constexpr unsigned staged_blocks = Tree::leaves * Vector * sizeof(Number) <= 96 ? 3 : 2;
+
+/// The same where operands move in vectors and some leaf is summed (those of Summed, where it is not 0: unknown). Operands pass
+/// through shared memory, where each thread has the positions ahead on their way without a register for them. A thread reads only
+/// what it has copied itself: no barriers.
+template <unsigned Summed, int Vector, class Number, class Tree, class T>
+__global__ void __launch_bounds__(256, staged_blocks<Vector, Number, Tree>)
+    statement_backward_staged_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a, unsigned columns) {
+  using Access = LeafAccessOf<Tree, Number, Vector>;
+  let_next_kernel_start();
+  unsigned char* const shared = launched_shared_memory();
+  const unsigned row = threadIdx.x / columns, column = threadIdx.x - row * columns, rows = 256u / columns;
+  const unsigned first = (blockIdx.x * columns + column) * Vector;
+  Number sum[Access::slots][Vector] = {};
+  if (row < rows && first < a.kept_count) {
+    int base[a.operands] = {};
+    a.kept.locate(first, base);
+    unsigned char *const begin = shared + threadIdx.x * 16, *const last_stage = begin + (backward_stages - 1) * a.stage_bytes;
+    const unsigned end = min(a.reduced_count, (blockIdx.y + 1) * a.chunk);
+    unsigned position = blockIdx.y * a.chunk + row, next = position;
+    const bool one_axis = a.reduced.rank == 1;  // mostly
+    const auto locate = [&](unsigned at, int* offset) {
+#pragma unroll
+      for (int k = 0; k < a.operands; ++k) offset[k] = base[k] + static_cast<int>(at) * (one_axis ? a.reduced.stride[k][0] : 0);
+      if (!one_axis) a.reduced.locate(at, offset);
+    };
+    const auto ask = [&](unsigned char* stage) {
+      if (next < end) {
+        int offset[a.operands];
+        locate(next, offset);
+        Access::template stage<Summed>(a, false, offset, stage);
+        StagedNumbers<T, Vector>::copy(stage + a.place[0], a.out_gradient + offset[0]);
+        next += rows;
+      }
+      close_copy_group();  // an empty one counts, too
+    };
+    Number values[Access::slots][Vector];
+    Access::template load_kept<Summed>(a.data, base, values);
+    Access::template stage<Summed>(a, true, base, begin);
+#pragma unroll
+    for (unsigned stage = 0; stage + 1 < backward_stages; ++stage) ask(begin + stage * a.stage_bytes);
+    unsigned char *now = begin, *free = last_stage;
+    for (; position < end; position += rows) {
+      wait_for_groups<static_cast<int>(backward_stages) - 2>();
+      Number out[Vector];
+      Access::template unstage<Summed>(a, begin, now, values);
+      StagedNumbers<T, Vector>::load(now + a.place[0], out);
+      ask(free);
+      free = now;
+      now = now == last_stage ? begin : now + a.stage_bytes;
+      int offset[a.operands];
+      locate(position, offset);
+      statement_gradients<Summed, Vector, Number>(a, offset, values, out, sum);
+    }
+  }
+  wait_for_groups<0>();
+  join_rows<Summed, Vector, Number>(a, columns, rows, column, row, reinterpret_cast<Number*>(shared), sum);
 }
 
 /// The innermost axis is reduced: a warp owns one element of the kept axes, its lanes share a chunk of the reduced ones.
 template <class Number, class Tree, class T>
 __global__ void __launch_bounds__(256)
     statement_backward_rows_kernel(const __grid_constant__ BackwardArguments<Tree, T, Number> a) {
+  let_next_kernel_start();
   const unsigned element = blockIdx.x * 8u + threadIdx.x / 32u, lane = threadIdx.x % 32u;
   if (element >= a.kept_count) return;
   using Access = LeafAccessOf<Tree, Number, 1>;
   int base[a.operands] = {};
   a.kept.locate(element, base);
-  Number sum[Access::slots] = {};
+  Number sum[Access::slots][1] = {};
   const unsigned begin = blockIdx.y * a.chunk, end = min(a.reduced_count, begin + a.chunk);
   for (unsigned position = begin + lane; position < end; position += 32u) {
     int offset[a.operands];
 #pragma unroll
     for (int k = 0; k < a.operands; ++k) offset[k] = base[k];
     a.reduced.locate(position, offset);
-    Number leaves[Access::slots][1], out[1], gradients[Access::slots][1];
+    Number leaves[Access::slots][1], out[1];
     Access::load(a.data, offset, leaves);
     load_numbers<1>(a.out_gradient + offset[0], out);
-    statement_gradients<1, Number>(a, offset, leaves, out, gradients);
-#pragma unroll
-    for (int k = 0; k < Tree::leaves; ++k) sum[k] += gradients[k][0];
+    statement_gradients<0, 1, Number>(a, offset, leaves, out, sum);
   }
 #pragma unroll
   for (int k = 0; k < Tree::leaves; ++k) {
     if (a.partial[k] == nullptr) continue;
-    const Number total = warp_sum(sum[k]);
+    const Number total = warp_sum(sum[k][0]);
     if (lane == 0) a.partial[k][static_cast<std::size_t>(blockIdx.y) * a.kept_count + element] = total;
   }
 }
 
-/// gradient (+)= sum of the chunks' partial sums in a fixed order: eight rows of threads share the chunks of 32 elements. Knows
-/// no statement.
-template <class T, class Number>
-__global__ void __launch_bounds__(256)
-    statement_sum_kernel(const Number* partial, unsigned chunks, unsigned count, AxisList<1> axes, T* gradient, bool accumulate) {
-  __shared__ double shared[8][32];
-  const unsigned lane = threadIdx.x % 32u, row = threadIdx.x / 32u, element = blockIdx.x * 32u + lane;
+/// gradient (+)= sum of the chunks' partial sums, of some leaves whose gradients share nothing. Knows no statement.
+template <class Number>
+struct PartialSums {
+  static constexpr unsigned most = 4;
+  struct Leaf {
+    const Number* partial;  ///< [chunks, count]
+    void* gradient;
+    unsigned chunks, count, bytes;  ///< bytes of a number
+    bool is_half, accumulate;
+    AxisList<1> axes;
+  };
+  Leaf leaf[most];
+};
+
+/// One leaf per blockIdx.y. A block's 32 rows of threads share the chunks of eight elements: all loads are on their way at once.
+template <class Number>
+__global__ void __launch_bounds__(256) statement_sums_kernel(const __grid_constant__ PartialSums<Number> sums) {
+  __shared__ double shared[32][9];
+  const typename PartialSums<Number>::Leaf& leaf = sums.leaf[blockIdx.y];
+  const unsigned lane = threadIdx.x % 8u, row = threadIdx.x / 8u, element = blockIdx.x * 8u + lane;
+  wait_for_kernels_before();
   double total = 0;
-  if (element < count)
-    for (unsigned chunk = row; chunk < chunks; chunk += 8u)
-      total += static_cast<double>(partial[static_cast<std::size_t>(chunk) * count + element]);
+  if (element < leaf.count) {
+#pragma unroll 4
+    for (unsigned chunk = row; chunk < leaf.chunks; chunk += 32u)
+      total += static_cast<double>(leaf.partial[static_cast<std::size_t>(chunk) * leaf.count + element]);
+  }
   shared[row][lane] = total;
   __syncthreads();
-  if (row != 0 || element >= count) return;
+  if (row != 0 || element >= leaf.count) return;
 #pragma unroll
-  for (int other = 1; other < 8; ++other) total += shared[other][lane];
+  for (int other = 1; other < 32; ++other) total += shared[other][lane];
   int offset[1] = {};
-  axes.locate(element, offset);
-  if (accumulate) total += static_cast<double>(widen(gradient[offset[0]]));
-  gradient[offset[0]] = narrow<T>(static_cast<compute_t<T>>(total));
+  leaf.axes.locate(element, offset);
+  const auto put = [&]<class T>(T* gradient) {
+    if (leaf.accumulate) total += static_cast<double>(widen(gradient[offset[0]]));
+    gradient[offset[0]] = narrow<T>(static_cast<compute_t<T>>(total));
+  };
+  if (leaf.bytes == 8)
+    put(static_cast<double*>(leaf.gradient));
+  else if (leaf.bytes == 4)
+    put(static_cast<float*>(leaf.gradient));
+  else if (leaf.is_half)
+    put(static_cast<half*>(leaf.gradient));
+  else
+    put(static_cast<bfloat16*>(leaf.gradient));
 }
 
 /// The leaves whose gradients one pass computes: those without a broadcast, and those that keep the axes `kept`.
@@ -175,6 +268,16 @@ inline unsigned kept_axes(const IterationSpace& space, int operand) {
   return kept;
 }
 
+/// Columns of a block that sums `groups` vectors of the kept axes at `positions`: `most` or eight (a cache line of 16-byte vectors),
+/// whichever keeps more threads at work; all where there are fewer.
+inline unsigned summing_columns(unsigned groups, unsigned positions, unsigned most) {
+  if (groups <= most) return groups;
+  const auto at_work = [&](unsigned columns) {
+    return static_cast<double>(groups) * std::min(positions, 256 / columns) / blocks_for(groups, columns);
+  };
+  return at_work(most) >= at_work(8) ? most : 8;
+}
+
 template <class Number, class Tree, class T>
 class StatementBackward {
  public:
@@ -184,17 +287,16 @@ class StatementBackward {
         gradients_(gradients), accumulate_(accumulate) {}
 
   void run() {
-    unsigned done = 0;
     if (leaves_depend()) {  // rare: gradients that overlap at other positions are written leaf by leaf
       for (int k = 0; k < Tree::leaves; ++k) {
         if (gradients_[k] == nullptr) continue;
         const bool summed = space_.reduced(k + 1);
         pass({summed ? kept_axes(space_, k + 1) : ~0u, summed ? 0u : 1u << k, summed ? 1u << k : 0u});
-        if (summed) finish(k);
+        if (summed) finish(1u << k);
       }
       return;
     }
-    unsigned direct = 0;
+    unsigned direct = 0, done = 0;
     for (int k = 0; k < Tree::leaves; ++k)
       if (gradients_[k] != nullptr && !space_.reduced(k + 1)) direct |= 1u << k;
     for (int k = 0; k < Tree::leaves; ++k) {
@@ -207,8 +309,7 @@ class StatementBackward {
       direct = 0;  // the first pass wrote them
     }
     if (direct != 0) pass({~0u, direct, 0});
-    for (int k = 0; k < Tree::leaves; ++k)
-      if (done >> k & 1u) finish(k);
+    if (done != 0) finish(done);
   }
 
  private:
@@ -221,65 +322,120 @@ class StatementBackward {
     for (int a = 0; a < Tree::leaves; ++a)
       for (int b = a + 1; b < Tree::leaves; ++b) {
         if (gradients_[a] == nullptr || gradients_[b] == nullptr) continue;
-        const bool both_summed = space_.reduced(a + 1) && space_.reduced(b + 1);
-        if (both_summed) continue;  // finished in leaf order
         if (gradients_cross(space_, a, gradients_[a], bytes[a], b, gradients_[b], bytes[b])) return true;
       }
     return false;
   }
 
+  using Arguments = BackwardArguments<Tree, T, Number>;
+
   void pass(const BackwardPass& p) {
-    BackwardArguments<Tree, T, Number> a{tree_, out_gradient_, {}, {}, {}, {}, {}, {}, {}, 0, 1, 1};
+    Arguments a{tree_, out_gradient_};
     a.kept = AxisList<Tree::leaves + 1>(space_, p.kept);
     a.reduced = AxisList<Tree::leaves + 1>(space_, ~p.kept);
     a.kept_count = static_cast<unsigned>(a.kept.count());
     a.reduced_count = static_cast<unsigned>(a.reduced.count());
     if (a.kept_count == 0) return;  // nothing to write; where only reduced axes are empty, sums are zero
-    const bool keeps_inner = (p.kept >> (space_.rank - 1) & 1u) != 0;
-    const bool vectors =
-        keeps_inner && vector > 1 && moves_in_vectors<Tree, T>(space_, vector, out_gradient_, data_, gradients_);
-    const unsigned groups = a.kept_count / (vectors ? vector : 1);
-    // Columns of a block: all 256 threads where nothing is summed; otherwise a power of two that wastes few threads.
-    unsigned columns = 256;
-    if (p.summed != 0)
-      for (columns = 32; columns > 4 && groups % columns != 0 && groups < 8 * columns;) columns /= 2;
-    const unsigned across = keeps_inner ? blocks_for(groups, columns) : blocks_for(a.kept_count, 8);
-    // Chunks: enough blocks to fill the device, and so long that the second stage is short beside the first.
-    const index_t shortest = keeps_inner ? 4 * 256 / columns : 512;
-    const index_t most = std::max<index_t>(1, (a.reduced_count + shortest - 1) / shortest);
-    const index_t chunks = p.summed == 0 ? 1 : std::clamp<index_t>(4 * context_.multiprocessors() / across, 1, std::min<index_t>(most, 65535));
-    a.chunk = std::max(1u, static_cast<unsigned>((a.reduced_count + chunks - 1) / chunks));
-    const unsigned parts = std::max(1u, (a.reduced_count + a.chunk - 1) / a.chunk);
     for (int k = 0; k < Tree::leaves; ++k) {
       a.data[k] = data_[k];
       a.gradients[k] = (p.direct >> k & 1u) != 0 ? gradients_[k] : nullptr;
       a.accumulate[k] = accumulate_[k];
       a.fixed[k] = a.reduced.stands_still(k + 1);
-      if ((p.summed >> k & 1u) != 0) {
-        a.partial[k] = partial_[k] = scratch_.template allocate<Number>(static_cast<index_t>(parts) * a.kept_count);
-        parts_[k] = parts;
-        count_[k] = a.kept_count;
-      }
     }
-    const dim3 grid(across, parts);
-    if (!keeps_inner) {
+    if ((p.kept >> (space_.rank - 1) & 1u) == 0) {
+      const dim3 grid = share(a, p.summed, blocks_for(a.kept_count, 8), 4, 512);
       context_.launch("statement_backward_rows_kernel", {grid, 256}, statement_backward_rows_kernel<Number, Tree, T>, a);
-      return;
+    } else if (vector > 1 && moves_in_vectors<Tree, T>(space_, vector, out_gradient_, data_, gradients_)) {
+      if (!staged(a, p.summed)) in_columns<vector>(a, p.summed);
+    } else {
+      in_columns<1>(a, p.summed);
     }
-    constexpr unsigned ahead = Tree::leaves <= 4 ? 2 : 1;  // what registers allow
-    const auto kernel = !vectors         ? statement_backward_columns_kernel<1, 1, Number, Tree, T>
-                        : p.summed == 0 ? statement_backward_columns_kernel<vector, 1, Number, Tree, T>
-                                        : statement_backward_columns_kernel<vector, ahead, Number, Tree, T>;
-    context_.launch("statement_backward_columns_kernel", {grid, 256}, kernel, a, columns);
   }
 
-  void finish(int leaf) {
+  template <int Vector>
+  void in_columns(Arguments& a, unsigned summed) {
+    const unsigned groups = a.kept_count / Vector;
+    const unsigned columns = summed == 0 ? 256 : summing_columns(groups, a.reduced_count, Vector == 1 ? 32 : 16);
+    const dim3 grid = share(a, summed, blocks_for(groups, columns), 4, 4 * 256 / columns);
+    context_.launch("statement_backward_columns_kernel", {grid, 256, summed == 0 ? 0 : 256 * Vector * sizeof(Number)},
+                    statement_backward_columns_kernel<Vector, Number, Tree, T>, a, columns);
+  }
+
+  /// Whether it was done: not where nothing is summed, where leaves are too many for the registers, or too wide for shared memory.
+  bool staged(Arguments& a, unsigned summed) {
+    if constexpr (vector > 1 && Tree::leaves <= 4) {
+      if (summed == 0) return false;
+      std::size_t bytes = 0;
+      const auto place = [&]<class L>(int operand) {
+        a.place[operand] = static_cast<unsigned>(bytes);
+        bytes += StagedNumbers<L, vector>::bytes;
+      };
+      place.template operator()<T>(0);
+      for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+        if (!Splat && !a.fixed[k]) place.template operator()<L>(k + 1);
+      });
+      a.stage_bytes = static_cast<unsigned>(bytes);
+      bytes *= backward_stages;
+      // The usual statement, one whole operand and others that are broadcast, has a kernel of its own: those others stay in registers.
+      constexpr unsigned others = (1u << Tree::leaves) - 2;
+      const bool usual = others != 0 && summed == others && !a.fixed[0];
+      if (!usual)
+        for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
+          if (!Splat && a.fixed[k]) place.template operator()<L>(k + 1);
+        });
+      bytes = std::max(bytes, 256 * vector * sizeof(Number));
+      const auto shared = static_cast<std::size_t>(context_.shared_memory()), of_system = std::size_t{1024};
+      if (bytes > shared) return false;
+      const std::size_t resident = std::min<std::size_t>(staged_blocks<vector, Number, Tree>, (shared + of_system) / (bytes + of_system));
+      const unsigned columns = summing_columns(a.kept_count / vector, a.reduced_count, 16);
+      const dim3 grid = share(a, summed, blocks_for(a.kept_count / vector, columns), static_cast<unsigned>(resident), 2 * (256 / columns));
+      context_.launch("statement_backward_staged_kernel", {grid, 256, bytes},
+                      usual ? statement_backward_staged_kernel<others, vector, Number, Tree, T>
+                            : statement_backward_staged_kernel<0, vector, Number, Tree, T>,
+                      a, columns);
+      return true;
+    }
+    return false;
+  }
+
+  /// Shares the reduced axes out: `across` columns of blocks get as many blocks as make `resident` of them on each multiprocessor
+  /// (more would wait for a second round), of `shortest` positions at least.
+  dim3 share(Arguments& a, unsigned summed, unsigned across, unsigned resident, unsigned shortest) {
+    const unsigned all = resident * static_cast<unsigned>(context_.multiprocessors());
+    const unsigned most = std::clamp(blocks_for(a.reduced_count, shortest), 1u, 65535u);
+    const unsigned chunks = summed == 0 ? 1 : std::clamp(all / across, 1u, most);
+    a.chunk = std::max(1u, blocks_for(a.reduced_count, chunks));
+    const unsigned parts = std::max(1u, blocks_for(a.reduced_count, a.chunk));
+    for (int k = 0; k < Tree::leaves; ++k) {
+      if ((summed >> k & 1u) == 0) continue;
+      a.partial[k] = partial_[k] = scratch_.template allocate<Number>(static_cast<index_t>(parts) * a.kept_count);
+      parts_[k] = parts;
+      count_[k] = a.kept_count;
+    }
+    return dim3(across, parts);
+  }
+
+  /// Adds the partial sums of `leaves`, in their order where two have one gradient.
+  void finish(unsigned leaves) {
+    PartialSums<Number> sums;
+    unsigned count = 0, longest = 0;
+    const auto launch = [&] {
+      if (count == 0) return;
+      LaunchShape shape{dim3(blocks_for(longest, 8), count), 256};
+      shape.early = true;
+      context_.launch("statement_sums_kernel", shape, statement_sums_kernel<Number>, sums);
+      count = longest = 0;
+    };
     for_each_leaf<Tree>([&]<class L, bool Splat>(int k) {
-      if (k != leaf || count_[k] == 0) return;
-      context_.launch("statement_sum_kernel", {blocks_for(count_[k], 32), 256}, statement_sum_kernel<L, Number>, partial_[k],
-                      parts_[k], count_[k], AxisList<1>(space_, kept_axes(space_, k + 1), k + 1),
-                      static_cast<L*>(gradients_[k]), accumulate_[k]);
+      if ((leaves >> k & 1u) == 0 || count_[k] == 0) return;
+      bool separate = count < sums.most;
+      for (unsigned j = 0; j < count; ++j) separate = separate && sums.leaf[j].gradient != gradients_[k];
+      if (!separate) launch();
+      sums.leaf[count++] = {partial_[k], gradients_[k], parts_[k], count_[k], sizeof(L), std::is_same_v<L, half>, accumulate_[k],
+                            AxisList<1>(space_, kept_axes(space_, k + 1), k + 1)};
+      longest = std::max(longest, count_[k]);
     });
+    launch();
   }
 
   Context<Cuda>& context_;

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <lpo/backend/cuda/async_copy.cuh>
 #include <lpo/backend/cuda/statement_axes.cuh>
 #include <lpo/tensor/evaluate.hpp>
 
@@ -50,11 +51,28 @@ __device__ __forceinline__ void load_leaf(const void* data, int offset, Number (
   }
 }
 
-/// Leaf I of a statement in registers as it is stored: Count numbers, or one for all.
-template <int I, class T, int Count>
-struct StoredLeaf : StoredNumbers<T, Count> {
-  __device__ __forceinline__ void fetch(const void* data, int offset) {
-    StoredNumbers<T, Count>::fetch(static_cast<const T*>(data) + offset);
+/// Count numbers of one operand in shared memory, for each of 256 threads: pieces of 16 bytes, those of all threads side by side
+/// so that a warp reads without bank conflicts. A thread's place is that of its first piece.
+template <class T, int Count>
+struct StagedNumbers {
+  static constexpr int numbers = 16 / static_cast<int>(sizeof(T)), pieces = Count / numbers;  ///< of a piece; 0: cannot be staged
+  static constexpr unsigned stride = 256 * 16, bytes = pieces * stride;
+
+  static __device__ __forceinline__ void copy(unsigned char* to, const T* from) {
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) copy_16_async(to + piece * stride, from + piece * numbers);
+  }
+  template <class Number>
+  static __device__ __forceinline__ void load(const unsigned char* from, Number (&values)[Count]) {
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) {
+      StoredNumbers<T, numbers> stored;
+      stored.fetch(reinterpret_cast<const T*>(from + piece * stride));
+      Number part[numbers];
+      stored.widen_to(part);
+#pragma unroll
+      for (int i = 0; i < numbers; ++i) values[piece * numbers + i] = part[i];
+    }
   }
 };
 
@@ -70,36 +88,61 @@ struct LeafAccess<Tree, Number, Vector, LeafTypes<Leaf...>, std::integer_sequenc
                                               [[maybe_unused]] Number (&values)[slots][Vector]) {
     (load_leaf<Vector, Leaf::splat, typename Leaf::type>(data[I], offset[I + 1], values[I]), ...);
   }
-  /// The leaves as they are stored: half the registers of their numbers.
-  template <int K, class L>
-  using StoredAs = StoredLeaf<K, typename L::type, L::splat ? 1 : Vector>;
-  struct Stored : StoredAs<I, Leaf>... {};
-
-  /// The leaves that `skip` (null: none) does not name; those keep their values.
-  static __device__ __forceinline__ void fetch(const bool* skip, const void* const* data, const int* offset,
-                                               [[maybe_unused]] Stored& stored) {
-    ((skip != nullptr && skip[I] ? void() : static_cast<StoredAs<I, Leaf>&>(stored).fetch(data[I], offset[I + 1])), ...);
+  /// The leaves that `skip` does not name; those keep their values.
+  static __device__ __forceinline__ void load_others(const bool* skip, const void* const* data, const int* offset,
+                                                     [[maybe_unused]] Number (&values)[slots][Vector]) {
+    ((skip[I] ? void() : load_leaf<Vector, Leaf::splat, typename Leaf::type>(data[I], offset[I + 1], values[I])), ...);
   }
-  static __device__ __forceinline__ void widen_all([[maybe_unused]] const Stored& stored,
+  // The staged kernel's: leaves of `Kept`, a bit per leaf, are not staged but loaded once, as are those of one number for all elements.
+  template <unsigned Kept>
+  static __device__ __forceinline__ void load_kept(const void* const* data, const int* offset,
                                                    [[maybe_unused]] Number (&values)[slots][Vector]) {
-    (static_cast<const StoredAs<I, Leaf>&>(stored).widen_to(values[I]), ...);
+    (load_one<Leaf, stays<Leaf, Kept, I>>(data[I], offset[I + 1], values[I]), ...);
+  }
+  /// Starts to copy the leaves that are `fixed`, or those that are not, to this thread's part of a stage (StagedNumbers).
+  template <unsigned Kept, class Arguments>
+  static __device__ __forceinline__ void stage(const Arguments& a, bool fixed, const int* offset, unsigned char* stage) {
+    (stage_one<Leaf, stays<Leaf, Kept, I>>(a.data[I], a.fixed[I] == fixed, offset[I + 1], stage + a.place[I + 1]), ...);
+  }
+  template <unsigned Kept, class Arguments>
+  static __device__ __forceinline__ void unstage(const Arguments& a, const unsigned char* fixed, const unsigned char* moving,
+                                                 [[maybe_unused]] Number (&values)[slots][Vector]) {
+    (unstage_one<Leaf, stays<Leaf, Kept, I>>((a.fixed[I] ? fixed : moving) + a.place[I + 1], values[I]), ...);
   }
 
-  /// Stores or adds the gradients of leaves that are not summed, in leaf order: a leaf that occurs twice adds to itself.
+  /// Stores or adds the gradients of leaves that are not summed, in leaf order: a leaf that occurs twice adds to itself. Those of
+  /// Summed are known to be.
+  template <unsigned Summed>
   static __device__ __forceinline__ void store(void* const* gradients, const bool* accumulate, const int* offset,
                                                const Number (&values)[slots][Vector]) {
-    (store_one<typename Leaf::type>(gradients[I], accumulate[I], offset[I + 1], values[I]), ...);
+    ((Summed >> I & 1u ? void() : store_one<typename Leaf::type>(gradients[I], accumulate[I], offset[I + 1], values[I])), ...);
   }
 
  private:
+  template <class L, unsigned Kept, int K>
+  static constexpr bool stays = L::splat || (Kept >> K & 1u) != 0;
+  template <class L, bool Stays>
+  static __device__ __forceinline__ void load_one(const void* data, int offset, Number (&values)[Vector]) {
+    if constexpr (Stays) load_leaf<Vector, L::splat, typename L::type>(data, offset, values);
+  }
+  template <class L, bool Stays>
+  static __device__ __forceinline__ void stage_one(const void* data, bool wanted, int offset, unsigned char* to) {
+    if constexpr (!Stays)
+      if (wanted) StagedNumbers<typename L::type, Vector>::copy(to, static_cast<const typename L::type*>(data) + offset);
+  }
+  template <class L, bool Stays>
+  static __device__ __forceinline__ void unstage_one(const unsigned char* from, Number (&values)[Vector]) {
+    if constexpr (!Stays) StagedNumbers<typename L::type, Vector>::load(from, values);
+  }
   template <class T>
   static __device__ __forceinline__ void store_one(void* gradient, bool accumulate, int offset, const Number (&values)[Vector]) {
     if (gradient == nullptr) return;
     T* p = static_cast<T*>(gradient) + offset;
+    if (!accumulate) return store_numbers<Vector>(p, values);  // apart: a choice for every number would cost an instruction each
     Number total[Vector];
-    if (accumulate) load_numbers<Vector>(p, total);
+    load_numbers<Vector>(p, total);
 #pragma unroll
-    for (int i = 0; i < Vector; ++i) total[i] = accumulate ? total[i] + values[i] : values[i];
+    for (int i = 0; i < Vector; ++i) total[i] += values[i];
     store_numbers<Vector>(p, total);
   }
 };
