@@ -49,29 +49,34 @@ bool multiplies_pairs() {
     return false;
 }
 
-inline constexpr index_t pair_job_groups = 40, pair_job_panels = 32;
+inline constexpr index_t pair_job_groups = 40;  ///< PairTiles::job_groups, at most
 
-/// Rows (groups of 16) and panels (of 16 columns) of a job, at most PairTiles::job_groups and pair_job_panels.
+/// Rows (groups of 16) and panels (of 16 columns) of a job.
 struct PairCut {
   index_t groups, panels;
 };
 
 /// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
-/// as they come and all wait for one that was taken last. Jobs are of equal size, as far as that goes.
+/// as they come and all wait for one that was taken last. Tiles that broadcast get jobs of equal size, as far as that
+/// goes: on one thread each job packs its rows again. The cut of AMX was measured on 16 threads without that and stays so.
 inline PairCut cut_pairs(const PairProduct& p, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t groups = p.groups(), panels = p.panels();
+  const bool even = p.tiles->broadcasts;
   const index_t place = p.in_place(0, std::min(pair_lanes, p.m)) ? read : read + p.tiles->packing;
   const auto parts = [](index_t count, index_t each) { return (count + each - 1) / each; };
+  const auto equal = [&](index_t count, index_t most) {
+    return even ? parts(parts(count, parts(count, most)), pair_together) * pair_together : most;
+  };
   PairCut best{};
   index_t least = 0;
-  for (const index_t most_groups : {p.tiles->job_groups, index_t{16}, index_t{8}, index_t{4}, index_t{2}})
-    for (index_t most_panels = pair_job_panels; most_panels >= 2; most_panels -= 2) {
-      const index_t height = parts(parts(groups, parts(groups, most_groups)), 2) * 2;
-      const index_t width = parts(parts(panels, parts(panels, most_panels)), 2) * 2;
+  for (const index_t most_groups : {std::min(groups, p.tiles->job_groups), index_t{16}, index_t{8}, index_t{4}, index_t{2}})
+    for (index_t most_panels = p.tiles->job_panels; most_panels >= 2; most_panels -= 2) {
+      if (most_groups > groups || (most_panels > 2 && most_panels >= panels + 2)) continue;
+      const index_t height = equal(groups, most_groups), width = equal(panels, most_panels);
       const index_t jobs = p.batch * parts(groups, height) * parts(panels, width);
-      const index_t cost =
-          (jobs + threads - 1) * (height * width * p.tiles->cycles + height * place + width * read);
+      const index_t cost = (jobs + threads - (even ? 1 : 0)) *
+                           (height * width * p.tiles->cycles + height * place + width * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;

@@ -60,7 +60,7 @@ struct PairTiles {
   index_t cycles;  ///< that the product of two blocks takes, about
   index_t packing;  ///< that packing a left block takes beyond reading it, as jobs are cut
   index_t depth;   ///< blocks of k after which tiles stop, so that parts of two panels stay near
-  index_t job_groups;  ///< groups of a job, at most
+  index_t job_groups, job_panels;  ///< of a job, at most
   bool broadcasts;  ///< whether left pairs are read one by one: those of operands stored across are packed as right ones
   /// Left or right blocks from lines along k.
   void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to,
@@ -293,7 +293,7 @@ LPO_TARGET_PAIRS inline void run_pairs_512(const PairWork& work) {
 
 inline void without_state() {}
 
-inline constexpr PairTiles pair_tiles_512{256, 60, 20, 40, true, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_512{256, 60, 20, 40, 32, true, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &without_state, &without_state, &run_pairs_512};
 
@@ -401,7 +401,7 @@ inline void run_pairs_amx(const PairWork& work) {
   if (work.to != nullptr) store_pairs_512(work);
 }
 
-inline constexpr PairTiles pair_tiles_amx{16, 0, 20, 16, false, {&pack_lines_512<false>, &pack_lines_512<true>},
+inline constexpr PairTiles pair_tiles_amx{16, 0, 20, 16, 16, false, {&pack_lines_512<false>, &pack_lines_512<true>},
                                           {&pack_across_512<false>, &pack_across_512<true>},
                                           &configure_amx, &release_amx, &run_pairs_amx};
 #endif
