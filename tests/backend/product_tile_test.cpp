@@ -70,23 +70,23 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, index_t run,
 
 /// What the instructions on pairs do, in plain loops over the blocks.
 void run_plain(const detail::PairWork& work) {
-  for (index_t row = 0; row < work.groups * 16; ++row)
+  for (index_t row = 0; row < work.rows; ++row)
     for (index_t column = 0; column < work.panels * 16; ++column) {
       float& sum = work.sums[row * 32 + column];
       if (!work.begun) sum = 0.0f;
       for (index_t l = 0; l < work.blocks * 32; ++l) {
         const detail::PairGroup& group = work.left[row / 16];
-        const lpo::bfloat16* left = group.data + group.step[l / 32] + row % 16 * group.row + l % 32;
+        const lpo::bfloat16* left =
+            group.data + group.step[l / 32] + row % 16 * group.row + l % 32 / 2 * group.pair + l % 2;
         const lpo::bfloat16* right =
             work.right + (l / 32 * work.panels + column / 16) * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
         sum += static_cast<float>(*left) * static_cast<float>(*right);
       }
     }
-}
-
-void store_plain(const float* sums, index_t rows, const float* bias, const index_t* offset, lpo::bfloat16* to) {
-  for (index_t r = 0; r < rows; ++r)
-    for (index_t j = 0; j < 32; ++j) to[offset[r] + j] = lpo::bfloat16(sums[r * 32 + j] + bias[j]);
+  if (work.to == nullptr) return;
+  for (index_t r = 0; r < work.rows; ++r)
+    for (index_t j = 0; j < 32; ++j)
+      work.to[work.offset[r] + j] = lpo::bfloat16(work.sums[r * 32 + j] + work.bias[j]);
 }
 
 template <bool right>
@@ -96,20 +96,24 @@ void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, 
 }
 template <bool right>
 void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first,
-                       index_t blocks, lpo::bfloat16* to, index_t step) {
-  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to, step);
+                       index_t blocks, lpo::bfloat16* to, index_t step, index_t beside) {
+  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to, step, beside);
 }
 
 std::atomic<int> open_states{0};
 
-const detail::PairTiles plain_pairs = {20,
-                                       2,
-                                       {&pack_plain_lines<false>, &pack_plain_lines<true>},
-                                       {&pack_plain_across<false>, &pack_plain_across<true>},
-                                       [] { ++open_states; },
-                                       [] { --open_states; },
-                                       &run_plain,
-                                       &store_plain};
+template <bool broadcasts>
+constexpr detail::PairTiles plain_pairs = {20,
+                                           0,
+                                           2,
+                                           16,
+                                           16,
+                                           broadcasts,
+                                           {&pack_plain_lines<false>, &pack_plain_lines<true>},
+                                           {&pack_plain_across<false>, &pack_plain_across<true>},
+                                           [] { ++open_states; },
+                                           [] { --open_states; },
+                                           &run_plain};
 
 /// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
 /// or along n.
@@ -166,9 +170,9 @@ void compare_pairs(const detail::PairTiles& tiles, const Size& size, index_t run
 }  // namespace
 
 TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
-  std::vector<const detail::PairTiles*> list = {&plain_pairs};
+  std::vector<const detail::PairTiles*> list = {&plain_pairs<false>, &plain_pairs<true>};
   for (int i = 0; i < detail::pair_tiles().count; ++i) list.push_back(detail::pair_tiles().tiles[i]);
-  MESSAGE("sets of instructions for pairs on this machine: ", list.size() - 1);
+  MESSAGE("sets of instructions for pairs on this machine: ", list.size() - 2);
   struct Case {
     Size size;
     index_t run, batch;
@@ -176,7 +180,9 @@ TEST_CASE("tiles of pairs of bfloat16 give the exact sums") {
   const Case cases[] = {{{1, 1, 1}, 1, 1},      {{16, 16, 32}, 32, 1},  {{17, 33, 3}, 3, 2},    {{31, 47, 64}, 32, 1},
                         {{33, 65, 66}, 11, 1},  {{77, 130, 96}, 32, 2}, {{100, 33, 520}, 40, 1}, {{300, 20, 36}, 12, 1},
                         {{300, 90, 288}, 96, 1}, {{5, 191, 1}, 1, 3},    {{64, 70, 1100}, 550, 1},
-                        {{70, 90, 133}, 0, 2},  {{16, 16, 32}, 0, 1},   {{310, 5, 64}, 0, 1}};
+                        {{70, 90, 133}, 0, 2},  {{16, 16, 32}, 0, 1},   {{310, 5, 64}, 0, 1},
+                        // few rows and long lines (swapped), and more rows than one job takes
+                        {{64, 70, 1024}, 64, 1}, {{5, 191, 544}, 34, 2}, {{50, 40, 512}, 0, 2}, {{700, 40, 64}, 64, 1}};
   for (const auto* tiles : list)
     for (const Case& x : cases)
       for (const bool columns_of_b : {false, true})

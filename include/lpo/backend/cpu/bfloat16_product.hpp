@@ -10,6 +10,8 @@
 // so any cut and any number of threads give the same bits.
 #pragma once
 
+#include <utility>
+
 #include <lpo/backend/cpu/bfloat16_tile.hpp>
 #include <lpo/backend/cpu/product_pack.hpp>
 #include <lpo/backend/cpu/two_phases.hpp>
@@ -47,45 +49,60 @@ bool multiplies_pairs() {
     return false;
 }
 
-inline constexpr index_t pair_job_groups = 16;
+inline constexpr index_t pair_job_groups = 40;  ///< PairTiles::job_groups, at most
 
-/// Rows (groups of 16, at most pair_job_groups) and panels (of 16 columns) of a job.
+/// Rows (groups of 16) and panels (of 16 columns) of a job.
 struct PairCut {
   index_t groups, panels;
 };
 
 /// The cut whose jobs take the least time, that of their tiles and of reading both operands once, if threads take jobs
-/// as they come and all wait for one that was taken last.
+/// as they come and all wait for one that was taken last. Tiles that broadcast get jobs of equal size, as far as that
+/// goes: on one thread each job packs its rows again. The cut of AMX was measured on 16 threads without that and stays so.
 inline PairCut cut_pairs(const PairProduct& p, int threads) {
   constexpr index_t read = 60;  // cycles to get a block of 1 KiB from the third level
   const index_t groups = p.groups(), panels = p.panels();
-  const index_t heights[] = {std::min(groups, pair_job_groups), 16, 8, 4, 2};
+  const bool even = p.tiles->broadcasts;
+  const index_t place = p.in_place(0, std::min(pair_lanes, p.m)) ? read : read + p.tiles->packing;
+  const auto parts = [](index_t count, index_t each) { return (count + each - 1) / each; };
+  const auto equal = [&](index_t count, index_t most) {
+    return even ? parts(parts(count, parts(count, most)), pair_together) * pair_together : most;
+  };
   PairCut best{};
   index_t least = 0;
-  for (const index_t height : heights)
-    for (index_t width = 16; width >= 2; width -= 2) {
-      if (height > groups || (width > 2 && width >= panels + 2)) continue;
-      const index_t jobs = p.batch * ((groups + height - 1) / height) * ((panels + width - 1) / width);
-      const index_t cost = (jobs + threads) * (height * width * p.tiles->cycles + (height + width) * read);
+  for (const index_t most_groups : {std::min(groups, p.tiles->job_groups), index_t{16}, index_t{8}, index_t{4}, index_t{2}})
+    for (index_t most_panels = p.tiles->job_panels; most_panels >= 2; most_panels -= 2) {
+      if (most_groups > groups || (most_panels > 2 && most_panels >= panels + 2)) continue;
+      const index_t height = equal(groups, most_groups), width = equal(panels, most_panels);
+      const index_t jobs = p.batch * parts(groups, height) * parts(panels, width);
+      const index_t cost = (jobs + threads - (even ? 1 : 0)) *
+                           (height * width * p.tiles->cycles + height * place + width * read);
       if (least == 0 || cost < least) least = cost, best = {height, width};
     }
   return best;
 }
 
-/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines; behind the
-/// last one line 0 is repeated.
+/// Packs `blocks` blocks of k, `step` elements apart, of 16 lines: `group` of the operand's `count` lines, and the next
+/// one, `beside` elements behind, if `groups` is 2. Behind the last line what is stored is anything (line 0) or zero.
 template <bool right>
 void pack_pairs(const PairTiles& tiles, const LeftOperand<bfloat16>& operand, index_t item, index_t count,
-                index_t group, index_t k, index_t first_block, index_t blocks, bfloat16* to, index_t step) {
+                index_t group, index_t groups, index_t k, index_t first_block, index_t blocks, bfloat16* to,
+                index_t step, index_t beside) {
   const bfloat16* data = operand.data + item * operand.batch_step;
-  const index_t line = group * pair_lanes, valid = std::min(pair_lanes, count - line);
-  if (operand.offset != nullptr)
-    return tiles.pack_across[right](data + line, operand.offset, valid, k, first_block, blocks, to, step);
-  PairLines lines;
-  lines.run = operand.run, lines.run_step = operand.run_step;
-  RowCursor cursor(operand.rows, line);
-  for (index_t i = 0; i < pair_lanes; ++i, cursor.next()) lines.line[i] = i < valid ? data + cursor.offset() : data;
-  tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
+  index_t line = group * pair_lanes;
+  if (operand.offset != nullptr) {
+    const index_t valid = std::min(groups * pair_lanes, count - line);
+    return tiles.pack_across[right || tiles.broadcasts](data + line, operand.offset, valid, k, first_block, blocks, to,
+                                                        step, beside);
+  }
+  for (index_t i = 0; i < groups; ++i, line += pair_lanes, to += beside) {
+    PairLines lines;
+    lines.run = operand.run, lines.run_step = operand.run_step;
+    RowCursor cursor(operand.rows, line);
+    for (index_t j = 0; j < pair_lanes; ++j, cursor.next())
+      lines.line[j] = line + j < count ? data + cursor.offset() : data;
+    tiles.pack_lines[right](lines, k, first_block, blocks, to, step);
+  }
 }
 
 /// What all jobs of a product share.
@@ -95,7 +112,7 @@ struct PairJobs {
   PairCut cut;
   index_t depth;                ///< of a part of k, in blocks
   bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
-  const float* bias;            ///< [panels rounded up to a pair] in float, if `tiles.store` can finish
+  const float* bias;            ///< [panels rounded up to a pair] in float, if tiles can finish
   const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
   const index_t* packed_steps;  ///< and in packed ones
 
@@ -133,7 +150,10 @@ struct PairJobs {
     do {
       const index_t blocks = std::min(depth, p.blocks() - first);
       const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
-      for (index_t i = 0; i < groups; ++i) rows_of[i] = place_left(item, group + i, first, blocks, left_part, i);
+      const index_t last_pairs = last ? (p.k - (p.blocks() - 1) * pair_depth + 1) / 2 : pair_lanes;
+      for (index_t i = 0; i < groups; i += pair_together)
+        place_left(item, group + i, std::min(pair_together, groups - i), first, blocks,
+                   left_part + i * blocks * pair_block, rows_of + i);
       for (index_t i = 0; i < pair_together; ++i) rows_of[groups + i] = rows_of[i % groups];
       for (index_t at = panel; at < panel_end; at += pair_together) {
         const bfloat16* part = panels_part;
@@ -143,12 +163,22 @@ struct PairJobs {
           pack_panels(item, at, first, blocks, panels_part);
         for (index_t i = 0; i < groups; i += pair_together) {
           float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
-          const PairWork work{std::min(pair_together, groups - i), std::min(pair_together, panel_end - at), blocks,
-                              rows_of + i, part, sums, first > 0};
+          const index_t rows_here = std::min(pair_columns, rows - i * pair_lanes), column = at * pair_lanes;
+          const bool finish = last && bias != nullptr && column + pair_columns <= p.n;
+          const PairWork work{std::min(pair_together, groups - i),
+                              std::min(pair_together, panel_end - at),
+                              blocks,
+                              rows_here,
+                              last_pairs,
+                              rows_of + i,
+                              part,
+                              sums,
+                              first > 0,
+                              finish ? out.c + item * out.batch_c + column : nullptr,
+                              offset + i * pair_lanes,
+                              finish ? bias + column : nullptr};
           p.tiles->run(work);
-          if (last)
-            store(item, sums, offset + i * pair_lanes, std::min(pair_columns, rows - i * pair_lanes),
-                  (group + i) * pair_lanes, at);
+          if (last && !finish) store(item, sums, offset + i * pair_lanes, rows_here, (group + i) * pair_lanes, at);
         }
       }
       first += blocks;
@@ -168,20 +198,30 @@ struct PairJobs {
 
   void pack_panels(index_t item, index_t panel, index_t first, index_t blocks, bfloat16* to) const {
     const index_t width = std::min(pair_together, p.panels() - panel);
-    for (index_t i = 0; i < width; ++i)
-      pack_pairs<true>(*p.tiles, p.b, item, p.n, panel + i, p.k, first, blocks, to + i * pair_block,
-                       width * pair_block);
+    pack_pairs<true>(*p.tiles, p.b, item, p.n, panel, width, p.k, first, blocks, to, width * pair_block, pair_block);
   }
 
-  /// Where `blocks` blocks of k from `first` on of a group are read: in place, or packed as the i-th of those at `to`.
-  PairGroup place_left(index_t item, index_t group, index_t first, index_t blocks, bfloat16* to, index_t i) const {
-    const index_t row = group * pair_lanes;
-    if (p.in_place(row, std::min(pair_lanes, p.m - row)))
-      return {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
-              steps + first};
-    to += i * blocks * pair_block;
-    pack_pairs<false>(*p.tiles, p.a, item, p.m, group, p.k, first, blocks, to, pair_block);
-    return {to, pair_depth, packed_steps};
+  /// Where `blocks` blocks of k from `first` on of one or two groups are read: in place, or packed at `to`.
+  void place_left(index_t item, index_t group, index_t groups, index_t first, index_t blocks, bfloat16* to,
+                  PairGroup* placed) const {
+    const index_t beside = blocks * pair_block;
+    if (p.a.offset != nullptr) {
+      pack_pairs<false>(*p.tiles, p.a, item, p.m, group, groups, p.k, first, blocks, to, pair_block, beside);
+      for (index_t i = 0; i < groups; ++i)
+        placed[i] = p.tiles->broadcasts ? PairGroup{to + i * beside, 2, packed_steps, 2 * pair_lanes}
+                                        : PairGroup{to + i * beside, pair_depth, packed_steps, 2};
+      return;
+    }
+    for (index_t i = 0; i < groups; ++i, to += beside) {
+      const index_t row = (group + i) * pair_lanes;
+      if (p.in_place(row, std::min(pair_lanes, p.m - row))) {
+        placed[i] = {p.a.data + item * p.a.batch_step + RowCursor(p.a.rows, row).offset(), p.a.rows.column_step,
+                     steps + first, 2};
+      } else {
+        pack_pairs<false>(*p.tiles, p.a, item, p.m, group + i, 1, p.k, first, blocks, to, pair_block, 0);
+        placed[i] = {to, pair_depth, packed_steps, 2};
+      }
+    }
   }
 
   /// The sums of one tile.
@@ -190,16 +230,27 @@ struct PairJobs {
     if (out.gated != nullptr)
       return store_gated(out, sums, pair_columns, static_cast<int>(rows), pair_lanes, p.n, row, panel,
                          panel + pair_together);
-    bfloat16* const c = out.c + item * out.batch_c;
-    if (bias != nullptr && width == pair_columns)
-      return p.tiles->store(sums, rows, bias + column, offset, c + column);
-    store_tile(out, c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
+    store_tile(out, out.c + item * out.batch_c, sums, pair_columns, offset, static_cast<int>(rows), row, column, width);
   }
 };
 
+/// Whether C^T = B^T A^T is computed: with few rows of A, lines of B along k are then broadcast from where they are, where
+/// they would be transposed for a few tiles. The limits were measured.
+inline bool swaps(const PairProduct& p, const TileOutput<bfloat16>& out) {
+  return p.tiles->broadcasts && p.m <= 64 && p.k >= 512 && p.b.offset == nullptr && p.b.run % pair_depth == 0 &&
+         out.gated == nullptr && out.column_step == 1 && out.rows.lines == 1;
+}
+
 /// Runs the product (all items of the batch) on the context's threads.
-inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const TileOutput<bfloat16>& out) {
+inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bfloat16> out) {
   if (p.m <= 0 || p.n <= 0 || p.batch <= 0) return;
+  if (swaps(p, out)) {
+    std::swap(p.m, p.n);
+    std::swap(p.a, p.b);
+    out.bias_by_row = !out.bias_by_row;
+    out.column_step = out.rows.column_step;
+    out.rows = even_rows(p.m, 1);
+  }
   const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
   PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
@@ -213,7 +264,7 @@ inline void run_pair_product(Context<Cpu>& context, const PairProduct& p, const 
   const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
   if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
-  if (p.tiles->store != nullptr && out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
+  if (out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
       out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
     float* const bias = scratch.allocate<float>(panels * pair_lanes);
     for (index_t j = 0; j < panels * pair_lanes; ++j)
