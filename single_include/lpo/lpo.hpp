@@ -4104,11 +4104,11 @@ struct PairWork {
 /// The tiles of one instruction set and the packing for them. k counts from `first_block` blocks on and ends, for the
 /// packing, at element `k`: what lies behind it is zero in both operands. Packed blocks begin `step` elements apart.
 struct PairTiles {
-  index_t cycles;  ///< that the product of two blocks takes, about
-  index_t packing;  ///< that packing a left block takes beyond reading it, as jobs are cut
-  index_t depth;   ///< blocks of k after which tiles stop, so that parts of two panels stay near
+  index_t cycles;                  ///< that the product of two blocks takes, about
+  index_t packing;                 ///< that packing a left block takes beyond reading it, as jobs are cut
+  index_t depth;                   ///< blocks of k after which tiles stop, so that parts of two panels stay near
   index_t job_groups, job_panels;  ///< of a job, at most
-  bool broadcasts;  ///< whether left pairs are read one by one: those of operands stored across are packed as right ones
+  bool broadcasts;                 ///< whether left pairs are read one by one: those of operands stored across are packed as right ones
   /// Left or right blocks from lines along k.
   void (*pack_lines[2])(const PairLines& lines, index_t k, index_t first_block, index_t blocks, bfloat16* to,
                         index_t step);
