@@ -3,10 +3,11 @@
 """The PyTorch twin of bench/cuda/lpo_iteration_bench.cu: one LPO iteration at Stable Diffusion 1.5's full size with random
 weights, the work as the method's authors run it (fp16 autocast; the LRM's text encoder at every step; two policy and two
 reference passes per pair). `--lean` leaves out what lpo leaves out: texts once, one pass of each kind per pair, and lets cuDNN
-choose on channels-last images. On the CPU (the twin of bench/model/lpo_iteration_bench.cpp) it computes in float32, channels last in
-both cases, one prompt, 4 steps, all 4 pairs, one pair of a pass, and times one iteration, the first.
+choose on channels-last images. On the CPU (the twin of bench/model/lpo_iteration_bench.cpp) it computes in float32, or with
+`--dtype bfloat16` as on the GPU, autocast and LoRA in float32 included; channels last in both cases, one prompt, 4 steps, all 4
+pairs, one pair of a pass, and it times one iteration, the first.
 
-    python bench/peers/lpo_torch.py [--lean] [--iterations N] [--micro PAIRS] [--device cpu --threads N]
+    python bench/peers/lpo_torch.py [--lean] [--iterations N] [--micro PAIRS] [--device cpu --threads N --dtype bfloat16]
 """
 
 import argparse
@@ -153,7 +154,7 @@ class Iteration:
         self.options = options
         with torch.device(DEVICE):
             self.policy, self.reward, self.text = make_unet(), RewardModel(), ClipText()
-        self.dtype = torch.float32 if on_cpu() else torch.float16
+        self.dtype = getattr(torch, options.dtype) if on_cpu() else torch.float16
         self.policy = self.policy.to(self.dtype).requires_grad_(False)
         self.reward, self.text = self.reward.to(self.dtype).requires_grad_(False), self.text.to(self.dtype).requires_grad_(False)
         self.reference = copy.deepcopy(self.policy)
@@ -175,7 +176,7 @@ class Iteration:
 
     def predict(self, unet, latents, timesteps, context, autocast):
         """Guided prediction; `context` holds the empty prompt's rows first."""
-        with torch.autocast(DEVICE, self.dtype, enabled=autocast and not on_cpu()):
+        with torch.autocast(DEVICE, self.dtype, enabled=autocast and self.dtype != torch.float32):
             both = unet(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), context).sample
         empty, conditional = (both.float() if autocast else both).chunk(2)
         return empty + GUIDANCE * (conditional - empty)
@@ -269,6 +270,7 @@ def main():
     parser.add_argument("--micro", type=int, default=10, help="pairs of one forward and backward")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="on the CPU; a GPU takes float16")
     options = parser.parse_args()
     global DEVICE, PROMPTS, STEPS, KEPT
     DEVICE = options.device
@@ -278,7 +280,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = options.lean
     iteration = Iteration(options)
-    machine = f"{options.threads} threads" if on_cpu() else torch.cuda.get_device_name()
+    machine = f"{options.threads} threads, {options.dtype}" if on_cpu() else torch.cuda.get_device_name()
     print(torch.__version__, machine, iteration.lora, iteration.text.source, "lean" if options.lean else "as released", flush=True)
     while not on_cpu():
         try:
