@@ -7,6 +7,7 @@
 #include <string>
 
 #include <lpo/io/file.hpp>
+#include <lpo/io/folder_lock.hpp>
 #include <lpo/optim/schedule.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
@@ -75,6 +76,25 @@ inline std::string keep_settings(const CLI::App& app, const std::string& folder)
   return settings;
 }
 
+/// A run's folder, in which no other run writes while this lives, and the settings in it. Of ranks, which are one run, the
+/// first holds it; where it cannot, all throw.
+class RunFolder {
+ public:
+  RunFolder(const CLI::App& app, const std::string& folder, const Processes& processes) {
+    on_first(processes, [&] {
+      lpo::make_directories(folder);
+      lock_.emplace(folder);
+      settings_ = keep_settings(app, folder);
+    });
+  }
+  /// As config.toml has them; empty on other ranks.
+  const std::string& settings() const { return settings_; }
+
+ private:
+  std::optional<lpo::FolderLock> lock_;
+  std::string settings_;
+};
+
 /// Trains a policy of the model's family F in the type T of --dtype, or prints what that needs. `make_job(o, model,
 /// family)` decides everything else; `align` and `print_plan` are called as operator()<F, T>(job).
 template <class Options, class MakeJob, class Align, class PrintPlan>
@@ -90,7 +110,8 @@ void run_policy_program(const Options& o, const CLI::App& app, const std::string
         with_storage(o.dtype, [&]<class T>() {
           const auto plan = [&] { print_plan.template operator()<F, T>(job); };
           if (o.dry_run) return plan();
-          if (processes.first()) job.settings = keep_settings(app, o.output_dir);
+          const RunFolder folder(app, o.output_dir, processes);
+          job.settings = folder.settings();
           run_within_memory([&] { align.template operator()<F, T>(job); }, plan);
         });
       });

@@ -2,6 +2,7 @@
 // train_lrm: trains a latent reward model from a Stable Diffusion model and pairs of pictures that people preferred.
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -59,7 +60,8 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
       [&]<const examples::ModelFamily & F>() {
         job.resolution = examples::training_resolution("train_lrm", o.resolution, job.model, F);
         job.options = o;
-        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
+        std::optional<examples::RunFolder> folder;
+        if (!o.dry_run) job.settings = folder.emplace(app, o.output_dir, processes).settings();
         status = train_lrm::train<F>(job);
       });
   return status;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // train_spm: trains SPO's step-aware preference model on pairs of pictures; train_lpo --objective spo aligns with it.
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -39,7 +40,8 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
       [&]<const examples::ModelFamily & F>() {
         job.resolution = examples::training_resolution("train_spm", o.resolution, job.model, F);
         job.options = o;
-        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
+        std::optional<examples::RunFolder> folder;
+        if (!o.dry_run) job.settings = folder.emplace(app, o.output_dir, processes).settings();
         status = train_spm::train<F>(job);
       });
   return status;

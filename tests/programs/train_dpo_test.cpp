@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include <lpo/io/folder_lock.hpp>
 #include <lpo/io/lora_file.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/training_checkpoint.hpp>
@@ -206,6 +207,21 @@ TEST_CASE("the presets are settings of train_dpo, and --dry-run shows the plan a
       CHECK_MESSAGE(has_part(plan.printed, part), part);
   }
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
+}
+
+TEST_CASE("one run at a time writes into a folder") {
+  const DpoSetting setting;
+  lpo::make_directories(setting.directory.file("out"));
+  const lpo::FolderLock lock(setting.directory.file("out"));
+  for (const std::vector<std::string>& more : {std::vector<std::string>{}, {"--resume"}, {"--encode_only"}}) {
+    const auto run = setting.train(setting.pictures, "out", more);
+    CAPTURE(run.printed);
+    CHECK(run.status == 1);
+    CHECK(has_part(run.printed, "error: [lock] " + setting.directory.file("out") +
+                                    ": another run writes into this folder (process " + std::to_string(::getpid())));
+  }
+  CHECK_FALSE(lpo::file_exists(setting.directory.file("out/config.toml")));
+  CHECK(setting.train(setting.pictures, "out", {"--dry-run"}).status == 0);
 }
 
 TEST_CASE("train_dpo says what is wrong") {
