@@ -3,6 +3,7 @@
 // folder, leave the settings in it.
 #pragma once
 
+#include <cstdio>
 #include <optional>
 #include <string>
 
@@ -46,6 +47,13 @@ inline lpo::LearningRateKind learning_rate_kind(const std::string& name) {
   if (name == "linear") return Kind::linear;
   if (name == "cosine") return Kind::cosine;
   return name == "log_warmup_decay" ? Kind::log_warmup_decay : Kind::constant;
+}
+
+/// Says on stderr that --lr_warmup_steps was given for nothing.
+inline void note_unused_warmup(const CLI::App& app, const std::string& lr_scheduler, lpo::index_t lr_warmup_steps) {
+  if (lr_scheduler == "constant" && lr_warmup_steps > 0 && app.get_option("--lr_warmup_steps")->count() > 0)
+    std::fprintf(stderr, "note: --lr_warmup_steps %lld has no effect with --lr_scheduler constant; constant_with_warmup has it\n",
+                 static_cast<long long>(lr_warmup_steps));
 }
 
 /// Height and width of the pictures: `asked`, or the model's for 0. ValueError where the UNet cannot halve their
@@ -100,6 +108,7 @@ class RunFolder {
 template <class Options, class MakeJob, class Align, class PrintPlan>
 void run_policy_program(const Options& o, const CLI::App& app, const std::string& command, const Processes& processes,
                         const MakeJob& make_job, const Align& align, const PrintPlan& print_plan) {
+  note_unused_warmup(app, o.lr_scheduler, o.lr_warmup_steps);
   const ModelSource model(o.model, o.variant, o.tokenizer);
   with_family(
       model.path(), [&](const ModelFamily& family) { return model.differences(family); },
