@@ -148,11 +148,14 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
         RingPlace<sum_slots> place, done;
         unsigned known = 0;
         wait_for_place();
+        copy_engine_fence();
         for (int tile = 0; tile < tiles; ++tile, sums += Layout::sum_floats) {
           barrier_wait(&sums_there[place.slot], place.parity);
           const float* const from = staged_sums + place.slot * Layout::sum_floats;
-          if (!is_first && known <= static_cast<unsigned>(tile)) known = wait_for_progress(progress - 1, static_cast<unsigned>(tile + 1));
-          copy_engine_fence();
+          if (!is_first && known <= static_cast<unsigned>(tile)) {
+            known = wait_for_progress(progress - 1, static_cast<unsigned>(tile + 1));
+            copy_engine_fence();  // those sums come before the copy engine's adds
+          }
           if (is_first)
             copy_bytes_back(sums, from, Layout::sum_floats * 4);
           else
@@ -161,8 +164,8 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
           place.advance();
           wait_for_copies_back<sum_slots - 1>();
           if (tile < sum_slots - 1) continue;
-          write_progress(progress, static_cast<unsigned>(tile - sum_slots + 2));
           barrier_arrive(&sums_read[done.slot]);
+          if (tile % 2 == 0) write_progress(progress, static_cast<unsigned>(tile - sum_slots + 2));  // a fence: not for every tile
           done.advance();
         }
         wait_for_copies_back<0>();
