@@ -23,8 +23,9 @@ namespace detail {
 /// until that one's last block, which rounds the sums to dq, has read them.
 ///
 /// Launch: as many blocks as there are tiles of keys. A block = a warpgroup that copies, `groups` of 64 keys each, and
-/// one that multiplies dq from the ds that those leave in shared memory; it adds by itself or, with Plan::sum_slots,
-/// leaves the sums to a warp that has the copy engine add them. Limits: as there, all three wanted, widths up to 64 (registers).
+/// one that multiplies dq from the ds that those leave in shared memory, and adds it. Numerics: as there, but that the
+/// float sums of dq are joined once for each block of keys. Limits: as there, all three gradients wanted. Heads of up
+/// to 64 fit, but wider ones than 40 gain nothing, and no registers are left for 80.
 template <class T>
 struct AttentionJointArguments {
   int queries, keys, width, heads, pairs, together, kept;
@@ -38,12 +39,10 @@ struct AttentionJointArguments {
   unsigned* ticket;    ///< the next item, zero at the start
 };
 
-/// ChangeSlots: tiles of ds that are under way to the warpgroup of dq. HandOverFirst: ds are written before the warpgroup's turn,
-/// not between its products. SumSlots: tiles of dq that are under way to the copy engine; 0: the warpgroup adds them itself.
-template <bool KeepRows, bool KeepSlopes, int ChangeSlots, bool HandOverFirst, int SumSlots, bool StoreMatrices = false>
-struct AttentionJointPlan : AttentionWarpgroupPlan<2, 64, 1, true, KeepRows, true, KeepSlopes> {
-  static constexpr int change_slots = ChangeSlots, sum_slots = SumSlots;
-  static constexpr bool hand_over_first = HandOverFirst, store_matrices = StoreMatrices;
+/// The fastest of those tried on an H100.
+struct AttentionJointPlan : AttentionWarpgroupPlan<2, 64, 1, true, true, true> {
+  static constexpr bool keep_slopes = false;
+  static constexpr int change_slots = 2;  ///< tiles of ds that are under way to the warpgroup of dq
 };
 
 template <int Width, class Plan>
@@ -52,12 +51,12 @@ struct AttentionJointLayout : AttentionWarpgroupLayout<Width, Plan, 2> {
   static constexpr int threads = 128 * (Plan::groups + 2);
   static constexpr int change_tile_bytes = 64 * tile_row_bytes, change_bytes = Plan::groups * change_tile_bytes;
   static constexpr int sum_floats = 64 * Width;
-  static constexpr int staged_bytes = Plan::change_slots * change_bytes + Plan::sum_slots * sum_floats * 4;
-  static constexpr int slots = std::min((Base::room - staged_bytes) / (Base::slot_bytes + Base::term_bytes), 8);
-  static constexpr int bytes =
-      Plan::groups * Base::row_bytes + staged_bytes + slots * (Base::slot_bytes + Base::term_bytes) + Base::slack;
-  static_assert(slots >= 2 && Plan::column_tile == 64 && Width <= 64);
-  static constexpr int copy_registers = Plan::sum_slots > 0 && Width <= 40 ? 40 : 24, sum_registers = 72;
+  static constexpr int slots =
+      std::min((Base::room - Plan::change_slots * change_bytes) / (Base::slot_bytes + Base::term_bytes), 8);
+  static constexpr int bytes = Plan::groups * Base::row_bytes + Plan::change_slots * change_bytes +
+                               slots * (Base::slot_bytes + Base::term_bytes) + Base::slack;
+  static_assert(slots >= 2 && Plan::column_tile == 64 && Plan::overlap && Plan::keep_rows && Plan::turns);
+  static constexpr int copy_registers = 24, sum_registers = 72;
   static constexpr int registers = std::min((512 - copy_registers - sum_registers) / Plan::groups / 8 * 8, 240);
 };
 
@@ -67,19 +66,26 @@ __device__ __forceinline__ unsigned read_progress(const unsigned* progress) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(progress) : "memory");
   return value;
 }
-/// Waits until `progress` is at least `wanted`; returns what it is.
+/// Waits until `progress` is at least `wanted`; returns what it is. With LPO_DEVICE_WAIT_LIMIT, nanoseconds, a wait
+/// that lasts longer ends the kernel with a trap, which the next call that synchronizes reports.
 __device__ __forceinline__ unsigned wait_for_progress(const unsigned* progress, unsigned wanted) {
-  for (const WaitLimit limit;; limit.check())
+#if defined(LPO_DEVICE_WAIT_LIMIT)
+  const auto now = [] {
+    unsigned long long time;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+    return time;
+  };
+  const unsigned long long start = now();
+#endif
+  for (;;) {
     if (const unsigned known = read_progress(progress); known >= wanted) return known;
+#if defined(LPO_DEVICE_WAIT_LIMIT)
+    if (now() - start > static_cast<unsigned long long>(LPO_DEVICE_WAIT_LIMIT)) __trap();
+#endif
+  }
 }
 __device__ __forceinline__ void write_progress(unsigned* progress, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(progress), "r"(value) : "memory");
-}
-/// Four matrices of 8 x 8, held as products hold them; a lane's `row` is row lane % 8 of matrix lane / 8.
-__device__ __forceinline__ void store_matrices(unsigned char* row, const unsigned (&matrices)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)), "r"(matrices[0]),
-               "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
-               : "memory");
 }
 __device__ __forceinline__ void add_four(float* to, const float* sums) {
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums[0]), "f"(sums[1]),
@@ -89,7 +95,8 @@ __device__ __forceinline__ void add_four(float* to, const float* sums) {
 
 template <class T, int Width, class Plan>
 __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
-    attention_joint_gradient_kernel(const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map,
+    attention_joint_gradient_kernel(const __grid_constant__ CUtensorMap k_map,
+                                    const __grid_constant__ CUtensorMap v_map,
                                     const __grid_constant__ CUtensorMap q_map,
                                     const __grid_constant__ CUtensorMap slope_map,
                                     const __grid_constant__ CUtensorMap dk_map,
@@ -101,14 +108,11 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
   constexpr int Tile = Plan::column_tile, groups = Plan::groups;
   __shared__ std::uint64_t full[Layout::slots], empty[Layout::slots], rows_there;
   __shared__ std::uint64_t changes_there[Plan::change_slots], changes_read[Plan::change_slots];
-  constexpr int sum_slots = Plan::sum_slots, some_sum_slots = sum_slots > 0 ? sum_slots : 1;
-  __shared__ std::uint64_t sums_there[some_sum_slots], sums_read[some_sum_slots];
   __shared__ int taken;
   extern __shared__ unsigned char attention_memory[];
   unsigned char* const rows = attention_memory + (1024 - shared_address(attention_memory) % 1024) % 1024;
   unsigned char* const changes = rows + groups * Layout::row_bytes;
-  auto* const staged_sums = reinterpret_cast<float*>(changes + Plan::change_slots * Layout::change_bytes);
-  unsigned char* const ring = changes + Layout::staged_bytes;
+  unsigned char* const ring = changes + Plan::change_slots * Layout::change_bytes;
   auto* const ring_terms = reinterpret_cast<QueryTerms<float>*>(ring + Layout::slots * Layout::slot_bytes);
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < Layout::slots; ++slot) {
@@ -118,10 +122,6 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     for (int slot = 0; slot < Plan::change_slots; ++slot) {
       barrier_init(&changes_there[slot], 4 * groups);
       barrier_init(&changes_read[slot], 4);
-    }
-    for (int slot = 0; slot < sum_slots; ++slot) {
-      barrier_init(&sums_there[slot], 4);
-      barrier_init(&sums_read[slot], 1);
     }
     barrier_init(&rows_there, 1);
     barrier_init_fence();
@@ -136,42 +136,10 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool is_first = block == 0, is_last = block == blocks - 1;
   unsigned* const progress = p.progress + pair * blocks + block;
-  float* sums = p.sums + (static_cast<index_t>(set % p.kept) * p.together + in_set % set_pairs) * tiles * Layout::sum_floats;
-  // The last block of the head that had these sums before, done with them.
-  const auto wait_for_place = [&] {
-    if (is_first && set >= p.kept) wait_for_progress(progress - p.kept * p.together * blocks + blocks - 1, static_cast<unsigned>(tiles));
-  };
+  float* sums =
+      p.sums + (static_cast<index_t>(set % p.kept) * p.together + in_set % set_pairs) * tiles * Layout::sum_floats;
   if (threadIdx.x < 128) {
     give_registers<Layout::copy_registers>();
-    if constexpr (sum_slots > 0)
-      if (threadIdx.x == 32 && !is_last) {
-        RingPlace<sum_slots> place, done;
-        unsigned known = 0;
-        wait_for_place();
-        copy_engine_fence();
-        for (int tile = 0; tile < tiles; ++tile, sums += Layout::sum_floats) {
-          barrier_wait(&sums_there[place.slot], place.parity);
-          const float* const from = staged_sums + place.slot * Layout::sum_floats;
-          if (!is_first && known <= static_cast<unsigned>(tile)) {
-            known = wait_for_progress(progress - 1, static_cast<unsigned>(tile + 1));
-            copy_engine_fence();  // those sums come before the copy engine's adds
-          }
-          if (is_first)
-            copy_bytes_back(sums, from, Layout::sum_floats * 4);
-          else
-            add_floats_back(sums, from, Layout::sum_floats * 4);
-          close_copies_back();
-          place.advance();
-          wait_for_copies_back<sum_slots - 1>();
-          if (tile < sum_slots - 1) continue;
-          barrier_arrive(&sums_read[done.slot]);
-          if (tile % 2 == 0) write_progress(progress, static_cast<unsigned>(tile - sum_slots + 2));  // a fence: not for every tile
-          done.advance();
-        }
-        wait_for_copies_back<0>();
-        write_progress(progress, static_cast<unsigned>(tiles));
-        return;
-      }
     if (threadIdx.x != 0) return;
     const QueryTerms<float>* const terms = p.terms + pair * p.terms_stride;
     RingPlace<Layout::slots> place;
@@ -198,13 +166,12 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     const int thread = static_cast<int>(threadIdx.x) % 128;
     const std::uint64_t change_tile = tile_descriptor<TileMajor::mn>(changes, Layout::change_tile_bytes);
     const std::uint64_t key_tile = tile_descriptor<TileMajor::mn>(rows, Layout::row_panel_bytes);
-    const bool waits = !is_first && (is_last || sum_slots == 0);  // for the sums of the block before
     RingPlace<Plan::change_slots> place;
-    RingPlace<some_sum_slots> sum_place;
     sums += thread * 4;
     float sum[Width / 2];
     unsigned known = 0;
-    if (!is_last && sum_slots == 0) wait_for_place();
+    if (is_first && !is_last && set >= p.kept)  // for the last block of the head that had these sums before
+      wait_for_progress(progress - p.kept * p.together * blocks + blocks - 1, static_cast<unsigned>(tiles));
     barrier_wait(&rows_there, 0);
     for (int tile = 0; tile < tiles; ++tile, sums += Layout::sum_floats) {
       const int slot = place.slot;
@@ -219,7 +186,8 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
             key_tile + (group * Layout::row_bytes >> 4) + step, i > 0);
       }
       warpgroup_commit();
-      if (waits && known <= static_cast<unsigned>(tile)) known = wait_for_progress(progress - 1, static_cast<unsigned>(tile + 1));
+      if (!is_first && known <= static_cast<unsigned>(tile))
+        known = wait_for_progress(progress - 1, static_cast<unsigned>(tile + 1));
       __syncwarp();
       warpgroup_wait<0>();
       if (lane == 0) barrier_arrive(&changes_read[slot]);
@@ -241,16 +209,6 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
             *there = pack_pair<T>(old.x + both[side].x, old.y + both[side].y);
           }
         }
-      } else if constexpr (sum_slots > 0) {
-        barrier_wait(&sums_read[sum_place.slot], sum_place.parity ^ 1);
-        float* const to = staged_sums + sum_place.slot * Layout::sum_floats + thread * 4;
-#pragma unroll
-        for (int n = 0; n < Width / 8; ++n)
-          *reinterpret_cast<float4*>(to + n * 512) = {sum[4 * n], sum[4 * n + 1], sum[4 * n + 2], sum[4 * n + 3]};
-        copy_source_fence();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&sums_there[sum_place.slot]);
-        sum_place.advance();
       } else {
 #pragma unroll
         for (int n = 0; n < Width / 8; ++n) {
@@ -278,9 +236,9 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     const std::uint64_t row_tile = tile_descriptor<TileMajor::k>(own, Layout::row_panel_bytes);
     const std::uint64_t across = tile_descriptor<TileMajor::k>(ring, Layout::column_panel_bytes);
     const std::uint64_t down = tile_descriptor<TileMajor::mn>(ring, Layout::column_panel_bytes);
-    const int change_row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + (Plan::store_matrices ? lane % 16 : lane / 4);
+    const int change_row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;
     unsigned char* const own_changes =
-        changes + group * Layout::change_tile_bytes + change_row * tile_row_bytes + (Plan::store_matrices ? 0 : lane % 4 * 4);
+        changes + group * Layout::change_tile_bytes + change_row * tile_row_bytes + lane % 4 * 4;
     const float scale = p.scale * 1.44269504f;
     RingPlace<Layout::slots> place;
     RingPlace<Plan::change_slots> change_place;
@@ -299,45 +257,34 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
       barrier_wait(&changes_read[slot], change_place.parity ^ 1);
       change_place.advance();
       unsigned char* const to = own_changes + slot * Layout::change_bytes;
-      if constexpr (Plan::store_matrices) {
 #pragma unroll
-        for (int n = 0; n < Tile / 16; ++n) {
-          unsigned there[4];
+      for (int side = 0; side < 2; ++side)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) there[i] = own_row + i % 2 * 8 < p.keys ? warpgroup.change[n][i] : 0u;
-          store_matrices(to + ((2 * n + lane / 16) ^ lane % 8) * 16, there);
-        }
-      } else {
-#pragma unroll
-        for (int side = 0; side < 2; ++side)
-#pragma unroll
-          for (int n = 0; n < Tile / 8; ++n)
-            *reinterpret_cast<unsigned*>(to + side * 8 * tile_row_bytes + (n ^ lane / 4) * 16) =
-                own_row + 8 * side < p.keys ? warpgroup.change[n / 2][n % 2 * 2 + side] : 0u;
-      }
+        for (int n = 0; n < Tile / 8; ++n)
+          *reinterpret_cast<unsigned*>(to + side * 8 * tile_row_bytes + (n ^ lane / 4) * 16) =
+              own_row + 8 * side < p.keys ? warpgroup.change[n / 2][n % 2 * 2 + side] : 0u;
       copy_source_fence();
       __syncwarp();
       if (lane == 0) barrier_arrive(&changes_there[slot]);
     };
-    if (Plan::turns && group == groups - 1) announce(turn_barrier, turn_threads);
+    if (group == groups - 1) announce(turn_barrier, turn_threads);
 
     barrier_wait(&rows_there, 0);
-    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row, own);
+    load_rows<Width>(warpgroup.row, own);
     if constexpr (Plan::keep_slopes) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
     int slot = start_products();
     warpgroup_wait<0>();
     warpgroup.differentiate(scale, p.queries, ring_terms + slot * Tile);
     warpgroup.pack();
     for (int tile = 1; tile < tiles; ++tile) {
-      if constexpr (Plan::hand_over_first) hand_over();
-      if constexpr (Plan::turns) meet(turn_barrier + group, turn_threads);
+      meet(turn_barrier + group, turn_threads);
       const int next = start_products();
-      if constexpr (!Plan::hand_over_first) hand_over();
+      hand_over();
       start_sums(slot, tile > 1);
-      if constexpr (Plan::turns) announce(turn_barrier + (group + 1) % groups, turn_threads);
-      warpgroup_wait<Plan::overlap ? 1 : 0>();
+      announce(turn_barrier + (group + 1) % groups, turn_threads);
+      warpgroup_wait<1>();
       warpgroup.differentiate(scale, p.queries - tile * Tile, ring_terms + next * Tile);
-      if constexpr (Plan::overlap) warpgroup_wait<0>();
+      warpgroup_wait<0>();
       __syncwarp();  // all lanes have read the terms
       if (lane == 0) barrier_arrive(&empty[slot]);
       warpgroup.pack();
@@ -363,18 +310,20 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     if (threadIdx.x % 128 != 0) return;
 #pragma unroll
     for (int i = 0; i < 2 * Layout::panels; ++i)
-      copy_box_back(i < Layout::panels ? dk_map : dv_map, own + i * Layout::row_panel_bytes, i % Layout::panels * 64, head,
-                    first + group * 64, batch);
+      copy_box_back(i < Layout::panels ? dk_map : dv_map, own + i * Layout::row_panel_bytes, i % Layout::panels * 64,
+                    head, first + group * 64, batch);
     wait_for_copied_source();
   }
 #endif
 }
 
-/// All three gradients by blocks of 128 keys, `most_together` heads at a time; `terms` as in attention_backward_warpgroups.
+/// All three gradients by blocks of 128 keys, `most_together` heads at a time; `terms` as in
+/// attention_backward_warpgroups.
 template <int Width, class Plan, class T>
-void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::AttentionShape& shape, const T* q, const T* k,
-                                     const T* v, const QueryTerms<float>* terms, const T* dout, T* dq, bool accumulate_q,
-                                     T* dk, bool accumulate_k, T* dv, bool accumulate_v, index_t most_together) {
+void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::AttentionShape& shape, const T* q,
+                                     const T* k, const T* v, const QueryTerms<float>* terms, const T* dout, T* dq,
+                                     bool accumulate_q, T* dk, bool accumulate_k, T* dv, bool accumulate_v,
+                                     index_t most_together) {
   using Layout = AttentionJointLayout<Width, Plan>;
   const index_t pairs = shape.batch * shape.heads, blocks = blocks_for(shape.keys, 64 * Plan::groups);
   const index_t tiles = blocks_for(shape.queries, Plan::column_tile);
@@ -408,40 +357,30 @@ void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::Atten
                                              sums,
                                              progress,
                                              progress + pairs * blocks};
-  context.launch("attention_joint_gradient_kernel", {static_cast<unsigned>(pairs * blocks), Layout::threads, Layout::bytes},
-                 attention_joint_gradient_kernel<T, Width, Plan>, head_map(keys, shape, 64), head_map(values, shape, 64),
-                 head_map(queries, shape, 64), head_map(slopes, shape, 64), head_map(dk_rows, shape, 64),
-                 head_map(dv_rows, shape, 64), arguments);
+  context.launch("attention_joint_gradient_kernel",
+                 {static_cast<unsigned>(pairs * blocks), Layout::threads, Layout::bytes},
+                 attention_joint_gradient_kernel<T, Width, Plan>, head_map(keys, shape, 64),
+                 head_map(values, shape, 64), head_map(queries, shape, 64), head_map(slopes, shape, 64),
+                 head_map(dk_rows, shape, 64), head_map(dv_rows, shape, 64), arguments);
 }
 
-/// Plans by width, and how many heads go together: the fastest of those tried on an H100.
-template <int Width>
-struct AttentionJointPlans {
-  using Plan = AttentionJointPlan<Width <= 64, false, 2, false, 0>;
-  static constexpr index_t most_together = 12;
-};
-
-/// Whether attention_backward_joint can run a shape that prefers_gradient_warpgroups, and wins there: only where many
-/// blocks follow each other, and in narrow heads, whose exponentials weigh more than the sums of dq.
+/// Whether attention_backward_joint can run a shape that prefers_gradient_warpgroups, and wins there. At the start the
+/// blocks of a head run side by side and wait for each other: a constant time, against a gain by each tile of queries
+/// of each block. On an H100, heads of 40: 248 tiles a multiprocessor (2 x 8 heads, 4096 x 4096) lose 8 %, 2482 (20 x
+/// 8) gain 14 %. Assumed, not measured: the limit between them, and no gain from short keys.
 inline bool prefers_joint_gradient(const kernel::AttentionShape& shape, int multiprocessors) {
-  return shape.width <= 64 && shape.keys >= 2048 &&
-         shape.batch * shape.heads * ((shape.keys + 127) / 128) >= index_t{10} * multiprocessors;
+  const index_t tiles = shape.batch * shape.heads * ((shape.keys + 127) / 128) * ((shape.queries + 63) / 64);
+  return shape.width <= 40 && shape.keys >= 1024 && tiles >= index_t{900} * multiprocessors;
 }
 
 template <class T>
 void attention_backward_joint(Context<Cuda>& context, const kernel::AttentionShape& shape, const T* q, const T* k,
                               const T* v, const QueryTerms<float>* terms, const T* dout, T* dq, bool accumulate_q,
                               T* dk, bool accumulate_k, T* dv, bool accumulate_v) {
-  const auto launch = [&](auto tile_width) {
-    constexpr int Width = decltype(tile_width)::value;
-    using Plans = AttentionJointPlans<Width>;
-    launch_attention_joint_gradient<Width, typename Plans::Plan>(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk,
-                                                                 accumulate_k, dv, accumulate_v, Plans::most_together);
-  };
-  if (shape.width <= 40)
-    launch(std::integral_constant<int, 40>{});
-  else
-    launch(std::integral_constant<int, 64>{});
+  constexpr index_t most_together =
+      12;  // 24 or 40 at 20 x 8 heads: 4 and 17 % slower, their sums leave the second-level cache
+  launch_attention_joint_gradient<40, AttentionJointPlan>(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk,
+                                                          accumulate_k, dv, accumulate_v, most_together);
 }
 
 }  // namespace detail

@@ -15,14 +15,14 @@ namespace detail {
 // in a ring. Rows are queries and columns keys, or in one gradient the other way round.
 
 /// What was tuned for a shape.
-template <int Groups, int ColumnTile, int Blocks, bool Overlap, bool KeepRows, bool Turns, bool KeepSlopes = KeepRows>
+template <int Groups, int ColumnTile, int Blocks, bool Overlap, bool KeepRows, bool Turns>
 struct AttentionWarpgroupPlan {
   static constexpr int groups = Groups, column_tile = ColumnTile;
-  static constexpr int blocks = Blocks;            ///< on a multiprocessor
-  static constexpr bool overlap = Overlap;         ///< exponentials beside the warpgroup's own second product
-  static constexpr bool keep_rows = KeepRows;      ///< in registers
-  static constexpr bool keep_slopes = KeepSlopes;  ///< likewise, of a gradient's rows
-  static constexpr bool turns = Turns;             ///< the warpgroups' products one after the other
+  static constexpr int blocks = Blocks;        ///< on a multiprocessor
+  static constexpr bool overlap = Overlap;     ///< exponentials beside the warpgroup's own second product
+  static constexpr bool keep_rows = KeepRows;  ///< in registers
+  static constexpr bool turns = Turns;         ///< the warpgroups' products one after the other
+  static constexpr bool keep_slopes = KeepRows;  ///< likewise, a gradient's slopes of rows
 };
 
 /// Shared memory and registers, with `Tensors` tensors of rows and of columns.

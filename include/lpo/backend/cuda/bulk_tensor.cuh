@@ -62,29 +62,6 @@ CUtensorMap tensor_map(const T* data, const TensorBoxes& t) {
   return map;
 }
 
-#if defined(LPO_DEVICE_WAIT_LIMIT)
-/// In builds that look for deadlocks: nanoseconds after which a wait for another thread or block ends the kernel with a trap, which
-/// the next call that synchronizes reports, in place of a program that never ends.
-class WaitLimit {
- public:
-  __device__ __forceinline__ void check() const {
-    if (now() - start_ > static_cast<unsigned long long>(LPO_DEVICE_WAIT_LIMIT)) __trap();
-  }
-
- private:
-  __device__ static __forceinline__ unsigned long long now() {
-    unsigned long long time;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
-    return time;
-  }
-  unsigned long long start_ = now();
-};
-#else
-struct WaitLimit {
-  __device__ __forceinline__ void check() const {}
-};
-#endif
-
 // Barriers in shared memory and copies that complete on them; sm_90 code only.
 
 __device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned arrivals) {
@@ -105,16 +82,6 @@ __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned 
 }
 /// Waits for the end of the phase of this parity. A fresh barrier is in phase 0; the phase of parity 1 counts as over.
 __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
-#if defined(LPO_DEVICE_WAIT_LIMIT)
-  for (const WaitLimit limit;; limit.check()) {
-    unsigned done;
-    asm volatile("{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-    if (done != 0) return;
-  }
-#else
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -126,7 +93,6 @@ __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned pa
       "}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
-#endif
 }
 
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, std::uint64_t* barrier, int x0, int x1,
@@ -163,23 +129,6 @@ __device__ __forceinline__ void copy_box_back(const CUtensorMap& map, const void
                : "memory");
 }
 __device__ __forceinline__ void copy_source_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-/// Copies `bytes`, a multiple of 16, from shared to device memory, or adds them to the floats there: each once, in no order among
-/// the copies under way. Both as copy_box_back; `close_copies_back` and `wait_for_copies_back` also tell when the numbers are there.
-__device__ __forceinline__ void copy_bytes_back(void* to, const void* from, unsigned bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void add_floats_back(float* to, const void* from, unsigned bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void close_copies_back() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// What this thread's copies wrote is there; but for those since the last Later closes.
-template <int Later>
-__device__ __forceinline__ void wait_for_copies_back() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Later) : "memory");
-}
-/// Between ordinary accesses to any memory and the copy engine's accesses that this thread starts.
-__device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
 /// The shared memory that this thread's copies read may be used again, or end; but for those since the last Later calls.
 template <int Later = 0>
 __device__ __forceinline__ void wait_for_copied_source() {
