@@ -2,6 +2,7 @@
 // Gradient of attention of 16-bit heads on Hopper GPUs in one walk: dq, dk and dv from the same probabilities.
 #pragma once
 
+#include <lpo/backend/cuda/attention_joint_schedule.cuh>
 #include <lpo/backend/cuda/attention_warpgroup_gradient.cuh>
 
 namespace lpo::inline LPO_ABI {
@@ -9,18 +10,9 @@ namespace detail {
 
 /// As attention_gradient_warpgroup_kernel by keys, which computes scores and slopes once for dk and dv; here dq comes
 /// from them too: five products of queries and keys instead of seven. A block owns 64 * groups keys of a head, and its
-/// share of dq, ds k, is added in float to those of the blocks before it. The blocks of a head add to a tile of queries
-/// in the order of their keys, so that the sums have the same bits in every run: `progress` counts the tiles that a
-/// block has added to, and the next block waits for it.
-///
-/// Why no wait is for ever: a block takes its item from `ticket` when it runs, and waits only for blocks whose tickets
-/// came before its own. Those run already, and the first of all that are not done waits for nobody. So any number of
-/// blocks at a time will do: one multiprocessor, a share of the device under MPS or MIG, a tool that runs them in any
-/// order. Only the device's promise is needed that running blocks go on.
-///
-/// Items are in sets of `together` heads, which alternate in a set, so that a block seldom waits. The sums of `kept`
-/// sets are in memory, and stay in the second-level cache; the first block of a head whose place was another's waits
-/// until that one's last block, which rounds the sums to dq, has read them.
+/// share of dq, ds k, is added in float to those of the blocks before it, in the order of AttentionJointSchedule, so
+/// that the sums have the same bits in every run: `progress` counts the tiles that a block has added to, and the next
+/// block waits for it.
 ///
 /// Launch: as many blocks as there are tiles of keys. A block = a warpgroup that copies, `groups` of 64 keys each, and
 /// one that multiplies dq from the ds that those leave in shared memory, and adds it. Numerics: as there, but that the
@@ -28,15 +20,16 @@ namespace detail {
 /// to 64 fit, but wider ones than 40 gain nothing, and no registers are left for 80.
 template <class T>
 struct AttentionJointArguments {
-  int queries, keys, width, heads, pairs, together, kept;
+  int queries, keys, width, heads;
+  AttentionJointSchedule schedule;
   float scale;
   const QueryTerms<float>* terms;
   index_t terms_stride;
   HeadRows<T> dq, dk, dv;
   bool accumulate_q, accumulate_k, accumulate_v;
-  float* sums;         ///< [kept * together][tile of queries][Width / 8][thread][4]: in the order of the registers
+  float* sums;         ///< [place][tile of queries][Width / 8][thread][4]: in the order of the registers
   unsigned* progress;  ///< [pair][block of keys], zero at the start
-  unsigned* ticket;    ///< the next item, zero at the start
+  unsigned* ticket;    ///< the number of the next block to begin, zero at the start
 };
 
 /// The fastest of those tried on an H100.
@@ -128,16 +121,13 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     taken = static_cast<int>(atomicAdd(p.ticket, 1u));
   }
   __syncthreads();
-  const int blocks = (p.keys + 64 * groups - 1) / (64 * groups), tiles = (p.queries + Tile - 1) / Tile;
-  const int set = taken / (blocks * p.together), in_set = taken % (blocks * p.together);
-  const int set_pairs = min(p.together, p.pairs - set * p.together);
-  const int block = in_set / set_pairs, pair = set * p.together + in_set % set_pairs;
+  const auto [pair, block, sums_place, pair_before] = p.schedule.item(taken);
+  const int blocks = p.schedule.blocks, tiles = (p.queries + Tile - 1) / Tile;
   const int first = block * 64 * groups, head = pair % p.heads, batch = pair / p.heads;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool is_first = block == 0, is_last = block == blocks - 1;
   unsigned* const progress = p.progress + pair * blocks + block;
-  float* sums =
-      p.sums + (static_cast<index_t>(set % p.kept) * p.together + in_set % set_pairs) * tiles * Layout::sum_floats;
+  float* sums = p.sums + static_cast<index_t>(sums_place) * tiles * Layout::sum_floats;
   if (threadIdx.x < 128) {
     give_registers<Layout::copy_registers>();
     if (threadIdx.x != 0) return;
@@ -170,8 +160,8 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
     sums += thread * 4;
     float sum[Width / 2];
     unsigned known = 0;
-    if (is_first && !is_last && set >= p.kept)  // for the last block of the head that had these sums before
-      wait_for_progress(progress - p.kept * p.together * blocks + blocks - 1, static_cast<unsigned>(tiles));
+    if (is_first && !is_last && pair_before >= 0)
+      wait_for_progress(p.progress + pair_before * blocks + blocks - 1, static_cast<unsigned>(tiles));
     barrier_wait(&rows_there, 0);
     for (int tile = 0; tile < tiles; ++tile, sums += Layout::sum_floats) {
       const int slot = place.slot;
@@ -325,15 +315,14 @@ void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::Atten
                                      bool accumulate_q, T* dk, bool accumulate_k, T* dv, bool accumulate_v,
                                      index_t most_together) {
   using Layout = AttentionJointLayout<Width, Plan>;
-  const index_t pairs = shape.batch * shape.heads, blocks = blocks_for(shape.keys, 64 * Plan::groups);
   const index_t tiles = blocks_for(shape.queries, Plan::column_tile);
-  const index_t sets = (pairs + most_together - 1) / most_together, together = (pairs + sets - 1) / sets;
-  // Blocks run about in order: when a set starts, the one that was as many blocks before it as run at a time is done.
-  const index_t kept = std::min(sets, 2 + context.multiprocessors() / (together * blocks));
+  const AttentionJointSchedule schedule(shape.batch * shape.heads, blocks_for(shape.keys, 64 * Plan::groups),
+                                        most_together, context.multiprocessors());
+  const index_t items = index_t{schedule.pairs} * schedule.blocks;
   Scratch<Cuda> scratch(context);
-  auto* const sums = scratch.allocate<float>(kept * together * tiles * Layout::sum_floats);
-  auto* const progress = scratch.allocate<unsigned>(pairs * blocks + 1);
-  context.fill_zero(progress, static_cast<std::size_t>(pairs * blocks + 1) * sizeof(unsigned));
+  auto* const sums = scratch.allocate<float>(index_t{schedule.kept} * schedule.together * tiles * Layout::sum_floats);
+  auto* const progress = scratch.allocate<unsigned>(items + 1);
+  context.fill_zero(progress, static_cast<std::size_t>(items + 1) * sizeof(unsigned));
   const HeadRows<const T> queries{q, shape.q_row, shape.queries}, keys{k, shape.k_row, shape.keys};
   const HeadRows<const T> values{v, shape.v_row, shape.keys}, slopes{dout, shape.out_row, shape.queries};
   const HeadRows<T> dq_rows{dq, shape.q_row, shape.queries}, dk_rows{dk, shape.k_row, shape.keys},
@@ -342,9 +331,7 @@ void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::Atten
                                              static_cast<int>(shape.keys),
                                              static_cast<int>(shape.width),
                                              static_cast<int>(shape.heads),
-                                             static_cast<int>(pairs),
-                                             static_cast<int>(together),
-                                             static_cast<int>(kept),
+                                             schedule,
                                              shape.scale,
                                              terms,
                                              gradient_terms_stride(shape),
@@ -356,9 +343,8 @@ void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::Atten
                                              accumulate_v,
                                              sums,
                                              progress,
-                                             progress + pairs * blocks};
-  context.launch("attention_joint_gradient_kernel",
-                 {static_cast<unsigned>(pairs * blocks), Layout::threads, Layout::bytes},
+                                             progress + items};
+  context.launch("attention_joint_gradient_kernel", {static_cast<unsigned>(items), Layout::threads, Layout::bytes},
                  attention_joint_gradient_kernel<T, Width, Plan>, head_map(keys, shape, 64),
                  head_map(values, shape, 64), head_map(queries, shape, 64), head_map(slopes, shape, 64),
                  head_map(dk_rows, shape, 64), head_map(dv_rows, shape, 64), arguments);
