@@ -192,7 +192,9 @@ TEST_CASE("cuda attention gradients in one walk are as near to those in double a
 TEST_CASE("cuda attention gradients take one walk where it was faster on an H100") {
   const auto preferred = [](const Case& c) { return lpo::detail::prefers_joint_gradient(c.shape(), 132); };
   CHECK(preferred({20, 4096, 4096, 8, 40}));
+  CHECK(preferred({4, 4096, 4096, 8, 40}));
   CHECK(!preferred({2, 4096, 4096, 8, 40}));
+  CHECK(!preferred({20, 4096, 1024, 8, 40}));
   CHECK(!preferred({8, 4096, 4096, 10, 64}));
 }
 

@@ -34,7 +34,6 @@ struct AttentionJointArguments {
 
 /// The fastest of those tried on an H100.
 struct AttentionJointPlan : AttentionWarpgroupPlan<2, 64, 1, true, true, true> {
-  static constexpr bool keep_slopes = false;
   static constexpr int change_slots = 2;  ///< tiles of ds that are under way to the warpgroup of dq
 };
 
@@ -261,7 +260,7 @@ __global__ void __launch_bounds__(AttentionJointLayout<Width, Plan>::threads, 1)
 
     barrier_wait(&rows_there, 0);
     load_rows<Width>(warpgroup.row, own);
-    if constexpr (Plan::keep_slopes) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
+    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
     int slot = start_products();
     warpgroup_wait<0>();
     warpgroup.differentiate(scale, p.queries, ring_terms + slot * Tile);
@@ -352,11 +351,11 @@ void launch_attention_joint_gradient(Context<Cuda>& context, const kernel::Atten
 
 /// Whether attention_backward_joint can run a shape that prefers_gradient_warpgroups, and wins there. At the start the
 /// blocks of a head run side by side and wait for each other: a constant time, against a gain by each tile of queries
-/// of each block. On an H100, heads of 40: 248 tiles a multiprocessor (2 x 8 heads, 4096 x 4096) lose 8 %, 2482 (20 x
-/// 8) gain 14 %. Assumed, not measured: the limit between them, and no gain from short keys.
+/// of each block. On an H100, heads of 40: 248 tiles a multiprocessor (2 x 8 heads, 4096 x 4096) lose 8 %, 496 (4 x 8)
+/// gain 5 %, 2482 (20 x 8) 16 to 19 %; 621 gain 4 % with 2048 keys and lose 10 % with 1024.
 inline bool prefers_joint_gradient(const kernel::AttentionShape& shape, int multiprocessors) {
   const index_t tiles = shape.batch * shape.heads * ((shape.keys + 127) / 128) * ((shape.queries + 63) / 64);
-  return shape.width <= 40 && shape.keys >= 1024 && tiles >= index_t{900} * multiprocessors;
+  return shape.width <= 40 && shape.keys >= 2048 && tiles >= index_t{450} * multiprocessors;
 }
 
 template <class T>

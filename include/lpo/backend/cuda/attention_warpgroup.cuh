@@ -22,7 +22,6 @@ struct AttentionWarpgroupPlan {
   static constexpr bool overlap = Overlap;     ///< exponentials beside the warpgroup's own second product
   static constexpr bool keep_rows = KeepRows;  ///< in registers
   static constexpr bool turns = Turns;         ///< the warpgroups' products one after the other
-  static constexpr bool keep_slopes = KeepRows;  ///< likewise, a gradient's slopes of rows
 };
 
 /// Shared memory and registers, with `Tensors` tensors of rows and of columns.

@@ -38,7 +38,7 @@ template <class T, int Width, GradientPart part, class Plan>
 struct AttentionGradientWarpgroup {
   using Layout = AttentionWarpgroupLayout<Width, Plan, 2>;
   static constexpr int Tile = Plan::column_tile, kept_steps = Plan::keep_rows ? tile_steps<Width> : 1;
-  static constexpr int kept_slope_steps = Plan::keep_slopes ? tile_steps<Width> : 1;
+  static constexpr int kept_slope_steps = Plan::keep_rows ? tile_steps<Width> : 1;
   static constexpr bool by_keys = part != GradientPart::queries;
   static constexpr bool has_sum = part != GradientPart::values;
   static constexpr bool has_value_sum = part == GradientPart::values || part == GradientPart::keys_and_values;
@@ -54,7 +54,7 @@ struct AttentionGradientWarpgroup {
     warpgroup_fence();
     multiply_rows<T, Width, Layout, Plan::keep_rows>(score, row, rows, columns);
     if constexpr (has_sum)
-      multiply_rows<T, Width, Layout, Plan::keep_slopes>(slope, row_slope, rows + (Layout::row_tile_bytes >> 4),
+      multiply_rows<T, Width, Layout, Plan::keep_rows>(slope, row_slope, rows + (Layout::row_tile_bytes >> 4),
                                                          columns + (Layout::column_tile_bytes >> 4));
     warpgroup_commit();
   }
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 2>::thre
 
     barrier_wait(&rows_there, 0);
     if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row, own);
-    if constexpr (Plan::keep_slopes) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
+    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
     if constexpr (!Warpgroup::by_keys)
 #pragma unroll
       for (int side = 0; side < 2; ++side)
