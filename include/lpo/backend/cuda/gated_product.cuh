@@ -267,11 +267,9 @@ __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-/// Rows of tiles that are walked together. Where all tiles run in two rounds, the first round is to read half of W, not all of
-/// it at the pace of device memory.
-inline int gated_band(int tiles_m, int tiles_n, int multiprocessors) {
-  return tiles_m * tiles_n <= 2 * multiprocessors ? tiles_m : 1;
-}
+/// Rows of tiles that are walked together: a round of tiles then reads less of W for each row, and little more of x. On an
+/// H100 4 to 16 took equal times, 1 up to 6 % more and all up to 66 % more.
+inline int gated_band(int tiles_m) { return std::min(tiles_m, 8); }
 
 template <class T, bool Both>
 void launch_gated_product(Context<Cuda>& context, const kernel::GatedProductParams<T>& p) {
@@ -285,7 +283,7 @@ void launch_gated_product(Context<Cuda>& context, const kernel::GatedProductPara
   arguments.k_steps = pieces(p.in, 64);
   arguments.tiles_m = pieces(p.rows, Tile::rows), arguments.tiles_n = pieces(p.hidden, Tile::columns);
   arguments.tiles = arguments.tiles_m * arguments.tiles_n;
-  arguments.band = gated_band(arguments.tiles_m, arguments.tiles_n, context.multiprocessors());
+  arguments.band = gated_band(arguments.tiles_m);
   arguments.bias = p.bias, arguments.both = p.both, arguments.out = p.out;
   TensorBoxes x{3, {p.in, p.rows, 1}, {64, Tile::rows, 1}, {1, 1, 1}};
   x.stride[1] = p.x_row;
