@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 
 #include "../../common/console.hpp"
+#include "../../common/option_list.hpp"
 #include "run.hpp"
 
 int main(int argc, char** argv) {
@@ -36,6 +37,7 @@ int main(int argc, char** argv) {
   app.add_option("--threshold-quantile", o.threshold_quantile, "share of the pairs that thresholds reject")->check(CLI::Range(0.01, 0.99));
   app.add_option("--captions", o.captions, "captions of the evaluation")->check(CLI::PositiveNumber);
   app.add_option("--seeds", o.seeds, "pictures per caption of the evaluation")->check(CLI::PositiveNumber);
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   std::string command = "demo";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
