@@ -2,7 +2,9 @@
 // Settings of a run as a TOML file: read with --config, and written back as they came out.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <istream>
@@ -18,6 +20,7 @@
 
 #include <lpo/base/error.hpp>
 #include <lpo/io/file.hpp>
+#include <lpo/io/json.hpp>
 
 namespace examples {
 
@@ -40,14 +43,19 @@ inline std::string setting_text(std::string_view key, const toml::node& node) {
 }
 
 /// CLI11's own reader ends values at a # or a comma inside a text, and knows no escapes.
+/// Keys that are no options of `app` are an error that says so.
 class TomlConfig : public CLI::ConfigBase {
  public:
+  explicit TomlConfig(const CLI::App* app = nullptr) : app_(app) {}
+
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
     std::vector<CLI::ConfigItem> settings;
+    std::vector<Unknown> unknown;
     try {
       for (const auto& [key, node] : toml::parse(input)) {
         CLI::ConfigItem setting;
         setting.name = std::string(std::string_view(key));
+        if (app_ != nullptr && !has_option(setting.name)) unknown.push_back({setting.name, node.source().begin.line});
         if (const auto* list = node.as_array())
           for (const toml::node& one : *list) setting.inputs.push_back(setting_text(key, one));
         else
@@ -57,8 +65,40 @@ class TomlConfig : public CLI::ConfigBase {
     } catch (const toml::parse_error& error) {
       throw CLI::ConfigError(lpo::message("--config: line ", error.source().begin.line, ": ", error.description()));
     }
+    if (!unknown.empty()) refuse(std::move(unknown));
     return settings;
   }
+
+ private:
+  struct Unknown {
+    std::string name;
+    toml::source_index line;
+  };
+
+  bool has_option(const std::string& name) const {
+    return app_->get_option_no_throw("--" + name) != nullptr || app_->get_option_no_throw(name) != nullptr;
+  }
+
+  /// One or two are mistakes of writing; more are the settings of another program.
+  [[noreturn]] void refuse(std::vector<Unknown> unknown) const {
+    std::sort(unknown.begin(), unknown.end(), [](const Unknown& a, const Unknown& b) { return a.line < b.line; });
+    const CLI::Option* const option = app_->get_config_ptr();
+    const std::string file = option != nullptr && option->count() > 0 ? " " + option->results().back() : "";
+    const Unknown& first = unknown.front();
+    if (unknown.size() <= 2) {
+      std::vector<std::string> names;
+      for (const CLI::Option* const one : app_->get_options())
+        if (one->get_configurable() && !one->get_group().empty()) names.push_back(one->get_single_name());
+      throw CLI::ConfigError(lpo::message("--config", file, ": line ", first.line, ": there is no option ", first.name,
+                                          lpo::detail::near_keys(first.name, names)));
+    }
+    std::string list;
+    for (std::size_t i = 0; i < std::min<std::size_t>(unknown.size(), 3); ++i) list += (i > 0 ? ", " : "") + unknown[i].name;
+    throw CLI::ConfigError(lpo::message("--config", file, ": ", unknown.size(), " of its keys are no options here (", list,
+                                        unknown.size() > 3 ? ", ..." : "", "): these are the settings of another program"));
+  }
+
+  const CLI::App* app_;
 };
 
 /// Whether `value` is a number that setting_text() gives back as it is.
@@ -107,7 +147,7 @@ inline std::string toml_value(const CLI::Option& option) {
 inline void add_config_option(CLI::App& app) {
   app.set_config("--config", "", "TOML file of these options; the command line wins");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  app.config_formatter(std::make_shared<detail::TomlConfig>());
+  app.config_formatter(std::make_shared<detail::TomlConfig>(&app));
 }
 
 /// Every option of the help as it is in effect, with its description, as a file that `--config` reads. Options without a

@@ -148,11 +148,18 @@ class ModelSource {
   /// Single files always tell; reward models' base folders may have no scheduler.
   bool has_scheduler() const { return file_ || lpo::file_exists(path_ + "/scheduler/scheduler_config.json"); }
 
-  /// For its own sampler or for another one. `prediction_type` goes before what the model says.
+  /// For its own sampler or for another one. `prediction_type` goes before what the model says. The first call says on
+  /// stderr where the model names a scheduler that lpo does not have.
   lpo::SchedulerConfig scheduler(std::optional<lpo::SamplerKind> sampler = {},
                                  std::optional<lpo::PredictionType> prediction_type = {}) const {
     if (file_) return lpo::load_scheduler(*file_, sampler, prediction_type);
     auto config = lpo::load_scheduler(path_ + "/scheduler", sampler);
+    static bool told = false;
+    const std::string file = path_ + "/scheduler/scheduler_config.json";
+    const std::string unknown = lpo::unknown_scheduler_class(lpo::JsonConfig::from_file(file));
+    if (!unknown.empty() && !std::exchange(told, true))
+      std::fprintf(stderr, "note: %s: lpo has no %s; %s takes its place, along the betas of the file\n", file.c_str(),
+                   unknown.c_str(), std::string(lpo::diffusers_class_of(config.sampler)).c_str());
     if (prediction_type) config.prediction_type = *prediction_type;
     return config;
   }

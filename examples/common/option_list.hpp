@@ -2,16 +2,68 @@
 // OptionList: how the programs name their options.
 #pragma once
 
+#include <cerrno>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include <CLI/CLI.hpp>
+
+#include <lpo/base/config.hpp>
 
 #include "device_options.hpp"
 #include "options.hpp"
 
 namespace examples {
+
+namespace detail {
+
+/// The number that is all of `text`, or nothing.
+inline std::optional<double> number_of(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  return end == text.c_str() || *end != '\0' ? std::nullopt : std::optional(value);
+}
+
+/// A check that says what is wrong in words; CLI11's own names the largest double. `label` stands in the help.
+inline CLI::Validator number_check(const char* label, const char* expected, bool (*holds)(double)) {
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        const auto value = number_of(text);
+        return value && holds(*value) ? "" : text + " is not " + expected;
+      },
+      label);
+}
+
+}  // namespace detail
+
+/// Checks of options that are numbers.
+inline const CLI::Validator positive = detail::number_check("POSITIVE", "a number above 0", [](double x) { return x > 0; });
+inline const CLI::Validator not_negative =
+    detail::number_check("NONNEGATIVE", "a number of at least 0", [](double x) { return x >= 0; });
+inline const CLI::Validator power_of_two = detail::number_check("POWER OF TWO", "a power of two, such as 1024", [](double x) {
+  int exponent = 0;
+  return x > 0 && std::isfinite(x) && std::frexp(x, &exponent) == 0.5;
+});
+
+/// The check of a seed: CLI11 takes -1 as 2^64 - 1.
+inline const CLI::Validator seed_range(
+    [](std::string& text) -> std::string {
+      errno = 0;
+      char* end = nullptr;
+      std::strtoull(text.c_str(), &end, 0);
+      if (text.find('-') == text.npos && errno == 0 && end != text.c_str() && *end == '\0') return "";
+      return text + " is not a whole number from 0 to 18446744073709551615";
+    },
+    "");
+
+/// Adds `--version`: of the library that the program is made of.
+inline void add_version_option(CLI::App& app, const std::string& program) {
+  app.set_version_flag("--version", program + " of lpo " LPO_VERSION_STRING, "print the version and stop");
+}
 
 /// The check of a type that files are written in: what dtype_of knows, or "keep".
 inline CLI::IsMember dtype_or_keep() {
@@ -44,7 +96,9 @@ struct OptionList {
 
   template <class T>
   CLI::Option* operator()(const char* name, T& value, const char* text) const {
-    return app.add_option(both_spellings(name), value, text);
+    CLI::Option* const option = app.add_option(both_spellings(name), value, text);
+    if constexpr (std::is_same_v<T, std::uint64_t>) option->check(seed_range);  // seeds are the only options of this type
+    return option;
   }
   CLI::Option* flag(const char* name, bool& value, const char* text) const {
     return app.add_flag(both_spellings(name), value, text);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,13 +41,17 @@ struct Policy {
 
   explicit Policy(PolicySettings settings) : text(settings.model.tokenizers(F)), settings_(std::move(settings)) {
     if (!settings_.full_finetuning) {
-      const int adapted = lpo::enable_lora<T, Device>(
-          unet, settings_.rank, static_cast<float>(lora_alpha()),
-          [&](const auto& name) { return lpo::is_lora_target(name, settings_.lora_targets); });
-      if (adapted == 0) {
-        std::string targets;
-        for (const std::string& one : settings_.lora_targets) targets += (targets.empty() ? "" : ",") + one;
-        throw lpo::ValueError(lpo::message("[LoRA] no projection is named as --lora_targets ", targets,
+      const auto& targets = settings_.lora_targets;
+      std::set<std::string> unused(targets.begin(), targets.end());
+      const int adapted =
+          lpo::enable_lora<T, Device>(unet, settings_.rank, static_cast<float>(lora_alpha()), [&](const auto& name) {
+            std::erase_if(unused, [&](const std::string& target) { return lpo::is_lora_target(name, {target}); });
+            return lpo::is_lora_target(name, targets);
+          });
+      if (adapted == 0 || !unused.empty()) {
+        std::string names;
+        for (const std::string& one : unused) names += (names.empty() ? "" : ",") + one;
+        throw lpo::ValueError(lpo::message("[LoRA] no projection is named as --lora_targets ", names,
                                            " says; a UNet's are to_q, to_k, to_v and to_out.0, of attn1 and attn2"));
       }
     } else {

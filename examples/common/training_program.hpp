@@ -3,10 +3,12 @@
 // folder, leave the settings in it.
 #pragma once
 
+#include <cstdio>
 #include <optional>
 #include <string>
 
 #include <lpo/io/file.hpp>
+#include <lpo/io/folder_lock.hpp>
 #include <lpo/optim/schedule.hpp>
 #include <lpo/train/training_checkpoint.hpp>
 
@@ -47,6 +49,13 @@ inline lpo::LearningRateKind learning_rate_kind(const std::string& name) {
   return name == "log_warmup_decay" ? Kind::log_warmup_decay : Kind::constant;
 }
 
+/// Says on stderr that --lr_warmup_steps was given for nothing.
+inline void note_unused_warmup(const CLI::App& app, const std::string& lr_scheduler, lpo::index_t lr_warmup_steps) {
+  if (lr_scheduler == "constant" && lr_warmup_steps > 0 && app.get_option("--lr_warmup_steps")->count() > 0)
+    std::fprintf(stderr, "note: --lr_warmup_steps %lld has no effect with --lr_scheduler constant; constant_with_warmup has it\n",
+                 static_cast<long long>(lr_warmup_steps));
+}
+
 /// Height and width of the pictures: `asked`, or the model's for 0. ValueError where the UNet cannot halve their
 /// latents.
 inline int training_resolution(const std::string& program, int asked, const ModelSource& model,
@@ -75,11 +84,31 @@ inline std::string keep_settings(const CLI::App& app, const std::string& folder)
   return settings;
 }
 
+/// A run's folder, in which no other run writes while this lives, and the settings in it. Of ranks, which are one run, the
+/// first holds it; where it cannot, all throw.
+class RunFolder {
+ public:
+  RunFolder(const CLI::App& app, const std::string& folder, const Processes& processes) {
+    on_first(processes, [&] {
+      lpo::make_directories(folder);
+      lock_.emplace(folder);
+      settings_ = keep_settings(app, folder);
+    });
+  }
+  /// As config.toml has them; empty on other ranks.
+  const std::string& settings() const { return settings_; }
+
+ private:
+  std::optional<lpo::FolderLock> lock_;
+  std::string settings_;
+};
+
 /// Trains a policy of the model's family F in the type T of --dtype, or prints what that needs. `make_job(o, model,
 /// family)` decides everything else; `align` and `print_plan` are called as operator()<F, T>(job).
 template <class Options, class MakeJob, class Align, class PrintPlan>
 void run_policy_program(const Options& o, const CLI::App& app, const std::string& command, const Processes& processes,
                         const MakeJob& make_job, const Align& align, const PrintPlan& print_plan) {
+  note_unused_warmup(app, o.lr_scheduler, o.lr_warmup_steps);
   const ModelSource model(o.model, o.variant, o.tokenizer);
   with_family(
       model.path(), [&](const ModelFamily& family) { return model.differences(family); },
@@ -90,7 +119,8 @@ void run_policy_program(const Options& o, const CLI::App& app, const std::string
         with_storage(o.dtype, [&]<class T>() {
           const auto plan = [&] { print_plan.template operator()<F, T>(job); };
           if (o.dry_run) return plan();
-          if (processes.first()) job.settings = keep_settings(app, o.output_dir);
+          const RunFolder folder(app, o.output_dir, processes);
+          job.settings = folder.settings();
           run_within_memory([&] { align.template operator()<F, T>(job); }, plan);
         });
       });

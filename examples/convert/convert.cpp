@@ -37,6 +37,7 @@ void program(int argc, char** argv) {
       "Convert a Stable Diffusion checkpoint (v1, v2, XL): a single .safetensors file becomes a diffusers folder, a "
       "diffusers "
       "folder becomes a single file. Any width; memory stays far below the size of the file."};
+  examples::add_version_option(app, "convert");
   app.add_option("from", o.from, "a single .safetensors file, or a diffusers folder")->required();
   app.add_option("to", o.to, "a folder, or the name of a single .safetensors file")->required();
   app.add_option("--dtype", dtype, "type of the weights")->capture_default_str()->check(examples::dtype_or_keep());

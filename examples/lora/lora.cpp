@@ -227,7 +227,7 @@ CLI::App* add_extract(CLI::App& app, Options& o) {
   command->add_option("base", o.base, base_text)->required();
   command->add_option("tuned", o.tuned, "the same after training")->required();
   command->add_option("out", o.out, "the file to write")->required();
-  command->add_option("--rank", o.rank, "rank of every adapter")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--rank", o.rank, "rank of every adapter")->capture_default_str()->check(examples::positive);
   command
       ->add_option(examples::both_spellings("conv_rank"), o.kernel_rank,
                    "rank for convolutions larger than 1x1; 0 leaves them out, -1 takes --rank")
@@ -247,6 +247,7 @@ CLI::App* add_extract(CLI::App& app, Options& o) {
 int main(int argc, char** argv) {
   Options o;
   CLI::App app{"Inspect, check, merge, convert and extract LoRA files of diffusers, peft and kohya's tools.", "lora"};
+  examples::add_version_option(app, "lora");
   app.require_subcommand(1);
   const std::pair<CLI::App*, int (*)(const Options&)> commands[] = {{add_inspect(app, o), inspect},
                                                                     {add_check(app, o), check},

@@ -86,6 +86,7 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   const examples::OptionList add{app};
   examples::add_config_option(app);
+  examples::add_version_option(app, "score");
   app.add_option("inputs", files, "PNG and JPEG pictures; latents [n, channels, h, w] in .npy and .safetensors files")
       ->required();
   add("lrm", job.reward_model, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors")
@@ -101,14 +102,14 @@ int main(int argc, char** argv) {
   add("timesteps", timesteps, "noise levels, for example 1,201,401")->allow_extra_args(false)->delimiter(',');
   add("seed", job.seed, "seed of the noise, which is the same for every input and timestep");
   add("noises", job.noises, "scores are means over so many noises, of seeds seed, seed + 1, ...")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   add("rng", rng, "noise: torch or philox")->check(CLI::IsMember({"torch", "philox"}));
   add.flag("noisy_latents", job.noisy_latents, "latents are noisy already: nothing is added");
   examples::add_reward_feature_options(add, job.features);
   add("resolution", resolution, "pictures are resized to this square; 0 takes the base model's")
-      ->check(CLI::NonNegativeNumber);
-  add("batch_size", job.batch_size, "latents at once")->check(CLI::PositiveNumber);
-  add("threads", job.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
+  add("batch_size", job.batch_size, "latents at once")->check(examples::positive);
+  add("threads", job.threads, "0 takes all")->check(examples::not_negative);
   examples::add_device_options(add, job.device);
   add("format", format, "what is printed")->check(CLI::IsMember({"table", "csv", "json"}));
   add("plot", plot, "also write a plot of score against timestep to this SVG file");

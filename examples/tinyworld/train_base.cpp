@@ -14,6 +14,7 @@
 #include <lpo/train/training_checkpoint.hpp>
 
 #include "../common/console.hpp"
+#include "../common/option_list.hpp"
 #include "tiny_files.hpp"
 #include "tiny_pipeline.hpp"
 #include "world/caption.hpp"
@@ -301,15 +302,16 @@ void write_loss_curve(const std::string& folder, bool with_vae) {
 void program(int argc, char** argv) {
   Options o;
   CLI::App app{"Train the tiny world's base model: AutoencoderKL, CLIP text encoder and UNet, written as a diffusers folder."};
+  examples::add_version_option(app, "train_base");
   app.add_option("--output_dir,--output-dir", o.output_dir, "where the model is written")->capture_default_str();
   app.add_option("--vae", o.vae, "model folder whose autoencoder is taken over instead of training one");
-  app.add_option("--seed", o.seed, "seed of weights, pictures and noise")->capture_default_str();
-  app.add_option("--threads", o.threads, "threads; 0 takes all")->capture_default_str();
+  app.add_option("--seed", o.seed, "seed of weights, pictures and noise")->capture_default_str()->check(examples::seed_range);
+  app.add_option("--threads", o.threads, "threads; 0 takes all")->capture_default_str()->check(examples::not_negative);
   app.add_option("--vae_steps,--vae-steps", o.vae_steps, "autoencoder steps")->capture_default_str();
   app.add_option("--max_train_steps,--max-train-steps", o.unet_steps, "denoiser steps")->capture_default_str();
-  app.add_option("--train_batch_size,--train-batch-size", o.batch, "pictures per step")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--images", o.images, "pictures that the denoiser sees")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--checkpointing_steps,--checkpointing-steps", o.checkpointing_steps, "save every so many steps")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--train_batch_size,--train-batch-size", o.batch, "pictures per step")->capture_default_str()->check(examples::positive);
+  app.add_option("--images", o.images, "pictures that the denoiser sees")->capture_default_str()->check(examples::positive);
+  app.add_option("--checkpointing_steps,--checkpointing-steps", o.checkpointing_steps, "save every so many steps")->capture_default_str()->check(examples::positive);
   app.add_flag("--resume", o.resume, "continue from the newest checkpoint in the output folder");
   try {
     app.parse(argc, argv);

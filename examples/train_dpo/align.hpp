@@ -2,6 +2,7 @@
 // The run itself: encode the pictures, read the model, train, draw now and then, log, write the result and its report.
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -34,6 +35,8 @@ void align(const Job& job) {
   policy->read();
   const auto pairs = examples::load_pairs<F>(job.pairs(), job.data, o.cache_dir,
                                              [&](const std::string& caption) { return policy->text.ids(caption); });
+  const auto preferences = std::count_if(pairs.labels.begin(), pairs.labels.end(), [](const auto& label) { return !label.tie(); });
+  examples::note_large_step(job.trainer.train_batch_size, preferences, "--gradient_accumulation_steps");
   const auto validation = std::make_unique<examples::ValidationPictures<F, T>>(context, job.validation(), *policy);
 
   const lpo::NoiseSchedule schedule(job.schedule);

@@ -77,6 +77,7 @@ int main(int argc, char** argv) {
   app.footer(examples::ranks_help);
   const examples::OptionList add{app};
   examples::add_config_option(app);
+  examples::add_version_option(app, "train_dpo");
   examples::add_model_options(app, o);
   add("train_data_dir", o.train_data,
       "pairs: a folder with pairs.jsonl, a folder of *.tar shards, the cache of an earlier run (of train_lrm, too), or "
@@ -87,23 +88,24 @@ int main(int argc, char** argv) {
   add.flag("encode_only", o.encode_only, "encode the pictures and stop");
   examples::add_policy_run_options(add, o);
   add("checkpointing_steps", o.checkpointing_steps, "a checkpoint every so many steps; 0 is none")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
 
-  add("max_train_steps", o.max_train_steps, "optimizer steps")->check(CLI::PositiveNumber);
+  add("max_train_steps", o.max_train_steps, "optimizer steps")->check(examples::positive);
   app.add_option("--beta_dpo,--beta-dpo,--beta", o.beta, "strength of the preference against the reference")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   add("proportion_empty_prompts", o.proportion_empty_prompts, "share of pairs that are trained without their prompt")
       ->check(CLI::Range(0.0, 1.0));
   examples::add_policy_training_options(add, o);
   add("lr_scheduler", o.lr_scheduler, "of the learning rate")
       ->check(CLI::IsMember({"constant", "constant_with_warmup", "linear", "cosine"}));
   add("max_grad_norm", o.max_grad_norm, "gradients are scaled down to this norm; 0 is off")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
 
   add("validation_steps", o.validation_steps, "draw every so many steps; 0 is at the beginning and the end only")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   add("num_inference_steps", o.num_inference_steps, "denoising steps of these pictures")->check(CLI::Range(1, 1000));
-  add("guidance_scale", o.guidance_scale, "classifier-free guidance of these pictures; training has none");
+  add("guidance_scale", o.guidance_scale, "classifier-free guidance of these pictures; training has none")
+      ->check(examples::not_negative);
   return examples::run_ranks("train_dpo", [&](const examples::Processes& processes) {
     examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);

@@ -130,6 +130,7 @@ int main(int argc, char** argv) {
   app.footer(examples::ranks_help);
   const examples::OptionList add{app};
   examples::add_config_option(app);
+  examples::add_version_option(app, "train_lpo");
   examples::add_model_options(app, o);
   add("lrm", o.lrm, "reward model folder: unet/, text_encoder/, state_dict.pt or head.safetensors");
   add("objective", o.objective,
@@ -145,27 +146,28 @@ int main(int argc, char** argv) {
       ->required();
   examples::add_policy_run_options(add, o);
   add("checkpointing_iterations", o.checkpointing_iterations, "a checkpoint every so many iterations; 0 is none")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
 
-  add("num_train_epochs", o.epochs, "passes over the prompts")->check(CLI::PositiveNumber);
+  add("num_train_epochs", o.epochs, "passes over the prompts")->check(examples::positive);
   add("max_train_iterations", o.iterations, "roll-outs in all, instead of epochs; 0 takes the epochs")
-      ->check(CLI::NonNegativeNumber);
-  add("sample_batch_size", o.sample_batch_size, "prompts of a roll-out")->check(CLI::PositiveNumber);
+      ->check(examples::not_negative);
+  add("sample_batch_size", o.sample_batch_size, "prompts of a roll-out")->check(examples::positive);
   add("num_inference_steps", o.num_inference_steps, "S, denoising steps")->check(CLI::Range(1, 1000));
-  add("guidance_scale", o.guidance_scale, "classifier-free guidance, in sampling and training; 1 is none");
+  add("guidance_scale", o.guidance_scale, "classifier-free guidance, in sampling and training; 1 is none")
+      ->check(examples::not_negative);
   add("eta", o.eta, "noise of a step, as in DDIM")->check(CLI::Range(0.0, 1.0));
   add("num_candidates", o.candidates, "K, next latents that are drawn and compared at each step")
       ->check(CLI::Range(2, 64));
-  add("divert_start_step", o.divert_start_step, "steps before it are not compared")->check(CLI::NonNegativeNumber);
+  add("divert_start_step", o.divert_start_step, "steps before it are not compared")->check(examples::not_negative);
   add("divert_end_step", o.divert_end_step, "the roll-out ends before it; 0 is at the end")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   add("lrm_timestep", o.lrm_timestep,
       "what the reward model is told: departure (the paper's runs) or arrival (as it was trained)")
       ->check(CLI::IsMember({"departure", "arrival"}));
   examples::add_reward_feature_options(add, o.features);
   add("lrm_head_dtype", o.lrm_head_dtype, "float16 rounds scores as the original code does")
       ->check(CLI::IsMember({"float32", "float16"}));
-  add("lrm_max_rows", o.lrm_max_rows, "candidates scored at once, for memory; 0 is all")->check(CLI::NonNegativeNumber);
+  add("lrm_max_rows", o.lrm_max_rows, "candidates scored at once, for memory; 0 is all")->check(examples::not_negative);
   add("threshold_mode", o.threshold_mode, "what the smallest gap of a pair grows with")
       ->check(CLI::IsMember({"sigma", "variance", "linear", "const"}));
   add("threshold_table", o.threshold_table, "closed_form, or the rounded tables of the original code")
@@ -176,7 +178,7 @@ int main(int argc, char** argv) {
   add("threshold_quantile", o.threshold_quantile,
       "above 0: find threshold_min and threshold_max such that about this share of pairs is rejected")
       ->check(CLI::Range(0.0, 0.99));
-  add("calibration_rollouts", o.calibration_rollouts, "roll-outs for that")->check(CLI::PositiveNumber);
+  add("calibration_rollouts", o.calibration_rollouts, "roll-outs for that")->check(examples::positive);
 
   app.add_option("--beta,--beta_dpo,--beta-dpo", o.beta,
                  "strength of the preference against the reference; grpo: weight of the divergence from it; below 0 takes "
@@ -198,8 +200,8 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"constant", "constant_with_warmup"}));
   add("max_grad_norm", o.max_grad_norm,
       "gradients are scaled down to this norm; 0 is off, as the original code in effect")
-      ->check(CLI::NonNegativeNumber);
-  add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(CLI::PositiveNumber);
+      ->check(examples::not_negative);
+  add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(examples::positive);
   return examples::run_ranks("train_lpo", [&](const examples::Processes& processes) {
     examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);

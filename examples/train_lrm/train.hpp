@@ -117,6 +117,8 @@ int train_and_export(const Job& job) {
   if (job.validation.kind != DataSet::Kind::none)
     validation = examples::load_pairs<F>(job.validation_pairs(), job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
+  if (o.training.batch_unit == lpo::BatchUnit::pair)
+    examples::note_large_step(o.training.train_batch_size, pairs.size(), "--train_batch_size");
   results.pairs = pairs.size();
   results.images = examples::pictures_of(pairs);
   results.validation_pairs = validation.size();

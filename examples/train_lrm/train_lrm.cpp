@@ -2,6 +2,7 @@
 // train_lrm: trains a latent reward model from a Stable Diffusion model and pairs of pictures that people preferred.
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -48,6 +49,7 @@ int program(Options& o, CLI::App& app, const std::string& command, const example
         app, "train_lrm", o.lrm, o.features, processes.first(),
         {.multi_scale = nullptr, .multi_scale_cfg = "--multi_scale_cfg", .single_scale = "--single_scale"});
   check(o);
+  examples::note_unused_warmup(app, o.lr_scheduler, o.training.lr_warmup_steps);
   if (o.cache_dir.empty()) o.cache_dir = o.output_dir + "/cache";
   o.training.output_dir = o.output_dir;
   Job job;
@@ -64,7 +66,8 @@ int program(Options& o, CLI::App& app, const std::string& command, const example
       [&]<const examples::ModelFamily & F>() {
         job.resolution = examples::training_resolution("train_lrm", o.resolution, job.model, F);
         job.options = o;
-        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
+        std::optional<examples::RunFolder> folder;
+        if (!o.dry_run) job.settings = folder.emplace(app, o.output_dir, processes).settings();
         status = train_lrm::train<F>(job);
       });
   return status;
@@ -83,6 +86,7 @@ int main(int argc, char** argv) {
   const examples::OptionList add{app};
   t.checkpointing_steps = 100;
   examples::add_config_option(app);
+  examples::add_version_option(app, "train_lrm");
   add("pretrained_model_name_or_path", o.model,
       "base model: a diffusers folder, or a single .safetensors or .ckpt file")
       ->required();
@@ -110,11 +114,11 @@ int main(int argc, char** argv) {
   add("pair_noise", o.pair_noise, "noise of the two pictures of a pair")
       ->check(CLI::IsMember({"independent", "shared"}));
   add("noise_offset", t.noise_offset, "adds so much of one normal number for each picture and channel to the noise")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   add.flag("compare_between_timestep", t.compare_between_timestep,
            "also train on the preferred pictures alone, each at two neighbouring timesteps: the less noisy one is better");
   add("aux_loss_coeff", t.loss.aux_coefficient, "weight of what compare_between_timestep adds")
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none; with --lrm, as that was trained");
   add.flag("single_scale", o.single_scale, "pool the middle block only; with --lrm, as that was trained");
   add.flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");

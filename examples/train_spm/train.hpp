@@ -184,6 +184,7 @@ int train_and_export(const Job& job) {
   if (job.validation.kind != DataSet::Kind::none)
     validation = examples::load_pairs<F>(job.validation_pairs(), job.validation, validation_cache, tokenize);
   if (o.validation_pairs > 0) validation = lpo::hold_out_pairs(pairs, o.validation_pairs);
+  examples::note_large_step(o.training.train_batch_size, pairs.size(), "--train_batch_size");
 
   const lpo::NoiseSchedule schedule(job.model.has_scheduler() ? job.model.scheduler() : lpo::SchedulerConfig{});
   const auto empty = job.model.zeros_for_empty_prompt() ? lpo::EmptyPrompt::zeros : lpo::EmptyPrompt::encoded;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // train_spm: trains SPO's step-aware preference model on pairs of pictures; train_lpo --objective spo aligns with it.
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -25,6 +26,7 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
   o.training.lr_scheduler = examples::learning_rate_kind(o.lr_scheduler);
   if (o.validation_timesteps.empty()) o.validation_timesteps = {1, 201, 401, 601, 801};
   check(o);
+  examples::note_unused_warmup(app, o.lr_scheduler, o.training.lr_warmup_steps);
   if (o.cache_dir.empty()) o.cache_dir = o.output_dir + "/cache";
   o.training.output_dir = o.output_dir;
   Job job;
@@ -39,7 +41,8 @@ int program(Options& o, const CLI::App& app, const std::string& command, const e
       [&]<const examples::ModelFamily & F>() {
         job.resolution = examples::training_resolution("train_spm", o.resolution, job.model, F);
         job.options = o;
-        if (!o.dry_run && processes.first()) job.settings = examples::keep_settings(app, o.output_dir);
+        std::optional<examples::RunFolder> folder;
+        if (!o.dry_run) job.settings = folder.emplace(app, o.output_dir, processes).settings();
         status = train_spm::train<F>(job);
       });
   return status;
@@ -65,6 +68,7 @@ int main(int argc, char** argv) {
   app.footer(examples::ranks_help);
   const examples::OptionList add{app};
   examples::add_config_option(app);
+  examples::add_version_option(app, "train_spm");
   add("pretrained_model_name_or_path", o.model,
       "the model that predicts pictures: a diffusers folder, or a single .safetensors or .ckpt file")
       ->required();
@@ -73,8 +77,9 @@ int main(int argc, char** argv) {
   add("clip_model", o.clip_model, "begin with the weights of this CLIP model (PickScore): its folder, or a file");
   add("preference_model", o.preference_model, "or with those of an earlier step-aware preference model");
   examples::add_reward_training_options(add, o);
-  add("guidance_scale", o.guidance_scale, "with which pictures are predicted; 1 is none");
-  add("micro_batch_size", t.micro_batch_size, "pairs in memory at once; 0 is all")->check(CLI::NonNegativeNumber);
+  add("guidance_scale", o.guidance_scale, "with which pictures are predicted; 1 is none")
+      ->check(examples::not_negative);
+  add("micro_batch_size", t.micro_batch_size, "pairs in memory at once; 0 is all")->check(examples::not_negative);
   add("lr_scheduler", o.lr_scheduler, "of the learning rate")
       ->check(CLI::IsMember({"constant", "constant_with_warmup", "linear", "cosine"}));
   add.flag("freeze_text_model", o.freeze_text_model, "train the vision tower alone");

@@ -110,6 +110,7 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   const examples::OptionList add{app};
   examples::add_config_option(app);
+  examples::add_version_option(app, "txt2img");
   add("pretrained_model_name_or_path", o.model, "model: a diffusers folder, or a single .safetensors or .ckpt file")
       ->required();
   add("variant", o.variant, "weights ….VARIANT.safetensors, for example fp16");
@@ -120,14 +121,15 @@ int main(int argc, char** argv) {
   add("prompt_file", o.prompt_file, "JSON list of prompts or of objects with a \"caption\", or plain text, a prompt a line");
   add("negative_prompt", o.negative_prompt, "what to stay away from");
   add("num_inference_steps", o.steps, "denoising steps")->check(CLI::Range(1, 1000));
-  add("guidance_scale", o.guidance_scale, "classifier-free guidance; up to 1 is none [7.5; SDXL 5]");
+  add("guidance_scale", o.guidance_scale, "classifier-free guidance; up to 1 is none [7.5; SDXL 5]")
+      ->check(examples::not_negative);
   add("guidance_rescale", o.guidance_rescale, "for v-prediction with zero terminal SNR")->check(CLI::Range(0.0, 1.0));
-  add("height", o.height, "pixels; 0 takes the model's")->check(CLI::NonNegativeNumber);
-  add("width", o.width, "pixels; 0 takes the model's")->check(CLI::NonNegativeNumber);
+  add("height", o.height, "pixels; 0 takes the model's")->check(examples::not_negative);
+  add("width", o.width, "pixels; 0 takes the model's")->check(examples::not_negative);
   add("num_images_per_prompt", o.images_per_prompt, "pictures of each prompt, from seed, seed + 1, ...")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   add("batch_size", o.batch_size, "pictures at once; changes memory and speed, not pictures")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   add("seed", o.seed, "seed of the first picture of each prompt");
   add("scheduler", o.scheduler, "ddim, ddpm, euler, euler_a, dpm++_2m, dpm++_2m_karras or pndm [the model's]");
   add("prediction_type", o.prediction_type, "epsilon or v_prediction, where the model does not say [the model's]")
@@ -138,7 +140,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"torch", "philox"}));
   add("dtype", o.dtype, "how weights and activations are kept in memory; arithmetic is float32")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
-  add("threads", o.threads, "0 takes all")->check(CLI::NonNegativeNumber);
+  add("threads", o.threads, "0 takes all")->check(examples::not_negative);
   examples::add_device_options(add, o.device);
   add("output_dir", o.output_dir, "where pictures, metadata.jsonl and grid.png, of the first 100, go");
   add.flag("dry_run", o.dry_run, "print the plan and stop");

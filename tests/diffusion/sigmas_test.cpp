@@ -47,4 +47,11 @@ TEST_CASE("a grid has one sigma more than timesteps") {
   config.final_sigmas_type = lpo::FinalSigmasType::sigma_min;
   CHECK(lpo::dpm_sigmas(NoiseSchedule(config), 5, true).sigmas.back() == Approx(0.0292).epsilon(1e-3));
   CHECK(lpo::dpm_sigmas(NoiseSchedule(config), 5, false).timesteps == std::vector<double>{831, 665, 499, 333, 167});
+  config.steps_offset = 0;
+  CHECK(lpo::dpm_sigmas(NoiseSchedule(config), 999, false).timesteps.front() == 999);
+  CHECK_THROWS_WITH_AS(lpo::dpm_sigmas(NoiseSchedule(config), 1000, false),
+                       "[timesteps] 1000 steps asked of DPM++ over 1000 training timesteps, which leading spacing parts into "
+                       "one step more than are taken; expected at most 999",
+                       lpo::ValueError);
+  CHECK(lpo::dpm_sigmas(NoiseSchedule(config), 1000, true).timesteps.size() == 1000);
 }

@@ -183,9 +183,30 @@ TEST_CASE("a scheduler config tells its sampler, or is read for another one with
   const auto nothing = JsonConfig::from_text("{}", "s");
   CHECK_FALSE(scheduler_from_json(nothing, SamplerKind::euler).clip_sample);
   CHECK(scheduler_from_json(nothing, SamplerKind::ddpm).clip_sample);
-  CHECK(scheduler_from_json(JsonConfig::from_text(R"({"_class_name": "UniPCMultistepScheduler"})", "s")).sampler ==
-        SamplerKind::ddim);
+  const auto unipc = JsonConfig::from_text(R"({"_class_name": "UniPCMultistepScheduler", "beta_start": 0.001})", "s");
+  CHECK(scheduler_from_json(unipc).sampler == SamplerKind::ddim);
+  CHECK(scheduler_from_json(unipc).beta_start == 0.001);
+  CHECK(unknown_scheduler_class(unipc) == "UniPCMultistepScheduler");
+  CHECK(unknown_scheduler_class(sd15) == "");
+  CHECK(unknown_scheduler_class(nothing) == "");
   CHECK_FALSE(scheduler_from_json(JsonConfig::from_text(R"({"_class_name": "PNDMScheduler"})", "s")).skip_prk_steps);
+}
+
+TEST_CASE("schedulers of models of another kind are refused, whatever the sampler") {
+  const auto refusal = [](const std::string& text, std::optional<SamplerKind> sampler = std::nullopt) {
+    return message_of<FileError>([&] { scheduler_from_json(JsonConfig::from_text(text, "s"), sampler); });
+  };
+  const std::string flow = R"({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0})";
+  CHECK(refusal(flow) ==
+        "[config] s: _class_name is FlowMatchEulerDiscreteScheduler, of models of another kind (flow matching); lpo reads "
+        "those that denoise along a schedule of betas, such as DDIMScheduler");
+  CHECK(has_part(refusal(flow, SamplerKind::ddim), "flow matching"));
+  CHECK(has_part(refusal(R"({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": true})"), "flow matching"));
+  CHECK(has_part(refusal(R"({"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"})"),
+                 "flow matching"));
+  for (const char* name : {"EDMEulerScheduler", "CMStochasticIterativeScheduler", "ScoreSdeVeScheduler", "AmusedScheduler"})
+    CHECK(has_part(refusal(R"({"_class_name": ")" + std::string(name) + R"("})"), "of models of another kind"));
+  CHECK(refusal(R"({"_class_name": "LCMScheduler"})") == "(nothing was thrown)");
 }
 
 TEST_CASE("what diffusers writes for DPM++ is read, other algorithms are refused") {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Tests of file mappings and of writes that happen entirely or not at all.
 #include <doctest/doctest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <lpo/io/file.hpp>
+#include <lpo/io/folder_lock.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -86,4 +90,34 @@ TEST_CASE("an exception in the writer leaves the older file and nothing else") {
   CHECK(directory.read("out.txt") == "older");
   CHECK(entries_in(directory.path()) == 1);
   CHECK_THROWS_AS(lpo::write_text_file(directory.file("no/such/directory"), "x"), lpo::FileError);
+}
+
+TEST_CASE("one lock on a folder at a time, of a process that still runs") {
+  const TemporaryDirectory directory;
+  const auto attempt = [&] { return message_of<lpo::FileError>([&] { lpo::FolderLock again(directory.path()); }); };
+  std::optional<lpo::FolderLock> lock(directory.path());
+  const std::string own = attempt();
+  CAPTURE(own);
+  CHECK(own.starts_with("[lock] " + directory.path() + ": another run writes into this folder (process " +
+                        std::to_string(::getpid()) + " on "));
+  lock.reset();
+  CHECK(attempt() == "(nothing was thrown)");
+
+  int ready[2] = {};
+  REQUIRE(::pipe(ready) == 0);
+  const ::pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    const lpo::FolderLock held(directory.path());
+    if (::write(ready[1], "x", 1) != 1) ::_exit(1);
+    for (;;) ::pause();
+  }
+  char byte = 0;
+  REQUIRE(::read(ready[0], &byte, 1) == 1);
+  CHECK(has_part(attempt(), "process " + std::to_string(child) + " on "));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  CHECK(attempt() == "(nothing was thrown)");
+  for (const int end : ready) ::close(end);
+  CHECK_THROWS_AS(lpo::FolderLock(directory.file("nothing")), lpo::FileError);
 }

@@ -5,10 +5,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
+#include <lpo/io/folder_lock.hpp>
 #include <lpo/io/lora_file.hpp>
 #include <lpo/train/metrics.hpp>
 #include <lpo/train/training_checkpoint.hpp>
@@ -208,6 +211,55 @@ TEST_CASE("the presets are settings of train_dpo, and --dry-run shows the plan a
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }
 
+TEST_CASE("train_dpo tells of options without effect and of steps that take more pairs than there are") {
+  const DpoSetting setting;
+  const std::vector<std::string> short_run = {"--max_train_steps", "1"};
+  const auto plain = setting.train(setting.pictures, "plain", short_run);
+  REQUIRE(plain.status == 0);
+  CHECK_FALSE(has_part(plain.printed, "note:"));
+  const auto told = setting.train(setting.pictures, "told", {"--max_train_steps", "1", "--lr_warmup_steps", "5",
+                                                             "--gradient_accumulation_steps", "10"});
+  CAPTURE(told.printed);
+  REQUIRE(told.status == 0);
+  CHECK(has_part(told.printed, "note: --lr_warmup_steps 5 has no effect with --lr_scheduler constant; "));
+  CHECK(has_part(told.printed, "note: an optimizer step takes 20 pairs, and there are 19: they come several times in it; "));
+}
+
+TEST_CASE("SIGTERM within a long step drops it, and train_dpo stops soon") {
+  const DpoSetting setting;
+  {  // a step of a hundred thousand pairs takes minutes
+    RunningProgram program(LPO_PROGRAM_TRAIN_DPO,
+                           setting.arguments(setting.pictures, "long", {"--gradient_accumulation_steps", "50000"}),
+                           setting.directory.file("log"));
+    REQUIRE(program.runs_until([&] { return has_part(setting.directory.read("log"), " 0/6 "); }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    const auto begin = std::chrono::steady_clock::now();
+    program.send(SIGTERM);
+    CHECK(program.wait() == 130);
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
+  }
+  CAPTURE(setting.directory.read("log"));
+  CHECK(has_part(setting.directory.read("log"),
+                 "train_dpo: stopped: [DpoTrainer] cancelled after step 0 of 6; the step that was begun is dropped"));
+  CHECK(lpo::CheckpointFolder(setting.directory.file("long"), 0).steps() == std::vector<lpo::index_t>{0});
+  CHECK(has_part(setting.directory.read("long/report.html"), "Diffusion-DPO stopped"));
+}
+
+TEST_CASE("one run at a time writes into a folder") {
+  const DpoSetting setting;
+  lpo::make_directories(setting.directory.file("out"));
+  const lpo::FolderLock lock(setting.directory.file("out"));
+  for (const std::vector<std::string>& more : {std::vector<std::string>{}, {"--resume"}, {"--encode_only"}}) {
+    const auto run = setting.train(setting.pictures, "out", more);
+    CAPTURE(run.printed);
+    CHECK(run.status == 1);
+    CHECK(has_part(run.printed, "error: [lock] " + setting.directory.file("out") +
+                                    ": another run writes into this folder (process " + std::to_string(::getpid())));
+  }
+  CHECK_FALSE(lpo::file_exists(setting.directory.file("out/config.toml")));
+  CHECK(setting.train(setting.pictures, "out", {"--dry-run"}).status == 0);
+}
+
 TEST_CASE("train_dpo says what is wrong") {
   const DpoSetting setting;
   const auto says = [&](const std::vector<std::string>& more, const char* text) {
@@ -217,9 +269,20 @@ TEST_CASE("train_dpo says what is wrong") {
     CHECK_MESSAGE(has_part(run.printed, text), text);
   };
   says({"--learning_rat", "1"}, "--learning_rat");
-  says({"--config", setting.directory.write("bad.toml", "beta_dp = 1\n")}, "beta_dp");
+  const std::string bad = setting.directory.write("bad.toml", "seed = 1\nbeta_dp = 1\n");
+  says({"--config", bad}, ("--config " + bad + ": line 2: there is no option beta_dp (did you mean \"beta_dpo\"?)\n").c_str());
+  const std::string other = setting.directory.write("other.toml", "lrm = \"x\"\nseed = 1\nprompt_file = 1\nobjective = 2\neta = 1\n");
+  says({"--config", other}, ("--config " + other + ": 4 of its keys are no options here (lrm, prompt_file, objective, ...): "
+                             "these are the settings of another program\n").c_str());
   says({"--train_data_dir", setting.directory.file("none")}, "none: there is no such file or folder");
   says({"--lora_targets", "to_z"}, "[LoRA] no projection is named as --lora_targets to_z says");
+  says({"--lora_targets", "to_q,foo,bar"}, "[LoRA] no projection is named as --lora_targets bar,foo says");
+  says({"--loss_scale", "3"}, "--loss_scale: 3 is not a power of two, such as 1024");
+  says({"--guidance_scale", "-3"}, "--guidance_scale: -3 is not a number of at least 0");
+  says({"--num_inference_steps", "0"}, "--num_inference_steps");
+  says({"--max_train_steps", "0"}, "--max_train_steps: 0 is not a number above 0\n");
+  for (const char* seed : {"-1", "18446744073709551616", "one"})
+    says({"--seed", seed}, (std::string("--seed: ") + seed + " is not a whole number from 0 to 18446744073709551615\n").c_str());
   says({"--resolution", "40"}, "[train_dpo] --resolution is 40; this model draws multiples of 16");
   says({"--mpcf_strategy", "3"}, "--mpcf_strategy needs the scores of the pairs; give --score_file");
   says({"--proportion_empty_prompts", "1.5"}, "--proportion_empty_prompts");

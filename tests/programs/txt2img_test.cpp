@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
+#include <utility>
 
 #include <lpo/io/json.hpp>
 #include <lpo/io/png.hpp>
@@ -155,6 +157,34 @@ TEST_CASE("txt2img draws the same from a single file, given a tokenizer") {
   CHECK(has_part(draw(directory.file("none"), "none", {}).printed, "none: No such file or directory"));
 }
 
+TEST_CASE("txt2img draws with DDIM where the model's scheduler is one that lpo does not have, and says so once") {
+  const TemporaryDirectory directory;
+  const std::string model = directory.file("model"), config = model + "/scheduler/scheduler_config.json";
+  std::filesystem::copy(tiny_model, model, std::filesystem::copy_options::recursive);
+  const std::string text = lpo::read_text_file(config), name = "\"DDIMScheduler\"";
+  REQUIRE(has_part(text, name));
+  const auto draw = [&](const std::string& scheduler, const std::string& to) {
+    std::string changed_text = text;
+    changed_text.replace(text.find(name), name.size(), "\"" + scheduler + "\"");
+    lpo::write_text_file(config, changed_text);
+    return run_program(LPO_PROGRAM_TXT2IMG,
+                       {"--pretrained_model_name_or_path", model, "--prompt", "a red circle", "--num_inference_steps", "3",
+                        "--threads", "1", "--output_dir", directory.file(to)});
+  };
+  const auto own = draw("DDIMScheduler", "own"), other = draw("UniPCMultistepScheduler", "other"),
+             flow = draw("FlowMatchEulerDiscreteScheduler", "flow");
+  REQUIRE(own.status == 0);
+  CHECK_FALSE(has_part(own.printed, "note:"));
+  REQUIRE(other.status == 0);
+  const std::string note =
+      "note: " + config + ": lpo has no UniPCMultistepScheduler; DDIMScheduler takes its place, along the betas of the file\n";
+  CHECK(has_part(other.printed, note));
+  CHECK(other.printed.find("note:") == other.printed.rfind("note:"));
+  CHECK(directory.read("other/00000.png") == directory.read("own/00000.png"));
+  CHECK(flow.status == 1);
+  CHECK(has_part(flow.printed, "error: [config] " + config + ": _class_name is FlowMatchEulerDiscreteScheduler"));
+}
+
 TEST_CASE("txt2img in 16-bit storage draws nearly the same picture") {
   const TemporaryDirectory directory;
   const auto draw = [&](const std::string& dtype) {
@@ -234,6 +264,17 @@ TEST_CASE("txt2img warns of what it leaves out and of what can draw nothing") {
   CHECK_MESSAGE(has_part(cut, "under a green triangle\"\n"), cut);
 }
 
+TEST_CASE("programs tell their version") {
+  for (const auto& [path, name] : {std::pair(LPO_PROGRAM_TXT2IMG, "txt2img"), std::pair(LPO_PROGRAM_CONVERT, "convert"),
+                                   std::pair(LPO_PROGRAM_SCORE, "score"), std::pair(LPO_PROGRAM_TRAIN_LPO, "train_lpo"),
+                                   std::pair(LPO_PROGRAM_TRAIN_DPO, "train_dpo"), std::pair(LPO_PROGRAM_TRAIN_LRM, "train_lrm"),
+                                   std::pair(LPO_PROGRAM_TRAIN_SPM, "train_spm")}) {
+    const auto run = run_program(path, {"--version"});
+    CHECK(run.status == 0);
+    CHECK(run.printed == std::string(name) + " of lpo " LPO_VERSION_STRING "\n");
+  }
+}
+
 TEST_CASE("txt2img says what is wrong") {
   const auto option = run_txt2img({"--prompt", "x", "--num_inference_step", "3"});
   CHECK(option.status != 0);
@@ -246,6 +287,24 @@ TEST_CASE("txt2img says what is wrong") {
   CHECK(has_part(size.printed, "[txt2img] height is 40; this model draws multiples of 16"));
   const auto sampler = run_txt2img({"--prompt", "x", "--scheduler", "heun"});
   CHECK(has_part(sampler.printed, "sampler \"heun\" is not supported; use one of ddim"));
+
+  const auto says = [](const std::vector<std::string>& arguments, const std::string& text) {
+    const auto run = run_txt2img(arguments);
+    CAPTURE(run.printed);
+    CHECK(run.status != 0);
+    CHECK_MESSAGE(has_part(run.printed, text), text);
+  };
+  says({"--num_images_per_prompt", "0"}, "--num_images_per_prompt: 0 is not a number above 0\n");
+  says({"--threads", "x"}, "--threads: x is not a number of at least 0\n");
+  says({"--seed", "-1"}, "--seed: -1 is not a whole number from 0 to 18446744073709551615\n");
+  says({"--guidance_scale", "-3"}, "--guidance_scale: -3 is not a number of at least 0\n");
+  says({"--prompt", "x", "--scheduler", "dpm++_2m", "--num_inference_steps", "1000"}, "1000 steps asked of DPM++ over 1000");
+  {
+    const TemporaryDirectory files;
+    const std::string settings = files.write("settings.toml", "num_inference_stepz = 3\n");
+    says({"--config", settings}, "--config " + settings +
+                                     ": line 1: there is no option num_inference_stepz (did you mean \"num_inference_steps\"?)\n");
+  }
 
   // A model that is none of the families: every difference from the nearest.
   const TemporaryDirectory directory;

@@ -137,6 +137,31 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte; the number of
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
+TEST_CASE("stopped between the micro-batches of a step: it is dropped, and resumed as if it had not begun") {
+  const auto data = random_pairs(5, 9);
+  TemporaryFolder whole_folder, cut_folder;
+  Policy whole, cut, resumed;
+  auto options = dpo_options(whole_folder.path());
+  options.micro_batch_size = 1;
+  run(whole, data, options);
+  options.output_dir = cut_folder.path();
+  std::vector<float> before;
+  int asked = 0;
+  CHECK_THROWS_WITH_AS(run(cut, data, options,
+                           [&](const Progress& p) {
+                             if (p.step == 3 && !p.within_step) before = weights(cut.store);
+                             return !(p.step == 3 && p.within_step && ++asked == 3);
+                           }),
+                       "[DpoTrainer] cancelled after step 3 of 6; the step that was begun is dropped", CancelledError);
+  CHECK(asked == 3);  // of four places between five micro-batches
+  CHECK(weights(cut.store) == before);
+  CHECK(CheckpointFolder(cut_folder.path(), 0).steps() == std::vector<index_t>{2, 3});
+  options.resume = true;
+  run(resumed, data, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
 TEST_CASE("latents that are read from elsewhere train as those in memory do") {
   const auto data = random_pairs(7, 9);
   const bool damaged = false;

@@ -341,6 +341,64 @@ struct Whole {
 };
 }  // namespace
 
+TEST_CASE_TEMPLATE("stopped while an iteration trains: it is dropped, its optimiser steps too, and resumed as if it had not begun", T,
+                   float, bfloat16) {
+  TemporaryFolder whole_folder;
+  PolicyIn<T> whole;
+  auto options = lpo_options(whole_folder.path());
+  options.micro_batch_size = 2;
+  options.ema_decay = 0.9;
+  run(whole, options);
+  for (const int stop_at : {1, 5}) {  // before and after the first optimiser step of the iteration
+    CAPTURE(stop_at);
+    TemporaryFolder folder;
+    PolicyIn<T> cut, resumed;
+    options.output_dir = folder.path();
+    options.resume = false;
+    std::vector<T> before;
+    bool moved = false;
+    const auto same = [](const std::vector<T>& a, const std::vector<T>& b) {
+      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+    };
+    int asked = 0;
+    CHECK_THROWS_WITH_AS(run(cut, options,
+                             [&](const Progress& p) {
+                               if (p.step == 3 && !p.within_step) before = weights(cut.store);
+                               if (p.step != 3 || !p.within_step || ++asked < stop_at) return true;
+                               moved = !same(weights(cut.store), before);
+                               return false;
+                             }),
+                         "[LpoTrainer] cancelled after iteration 3 of 5; the iteration that was begun is dropped",
+                         CancelledError);
+    CHECK(asked == stop_at);
+    CHECK(moved == (stop_at == 5));
+    CHECK(same(weights(cut.store), before));
+    CHECK(CheckpointFolder(folder.path(), 0).steps().back() == 3);
+    options.resume = true;
+    run(resumed, options);
+    CHECK(same(weights(resumed.store), weights(whole.store)));
+    CHECK(read_text_file(folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+  }
+}
+
+TEST_CASE("a policy that trains whole can drop an iteration until its first optimiser step, and finishes it after that") {
+  TemporaryFolder folder;
+  auto options = lpo_options(folder.path());
+  options.micro_batch_size = 2;
+  options.max_train_iterations = 3;
+  Whole all, cut, resumed;
+  int asked = 0;
+  all.run(options, [&](const Progress& p) { return asked += p.within_step, true; });
+  CHECK(asked == 3);  // between the two micro-batches of the first of several batches
+  TemporaryFolder cut_folder;
+  options.output_dir = cut_folder.path();
+  CHECK_THROWS_AS(cut.run(options, [&](const Progress& p) { return p.step < 1 || !p.within_step; }), CancelledError);
+  CHECK(CheckpointFolder(cut_folder.path(), 0).steps() == std::vector<index_t>{1});
+  options.resume = true;
+  resumed.run(options);
+  CHECK(weights(resumed.store) == weights(all.store));
+}
+
 TEST_CASE("full fine-tuning starts where the reference is, and moves away from it") {
   TemporaryFolder folder;
   Whole whole;

@@ -92,6 +92,30 @@ TEST_CASE("killed and resumed equals uninterrupted, byte for byte, with and with
   CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
 }
 
+TEST_CASE("stopped between the micro-batches of a step: it is dropped, and resumed as if it had not begun") {
+  TemporaryFolder whole_folder, cut_folder;
+  Reward whole, cut, resumed;
+  auto options = lrm_options(whole_folder.path());
+  options.micro_batch_size = 1;
+  run(whole, options);
+  options.output_dir = cut_folder.path();
+  std::vector<float> before;
+  int asked = 0;
+  CHECK_THROWS_WITH_AS(run(cut, options,
+                           [&](const Progress& p) {
+                             if (p.step == 3 && !p.within_step) before = weights(cut.store);
+                             return !(p.step == 3 && p.within_step && ++asked == 2);
+                           }),
+                       "[LrmTrainer] cancelled after step 3 of 8; the step that was begun is dropped", CancelledError);
+  CHECK(asked == 2);  // of three places between four micro-batches
+  CHECK(weights(cut.store) == before);
+  CHECK(CheckpointFolder(cut_folder.path(), 0).steps() == std::vector<index_t>{2, 3});
+  options.resume = true;
+  run(resumed, options);
+  CHECK(weights(resumed.store) == weights(whole.store));
+  CHECK(read_text_file(cut_folder.path() + "/metrics.jsonl") == read_text_file(whole_folder.path() + "/metrics.jsonl"));
+}
+
 TEST_CASE("the number of threads does not change a bit") {
   Reward one, three;
   run(one, lrm_options(""), {}, 1);
@@ -390,6 +414,11 @@ TEST_CASE("pairs held out share the images but no prompt with the rest") {
   for (const auto& pair : held.pairs) CHECK(held.prompt_of(pair) >= 3);
   for (const auto& pair : data.pairs) CHECK(data.prompt_of(pair) < 3);
   CHECK_THROWS_WITH_AS(hold_out_pairs(data, 7), doctest::Contains("leaves none to train on"), ValueError);
+  auto one_prompt = random_triples(31, 1);
+  CHECK_THROWS_WITH_AS(hold_out_pairs(one_prompt, 1),
+                       "[hold_out_pairs] holding out 1 of 3 pairs leaves none to train on: prompts are held out whole, with "
+                       "all of their pairs, and there is 1; hold out fewer, or give pairs to validate on",
+                       ValueError);
 }
 
 TEST_CASE("latents may lie elsewhere") {

@@ -83,9 +83,40 @@ TEST_CASE("damaged checkpoints are refused by name and change nothing") {
   CHECK(other == std::vector<float>(3, 9.0f));
   std::filesystem::resize_file(base + "state.safetensors", 20);
   auto state = state_of(values, 0);
+  CHECK_THROWS_WITH_AS(checkpoints.resume(state), doctest::Contains("; remove this folder to begin anew"), FileError);
+  checkpoints.save(state_of(values, 2));
+  std::filesystem::resize_file(folder.path() + "/checkpoint-2/state.safetensors", 20);
+  const std::string told = message_of<FileError>([&] { checkpoints.resume(state); });
+  CHECK(told.starts_with("[resume] " + folder.path() + "/checkpoint-2 cannot be read: "));
+  CHECK(told.ends_with("; remove this folder to go on from step 1"));
+  std::filesystem::remove_all(folder.path() + "/checkpoint-2");
   CHECK_THROWS_WITH_AS(checkpoints.resume(state), doctest::Contains("state.safetensors"), FileError);
   std::ofstream(base + "trainer_state.json") << "{\"step\": ";
   CHECK_THROWS_WITH_AS(checkpoints.resume(state), doctest::Contains("trainer_state.json"), FileError);
+}
+
+TEST_CASE("settings that differ are told shortly, long lists by where they begin to differ") {
+  TemporaryDirectory folder;
+  const CheckpointFolder checkpoints(folder.path(), 0);
+  std::vector<float> values{5};
+  auto saved = state_of(values, 1), now = saved;
+  saved.settings["list"] = std::vector<int>(20, 7);
+  saved.settings["pair"] = {1, 2};
+  saved.settings["gone"] = std::vector<int>(60, 1);
+  checkpoints.save(saved);
+  now.settings["list"] = std::vector<int>(20, 7);
+  now.settings["list"][3] = now.settings["list"][19] = 8;
+  now.settings["pair"] = {1, 3};
+  const std::string told = message_of<FileError>([&] { checkpoints.resume(now); });
+  CAPTURE(told);
+  CHECK(has_part(told, "\n  list: 2 of 20 differ, first number 3: saved 7, now 8\n"));
+  CHECK(has_part(told, "\n  pair: saved [1,2], now [1,3]\n"));
+  CHECK(has_part(told, "\n  gone: saved [1,1,1"));
+  CHECK(has_part(told, "..., now nothing\n"));
+  for (std::size_t at = 0, next = 0; at < told.size(); at = next + 1) {
+    next = std::min(told.find('\n', at), told.size());
+    if (at > 0) CHECK(next - at < 120);
+  }
 }
 
 TEST_CASE("the log drops lines after the checkpoint and cut-off lines") {

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include <lpo/io/file.hpp>
+#include <lpo/io/folder_lock.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/latent_pairs_file.hpp>
 
@@ -30,6 +31,7 @@ void make_pairs(const Options& o) {
   world.out = o.data;
   world.resume = true;
   lpo::make_directories(o.data);
+  const lpo::FolderLock lock(o.data);
   demo::Studio studio(world);
   const bool drawn = lpo::file_exists(o.data + "/rated_pictures.safetensors");
   const double begin = cpu_seconds();

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include <lpo/io/folder_lock.hpp>
+
 #include "../report.hpp"
 #include "run.hpp"
 #include "stages.hpp"
@@ -39,6 +41,7 @@ class Stopwatch {
 
 void run_stages(const Options& o, const std::string& command) {
   lpo::make_directories(o.out);
+  const lpo::FolderLock lock(o.out);
   tw::DemoReport report;
   report.seed = o.seed;
   report.command = command;

@@ -2,6 +2,9 @@
 // Version, instruction-set tag and the inline namespace that keeps differently compiled copies of lpo apart.
 #pragma once
 
+#if __cplusplus < 202002L
+#  error "lpo needs C++20: compile with -std=c++20, or link lpo::lpo in CMake; the errors below follow from this"
+#endif
 #if defined(LPO_SINGLE_INCLUDE)
 #  error "lpo: single_include/lpo/lpo.hpp is already included; use it or the headers of the modular tree, not both"
 #endif

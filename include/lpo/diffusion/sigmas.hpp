@@ -97,6 +97,10 @@ inline SigmaGrid dpm_sigmas(const NoiseSchedule& schedule, int steps, bool karra
     }
   } else {
     const bool trailing = config.timestep_spacing == TimestepSpacing::trailing;
+    if (!trailing && steps == config.num_train_timesteps)
+      throw ValueError(message("[timesteps] ", steps, " steps asked of DPM++ over ", steps, " training timesteps, which ",
+                               name_of(config.timestep_spacing), " spacing parts into one step more than are taken; expected "
+                               "at most ", steps - 1));
     auto timesteps = make_timesteps(config, trailing ? steps : steps + 1);
     timesteps.resize(static_cast<std::size_t>(steps));
     for (const int timestep : timesteps) {

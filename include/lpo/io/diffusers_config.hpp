@@ -351,14 +351,41 @@ inline void check_sampler_settings(const JsonConfig& file, SamplerKind sampler) 
   if (sampler == SamplerKind::ddpm) expect_scheduler_value<std::string>(file, "variance_type", "fixed_small");
 }
 
+/// FileError for diffusers' schedulers of models that are no denoisers of latents with a beta for each timestep: what
+/// their networks predict, and of what, has another meaning.
+inline void refuse_other_kinds(const JsonConfig& file, const std::string& name) {
+  const auto refuse = [&](const char* kind) {
+    throw FileError(message("[config] ", file.name(), ": _class_name is ", name, ", of models of another kind (", kind,
+                            "); lpo reads those that denoise along a schedule of betas, such as DDIMScheduler"));
+  };
+  if (name.starts_with("FlowMatch") || file.get_or("use_flow_sigmas", false) ||
+      file.get_or<std::string>("prediction_type", "epsilon") == "flow_prediction")
+    refuse("flow matching");
+  for (const char* preconditioned : {"EDM", "CosineDPMSolver", "KarrasVe"})
+    if (name.starts_with(preconditioned)) refuse("a noise level in place of timesteps");
+  for (const char* consistency : {"CMStochasticIterative", "ConsistencyDecoder"})
+    if (name.starts_with(consistency)) refuse("consistency models");
+  if (name.starts_with("ScoreSde")) refuse("stochastic differential equations");
+  for (const char* discrete : {"VQDiffusion", "Amused"})
+    if (name.starts_with(discrete)) refuse("discrete tokens");
+}
+
 }  // namespace detail
+
+/// The class of a scheduler_config.json where lpo has no sampler of it, such as UniPCMultistepScheduler; empty where it has.
+inline std::string unknown_scheduler_class(const JsonConfig& file) {
+  const std::string name = file.get_or("_class_name", "DDIMScheduler");
+  return find_sampler(name) ? "" : name;
+}
 
 /// A scheduler_config.json of any of diffusers' schedulers, read for its own sampler or, like diffusers' `from_config`,
 /// for another one: what the file leaves out means the defaults of the sampler that it is read for. Only latents that
-/// are clipped by both are clipped. A class that lpo does not have is read for ddim.
+/// are clipped by both are clipped. A class that lpo does not have is read for ddim: its noise schedule is, its sampler is not
+/// (unknown_scheduler_class). FileError for schedulers of models of another kind, such as flow matching.
 inline SchedulerConfig scheduler_from_json(const JsonConfig& file, std::optional<SamplerKind> sampler = std::nullopt) {
   SchedulerConfig c;
   const std::string own = file.get_or("_class_name", "DDIMScheduler");
+  if (!find_sampler(own)) detail::refuse_other_kinds(file, own);
   const std::string name = sampler ? std::string(diffusers_class_of(*sampler)) : own;
   c.sampler = sampler ? *sampler : find_sampler(own).value_or(SamplerKind::ddim);
   c.num_train_timesteps = file.get_or("num_train_timesteps", 1000);

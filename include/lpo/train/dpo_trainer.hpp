@@ -69,8 +69,9 @@ class DpoTrainer {
   /// again.
   Ema<T, Device>* ema() { return ema_ ? &*ema_ : nullptr; }
 
-  /// Runs to max_train_steps. `progress` is called before the first step and after each. The same seed and data give the
-  /// same bits, with or without an interruption in between. After max_skipped_steps steps in a row that were not finite, a
+  /// Runs to max_train_steps. `progress` is called before the first step, after each, and between micro-batches, where to
+  /// stop drops the step that is begun. The same seed and data give the same bits, with or without an interruption in
+  /// between. After max_skipped_steps steps in a row that were not finite, a
   /// checkpoint of the weights before them is saved and FiniteGuard throws.
   DpoTrainerReport train(const LatentPairs& data, const ProgressCallback& progress = {}) {
     data.check();
@@ -89,9 +90,9 @@ class DpoTrainer {
     const auto save = [&] {
       if (writes && guard_.in_a_row() == 0) save_finite(folder, state, store_, options_.checkpoint_files);
     };
-    const auto cancel = [&] {
+    const auto cancel = [&](const char* dropped = "") {
       ranks_.barrier();  // rank 0 has written
-      throw CancelledError(message("[DpoTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+      throw CancelledError(message("[DpoTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps, dropped));
     };
     DpoTrainerReport report;
     report.pairs = static_cast<index_t>(preferences.size());
@@ -105,7 +106,11 @@ class DpoTrainer {
       if (guard_.in_a_row() == 0) good = counters;
       std::vector<LatentPairs::Pair> pairs;
       for (const index_t i : order.at(state.step)) pairs.push_back(preferences[static_cast<std::size_t>(i)]);
-      const StepResult result = step(data, pairs, state.step);
+      const StepResult result = step(data, pairs, state.step, [&] { return reporter.report_within_step(); });
+      if (result.cut) {  // nothing has changed since the last step
+        if (!folder.contains(state.step)) save();
+        cancel("; the step that was begun is dropped");
+      }
       if (guard_.exhausted()) {
         // Steps that were left out changed nothing: these are still the last good weights.
         state.step = guard_.first_iteration();
@@ -153,6 +158,7 @@ class DpoTrainer {
   struct StepResult {
     DiffusionDpoMetrics metrics;
     double norm = 0, rate = 0;
+    bool cut = false;  ///< told to stop between micro-batches: gradients are not whole, weights as they were
   };
 
   /// Pairs that are not ties, turned so that `first` is preferred.
@@ -217,7 +223,9 @@ class DpoTrainer {
   }
 
   /// One optimiser step. The gradient of the batch's mean loss is the sum over micro-batches, each with its share.
-  StepResult step(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, index_t step_index) {
+  /// `go_on()` is asked between them, by each rank of its own.
+  template <class GoOn>
+  StepResult step(const LatentPairs& data, std::span<const LatentPairs::Pair> pairs, index_t step_index, const GoOn& go_on) {
     const auto counter = static_cast<std::uint32_t>(step_index);
     RandomStream random(options_.seed, operation_choices, counter);
     std::vector<DpoBatch::Choice> choices(pairs.size());
@@ -232,6 +240,10 @@ class DpoTrainer {
     StepResult result;
     store_.reset_gradients();
     for (index_t begin = own.begin; begin < own.end; begin += size) {
+      if (begin > own.begin && !go_on()) {
+        result.cut = true;
+        break;
+      }
       const auto first = static_cast<std::size_t>(begin), count = static_cast<std::size_t>(std::min(own.end - begin, size));
       const DpoBatch batch(schedule_, options_.prediction_type, data, pairs.subspan(first, count),
                            std::span<const DpoBatch::Choice>(choices).subspan(first, count), begin, noise);
@@ -240,6 +252,8 @@ class DpoTrainer {
                             static_cast<double>(count) / static_cast<double>(pairs.size()), begin == own.begin,
                             result.metrics);
     }
+    result.cut = any_rank(ranks_, result.cut);
+    if (result.cut) return result;
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
     result.metrics = merged_over_ranks(ranks_, result.metrics);

@@ -114,7 +114,10 @@ inline LatentPairs hold_out_pairs(LatentPairs& data, index_t count) {
     taken += of_prompt[prompt_of(i)];
   }
   if (taken >= data.size())
-    throw ValueError(message("[hold_out_pairs] holding out ", count, " of ", data.size(), " pairs leaves none to train on"));
+    throw ValueError(message("[hold_out_pairs] holding out ", count, " of ", data.size(),
+                             " pairs leaves none to train on: prompts are held out whole, with all of their pairs, and there ",
+                             of_prompt.size() == 1 ? "is 1" : message("are ", of_prompt.size()),
+                             "; hold out fewer, or give pairs to validate on"));
   LatentPairs rest = data, out = data;
   rest.pairs.clear(), rest.labels.clear(), out.pairs.clear(), out.labels.clear();
   for (std::size_t i = 0; i < data.pairs.size(); ++i) {

@@ -75,7 +75,9 @@ class LrmTrainer {
     tape_.set_checkpointing(options_.gradient_checkpointing);
   }
 
-  /// Runs to max_train_steps. The same seed and data give the same bits, with or without an interruption in between.
+  /// Runs to max_train_steps. `progress` is called before the first step, after each, and between micro-batches, where to
+  /// stop drops the step that is begun. The same seed and data give the same bits, with or without an interruption in
+  /// between.
   /// Steps whose loss or gradients are not finite are left out; after max_skipped_steps of them in a row a checkpoint
   /// of the weights before them is saved and FiniteGuard throws.
   LrmTrainerReport train(const LatentPairs& pairs, const LatentPairs& validation,
@@ -101,9 +103,9 @@ class LrmTrainer {
     double smoothed = 0, accuracy_now = -1;
     std::vector<float> good;  // counters of the last good step
     const bool validates = validation.size() > 0;
-    const auto cancel = [&] {
+    const auto cancel = [&](const char* dropped = "") {
       ranks_.barrier();  // rank 0 has written
-      throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps));
+      throw CancelledError(message("[LrmTrainer] cancelled after step ", state.step, " of ", options_.max_train_steps, dropped));
     };
     const auto stopped = [&](MetricValues shown) {
       return any_rank(ranks_, !reporter.report(state.step, std::move(shown)));
@@ -112,7 +114,12 @@ class LrmTrainer {
 
     while (state.step < options_.max_train_steps) {
       if (guard_.in_a_row() == 0) good = counters_;
-      const StepResult result = step(pairs, units, won, order.at(state.step), state.step);
+      const StepResult result =
+          step(pairs, units, won, order.at(state.step), state.step, [&] { return reporter.report_within_step(); });
+      if (result.cut) {  // nothing has changed since the last step
+        if (writes && guard_.in_a_row() == 0 && !folder.contains(state.step)) folder.save(state);
+        cancel("; the step that was begun is dropped");
+      }
       if (guard_.exhausted()) {
         // Steps that were left out changed nothing: these are still the last good weights.
         state.step = guard_.first_iteration();
@@ -238,6 +245,7 @@ class LrmTrainer {
     double accuracy = 0;  ///< of the batch, ties as in pair_accuracy
     double margin = 0;    ///< mean score of the preferred image minus the other's, of pairs that are no ties
     bool skipped = false;
+    bool cut = false;  ///< told to stop between micro-batches: gradients are not whole, weights as they were
   };
 
   index_t micro_batch() const {
@@ -290,9 +298,11 @@ class LrmTrainer {
     return state;
   }
 
-  /// `picked` counts the units, and after them the `won` pairs whose winners are compared between timesteps.
+  /// `picked` counts the units, and after them the `won` pairs whose winners are compared between timesteps. `go_on()` is
+  /// asked between micro-batches, by each rank of its own.
+  template <class GoOn>
   StepResult step(const LatentPairs& data, const std::vector<std::vector<index_t>>& units, const std::vector<index_t>& won,
-                  const std::vector<index_t>& picked, index_t step_index) {
+                  const std::vector<index_t>& picked, index_t step_index, const GoOn& go_on) {
     const auto counter = static_cast<std::uint32_t>(step_index);
     RandomStream random(options_.seed, operation_timestep, counter);
     const auto candidates =
@@ -327,6 +337,8 @@ class LrmTrainer {
     std::vector<float> scores_0, scores_1;
     store_.reset_gradients();
     for_each_part(batch, [&](const LrmBatch& part, std::size_t first_pair) {
+      result.cut = result.cut || (first_pair > 0 && !go_on());
+      if (result.cut) return;
       const auto weight = std::span<const float>(weights).subspan(before.pairs + first_pair, part.labels.size());
       passes_.add_gradients(part, data, first_pair == 0, [&](const auto& visual, const auto& text) {
         const auto visual_0 = embedding(visual, part.first), visual_1 = embedding(visual, part.second);
@@ -352,6 +364,8 @@ class LrmTrainer {
         return loss;
       });
     });
+    result.cut = any_rank(ranks_, result.cut);
+    if (result.cut) return result;
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
     result.loss = sum_of_ranks(ranks_, result.loss);

@@ -32,6 +32,9 @@ class PolicyPasses {
     passes_.clear();  // what is captured reads the one before
   }
 
+  /// Whether the reference is a network of its own: the policy trains whole.
+  bool has_reference() const { return reference_ != nullptr; }
+
   /// Forward and backward of the mini-batch that the objective has gathered from the chain `steps`, whose mean loss counts
   /// `share`. `first`: its gradients are stored, those of others add up.
   void add_gradients(const PromptBatch<T, Device>& prompts, std::span<const GaussianStep> steps, double share, bool first) {

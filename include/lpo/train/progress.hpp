@@ -23,6 +23,7 @@ struct Progress {
   index_t first_step = 0;  ///< where this run began
   std::vector<std::pair<std::string, double>> metrics;
   bool preparing = false;  ///< before the first step: what a checkpoint holds is not restored yet
+  bool within_step = false;  ///< between micro-batches: a step is begun and not counted; to stop now drops it
 
   /// Seconds to go at the pace of this run; 0 before the first step, and past the last.
   double remaining() const {
@@ -58,6 +59,15 @@ class ProgressReporter {
     state_.preparing = true;
     const bool go_on = report(state_.first_step);
     state_.preparing = false;
+    return go_on;
+  }
+
+  /// The same between micro-batches, with the numbers of the last report.
+  bool report_within_step() {
+    state_.within_step = true;
+    state_.seconds = seconds();
+    const bool go_on = !callback_ || callback_(state_);
+    state_.within_step = false;
     return go_on;
   }
 

@@ -94,8 +94,10 @@ class RolloutTrainer {
   /// again.
   Ema<T, Device>* ema() { return ema_ ? &*ema_ : nullptr; }
 
-  /// Runs to max_train_iterations. `progress` is called before the first iteration, during roll-outs and after each
-  /// iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed gives the same
+  /// Runs to max_train_iterations. `progress` is called before the first iteration, during roll-outs, between the
+  /// micro-batches that train and after each iteration. To stop within an iteration drops it: the checkpoint is of the
+  /// one before. A policy that trains whole keeps no copy of itself for that: after its first optimiser step it finishes
+  /// the iteration. With an output_dir, metrics go to metrics.jsonl and checkpoints beside it; the same seed gives the same
   /// bits with or without an interruption in between.
   RolloutTrainerReport train(const PromptTokens& prompts, const ProgressCallback& progress = {}) {
     const bool writes = !options_.output_dir.empty() && ranks_.rank() == 0;
@@ -108,10 +110,7 @@ class RolloutTrainer {
     TrainingState state = training_state(counters);
     state.settings["prompts"] = fingerprint(prompts);
     if (begin_together(folder, options_.resume && !options_.output_dir.empty(), state, ranks_)) {
-      optimizer_.set_step_count(counters.optimizer_steps());
-      if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
-      guard_.set_skipped(counters.skipped_steps());
-      if (ema_) ema_->set_updates(counters.ema_updates());
+      take_counters(counters);
     }
     if (writes) make_directories(options_.output_dir);
     MetricsLog log(writes ? options_.output_dir + "/metrics.jsonl" : "", state.step);
@@ -127,10 +126,10 @@ class RolloutTrainer {
     const auto save = [&] {
       if (writes && guard_.in_a_row() == 0) save_finite(folder, state, store_, options_.checkpoint_files);
     };
-    const auto cancel = [&] {
+    const auto cancel = [&](const char* dropped = "") {
       ranks_.barrier();  // rank 0 has written
-      throw CancelledError(
-          message("[", names_.trainer, "] cancelled after iteration ", state.step, " of ", options_.max_train_iterations));
+      throw CancelledError(message("[", names_.trainer, "] cancelled after iteration ", state.step, " of ",
+                                   options_.max_train_iterations, dropped));
     };
     const auto stopped = [&](MetricValues values) {
       return any_rank(ranks_, !reporter.report(state.step, std::move(values)));
@@ -162,8 +161,15 @@ class RolloutTrainer {
                        not_a_number);
       }
       if (cancelled) cancel();
-      if (guard_.in_a_row() == 0) good = counters;
-      const double norm = train_on_kept(policy_prompts, static_cast<std::uint32_t>(state.step));
+      const bool all_good = guard_.in_a_row() == 0;
+      if (all_good) good = counters;
+      const auto trained = train_on_kept(policy_prompts, state, [&] { return reporter.report_within_step(); });
+      if (!trained) {
+        take_counters(counters);
+        if (writes && all_good && !folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
+        cancel("; the iteration that was begun is dropped");
+      }
+      const double norm = *trained;
       if (guard_.exhausted()) {
         const std::string name = save_good(folder, writes, state, counters, good);
         ranks_.barrier();
@@ -258,35 +264,64 @@ class RolloutTrainer {
     return state;
   }
 
+  void take_counters(const RolloutCounters& counters) {
+    optimizer_.set_step_count(counters.optimizer_steps());
+    if constexpr (AdamW<T, Device>::has_masters) optimizer_.round_masters();
+    guard_.set_skipped(counters.skipped_steps());
+    if (ema_) ema_->set_updates(counters.ema_updates());
+  }
+
   void count_steps(RolloutCounters& counters) const {
     counters.set_optimizer(optimizer_.step_count(), guard_.skipped(), ema_ ? ema_->updates() : 0);
   }
 
-  /// One pass over the kept items in random order: one optimiser step per mini-batch. Returns the largest gradient norm.
-  double train_on_kept(const PromptBatch<T, Device>& prompts, std::uint32_t iteration) {
+  /// One pass over the kept items in random order: one optimiser step per mini-batch. Returns the largest gradient norm;
+  /// or nothing where `go_on()`, which each rank asks of its own between micro-batches, said no: weights, moments and
+  /// averages are then those of `state` again, as they were before.
+  template <class GoOn>
+  std::optional<double> train_on_kept(const PromptBatch<T, Device>& prompts, const TrainingState& state, const GoOn& go_on) {
+    const auto iteration = static_cast<std::uint32_t>(state.step);
+    const index_t steps_before = optimizer_.step_count();
     double largest_norm = 0;
     dealt_.deal(context_, ranks_, objective_.items(rollout_.rollout()), options_.seed, iteration, options_.train_batch_size);
+    // Going back after an optimiser step takes a copy, which is small beside the model unless all of it trains.
+    const bool keeps = !passes_.has_reference() && dealt_.batches().size() > 1;
+    if (keeps) before_.take(state);
+    bool first = true;
     for (const auto& batch : dealt_.batches()) {
       if (guard_.exhausted()) break;
-      largest_norm = std::max(largest_norm, train_on_batch(prompts, batch, iteration));
+      const auto norm = train_on_batch(prompts, batch, iteration, [&] {
+        if (std::exchange(first, false)) return true;  // has been asked after the roll-out
+        return (!keeps && optimizer_.step_count() != steps_before) || go_on();
+      });
+      if (!norm) {
+        if (keeps) before_.put_back(state);
+        return std::nullopt;
+      }
+      largest_norm = std::max(largest_norm, *norm);
     }
     objective_.metrics() = merged_over_ranks(ranks_, objective_.metrics());
     return largest_norm;
   }
 
   /// One optimiser step. The gradient of the batch's mean loss is the sum over ranks and micro-batches, each with its
-  /// share.
-  double train_on_batch(const PromptBatch<T, Device>& prompts, const typename Dealt::Batch& batch,
-                        std::uint32_t iteration) {
+  /// share. Nothing where it was told to stop before one of them: no step is taken.
+  template <class GoOn>
+  std::optional<double> train_on_batch(const PromptBatch<T, Device>& prompts, const typename Dealt::Batch& batch,
+                                       std::uint32_t iteration, const GoOn& go_on) {
     store_.reset_gradients();
     const std::span<const int> items(batch.own);
     const auto size = static_cast<std::size_t>(micro_batch_items(options_));
+    bool cut = false;
     for (std::size_t begin = 0; begin < items.size(); begin += size) {
+      cut = !go_on();
+      if (cut) break;
       const auto part = items.subspan(begin, std::min(items.size() - begin, size));
       objective_.gather(context_, dealt_.items(), part);
       const double share = static_cast<double>(part.size()) / static_cast<double>(batch.total);
       passes_.add_gradients(prompts, rollout_.steps(), share, begin == 0);
     }
+    if (any_rank(ranks_, cut)) return std::nullopt;
     begin_stage(options_, LpoStage::optimizer);
     store_.finish_gradients();
     sum_gradients(ranks_, context_, store_.trainable_gradients(), store_.trainable_size());
@@ -329,6 +364,7 @@ class RolloutTrainer {
   AdamW<T, Device> optimizer_;
   std::optional<Ema<T, Device>> ema_;
   FiniteGuard guard_;
+  TrainingStateCopy before_;  ///< the iteration that trains
   double rate_ = 0;  // of the last optimiser step
 };
 

@@ -47,6 +47,35 @@ struct TrainingState {
   std::vector<TrainingBuffer> buffers;
 };
 
+/// What a state's buffers held at a moment, on the host.
+class TrainingStateCopy {
+ public:
+  void take(const TrainingState& state) {
+    values_.resize(state.buffers.size());
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      const TrainingBuffer& buffer = state.buffers[i];
+      values_[i].resize(buffer.values.size());
+      if (buffer.to_host == nullptr)
+        std::copy(buffer.values.begin(), buffer.values.end(), values_[i].begin());
+      else
+        buffer.to_host(values_[i].data(), buffer.values.data(), buffer.values.size_bytes());
+    }
+  }
+  /// Into the buffers that they were taken from.
+  void put_back(const TrainingState& state) const {
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      const TrainingBuffer& buffer = state.buffers[i];
+      if (buffer.from_host == nullptr)
+        std::copy(values_[i].begin(), values_[i].end(), buffer.values.begin());
+      else
+        buffer.from_host(buffer.values.data(), values_[i].data(), buffer.values.size_bytes());
+    }
+  }
+
+ private:
+  std::vector<std::vector<float>> values_;
+};
+
 namespace detail {
 
 /// Makes the names in a directory durable. Some file systems cannot; what the files hold is safe all the same.
@@ -150,13 +179,19 @@ class CheckpointFolder {
       throw FileError(message("[resume] ", json_path, " has format version ", json.value("format_version", 0), ", this program reads ",
                               format_version));
     compare_settings(json["settings"], state.settings, json_path);
-    const SafetensorsFile file((path / "state.safetensors").string());
     std::vector<std::vector<float>> loaded;
-    for (const auto& [name, values, to_host, from_host] : state.buffers) {
-      loaded.push_back(file.read_vector<float>(name));
-      if (loaded.back().size() != values.size())
+    try {
+      const SafetensorsFile file((path / "state.safetensors").string());
+      for (const auto& buffer : state.buffers) loaded.push_back(file.read_vector<float>(buffer.name));
+    } catch (const FileError& error) {  // a disk or a copy that lost a part
+      throw FileError(message("[resume] ", path.string(), " cannot be read: ", error.what(), "; remove this folder to ",
+                              found.size() > 1 ? message("go on from step ", found[found.size() - 2]) : "begin anew"));
+    }
+    for (std::size_t i = 0; i < loaded.size(); ++i) {
+      const auto& [name, values, to_host, from_host] = state.buffers[i];
+      if (loaded[i].size() != values.size())
         throw FileError(message("[resume] ", path.string(), "/state.safetensors: ", name, " holds ",
-                                static_cast<index_t>(loaded.back().size()), " values, this model needs ",
+                                static_cast<index_t>(loaded[i].size()), " values, this model needs ",
                                 static_cast<index_t>(values.size())));
     }
     for (std::size_t i = 0; i < loaded.size(); ++i) {
@@ -171,13 +206,35 @@ class CheckpointFolder {
   }
 
  private:
+  /// Of long lists the beginning.
+  static std::string short_text(const nlohmann::ordered_json& value) {
+    constexpr std::size_t longest = 80;
+    const std::string text = value.dump();
+    return value.is_array() && text.size() > longest ? text.substr(0, longest) + "..." : text;
+  }
+
+  /// "saved 1, now 2"; of two lists of one length that are long, where they begin to differ.
+  static std::string difference(const nlohmann::ordered_json& saved, const nlohmann::ordered_json& now) {
+    constexpr std::size_t few = 4;
+    if (!saved.is_array() || !now.is_array() || saved.size() != now.size() || now.size() <= few)
+      return message("saved ", short_text(saved), ", now ", short_text(now));
+    std::size_t first = now.size(), count = 0;
+    for (std::size_t i = now.size(); i-- > 0;)
+      if (saved[i] != now[i]) first = i, ++count;
+    return message(count, " of ", now.size(), " differ, first number ", first, ": saved ", saved[first].dump(), ", now ",
+                   now[first].dump());
+  }
+
   static void compare_settings(const nlohmann::ordered_json& found, const nlohmann::ordered_json& wanted, const std::string& path) {
     std::string differences;
-    for (const auto& [key, value] : wanted.items())
-      if (!found.contains(key) || found[key] != value)
-        differences += message("\n  ", key, ": saved ", found.contains(key) ? found[key].dump() : "nothing", ", now ", value.dump());
+    for (const auto& [key, value] : wanted.items()) {
+      if (!found.contains(key))
+        differences += message("\n  ", key, ": saved nothing, now ", short_text(value));
+      else if (found[key] != value)
+        differences += message("\n  ", key, ": ", difference(found[key], value));
+    }
     for (const auto& [key, value] : found.items())
-      if (!wanted.contains(key)) differences += message("\n  ", key, ": saved ", value.dump(), ", now nothing");
+      if (!wanted.contains(key)) differences += message("\n  ", key, ": saved ", short_text(value), ", now nothing");
     if (!differences.empty())
       throw FileError(message("[resume] ", path, " was saved with other settings:", differences,
                               "\n  use the saved settings, or another output folder for a new run"));
