@@ -14,27 +14,30 @@ namespace {
 
 using lpo::index_t;
 
-std::vector<float> ramp(index_t count, int period) {
-  std::vector<float> values(static_cast<std::size_t>(count));
+template <class T>
+std::vector<T> ramp(index_t count, int period) {
+  std::vector<T> values(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < values.size(); ++i)
-    values[i] = static_cast<float>(static_cast<int>(i % static_cast<std::size_t>(period)) - period / 2) /
-                static_cast<float>(period);
+    values[i] = T(static_cast<float>(static_cast<int>(i % static_cast<std::size_t>(period)) - period / 2) /
+                  static_cast<float>(period));
   return values;
 }
 
+template <class T>
 struct Problem {
   lpo::kernel::AttentionShape shape;
-  std::vector<float> q, k, v, out, level, dout, dq, dk, dv;
+  std::vector<T> q, k, v, out, dout, dq, dk, dv;
+  std::vector<float> level;
 
   explicit Problem(const benchmark::State& state) {
     const index_t batch = state.range(0), queries = state.range(1), keys = state.range(2), heads = state.range(3);
     const index_t width = state.range(4), row = heads * width;
     shape = {batch, queries, keys, heads, width, 1.0f / std::sqrt(static_cast<float>(width)),
              false, row,     row,  row,   row};
-    q = ramp(batch * queries * row, 101);
-    k = ramp(batch * keys * row, 97);
-    v = ramp(batch * keys * row, 89);
-    dout = ramp(batch * queries * row, 83);
+    q = ramp<T>(batch * queries * row, 101);
+    k = ramp<T>(batch * keys * row, 97);
+    v = ramp<T>(batch * keys * row, 89);
+    dout = ramp<T>(batch * queries * row, 83);
     out = dq = q;
     dk = dv = k;
     level.resize(static_cast<std::size_t>(batch * heads * queries));
@@ -45,8 +48,9 @@ struct Problem {
 };
 
 /// Two products per query and key.
+template <class T>
 void attention_forward(benchmark::State& state) {
-  Problem p(state);
+  Problem<T> p(state);
   lpo::Context<lpo::Cpu> ctx(static_cast<int>(state.range(5)));
   const auto run = [&] {
     lpo::kernel::Attention<lpo::Cpu>::forward(ctx, p.shape, p.q.data(), p.k.data(), p.v.data(), p.out.data(),
@@ -54,12 +58,13 @@ void attention_forward(benchmark::State& state) {
   };
   run();  // maps the pages that it needs
   for (auto _ : state) run();
-  bench::count_operations(state, 2.0 * p.products(), static_cast<int>(state.range(5)));
+  bench::count_operations<T>(state, 2.0 * p.products(), static_cast<int>(state.range(5)));
 }
 
 /// Counted as the five products of a backward that recomputes the scores once.
+template <class T>
 void attention_backward(benchmark::State& state) {
-  Problem p(state);
+  Problem<T> p(state);
   lpo::Context<lpo::Cpu> ctx(static_cast<int>(state.range(5)));
   using Kernel = lpo::kernel::Attention<lpo::Cpu>;
   Kernel::forward(ctx, p.shape, p.q.data(), p.k.data(), p.v.data(), p.out.data(), p.level.data());
@@ -69,7 +74,7 @@ void attention_backward(benchmark::State& state) {
   };
   run();  // maps the pages that it needs
   for (auto _ : state) run();
-  bench::count_operations(state, 5.0 * p.products(), static_cast<int>(state.range(5)));
+  bench::count_operations<T>(state, 5.0 * p.products(), static_cast<int>(state.range(5)));
 }
 
 /// SD1.5 self attention at its three sizes and text attention; the tiny models; each with one, two and all threads.
@@ -92,5 +97,7 @@ void shapes(benchmark::internal::Benchmark* bench) {
 
 }  // namespace
 
-BENCHMARK(attention_forward)->Apply(shapes);
-BENCHMARK(attention_backward)->Apply(shapes);
+BENCHMARK(attention_forward<float>)->Apply(shapes);
+BENCHMARK(attention_backward<float>)->Apply(shapes);
+BENCHMARK(attention_forward<lpo::bfloat16>)->Apply(shapes);
+BENCHMARK(attention_backward<lpo::bfloat16>)->Apply(shapes);

@@ -70,6 +70,26 @@ inline CLI::IsMember dtype_or_keep() {
   return CLI::IsMember({"keep", "float32", "float16", "bfloat16", "fp32", "fp16", "bf16"});
 }
 
+/// Rejects "nan", "inf" and numbers beyond float's, which parsers read and ranges let through: every comparison with NaN
+/// is false. Texts that are no numbers are left to the option.
+inline CLI::Validator finite_number() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        if (end == text.c_str() || std::isfinite(static_cast<float>(value))) return "";
+        return text + " is not a finite number";
+      },
+      "");
+}
+
+/// Gives that check to every floating-point option of a program and of its subcommands. Call it when all are added.
+inline void expect_finite_numbers(CLI::App& app) {
+  for (CLI::Option* const option : app.get_options())
+    if (option->get_type_name().starts_with("FLOAT")) option->check(finite_number());
+  for (CLI::App* const command : app.get_subcommands([](CLI::App*) { return true; })) expect_finite_numbers(*command);
+}
+
 /// Adds options to a command line, each spelled with _ and with -.
 struct OptionList {
   CLI::App& app;

@@ -12,6 +12,7 @@
 
 #include <lpo/io/json.hpp>
 #include <lpo/io/lora.hpp>
+#include <lpo/train/finite_guard.hpp>
 
 #include "model_source.hpp"
 #include "text_side.hpp"
@@ -79,6 +80,7 @@ struct Policy {
     settings_.model.load_text_encoder(text.first, store, 0);
     if (text.second) settings_.model.load_text_encoder(*text.second, store, 1);
     settings_.model.load_unet(unet, store);
+    lpo::expect_finite_weights(store, settings_.model.path());
     if (!reference) return;
     reference_store.allocate_frozen();
     settings_.model.load_unet(*reference, reference_store);

@@ -2,7 +2,10 @@
 // The text side of a model: tokenizers and text encoders, one of each or two (SDXL).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +23,21 @@
 #include "model_families.hpp"
 
 namespace examples {
+
+/// Says on stderr what of prompts a text encoder does not read, because they have more tokens than it has positions.
+inline void warn_cut_prompts(const char* program, const lpo::ClipTokenizer& tokenizer,
+                             const std::vector<std::string>& prompts) {
+  const auto most = static_cast<std::ptrdiff_t>(tokenizer.model_max_length()) - 2;  // with begin and end
+  constexpr int shown = 3;
+  int cut = 0;
+  for (const std::string& prompt : prompts) {
+    const auto ids = tokenizer.tokenize(prompt);
+    if (std::ssize(ids) <= most || ++cut > shown) continue;
+    std::fprintf(stderr, "%s: warning: a prompt has %td tokens, of which the text encoder reads %td; cut off is \"%s\"\n",
+                 program, std::ssize(ids), most, tokenizer.decode({ids.begin() + most, ids.end()}).c_str());
+  }
+  if (cut > shown) std::fprintf(stderr, "%s: warning: so are %d more prompts\n", program, cut - shown);
+}
 
 /// Names in the store are "text_encoder" and "text_encoder_2".
 template <const ModelFamily& F, class T>

@@ -66,6 +66,11 @@ void train_policy(const Processes& processes, const std::string& folder, const s
     throw;
   }
   if (!processes.first()) return;
+  if (const std::string name = lpo::first_non_finite_weight(policy.store, true); !name.empty()) {
+    results.write("stopped");
+    throw lpo::ValueError(lpo::message("[train] the trained weight \"", name, "\" holds NaN or an infinity; nothing was "
+                                       "exported, lower learning_rate"));
+  }
   std::string saved;
   {
     const Averages averages(trainer.ema());

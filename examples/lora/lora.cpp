@@ -25,7 +25,7 @@ using lpo::index_t;
 struct Options {
   std::string file, base, tuned, out, component, format = "diffusers", dtype = "keep";
   std::vector<std::string> targets;
-  bool json = false, summary = false, fold_alpha = false, strict = false;
+  bool json = false, summary = false, fold_alpha = false, strict = false, force = false;
   double scale = 1.0;
   index_t rank = 16, kernel_rank = -1;
   int layers_per_block = 2;
@@ -90,7 +90,7 @@ int merge(const Options& o) {
   if (o.strict && !fit.unmatched.empty())
     throw lpo::FileError(lpo::message("[lora] ", o.file, ": ", fit.unmatched.size(), " keys find no weight in ", o.base,
                                       ": ", lpo::detail::listed(fit.unmatched)));
-  lpo::LoraMergeOptions options{o.scale, examples::dtype_of(o.dtype), {}};
+  lpo::LoraMergeOptions options{o.scale, examples::dtype_of(o.dtype), {}, o.force};
   if (lpo::directory_exists(o.base)) {
     lora_tool::merge_folder(file, o.base, base, o.out, options,
                             [](const lpo::BaseComponent& part) { return byte_meter(part.name + " (MiB)"); });
@@ -204,6 +204,7 @@ CLI::App* add_merge(CLI::App& app, Options& o) {
   add_dtype(*command, o, "type of the weights written");
   add_component(*command, o);
   command->add_flag("--strict", o.strict, "refuse a LoRA with keys that find no weight");
+  command->add_flag("--force", o.force, "merge although weights or the LoRA hold NaN or infinities");
   return command;
 }
 
@@ -253,6 +254,7 @@ int main(int argc, char** argv) {
                                                                     {add_merge(app, o), merge},
                                                                     {add_convert(app, o), convert},
                                                                     {add_extract(app, o), extract}};
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   int status = 0;
   const int failed = examples::run("lora", [&] {

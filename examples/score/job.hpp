@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <lpo/io/image.hpp>
+#include <lpo/reward/latent_reward_model.hpp>
 
 #include "../common/device_options.hpp"
 #include "../common/model_source.hpp"
@@ -27,7 +28,7 @@ struct Job {
   std::vector<std::string> prompts;
   std::vector<Input> inputs;
   std::vector<int> timesteps;
-  double guidance = 7.5;
+  lpo::RewardFeatureOptions features;
   int resolution = 512;  ///< pixels; also what SDXL is told
   int batch_size = 8, threads = 0, noises = 1;
   examples::DeviceOptions device;

@@ -17,6 +17,7 @@
 #include "../common/config_file.hpp"
 #include "../common/console.hpp"
 #include "../common/option_list.hpp"
+#include "../common/reward_features.hpp"
 #include "results.hpp"
 
 namespace {
@@ -104,7 +105,7 @@ int main(int argc, char** argv) {
       ->check(examples::positive);
   add("rng", rng, "noise: torch or philox")->check(CLI::IsMember({"torch", "philox"}));
   add.flag("noisy_latents", job.noisy_latents, "latents are noisy already: nothing is added");
-  add("lrm_guidance", job.guidance, "visual feature enhancement; 1 is none");
+  examples::add_reward_feature_options(add, job.features);
   add("resolution", resolution, "pictures are resized to this square; 0 takes the base model's")
       ->check(examples::not_negative);
   add("batch_size", job.batch_size, "latents at once")->check(examples::positive);
@@ -112,6 +113,7 @@ int main(int argc, char** argv) {
   examples::add_device_options(add, job.device);
   add("format", format, "what is printed")->check(CLI::IsMember({"table", "csv", "json"}));
   add("plot", plot, "also write a plot of score against timestep to this SVG file");
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   return examples::run("score", [&] {
     job.base_model = examples::ModelSource(base, "", tokenizer);
@@ -126,6 +128,7 @@ int main(int argc, char** argv) {
     job.timesteps = timesteps;
     for (const std::string& file : files) add_file(job.inputs, file);
     if (job.inputs.empty()) throw lpo::ValueError("[score] the files hold no latents");
+    examples::settle_reward_features(app, "score", job.reward_model, job.features, true);
     score::Scores scores;
     examples::with_family(
         job.reward_model, [&](const auto& family) { return examples::folder_differences(job.reward_model, family); },

@@ -12,6 +12,7 @@
 #include <lpo/diffusion/torch_noise.hpp>
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/io/resize.hpp>
+#include <lpo/train/finite_guard.hpp>
 
 #include "../common/console.hpp"
 #include "../common/device.hpp"
@@ -83,9 +84,10 @@ Scores score_inputs(const Job& job) {
   const auto clean = clean_latents<F>(tape, job);
 
   const auto lrm = std::make_unique<Lrm>();
-  lrm->options.guidance = static_cast<float>(job.guidance);
+  lrm->use_features(job.features);
   const bool own = lpo::file_exists(job.reward_model + "/tokenizer/vocab.json");
   examples::TextSide<F, float> text((own ? examples::ModelSource(job.reward_model) : job.base_model).tokenizers(F));
+  examples::warn_cut_prompts("score", text.tokenizers.front(), job.prompts);
   lpo::ParameterStore<float, Device> store;
   store.add("", *lrm);
   text.add_to(store);
@@ -94,6 +96,9 @@ Scores score_inputs(const Job& job) {
     lpo::load_latent_reward_model(job.reward_model, *lrm, store, std::tie(text.first, *text.second));
   else
     lpo::load_latent_reward_model(job.reward_model, *lrm, store, std::tie(text.first));
+  if (const std::string name = lpo::first_non_finite_weight(store); !name.empty())
+    throw lpo::FileError(lpo::message("[score] ", job.reward_model, ": weight \"", name,
+                                      "\" holds NaN or an infinity, and so would every score"));
 
   Scores scores;
   scores.prompts = job.prompts.size();

@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   add("guidance_scale", o.guidance_scale, "classifier-free guidance of these pictures; training has none")
       ->check(examples::not_negative);
   return examples::run_ranks("train_dpo", [&](const examples::Processes& processes) {
+    examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);
     program(o, app, examples::command_line("train_dpo", argc, argv), processes);
     return 0;

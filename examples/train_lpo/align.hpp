@@ -33,6 +33,14 @@ void train(const Job& job, examples::Policy<F, T>& policy, examples::ValidationP
                          (epoch % job.options.validation_epochs == 0 || p.step == p.total);
         return due ? std::optional(epoch) : std::nullopt;
       });
+  if (!job.processes.first() || results.trained_items() > 0) return;
+  const auto& t = job.trainer.threshold;
+  std::fprintf(stderr,
+               "train_lpo: warning: no pair was kept in any roll-out, so nothing was learned; gaps of the scores never "
+               "exceeded %s: lower that, or let --threshold_quantile find thresholds\n",
+               (t.mode == lpo::ThresholdMode::constant
+                    ? lpo::message("--threshold_const ", t.constant)
+                    : lpo::message("--threshold_min ", t.minimum, " to --threshold_max ", t.maximum)).c_str());
 }
 
 /// The run of a policy of family F with a reward model of family R, or with a preference model.

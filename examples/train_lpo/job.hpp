@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <lpo/reward/latent_reward_model.hpp>
 #include <lpo/train/grpo_trainer.hpp>
 #include <lpo/train/lpo_trainer.hpp>
 #include <lpo/train/spo_trainer.hpp>
@@ -26,18 +27,19 @@ struct Options {
               lr_scheduler = "constant", sdxl_uncond = "zeros", lrm_head_dtype = "float32", ref_precision = "same";
   std::vector<std::string> validation_prompts;
   bool full_finetuning = false, gradient_checkpointing = false, resume = false, dry_run = false;
-  bool lrm_multi_scale = true, lrm_multi_scale_cfg = false, stable_logsigmoid = true, small_bucket_includes_t1 = true;
+  bool stable_logsigmoid = true, small_bucket_includes_t1 = true;
   bool dedup_forward = true;
   int resolution = 0, epochs = 5, iterations = 0, num_inference_steps = 20, candidates = 4, threads = 0;
   int divert_start_step = 0, divert_end_step = 0, calibration_rollouts = 2, max_skipped_steps = 10;
   int validation_images = 2, validation_epochs = 1, checkpoints_total_limit = 2;
   index_t sample_batch_size = 5, train_batch_size = 10, gradient_accumulation_steps = 1, rank = 4, lrm_max_rows = 0;
   index_t checkpointing_iterations = 50, lr_warmup_steps = 0;
-  double lora_alpha = 0, guidance_scale = 5, eta = 1, lrm_guidance = 7.5, beta = -1, clip_range = 0.1;
+  double lora_alpha = 0, guidance_scale = 5, eta = 1, beta = -1, clip_range = 0.1;
   double threshold_min = 0.35, threshold_max = 0.5, threshold_const = 0.5, threshold_quantile = 0;
   double learning_rate = 6e-5, adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, adam_weight_decay = 1e-4;
   double max_grad_norm = 0, ema_decay = 0, loss_scale = 1;
   std::uint64_t seed = 42;
+  lpo::RewardFeatureOptions features;  ///< of the reward model
   examples::DeviceOptions device;
 };
 

@@ -52,9 +52,7 @@ struct Reward {
                                         " model needs a reward model of ", R.name,
                                         ", whose autoencoder it shares; this one differs in: ", list));
     }
-    lrm.options.guidance = static_cast<float>(job.options.lrm_guidance);
-    lrm.options.multi_scale = job.options.lrm_multi_scale;
-    lrm.options.multi_scale_cfg = job.options.lrm_multi_scale_cfg;
+    lrm.use_features(job.options.features);
     store.add("", lrm);
     text.add_to(store);
   }
@@ -65,6 +63,7 @@ struct Reward {
       lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first, *text.second));
     else
       lpo::load_latent_reward_model(job.options.lrm, lrm, store, std::tie(text.first));
+    lpo::expect_finite_weights(store, job.options.lrm);
   }
 };
 
@@ -90,6 +89,7 @@ struct PreferenceRater {
     job.model.load_vae(vae, vae_store);
     store.allocate_frozen();
     lpo::load_preference_model(job.options.preference_model, model, store);
+    lpo::expect_finite_weights(store, job.options.preference_model);
   }
 
   std::vector<std::int32_t> ids(const std::string& prompt) const { return tokenizer.encode(prompt); }
@@ -114,8 +114,8 @@ inline std::map<std::string, std::string> resume_settings(const Job& job) {
        examples::weights_mark(job.is("spo") ? lpo::detail::open_clip_weights(o.preference_model)
                                             : lpo::open_checkpoint(o.lrm + "/unet", "diffusion_pytorch_model"))}};
   if (!job.is("spo")) {
-    list["lrm_guidance"] = lpo::OrderedJson(o.lrm_guidance).dump();
-    list["lrm_multi_scale"] = lpo::message(o.lrm_multi_scale, ", with guidance ", o.lrm_multi_scale_cfg);
+    list["lrm_guidance"] = lpo::OrderedJson(lpo::detail::as_written(o.features.guidance)).dump();
+    list["lrm_multi_scale"] = lpo::message(o.features.multi_scale, ", with guidance ", o.features.multi_scale_cfg);
   }
   return list;
 }

@@ -76,7 +76,7 @@ void print_run(const Job& job) {
               o.ema_decay > 0 ? ", average" : "");
 
   // Activations.
-  const double stored = sizeof(T), rows = t.guidance_scale == 1 ? 1 : 2, lrm_rows = o.lrm_guidance == 1 ? 1 : 2;
+  const double stored = sizeof(T), rows = t.guidance_scale == 1 ? 1 : 2, lrm_rows = o.features.guidance == 1 ? 1 : 2;
   const double prompts = static_cast<double>(t.sample_batch_size), candidates = prompts * t.rollout.candidates;
   const double scored = t.max_rows > 0 ? std::min(static_cast<double>(t.max_rows), candidates) : candidates;
   const auto work = examples::unet_work(F.unet, side, side, F.text.positions);

@@ -21,6 +21,9 @@ class Results {
 
   void finish(lpo::LpoTrainerReport report) { trained_ = std::move(report); }
 
+  /// Items that the run trained on, in all its sessions.
+  index_t trained_items() const { return trained_.pairs; }
+
   /// Writes output_dir/report.html; `end` says how the run ended.
   void write(const std::string& end) const {
     const std::string log = job_.options.output_dir + "/metrics.jsonl";

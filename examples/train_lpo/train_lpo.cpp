@@ -9,6 +9,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/reward_features.hpp"
 #include "../common/training_options.hpp"
 #include "../common/training_program.hpp"
 #include "job.hpp"
@@ -90,6 +91,12 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   if (!(o.eta > 0))
     throw lpo::ValueError(
         "[train_lpo] --eta is 0; candidates differ by the noise of their step, so give a number above 0");
+  const int end = o.divert_end_step > 0 ? std::min(o.divert_end_step, o.num_inference_steps) : o.num_inference_steps;
+  if (o.divert_start_step >= end)
+    throw lpo::ValueError(
+        lpo::message("[train_lpo] --divert_start_step ", o.divert_start_step, ": roll-outs end before step ", end, " (",
+                     end < o.num_inference_steps ? "--divert_end_step" : "--num_inference_steps",
+                     "), so no candidates would be compared; give at most ", end - 1));
   if (o.threshold_quantile > 0 && o.threshold_mode == "const")
     throw lpo::ValueError(
         "[train_lpo] --threshold_quantile finds thresholds that grow with the noise, and --threshold_mode is const; "
@@ -102,7 +109,9 @@ Job make_job(const Options& o, const examples::ModelSource& model, const example
   return job;
 }
 
-void program(const Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
+void program(Options& o, CLI::App& app, const std::string& command, const examples::Processes& processes) {
+  if (o.objective != "spo" && !o.lrm.empty())
+    examples::settle_reward_features(app, "train_lpo", o.lrm, o.features, processes.first());
   if (!o.resume && !o.dry_run) examples::refuse_earlier_run("train_lpo", o.output_dir);
   examples::run_policy_program(
       o, app, command, processes, make_job,
@@ -155,9 +164,7 @@ int main(int argc, char** argv) {
   add("lrm_timestep", o.lrm_timestep,
       "what the reward model is told: departure (the paper's runs) or arrival (as it was trained)")
       ->check(CLI::IsMember({"departure", "arrival"}));
-  add("lrm_guidance", o.lrm_guidance, "visual feature enhancement; 1 is none");
-  add("lrm_multi_scale", o.lrm_multi_scale, "true or false: pool features of every level");
-  add("lrm_multi_scale_cfg", o.lrm_multi_scale_cfg, "true or false: guide the features of every level");
+  examples::add_reward_feature_options(add, o.features);
   add("lrm_head_dtype", o.lrm_head_dtype, "float16 rounds scores as the original code does")
       ->check(CLI::IsMember({"float32", "float16"}));
   add("lrm_max_rows", o.lrm_max_rows, "candidates scored at once, for memory; 0 is all")->check(examples::not_negative);
@@ -196,6 +203,7 @@ int main(int argc, char** argv) {
       ->check(examples::not_negative);
   add("validation_epochs", o.validation_epochs, "draw after every so many epochs")->check(examples::positive);
   return examples::run_ranks("train_lpo", [&](const examples::Processes& processes) {
+    examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);
     program(o, app, examples::command_line("train_lpo", argc, argv), processes);
     return 0;

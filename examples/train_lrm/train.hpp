@@ -37,7 +37,7 @@ struct RewardModel {
 
   explicit RewardModel(const Job& job) : text(job.model.tokenizers(F)) {
     const Options& o = job.options;
-    lrm.options = o.features;
+    lrm.use_features(o.features);
     store.add("", lrm);
     text.add_to(store);
     store.allocate(
@@ -48,17 +48,21 @@ struct RewardModel {
         lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first, *text.second));
       else
         lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first));
-      return;
+      return lpo::expect_finite_weights(store, o.lrm);
     }
     job.model.load_unet(lrm.unet, store);
     job.model.load_text_encoder(text.first, store, 0);
     if (text.second) job.model.load_text_encoder(*text.second, store, 1);
-    if (o.text_projection.empty()) return;
+    if (!o.text_projection.empty()) read_text_projection(o.text_projection);
+    lpo::expect_finite_weights(store, job.model.path());
+  }
+
+  void read_text_projection(const std::string& path) {
     if constexpr (sdxl) {
       throw lpo::ValueError(
           "[train_lrm] --text_projection: reward models of SDXL have none; their second text encoder has its own");
     } else {
-      const auto file = lpo::open_tensor_file(o.text_projection);
+      const auto file = lpo::open_tensor_file(path);
       std::vector<float> values(static_cast<std::size_t>(F.reward_width) * text_width);
       file.read("text_projection.weight", values.data(), std::vector<index_t>{F.reward_width, text_width});
       lpo::DeviceMemory<Device>::copy_from_host(lrm.text_projection.weight.data(), values.data(), values.size() * sizeof(float));
@@ -153,6 +157,11 @@ int train_and_export(const Job& job) {
   if (validation.size() > 0) results.accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
   if (!job.processes.first()) return results.failure.empty() ? 0 : 1;
 
+  if (const std::string name = lpo::first_non_finite_weight(reward->store); !name.empty()) {
+    report();
+    throw lpo::ValueError(lpo::message("[train_lrm] ", results.failure, results.failure.empty() ? "" : "; ", "the weight \"",
+                                       name, "\" holds NaN or an infinity, and nothing was exported"));
+  }
   const lpo::DType dtype = examples::dtype_of(o.save_dtype).value();
   reward->save(o.output_dir + "/lrm-last", dtype);
   if (trainer.use_best_weights()) reward->save(o.output_dir + "/lrm-best", dtype);

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/reward_features.hpp"
 #include "../common/training_options.hpp"
 #include "../common/training_program.hpp"
 #include "options.hpp"
@@ -41,8 +42,12 @@ void check(const Options& o) {
   if (!o.training.resume && !o.dry_run && !o.encode_only) examples::refuse_earlier_run("train_lrm", o.output_dir);
 }
 
-int program(Options& o, const CLI::App& app, const std::string& command, const examples::Processes& processes) {
+int program(Options& o, CLI::App& app, const std::string& command, const examples::Processes& processes) {
   resolve_names(o);
+  if (!o.lrm.empty())
+    examples::settle_reward_features(
+        app, "train_lrm", o.lrm, o.features, processes.first(),
+        {.multi_scale = nullptr, .multi_scale_cfg = "--multi_scale_cfg", .single_scale = "--single_scale"});
   check(o);
   examples::note_unused_warmup(app, o.lr_scheduler, o.training.lr_warmup_steps);
   if (o.cache_dir.empty()) o.cache_dir = o.output_dir + "/cache";
@@ -114,11 +119,12 @@ int main(int argc, char** argv) {
            "also train on the preferred pictures alone, each at two neighbouring timesteps: the less noisy one is better");
   add("aux_loss_coeff", t.loss.aux_coefficient, "weight of what compare_between_timestep adds")
       ->check(examples::not_negative);
-  add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none");
-  add.flag("single_scale", o.single_scale, "pool the middle block only");
+  add("lrm_guidance", o.features.guidance, "visual feature enhancement; 1 is none; with --lrm, as that was trained");
+  add.flag("single_scale", o.single_scale, "pool the middle block only; with --lrm, as that was trained");
   add.flag("multi_scale_cfg", o.features.multi_scale_cfg, "guide the features of every level, not of the middle alone");
   add.flag("freeze_text_encoder", o.freeze_text_encoder, "train the UNet half and the projections only");
   return examples::run_ranks("train_lrm", [&](const examples::Processes& processes) {
+    examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);
     return program(o, app, examples::command_line("train_lrm", argc, argv), processes);
   });

@@ -41,6 +41,7 @@ struct Generator {
     if constexpr (F.two_text_encoders) job.model.load_text_encoder(*text.second, store, 1);
     job.model.load_unet(unet, store);
     job.model.load_vae(vae, store);
+    lpo::expect_finite_weights(store, job.model.path());
   }
 };
 
@@ -63,6 +64,7 @@ struct Preference {
       lpo::load_preference_model(o.preference_model, model, store);
     else if (!o.clip_model.empty())
       lpo::load_clip_model(o.clip_model, model, store);
+    lpo::expect_finite_weights(store, o.preference_model.empty() ? o.clip_model : o.preference_model);
   }
 };
 
@@ -218,6 +220,11 @@ int train_and_export(const Job& job) {
   std::vector<lpo::TimestepAccuracy> accuracy;
   if (validation.size() > 0) accuracy = trainer.accuracy_by_timestep(validation, o.validation_timesteps);
   if (!job.processes.first()) return failure.empty() ? 0 : 1;
+  if (const std::string name = lpo::first_non_finite_weight(preference->store); !name.empty()) {
+    write_report(job, training, accuracy, "stopped");
+    throw lpo::ValueError(lpo::message("[train_spm] ", failure, failure.empty() ? "" : "; ", "the weight \"", name,
+                                       "\" holds NaN or an infinity, and nothing was exported"));
+  }
   const lpo::DType dtype = examples::dtype_of(o.save_dtype).value();
   const auto save = [&](const std::string& folder) {
     lpo::save_preference_model(folder, preference->model, preference->store, dtype);

@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"constant", "constant_with_warmup", "linear", "cosine"}));
   add.flag("freeze_text_model", o.freeze_text_model, "train the vision tower alone");
   return examples::run_ranks("train_spm", [&](const examples::Processes& processes) {
+    examples::expect_finite_numbers(app);
     CLI11_PARSE(app, argc, argv);
     return program(o, app, examples::command_line("train_spm", argc, argv), processes);
   });

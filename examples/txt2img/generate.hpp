@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include <lpo/io/lora.hpp>
+#include <lpo/train/finite_guard.hpp>
 
 #include "../common/console.hpp"
 #include "../common/drawing.hpp"
@@ -41,23 +43,45 @@ struct Model {
     if (text.second) job.model.load_text_encoder(*text.second, store, 1);
     job.model.load_unet(unet, store);
     job.model.load_vae(vae, vae_store);
+    warn_non_finite("of the model");
     for (const Lora& lora : job.loras) merge(lora);
+    if (!job.loras.empty()) warn_non_finite("with the LoRA");
   }
 
  private:
+  /// Pictures of such weights are black, and nothing else would say why. Once is enough.
+  void warn_non_finite(const char* when) {
+    std::string name = lpo::first_non_finite_weight(store);
+    if (name.empty()) name = lpo::first_non_finite_weight(vae_store);
+    if (name.empty() || warned_) return;
+    warned_ = true;
+    std::fprintf(stderr, "txt2img: warning: weight \"%s\" %s holds NaN or an infinity; expect no picture\n", name.c_str(),
+                 when);
+  }
+
   /// Adds a LoRA to the weights of every part that the file adapts.
   void merge(const Lora& lora) {
     const lpo::LoraFile file(lora.path, F.unet.layers_per_block);
-    std::set<std::string> parts;
+    std::set<std::string> parts, unmatched;
     for (const auto* adapter : file.adapters()) parts.insert(adapter->component);
     for (const std::string& part : parts) {
       const bool known = part == "unet" || part == "text_encoder" || (part == "text_encoder_2" && text.second);
       if (!known)
         throw lpo::FileError(
             lpo::message("[txt2img] ", lora.path, ": adapts \"", part, "\", which this model does not have"));
-      lpo::merge_lora(file, store, part, lora.scale, part);
+      const auto report = lpo::merge_lora(file, store, part, lora.scale, part);
+      const std::set<std::string> keys(report.unmatched.begin(), report.unmatched.end());
+      if (part == *parts.begin())
+        unmatched = keys;
+      else  // a key that no part has a weight for
+        std::erase_if(unmatched, [&](const std::string& key) { return !keys.contains(key); });
     }
+    if (!unmatched.empty())
+      std::fprintf(stderr, "txt2img: warning: %zu keys of %s find no weight in the model: %s\n", unmatched.size(),
+                   lora.path.c_str(), lpo::detail::listed({unmatched.begin(), unmatched.end()}).c_str());
   }
+
+  bool warned_ = false;
 };
 
 /// One picture that is asked for.
@@ -72,6 +96,8 @@ void generate(const Job& job, PictureWriter& writer) {
   lpo::Tape<Device> tape(context);
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto model = std::make_unique<Model<F, T>>(job);
+  examples::warn_cut_prompts("txt2img", model->text.tokenizers.front(), job.prompts);
+  examples::warn_cut_prompts("txt2img", model->text.tokenizers.front(), {job.negative_prompt});
   const lpo::NoiseSchedule schedule(job.schedule);
   const lpo::Sampler sampler(schedule, job.schedule.sampler, job.steps, job.eta);
 

@@ -144,6 +144,7 @@ int main(int argc, char** argv) {
   examples::add_device_options(add, o.device);
   add("output_dir", o.output_dir, "where pictures, metadata.jsonl and grid.png, of the first 100, go");
   add.flag("dry_run", o.dry_run, "print the plan and stop");
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   return examples::run("txt2img", [&] { program(o); });
 }

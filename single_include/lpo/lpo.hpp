@@ -9,6 +9,9 @@
 // <lpo/base/config.hpp>
 // Version, instruction-set tag and the inline namespace that keeps differently compiled copies of lpo apart.
 
+#if __cplusplus < 202002L
+#  error "lpo needs C++20: compile with -std=c++20, or link lpo::lpo in CMake; the errors below follow from this"
+#endif
 #if defined(LPO_SINGLE_INCLUDE)
 #  error "lpo: single_include/lpo/lpo.hpp is already included; use it or the headers of the modular tree, not both"
 #endif
@@ -3859,200 +3862,6 @@ struct AttentionBackward {
 }  // namespace lpo::inline LPO_ABI
 #endif
 
-// <lpo/backend/cpu/attention.hpp>
-// Attention on the CPU: streaming softmax with the keys across lanes; backward recomputes the probabilities.
-
-#if LPO_HOST_PASS
-namespace lpo::inline LPO_ABI {
-namespace detail {
-
-/// Forward of one (batch, head) pair for a block of queries; keys lie across lanes. Per block of keys, with scores in
-/// units of ln 2:
-///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
-///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
-/// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
-template <class T>
-struct AttentionForward {
-  using S = compute_t<T>;
-  static constexpr index_t rows = 48;  ///< whole register tiles of 6 and of 8 rows
-
-  static index_t scratch_size(index_t width) {
-    return rows * (attention_block + lanes_for<T>(width) + width + machine_lanes<T>() + 3) + machine_lanes<T>();
-  }
-
-  /// `keys` and `values` as keys_across_lanes() and pack_heads() leave them.
-  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const S* keys,
-                  const S* values, T* out, S* log_sum_exp, S* space) {
-    const index_t width = shape.width, step = machine_lanes<T>(), row = lanes_for<T>(width);
-    S* const score = space;
-    S* const total = score + rows * attention_block;
-    S* const sum = total + rows * row;
-    S* const query = sum + rows * step;
-    S* const highest = query + rows * width;
-    S* const factor = highest + rows;
-    S* const level = factor + rows;
-    S* const edge = level + rows;
-    std::fill(highest, highest + rows, S(-1e30));
-    constexpr index_t line = 64 / sizeof(T);
-    for (index_t i = 0; i < count; ++i)  // arrives while the products run
-      for (index_t d = 0; d < width; d += line) __builtin_prefetch(out + (first + i) * shape.out_row + d, 1);
-    const auto q_rows = attention_rows(q + first * shape.q_row, shape.q_row, count, width, query);
-    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
-    for (index_t begin = 0; begin < visible; begin += attention_block) {
-      const index_t block = std::min(attention_block, shape.keys - begin), lanes = lanes_for<T>(block);
-      const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
-      multiply_rows<false>(count, lanes, q_rows.data, q_rows.stride, 1, keys + begin * width, lanes, width, score,
-                           lanes);
-      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(-2e30));
-      for (index_t lane = 0; lane < step; ++lane) edge[lane] = lanes - step + lane < block ? S(0) : S(-2e30);
-      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
-        index_t i = 0;
-        for (; i + 4 <= count; i += 4)
-          soften<V, 4>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
-                       total + i * row);
-        for (; i < count; ++i)
-          soften<V, 1>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
-                       total + i * row);
-      });
-      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(0));
-      const S* const value_rows = values + begin * row;
-      if (begin == 0)
-        multiply_rows<false>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
-      else
-        multiply_rows<true>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
-    }
-    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
-      for (index_t i = 0; i < count; ++i) factor[i] = lane_sum(load_lanes<V>(sum + i * step));
-      for_lanes<V>(
-          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            const V whole = some.load(factor + i, 1.0f);
-            some.store(level + i, some.load(highest + i) * static_cast<S>(log_of_2) + log(whole));
-            some.store(factor + i, 1.0f / whole);
-          });
-      for (index_t i = 0; i < count; ++i)
-        for_lanes<V>(
-            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
-              some.store(out + (first + i) * shape.out_row + d, load_lanes<V>(total + i * row + d) * factor[i]);
-            });
-    });
-    if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
-  }
-
- private:
-  /// One block's turn of the running maxima and sums of `Rows` queries; scores become probabilities, `row` numbers of
-  /// each total are rescaled. `edge` is added to the last pack: it takes away the lanes without a key. The rows go side
-  /// by side: their maxima do not wait for each other.
-  template <class V, int Rows>
-  static LPO_ALWAYS_INLINE void soften(index_t lanes, const S* edge, S* score, S* highest, S* sum, index_t row,
-                                       S* total) {
-    constexpr index_t step = LaneTraits<V>::width;
-    V top[Rows], part[Rows];
-    S peak[Rows];
-    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
-      S* const last = score + (i + 1) * lanes - step;
-      top[i] = load_lanes<V>(last) + load_lanes<V>(edge);
-      store_lanes(last, top[i]);
-    });
-    for (index_t at = 0; at < lanes - step; at += step)
-      unroll<Rows>([&](auto i) __attribute__((always_inline)) {
-        top[i] = larger(load_lanes<V>(score + i * lanes + at), top[i]);
-      });
-    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
-      const S before = highest[i];
-      peak[i] = std::ceil(std::max(before, lane_max(top[i])));
-      highest[i] = peak[i];
-      part[i] = V{};
-      if (row > 0) {
-        const V shrink = exp2_above(V{} + (before - peak[i]));
-        part[i] = load_lanes<V>(sum + i * step) * shrink;
-        for (index_t d = 0; d < row; d += step) {
-          S* const at = total + i * row + d;
-          store_lanes(at, load_lanes<V>(at) * shrink);
-        }
-      }
-    });
-    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
-      S* const row_score = score + i * lanes;
-      S whole = peak[i];
-      if (std::abs(whole) > S(1 << 21)) {
-        for (index_t at = 0; at < lanes; at += step)
-          store_lanes(row_score + at, load_lanes<V>(row_score + at) - whole);
-        whole = 0;
-      }
-      for (index_t at = 0; at < lanes; at += step) {
-        const V p = exp2_above(load_lanes<V>(row_score + at), whole);
-        store_lanes(row_score + at, p);
-        part[i] += p;
-      }
-      store_lanes(sum + i * step, part[i]);
-    });
-  }
-
-  /// Sets what belongs to keys after a query's own.
-  static void set_later_keys(S* score, index_t lanes, index_t first, index_t count, index_t begin, index_t block,
-                             S value) {
-    for (index_t i = 0; i < count; ++i) {
-      const index_t own = std::clamp<index_t>(first + i + 1 - begin, 0, block);
-      std::fill(score + i * lanes + own, score + i * lanes + block, value);
-    }
-  }
-};
-
-}  // namespace detail
-
-namespace kernel {
-
-template <>
-struct Attention<Cpu> {
-  /// Without keys `out` is zero and `log_sum_exp` is minus infinity.
-  template <class T>
-  static void forward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, T* out,
-                      compute_t<T>* log_sum_exp) {
-    using S = compute_t<T>;
-    const index_t heads = shape.heads, pairs = shape.batch * heads;
-    if (pairs == 0 || shape.queries == 0) return;
-    if (shape.keys == 0) {
-      for (index_t row = 0; row < shape.batch * shape.queries; ++row)
-        std::fill(out + row * shape.out_row, out + row * shape.out_row + heads * shape.width, static_cast<T>(S(0)));
-      if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
-      return;
-    }
-    using Block = detail::AttentionForward<T>;
-    const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
-    Scratch<Cpu> scratch(ctx);
-    detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
-    const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
-    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
-                                                       static_cast<S>(shape.scale * detail::log2_of_e));
-    const S* const values =
-        detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);
-    const index_t grain = detail::attention_grain(std::min(shape.queries, Block::rows) * shape.keys * width);
-    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
-      const typename detail::WorkerScratch<S>::Lease space(workspaces);
-      for (index_t task = begin; task < end; ++task) {
-        const index_t pair = task / blocks, first = task % blocks * Block::rows, column = pair % heads * width;
-        const index_t row = pair / heads * shape.queries;
-        Block::run(shape, first, std::min(Block::rows, shape.queries - first), q + row * shape.q_row + column,
-                   keys + pair * keys_size, values + pair * shape.keys * value_row, out + row * shape.out_row + column,
-                   log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
-      }
-    });
-  }
-
-  template <class T>
-  static void backward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
-                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
-                       bool accumulate_k, T* dv, bool accumulate_v) {
-    detail::AttentionBackward<T> work{shape,        q,           k, v, out, log_sum_exp, dout, dq, dk, dv, accumulate_q,
-                                      accumulate_k, accumulate_v};
-    work.run(ctx);
-  }
-};
-
-}  // namespace kernel
-}  // namespace lpo::inline LPO_ABI
-#endif
-
 // <lpo/backend/cpu/bfloat16_tile.hpp>
 // Tiles of products of bfloat16 with float sums, for machines that multiply pairs: AMX and AVX512_BF16.
 //
@@ -5006,6 +4815,967 @@ const S* as_compute(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* from,
 }
 
 }  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/attention_pairs.hpp>
+// Attention of bfloat16 on machines that multiply pairs of it: what forward and backward share, and forward.
+//
+// Tiles are those of products (bfloat16_tile.hpp): 32 queries by 32 keys, or by 32 of the width, at a time. Products of
+// two bfloat16 are exact, sums and the softmax are float; weights are rounded to bfloat16 for their product with the
+// values and summed before that (as the CUDA kernels do), and so are the slopes of the scores in backward. Queries and
+// keys are multiplied as they are: the scale goes into the float scores. Subnormal operands count as zero.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+inline constexpr index_t pair_unit = pair_together * pair_lanes;      ///< queries, keys or columns of a tile
+inline constexpr index_t pair_unit_sums = pair_unit * pair_columns;   ///< floats of its sums [32][32]
+inline constexpr index_t pair_unit_block = pair_unit * pair_depth;    ///< elements of two blocks
+inline constexpr index_t attention_pair_keys = 128;                   ///< of a block of scores
+inline constexpr index_t attention_pair_blocks = attention_pair_keys / pair_depth;
+
+/// Scores of a block of keys on their way to weights.
+struct PairScores {
+  index_t rows, packs;  ///< queries, a multiple of 4; keys in packs of 16
+  float factor;         ///< scale log2(e), above zero
+  const float* edge;    ///< [16], added to the last pack: hides lanes without a key
+  float* score;         ///< [packs rounded up to two][32][32], products
+  float* highest;       ///< [32], of all scores so far, in units of ln 2 and rounded up
+  float* sum;           ///< [32][16], of the weights, by lane
+  bool begun;           ///< whether `sum` and `total` hold something
+  float* total;         ///< [totals][32][32], which shrinks where `highest` rises
+  index_t totals;
+  bfloat16* weight;  ///< [blocks of 32 keys][32][32]
+};
+
+/// Scores of 32 queries and up to 32 keys on their way to weights and slopes.
+struct PairSlopes {
+  index_t rows, packs;  ///< queries, 16 or 32; keys in packs of 16, 1 or 2
+  float factor;         ///< scale log2(e)
+  const float* level;   ///< [32], log sum exp in units of ln 2
+  const float* delta;   ///< [32]
+  const float *score, *dscore;           ///< [32][32]: q k^T and dout v^T
+  bfloat16 *weight_pairs, *slope_pairs;  ///< [packs][16 pairs of queries][16 keys][2]; behind `rows` zero
+  bfloat16* slope;                       ///< [32][32]
+};
+
+/// Loops between products, compiled for one instruction set.
+struct PairAttentionLoops {
+  void (*weights)(const PairScores& work);
+  void (*slopes)(const PairSlopes& work);
+};
+
+/// Half a unit of bfloat16's last place is added to the magnitude, so that the upper halves are rounded: to nearest,
+/// ties away from zero.
+LPO_ALWAYS_INLINE WideBits<64> rounded_bits(PairRow value) { return to_bits(value) + 0x8000; }
+
+template <int... I>
+LPO_ALWAYS_INLINE void upper_halves(const PairLine& low, const PairLine& high, std::integer_sequence<int, I...>,
+                                    PairLine& to) {
+#if defined(__clang__)
+  to = __builtin_shufflevector(low, high, (2 * I + 1)...);
+#else
+  to = __builtin_shuffle(low, high, PairLine{(2 * I + 1)...});
+#endif
+}
+
+/// 32 neighbours of a row.
+LPO_ALWAYS_INLINE void store_rounded(WideBits<64> low, WideBits<64> high, bfloat16* to) {
+  PairLine first, second, both;
+  std::memcpy(&first, &low.v, sizeof(first));
+  std::memcpy(&second, &high.v, sizeof(second));
+  upper_halves(first, second, std::make_integer_sequence<int, 32>{}, both);
+  std::memcpy(static_cast<void*>(to), &both, sizeof(both));
+}
+
+/// 16 pairs of an even and an odd row.
+LPO_ALWAYS_INLINE void store_rounded_pairs(WideBits<64> even, WideBits<64> odd, bfloat16* to) {
+  const WideBits<64> both = ((even >> 16) & 0xffff) | (odd & -0x10000);
+  std::memcpy(static_cast<void*>(to), &both.v, sizeof(both.v));
+}
+
+LPO_ALWAYS_INLINE void pair_weights(const PairScores& work) {
+  using V = PairRow;
+  constexpr int together = 4;  // rows whose maxima do not wait for each other
+  const index_t packs = work.packs;
+  const float factor = work.factor;
+  for (index_t first = 0; first < work.rows; first += together) {
+    const auto place = [&](index_t i, index_t pack) __attribute__((always_inline)) {
+      return work.score + pack / 2 * pair_unit_sums + (first + i) * pair_columns + pack % 2 * pair_lanes;
+    };
+    V top[together];
+    unroll<together>([&](auto i) __attribute__((always_inline)) {
+      float* const last = place(i, packs - 1);
+      top[i] = load_lanes<V>(last) + load_lanes<V>(work.edge);
+      store_lanes(last, top[i]);
+    });
+    for (index_t pack = 0; pack + 1 < packs; ++pack)
+      unroll<together>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(place(i, pack)), top[i]);
+      });
+    float peaks[together];
+    unroll<together>([&](auto i) __attribute__((always_inline)) { peaks[i] = lane_max(top[i]) * factor; });
+    for (index_t i = 0; i < together; ++i) {
+      const index_t row = first + i;
+      const float before = work.highest[row], peak = std::ceil(std::max(before, peaks[i]));
+      work.highest[row] = peak;
+      float* const sum = work.sum + row * pair_lanes;
+      V part{};
+      if (work.begun) {
+        part = load_lanes<V>(sum);
+        if (peak > before) {
+          const V shrink = exp2_above(V{} + (before - peak));
+          part *= shrink;
+          for (index_t t = 0; t < work.totals; ++t) {
+            float* const at = work.total + t * pair_unit_sums + row * pair_columns;
+            store_lanes(at, load_lanes<V>(at) * shrink);
+            store_lanes(at + pair_lanes, load_lanes<V>(at + pair_lanes) * shrink);
+          }
+        }
+      }
+      float whole = peak, scale = factor;
+      if (std::abs(whole) > static_cast<float>(1 << 21)) {  // exp2_above takes none larger
+        // Rounded first, as the maximum was: a fused multiply-add could leave more than exp2_above takes.
+        for (index_t pack = 0; pack < packs; ++pack) store_lanes(place(i, pack), load_lanes<V>(place(i, pack)) * factor);
+        for (index_t pack = 0; pack < packs; ++pack) store_lanes(place(i, pack), load_lanes<V>(place(i, pack)) - whole);
+        whole = 0.0f, scale = 1.0f;
+      }
+      const float* score = work.score + row * pair_columns;
+      bfloat16* to = work.weight + row * pair_depth;
+      for (index_t pack = 0; pack + 2 <= packs; pack += 2, score += pair_unit_sums, to += pair_unit_block) {
+        const V low = exp2_above(load_lanes<V>(score) * scale, whole);
+        const V high = exp2_above(load_lanes<V>(score + pair_lanes) * scale, whole);
+        part += low + high;
+        store_rounded(rounded_bits(low), rounded_bits(high), to);
+      }
+      if (packs % 2 == 1) {
+        const V low = exp2_above(load_lanes<V>(score) * scale, whole);
+        part += low;
+        store_rounded(rounded_bits(low), to_bits(V{}), to);
+      }
+      store_lanes(sum, part);
+    }
+  }
+}
+
+LPO_ALWAYS_INLINE void pair_slopes(const PairSlopes& work) {
+  using V = PairRow;
+  const float factor = work.factor;
+  for (index_t row = 0; row < work.rows; row += 2) {
+    WideBits<64> slope[2][2] = {};
+    for (index_t pack = 0; pack < work.packs; ++pack) {
+      const index_t from = row * pair_columns + pack * pair_lanes, to = pack * pair_block + row * pair_lanes;
+      WideBits<64> weight[2];
+      unroll<2>([&](auto i) __attribute__((always_inline)) {
+        const index_t at = from + i * pair_columns;
+        const V p = exp2_above(load_lanes<V>(work.score + at) * factor - work.level[row + i]);
+        weight[i] = rounded_bits(p);
+        slope[i][pack] = rounded_bits(p * (load_lanes<V>(work.dscore + at) - work.delta[row + i]));
+      });
+      store_rounded_pairs(weight[0], weight[1], work.weight_pairs + to);
+      store_rounded_pairs(slope[0][pack], slope[1][pack], work.slope_pairs + to);
+    }
+    unroll<2>([&](auto i) __attribute__((always_inline)) {
+      store_rounded(slope[i][0], slope[i][1], work.slope + (row + i) * pair_depth);
+    });
+  }
+  const auto rest = static_cast<std::size_t>((pair_unit - work.rows) * pair_lanes) * sizeof(bfloat16);
+  for (index_t pack = 0; rest > 0 && pack < work.packs; ++pack) {
+    std::memset(static_cast<void*>(work.weight_pairs + pack * pair_block + work.rows * pair_lanes), 0, rest);
+    std::memset(static_cast<void*>(work.slope_pairs + pack * pair_block + work.rows * pair_lanes), 0, rest);
+  }
+}
+
+#if defined(LPO_TARGET_PAIRS)
+LPO_TARGET_PAIRS __attribute__((noinline)) inline void pair_weights_512(const PairScores& work) {
+  pair_weights(work);
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+LPO_TARGET_PAIRS __attribute__((noinline)) inline void pair_slopes_512(const PairSlopes& work) {
+  pair_slopes(work);
+  LPO_LEAVE_WIDE_REGISTERS();
+}
+inline constexpr PairAttentionLoops pair_attention_loops_512{&pair_weights_512, &pair_slopes_512};
+#endif
+
+/// What multiplies and what lies between.
+struct AttentionPairs {
+  const PairTiles* tiles = nullptr;
+  const PairAttentionLoops* loops = nullptr;
+};
+
+/// This machine's; without tiles where it does not multiply pairs.
+inline AttentionPairs attention_pairs() {
+#if defined(LPO_TARGET_PAIRS)
+  if (pair_tiles().count > 0) return {pair_tiles().tiles[0], &pair_attention_loops_512};
+#endif
+  return {};
+}
+
+/// Whether attention of bfloat16 in that shape runs on pairs here.
+inline bool attends_in_pairs(const kernel::AttentionShape& shape) {
+  return attention_pairs().tiles != nullptr && shape.batch * shape.heads > 0 && shape.queries > 0 && shape.keys > 0 &&
+         shape.width > 0 && shape.scale > 0.0f;
+}
+
+/// Rows [first, first + 16) of `count`, elements [l, l + 32) of `width`, as a dense block; what does not exist is zero.
+inline void copy_block(const bfloat16* rows, index_t row_stride, index_t first, index_t count, index_t l, index_t width,
+                       bfloat16* to) {
+  const index_t depth = std::min(pair_depth, width - l);
+  for (index_t i = 0; i < pair_lanes; ++i, to += pair_depth) {
+    if (first + i >= count) {
+      std::memset(static_cast<void*>(to), 0, pair_depth * sizeof(bfloat16));
+      continue;
+    }
+    const bfloat16* const from = rows + (first + i) * row_stride + l;
+    if (depth == pair_depth) {
+      std::memcpy(static_cast<void*>(to), from, pair_depth * sizeof(bfloat16));
+      continue;
+    }
+    std::memset(static_cast<void*>(to), 0, pair_depth * sizeof(bfloat16));
+    index_t at = 0;
+    for (; at + 8 <= depth; at += 8) std::memcpy(static_cast<void*>(to + at), from + at, 8 * sizeof(bfloat16));
+    for (; at < depth; ++at) to[at] = from[at];
+  }
+}
+
+/// How the rows of (batch, head) pairs, [length, width] with strides, are cut into blocks of pairs.
+struct PairMatrix {
+  index_t length, width;
+
+  index_t depth_blocks() const { return (width + pair_depth - 1) / pair_depth; }      ///< along the width
+  index_t length_blocks() const { return (length + pair_depth - 1) / pair_depth; }    ///< along the length
+  index_t column_units() const { return (width + pair_unit - 1) / pair_unit; }
+  index_t columns(index_t unit) const { return std::min(pair_unit, width - unit * pair_unit); }
+  static index_t panels(index_t count) { return (std::min(count, pair_unit) + pair_lanes - 1) / pair_lanes; }
+  index_t depth_pairs() const { return (width - (depth_blocks() - 1) * pair_depth + 1) / 2; }  ///< of the last block
+
+  /// Elements of all rows in blocks along the width, [units of 32 rows][depth_blocks][panels][block],
+  index_t along_size() const { return length_blocks() * depth_blocks() * pair_unit_block; }
+  index_t along(index_t unit) const { return unit * depth_blocks() * pair_unit_block; }
+  /// and along the length, [column_units][length_blocks][panels][block].
+  index_t across_size() const { return column_units() * length_blocks() * pair_unit_block; }
+  index_t across(index_t unit, index_t block) const {
+    return unit * length_blocks() * pair_unit_block + block * panels(columns(unit)) * pair_block;
+  }
+
+  /// A unit of rows as left or right operand of products along the width.
+  template <bool right>
+  void pack_along(const PairTiles& tiles, const bfloat16* rows, index_t row_stride, index_t unit, bfloat16* to) const {
+    const index_t width_panels = panels(length - unit * pair_unit);
+    for (index_t block = 0; block < depth_blocks(); ++block)
+      for (index_t panel = 0; panel < width_panels; ++panel, to += pair_block) {
+        const index_t first = unit * pair_unit + panel * pair_lanes;
+        if constexpr (right) {
+          alignas(64) bfloat16 dense[pair_block];
+          copy_block(rows, row_stride, first, length, block * pair_depth, width, dense);
+          PairLines lines;
+          lines.run = lines.run_step = pair_depth;
+          for (index_t i = 0; i < pair_lanes; ++i) lines.line[i] = dense + i * pair_depth;
+          tiles.pack_lines[1](lines, pair_depth, 0, 1, to, pair_block);
+        } else {
+          copy_block(rows, row_stride, first, length, block * pair_depth, width, to);
+        }
+      }
+  }
+
+  /// Blocks [block, block + blocks) along the length of all columns; `offset`: where rows begin.
+  template <bool right>
+  void pack_across(const PairTiles& tiles, const bfloat16* rows, const index_t* offset, index_t block, index_t blocks,
+                   bfloat16* to) const {
+    for (index_t unit = 0; unit < column_units(); ++unit) {
+      const index_t valid = columns(unit);
+      tiles.pack_across[right || tiles.broadcasts](rows + unit * pair_unit, offset, valid, length, block, blocks,
+                                                   to + across(unit, block), panels(valid) * pair_block, pair_block);
+    }
+  }
+};
+
+/// Left operands of a tile, and as many behind them to be fetched meanwhile.
+struct PairGroups {
+  PairGroup group[2 * pair_together];
+
+  /// Two groups, the second `beside` elements behind the first.
+  PairGroups(const bfloat16* data, index_t beside, index_t row, const index_t* step, index_t pair = 2) {
+    for (index_t i = 0; i < 2 * pair_together; ++i) group[i] = {data + i % pair_together * beside, row, step, pair};
+  }
+};
+
+/// Forward of blocks of queries. The order of all sums depends on the shape alone.
+struct AttentionPairForward {
+  static constexpr index_t units = 2;  ///< of 32 queries, of a task
+
+  AttentionPairs machine;
+  const kernel::AttentionShape& shape;
+  const bfloat16 *q, *k, *v;
+  bfloat16* out;
+  float* log_sum_exp;
+  PairMatrix matrix{shape.keys, shape.width};  ///< keys and values
+  bfloat16 *keys = nullptr, *values = nullptr;
+  const index_t* steps[2] = {};  ///< of blocks in left operands of one and of two groups
+
+  void run(Context<Cpu>& ctx) {
+    const index_t pairs = shape.batch * shape.heads, rows = units * pair_unit;
+    Scratch<Cpu> scratch(ctx);
+    keys = scratch.allocate<bfloat16>(pairs * matrix.along_size());
+    values = scratch.allocate<bfloat16>(pairs * matrix.across_size());
+    const index_t most = std::max(matrix.depth_blocks(), attention_pair_blocks);
+    steps[0] = even_steps(scratch, most, pair_block);
+    steps[1] = even_steps(scratch, most, pair_unit_block);
+    const index_t* const offset = even_steps(scratch, shape.keys, shape.v_row);
+    const index_t parts = (matrix.length_blocks() + attention_pair_blocks - 1) / attention_pair_blocks;
+    const index_t pack_grain = std::max<index_t>(1, 16384 / (attention_pair_keys * shape.width));
+    ctx.executor().parallel_for(pairs * parts, pack_grain, [&](index_t begin, index_t end) {
+      for (index_t task = begin; task < end; ++task)
+        pack(task / parts, task % parts * attention_pair_blocks, offset);
+    });
+    const index_t blocks = (shape.queries + rows - 1) / rows;
+    WorkerScratch<float> workspaces(ctx, scratch, scratch_size());
+    const index_t grain = attention_grain(std::min(shape.queries, rows) * shape.keys * shape.width / 2);
+    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+      const WorkerScratch<float>::Lease space(workspaces);
+      machine.tiles->begin();
+      for (index_t task = begin; task < end; ++task)
+        run_block(task / blocks, task % blocks * rows, space.data());
+      machine.tiles->end();
+    });
+  }
+
+ private:
+  static constexpr index_t score_size = attention_pair_blocks * pair_unit_sums;
+
+  index_t total_size() const { return matrix.column_units() * pair_unit_sums; }
+  index_t query_size() const { return matrix.depth_blocks() * pair_unit_block; }
+  index_t scratch_size() const {
+    return score_size + units * (total_size() + pair_unit * (pair_lanes + 2)) +
+           (attention_pair_blocks * pair_unit_block + units * query_size()) / 2;
+  }
+
+  const bfloat16* head(const bfloat16* data, index_t pair, index_t length, index_t row) const {
+    return data + pair / shape.heads * length * row + pair % shape.heads * shape.width;
+  }
+
+  void pack(index_t pair, index_t block, const index_t* offset) const {
+    const index_t end = std::min(matrix.length_blocks(), block + attention_pair_blocks);
+    const bfloat16* const key_rows = head(k, pair, shape.keys, shape.k_row);
+    for (index_t unit = block; unit < end; ++unit)
+      matrix.pack_along<true>(*machine.tiles, key_rows, shape.k_row, unit,
+                              keys + pair * matrix.along_size() + matrix.along(unit));
+    matrix.pack_across<true>(*machine.tiles, head(v, pair, shape.keys, shape.v_row), offset, block, end - block,
+                             values + pair * matrix.across_size());
+  }
+
+  void run_block(index_t pair, index_t first, float* space) const {
+    const index_t count = std::min(units * pair_unit, shape.queries - first);
+    float* const score = space;
+    float* const total = score + score_size;
+    float* const sum = total + units * total_size();
+    float* const highest = sum + units * pair_unit * pair_lanes;
+    float* const factor = highest + units * pair_unit;
+    bfloat16* const weight = reinterpret_cast<bfloat16*>(factor + units * pair_unit);
+    bfloat16* const query = weight + attention_pair_blocks * pair_unit_block;
+    std::fill(highest, highest + units * pair_unit, -1e30f);
+    const PairMatrix queries{count, shape.width};
+    for (index_t unit = 0; unit * pair_unit < count; ++unit)
+      queries.pack_along<false>(*machine.tiles, head(q, pair, shape.queries, shape.q_row) + first * shape.q_row,
+                                shape.q_row, unit, query + queries.along(unit));
+    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
+    for (index_t begin = 0; begin < visible; begin += attention_pair_keys)
+      for (index_t unit = 0; unit * pair_unit < count; ++unit)
+        run_unit(pair, first + unit * pair_unit, std::min(pair_unit, count - unit * pair_unit), begin,
+                 query + queries.along(unit), score, weight, highest + unit * pair_unit,
+                 sum + unit * pair_unit * pair_lanes, total + unit * total_size());
+    store(pair, first, count, highest, sum, total, factor);
+  }
+
+  /// What a block of keys gives to a unit of queries.
+  void run_unit(index_t pair, index_t first, index_t count, index_t begin, const bfloat16* query, float* score,
+                bfloat16* weight, float* highest, float* sum, float* total) const {
+    if (shape.causal && begin >= first + count) return;
+    const index_t block = std::min(attention_pair_keys, shape.keys - begin), groups = PairMatrix::panels(count);
+    const index_t rows = std::min(pair_unit, (count + 7) / 8 * 8), packs = (block + pair_lanes - 1) / pair_lanes;
+    const index_t key_blocks = (block + pair_depth - 1) / pair_depth, tile = begin / pair_depth;
+    const PairGroups left(query, pair_block, pair_depth, steps[groups - 1]);
+    for (index_t t = 0; t < key_blocks; ++t)
+      machine.tiles->run({groups, PairMatrix::panels(block - t * pair_unit), matrix.depth_blocks(), rows,
+                          matrix.depth_pairs(), left.group,
+                          keys + pair * matrix.along_size() + matrix.along(tile + t), score + t * pair_unit_sums, false,
+                          nullptr, nullptr, nullptr});
+    const float factor = static_cast<float>(shape.scale * log2_of_e);
+    const float hidden = std::max(-3e38f, -2e30f / factor);
+    alignas(64) float edge[pair_lanes];
+    for (index_t i = 0; i < pair_lanes; ++i) edge[i] = (packs - 1) * pair_lanes + i < block ? 0.0f : hidden;
+    const bool cut = shape.causal && begin + block > first + 1;
+    if (cut) set_later_keys(score, first, count, begin, block, hidden);
+    machine.loops->weights({rows, packs, factor, edge, score, highest, sum, begin > 0, total, matrix.column_units(), weight});
+    if (cut) set_later_keys(weight, first, count, begin, block, bfloat16(0.0f));
+    const PairGroups weights(weight, pair_block, pair_depth, steps[1]);
+    for (index_t unit = 0; unit < matrix.column_units(); ++unit)
+      machine.tiles->run({groups, PairMatrix::panels(matrix.columns(unit)), key_blocks, rows,
+                          (block - (key_blocks - 1) * pair_depth + 1) / 2, weights.group,
+                          values + pair * matrix.across_size() + matrix.across(unit, tile),
+                          total + unit * pair_unit_sums, begin > 0, nullptr, nullptr, nullptr});
+  }
+
+  /// Sets what belongs to keys after a query's own, in [blocks of 32 keys][32][32].
+  template <class N>
+  static void set_later_keys(N* data, index_t first, index_t count, index_t begin, index_t block, N value) {
+    for (index_t i = 0; i < count; ++i)
+      for (index_t j = std::clamp<index_t>(first + i + 1 - begin, 0, block); j < block; ++j)
+        data[j / pair_unit * pair_unit_sums + i * pair_unit + j % pair_unit] = value;
+  }
+
+  void store(index_t pair, index_t first, index_t count, const float* highest, const float* sum, const float* total,
+             float* factor) const {
+    bfloat16* const to = out + (pair / shape.heads * shape.queries + first) * shape.out_row + pair % shape.heads * shape.width;
+    float* const level = log_sum_exp ? log_sum_exp + pair * shape.queries + first : nullptr;
+    const index_t row = shape.out_row, width = shape.width, size = total_size();
+    with_lanes<bfloat16>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) {
+        V part{};
+        for (index_t at = 0; at < pair_lanes; at += LaneTraits<V>::width)
+          part += load_lanes<V>(sum + i * pair_lanes + at);
+        factor[i] = lane_sum(part);
+      }
+      for_lanes<V>(
+          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            const V whole = some.load(factor + i, 1.0f);
+            if (level) some.store(level + i, some.load(highest + i) * static_cast<float>(log_of_2) + log(whole));
+            some.store(factor + i, 1.0f / whole);
+          });
+      for (index_t i = 0; i < count; ++i) {
+        const float* const from = total + i / pair_unit * size + i % pair_unit * pair_columns;
+        for_lanes<V>(
+            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
+              some.store(to + i * row + d,
+                         load_lanes<V>(from + d / pair_unit * pair_unit_sums + d % pair_unit) * factor[i]);
+            });
+      }
+    });
+  }
+};
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/attention_pairs_backward.hpp>
+// Gradient of attention of bfloat16 on machines that multiply pairs of it.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// As AttentionBackward, from pairs: p and ds are rounded to bfloat16, dv^T = dout^T p and dk^T = q^T ds have the keys
+/// across lanes, so that one rounding gives the right operands of both and nothing is transposed per block. A task is a
+/// part of the queries of one (batch, head) pair. Parts depend on the shape alone, and their sums are added in order.
+struct AttentionPairBackward {
+  static constexpr index_t tasks = 32;                               ///< where the shape gives as many
+  static constexpr index_t units = 2;                                ///< of 32 queries, beside a block of keys
+  static constexpr index_t tiles_size = attention_pair_blocks * pair_unit_sums;
+
+  AttentionPairs machine;
+  const kernel::AttentionShape& shape;
+  const bfloat16 *q, *k, *v, *out;
+  const float* log_sum_exp;
+  const bfloat16* dout;
+  bfloat16 *dq, *dk, *dv;
+  bool accumulate_q, accumulate_k, accumulate_v;
+  PairMatrix of_keys{shape.keys, shape.width}, of_queries{shape.queries, shape.width};
+  // Keys and values as right operands along the width, keys along the length; queries and dout as left ones both ways.
+  bfloat16 *keys = nullptr, *values = nullptr, *key_rows = nullptr;
+  bfloat16 *queries = nullptr, *gradients = nullptr, *query_columns = nullptr, *gradient_columns = nullptr;
+  const index_t* steps[2] = {};  ///< of blocks in left operands of one and of two groups
+  index_t parts = 1, part_units = 0;
+  float* partial = nullptr;  ///< with several parts [pairs, parts, units of keys, 2, columns_size]: dk^T and dv^T
+
+  void run(Context<Cpu>& ctx) {
+    const index_t pairs = shape.batch * shape.heads;
+    Scratch<Cpu> scratch(ctx);
+    keys = scratch.allocate<bfloat16>(pairs * of_keys.along_size());
+    values = scratch.allocate<bfloat16>(pairs * of_keys.along_size());
+    key_rows = scratch.allocate<bfloat16>(pairs * of_keys.across_size());
+    queries = scratch.allocate<bfloat16>(pairs * of_queries.along_size());
+    gradients = scratch.allocate<bfloat16>(pairs * of_queries.along_size());
+    query_columns = scratch.allocate<bfloat16>(pairs * of_queries.across_size());
+    gradient_columns = scratch.allocate<bfloat16>(pairs * of_queries.across_size());
+    const index_t most = std::max({of_keys.depth_blocks(), attention_pair_blocks, units});
+    steps[0] = even_steps(scratch, most, pair_block);
+    steps[1] = even_steps(scratch, most, pair_unit_block);
+    const index_t* const key_offset = even_steps(scratch, shape.keys, shape.k_row);
+    const index_t* const query_offset = even_steps(scratch, shape.queries, shape.q_row);
+    const index_t* const gradient_offset = even_steps(scratch, shape.queries, shape.out_row);
+
+    const index_t key_chunks = chunks(of_keys), chunks_each = key_chunks + chunks(of_queries);
+    const index_t pack_grain = std::max<index_t>(1, 16384 / (attention_pair_keys * shape.width));
+    ctx.executor().parallel_for(pairs * chunks_each, pack_grain, [&](index_t begin, index_t end) {
+      for (index_t task = begin; task < end; ++task) {
+        const index_t pair = task / chunks_each, chunk = task % chunks_each;
+        if (chunk < key_chunks)
+          pack_keys(pair, chunk, key_offset);
+        else
+          pack_queries(pair, chunk - key_chunks, query_offset, gradient_offset);
+      }
+    });
+
+    const index_t all = of_queries.length_blocks();
+    parts = std::clamp<index_t>((tasks + pairs - 1) / pairs, 1, std::max<index_t>(1, shape.queries / (4 * units * pair_unit)));
+    part_units = (all + parts - 1) / parts;
+    if (parts > 1 && (dk || dv)) partial = scratch.allocate<float>(pairs * parts * part_size());
+    WorkerScratch<float> workspaces(ctx, scratch, scratch_size());
+    const index_t grain = attention_grain(part_units * pair_unit * shape.keys * shape.width);
+    ctx.executor().parallel_for(pairs * parts, grain, [&](index_t begin, index_t end) {
+      const WorkerScratch<float>::Lease space(workspaces);
+      machine.tiles->begin();
+      for (index_t task = begin; task < end; ++task) run_part(task / parts, task % parts, space.data());
+      machine.tiles->end();
+    });
+    if (!partial) return;
+    ctx.executor().parallel_for(pairs * of_keys.length_blocks(), 1, [&](index_t task, index_t) {
+      add_parts(task / of_keys.length_blocks(), task % of_keys.length_blocks());
+    });
+  }
+
+ private:
+  static index_t chunks(const PairMatrix& matrix) {
+    return (matrix.length_blocks() + attention_pair_blocks - 1) / attention_pair_blocks;
+  }
+  index_t columns_size() const { return of_keys.column_units() * pair_unit_sums; }
+  index_t part_size() const { return of_keys.length_blocks() * 2 * columns_size(); }
+  index_t part_rows() const { return part_units * pair_unit; }
+  /// delta and level, dq, two tiles of sums, dk^T and dv^T of a block of keys; p and ds as right operands, ds as left one.
+  index_t scratch_size() const {
+    return 2 * part_rows() + part_units * columns_size() + 2 * pair_unit_sums +
+           (partial ? 0 : 2 * attention_pair_blocks * columns_size()) +
+           (2 * units + 1) * attention_pair_blocks * pair_unit_block / 2;
+  }
+
+  const bfloat16* head(const bfloat16* data, index_t pair, index_t length, index_t row) const {
+    return data + pair / shape.heads * length * row + pair % shape.heads * shape.width;
+  }
+  bfloat16* head(bfloat16* data, index_t pair, index_t length, index_t row) const {
+    return data + pair / shape.heads * length * row + pair % shape.heads * shape.width;
+  }
+
+  void pack_keys(index_t pair, index_t chunk, const index_t* offset) const {
+    const index_t first = chunk * attention_pair_blocks;
+    const index_t end = std::min(of_keys.length_blocks(), first + attention_pair_blocks);
+    const bfloat16* const k_head = head(k, pair, shape.keys, shape.k_row);
+    const bfloat16* const v_head = head(v, pair, shape.keys, shape.v_row);
+    for (index_t unit = first; unit < end; ++unit) {
+      const index_t at = pair * of_keys.along_size() + of_keys.along(unit);
+      of_keys.pack_along<true>(*machine.tiles, k_head, shape.k_row, unit, keys + at);
+      of_keys.pack_along<true>(*machine.tiles, v_head, shape.v_row, unit, values + at);
+    }
+    if (dq)
+      of_keys.pack_across<true>(*machine.tiles, k_head, offset, first, end - first,
+                                key_rows + pair * of_keys.across_size());
+  }
+
+  void pack_queries(index_t pair, index_t chunk, const index_t* query_offset, const index_t* gradient_offset) const {
+    const index_t first = chunk * attention_pair_blocks;
+    const index_t end = std::min(of_queries.length_blocks(), first + attention_pair_blocks);
+    const bfloat16* const q_head = head(q, pair, shape.queries, shape.q_row);
+    const bfloat16* const dout_head = head(dout, pair, shape.queries, shape.out_row);
+    for (index_t unit = first; unit < end; ++unit) {
+      const index_t at = pair * of_queries.along_size() + of_queries.along(unit);
+      of_queries.pack_along<false>(*machine.tiles, q_head, shape.q_row, unit, queries + at);
+      of_queries.pack_along<false>(*machine.tiles, dout_head, shape.out_row, unit, gradients + at);
+    }
+    const index_t at = pair * of_queries.across_size();
+    if (dk) of_queries.pack_across<false>(*machine.tiles, q_head, query_offset, first, end - first, query_columns + at);
+    if (dv)
+      of_queries.pack_across<false>(*machine.tiles, dout_head, gradient_offset, first, end - first,
+                                    gradient_columns + at);
+  }
+
+  /// Queries from unit `first` on up to `end`.
+  void run_part(index_t pair, index_t part, float* space) const {
+    const index_t first = part * part_units, end = std::min(of_queries.length_blocks(), first + part_units);
+    float* const level = space;
+    float* const delta = level + part_rows();
+    float* const dq_sum = delta + part_rows();
+    if (first < end) prepare_rows(pair, first, end, level, delta);
+    for (index_t tile = 0; tile < of_keys.length_blocks(); tile += attention_pair_blocks)
+      run_keys(pair, part, tile, first, end, level, delta, dq_sum, dq_sum + part_units * columns_size());
+    if (dq && first < end) store_dq(pair, first * pair_unit, std::min(shape.queries, end * pair_unit), dq_sum);
+  }
+
+  /// level: log sum exp in units of ln 2; delta[i] = dout_i . out_i. Both are zero behind the last query.
+  void prepare_rows(index_t pair, index_t first, index_t end, float* level, float* delta) const {
+    const bfloat16* const a = head(dout, pair, shape.queries, shape.out_row) + first * pair_unit * shape.out_row;
+    const bfloat16* const b = head(out, pair, shape.queries, shape.out_row) + first * pair_unit * shape.out_row;
+    const float* const from = log_sum_exp + pair * shape.queries + first * pair_unit;
+    const index_t count = std::min(shape.queries, end * pair_unit) - first * pair_unit;
+    const index_t width = shape.width, stride = shape.out_row;
+    for (index_t i = 0; i < (end - first) * pair_unit; ++i) {
+      level[i] = i < count ? from[i] * static_cast<float>(log2_of_e) : 0.0f;
+      delta[i] = 0.0f;
+    }
+    with_lanes<bfloat16>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) {
+        V sum{};
+        for_lanes<V>(
+            i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
+              sum += lanes.load(a + d) * lanes.load(b + d);
+            });
+        delta[i] = lane_sum(sum);
+      }
+    });
+  }
+
+  float* partial_sums(index_t pair, index_t part, index_t tile) const {
+    return partial + (pair * parts + part) * part_size() + tile * 2 * columns_size();
+  }
+
+  /// What queries give to dk and dv of a block of keys from unit `tile` on, and these keys to dq of the queries.
+  void run_keys(index_t pair, index_t part, index_t tile, index_t first, index_t end, const float* level,
+                const float* delta, float* dq_sum, float* space) const {
+    const index_t begin = tile * pair_unit, block = std::min(attention_pair_keys, shape.keys - begin);
+    const index_t tiles = (block + pair_unit - 1) / pair_unit;
+    float* const score = space;
+    float* const dscore = score + pair_unit_sums;
+    float* const own_sums = dscore + pair_unit_sums;
+    float* const sums = partial ? partial_sums(pair, part, tile) : own_sums;  // [tiles][dk^T, dv^T]
+    bfloat16* const weight =
+        reinterpret_cast<bfloat16*>(partial ? own_sums : own_sums + 2 * attention_pair_blocks * columns_size());
+    bfloat16* const slope = weight + units * attention_pair_blocks * pair_unit_block;
+    bfloat16* const slope_rows = slope + units * attention_pair_blocks * pair_unit_block;
+    const index_t from = shape.causal ? std::max(first, tile) : first;  // queries before the keys do not see them
+    if (from >= end && (dk || dv)) std::fill(sums, sums + tiles * 2 * columns_size(), 0.0f);
+    if (dq && from > first && tile == 0) std::fill(dq_sum, dq_sum + (from - first) * columns_size(), 0.0f);
+    for (index_t unit = from; unit < end; unit += units) {
+      const index_t count = std::min(units, end - unit);
+      for (index_t u = 0; u < count; ++u) {
+        run_scores(pair, unit + u, unit + u - first, tile, tiles, level, delta, score, dscore, u, weight, slope, slope_rows);
+        if (dq) run_dq(pair, unit + u, tile, block, slope_rows, dq_sum + (unit + u - first) * columns_size());
+      }
+      const index_t behind = std::min(shape.queries, (unit + count) * pair_unit);
+      const index_t last_pairs = (behind - (unit + count - 1) * pair_unit + 1) / 2;
+      for (index_t t = 0; t < tiles; ++t) {
+        const index_t panels = PairMatrix::panels(block - t * pair_unit), at = t * units * pair_unit_block;
+        float* const sum = sums + t * 2 * columns_size();
+        if (dk) run_columns(pair, query_columns, unit, count, last_pairs, slope + at, panels, unit > from, sum);
+        if (dv)
+          run_columns(pair, gradient_columns, unit, count, last_pairs, weight + at, panels, unit > from,
+                      sum + columns_size());
+      }
+    }
+    if (!partial)
+      for (index_t t = 0; t < tiles; ++t) store_sums(pair, tile + t, sums + t * 2 * columns_size());
+  }
+
+  /// Weights and slopes of a unit of queries, `u` of `count`.
+  void run_scores(index_t pair, index_t unit, index_t row, index_t tile, index_t tiles, const float* level,
+                  const float* delta, float* score, float* dscore, index_t u, bfloat16* weight,
+                  bfloat16* slope, bfloat16* slope_rows) const {
+    const index_t first = unit * pair_unit, rows = std::min(pair_unit, shape.queries - first);
+    const index_t groups = PairMatrix::panels(rows), at = pair * of_queries.along_size() + of_queries.along(unit);
+    const PairGroups left(queries + at, pair_block, pair_depth, steps[groups - 1]);
+    const PairGroups left_gradient(gradients + at, pair_block, pair_depth, steps[groups - 1]);
+    const index_t computed = groups * pair_lanes;
+    for (index_t t = 0; t < tiles; ++t) {
+      const index_t begin = (tile + t) * pair_unit, block = std::min(pair_unit, shape.keys - begin);
+      const index_t panels = PairMatrix::panels(block), key_at = pair * of_keys.along_size() + of_keys.along(tile + t);
+      bfloat16* const weight_to = weight + (t * units * pair_unit_block + u * panels * pair_block);
+      bfloat16* const slope_to = slope + (t * units * pair_unit_block + u * panels * pair_block);
+      bfloat16* const slope_row = slope_rows + t * pair_unit_block;
+      PairWork work{groups, panels, of_keys.depth_blocks(), computed, of_keys.depth_pairs(), left.group, keys + key_at,
+                    score, false, nullptr, nullptr, nullptr};
+      machine.tiles->run(work);
+      work.left = left_gradient.group, work.right = values + key_at, work.sums = dscore;
+      machine.tiles->run(work);
+      machine.loops->slopes({computed, panels, static_cast<float>(shape.scale * log2_of_e), level + row * pair_unit,
+                             delta + row * pair_unit, score, dscore, weight_to, slope_to, slope_row});
+      if (block < panels * pair_lanes || (shape.causal && begin + block > first + 1))
+        for (index_t i = 0; i < computed; ++i) {
+          const index_t seen = shape.causal ? std::clamp<index_t>(first + i + 1 - begin, 0, block) : block;
+          for (index_t j = seen; j < panels * pair_lanes; ++j) {
+            const index_t to = j / pair_lanes * pair_block + i / 2 * pair_depth + j % pair_lanes * 2 + i % 2;
+            weight_to[to] = slope_to[to] = slope_row[i * pair_depth + j] = bfloat16(0.0f);
+          }
+        }
+    }
+  }
+
+  void run_dq(index_t pair, index_t unit, index_t tile, index_t block, const bfloat16* slope_rows, float* sum) const {
+    const index_t rows = std::min(pair_unit, shape.queries - unit * pair_unit), groups = PairMatrix::panels(rows);
+    const index_t blocks = (block + pair_depth - 1) / pair_depth;
+    const PairGroups left(slope_rows, pair_block, pair_depth, steps[1]);
+    for (index_t columns = 0; columns < of_keys.column_units(); ++columns)
+      machine.tiles->run({groups, PairMatrix::panels(of_keys.columns(columns)), blocks, rows,
+                          (block - (blocks - 1) * pair_depth + 1) / 2, left.group,
+                          key_rows + pair * of_keys.across_size() + of_keys.across(columns, tile),
+                          sum + columns * pair_unit_sums, tile > 0, nullptr, nullptr, nullptr});
+  }
+
+  /// sum[d][key] (+)= columns[d] . right[.][key] over `count` units of queries.
+  void run_columns(index_t pair, const bfloat16* packed, index_t unit, index_t count, index_t last_pairs,
+                   const bfloat16* right, index_t panels, bool begun, float* sum) const {
+    for (index_t columns = 0; columns < of_queries.column_units(); ++columns) {
+      const index_t rows = of_queries.columns(columns), groups = PairMatrix::panels(rows);
+      const bfloat16* const data = packed + pair * of_queries.across_size() + of_queries.across(columns, unit);
+      const bool crossed = machine.tiles->broadcasts;  // then packed as right operands
+      const PairGroups left(data, pair_block, crossed ? 2 : pair_depth, steps[groups - 1], crossed ? 2 * pair_lanes : 2);
+      machine.tiles->run({groups, panels, count, rows, last_pairs, left.group, right, sum + columns * pair_unit_sums,
+                          begun, nullptr, nullptr, nullptr});
+    }
+  }
+
+  /// Adds the parts of a unit of keys in order.
+  void add_parts(index_t pair, index_t tile) const {
+    const index_t size = 2 * columns_size(), count = parts, step = part_size();
+    float* const sum = partial_sums(pair, 0, tile);
+    with_lanes<bfloat16>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t part = 1; part < count; ++part)
+        for (index_t at = 0; at < size; at += LaneTraits<V>::width)
+          store_lanes(sum + at, load_lanes<V>(sum + at) + load_lanes<V>(sum + part * step + at));
+    });
+    store_sums(pair, tile, sum);
+  }
+
+  void store_sums(index_t pair, index_t tile, const float* sum) const {
+    const index_t first = tile * pair_unit, count = std::min(pair_unit, shape.keys - first);
+    alignas(64) float factor[pair_unit];
+    for (index_t columns = 0; columns < of_keys.column_units(); ++columns, sum += pair_unit_sums) {
+      const index_t at = columns * pair_unit, width = of_keys.columns(columns);
+      std::fill(factor, factor + pair_unit, shape.scale);
+      if (dk)
+        store_columns(sum, pair_columns, factor, count, width,
+                      head(dk, pair, shape.keys, shape.k_row) + first * shape.k_row + at, shape.k_row, accumulate_k);
+      std::fill(factor, factor + pair_unit, 1.0f);
+      if (dv)
+        store_columns(sum + columns_size(), pair_columns, factor, count, width,
+                      head(dv, pair, shape.keys, shape.v_row) + first * shape.v_row + at, shape.v_row, accumulate_v);
+    }
+  }
+
+  void store_dq(index_t pair, index_t first, index_t end, const float* sum) const {
+    bfloat16* const target = head(dq, pair, shape.queries, shape.q_row) + first * shape.q_row;
+    const index_t count = end - first, width = shape.width, to = shape.q_row, size = columns_size();
+    const float scale = shape.scale;
+    const bool add = accumulate_q;
+    with_lanes<bfloat16>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) {
+        const float* const from = sum + i / pair_unit * size + i % pair_unit * pair_columns;
+        for_lanes<V>(
+            0, width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
+              V value = load_lanes<V>(from + d / pair_unit * pair_unit_sums + d % pair_unit) * scale;
+              if (add) value += lanes.load(target + i * to + d);
+              lanes.store(target + i * to + d, value);
+            });
+      }
+    });
+  }
+};
+
+}  // namespace detail
+}  // namespace lpo::inline LPO_ABI
+#endif
+
+// <lpo/backend/cpu/attention.hpp>
+// Attention on the CPU: streaming softmax with the keys across lanes; backward recomputes the probabilities.
+
+#if LPO_HOST_PASS
+namespace lpo::inline LPO_ABI {
+namespace detail {
+
+/// Forward of one (batch, head) pair for a block of queries; keys lie across lanes. Per block of keys, with scores in
+/// units of ln 2:
+///   s[i][lane] = q_i . k_lane,  m' = max(m, max_lane s) rounded up,  p = 2^(s - m'),  l = l 2^(m - m') + p,
+///   o[i] = o 2^(m - m') + sum_j p[i][j] v_j
+/// and at the end out = o / sum of l over the lanes. Queries and results stay as they lie in memory.
+template <class T>
+struct AttentionForward {
+  using S = compute_t<T>;
+  static constexpr index_t rows = 48;  ///< whole register tiles of 6 and of 8 rows
+
+  static index_t scratch_size(index_t width) {
+    return rows * (attention_block + lanes_for<T>(width) + width + machine_lanes<T>() + 3) + machine_lanes<T>();
+  }
+
+  /// `keys` and `values` as keys_across_lanes() and pack_heads() leave them.
+  static void run(const kernel::AttentionShape& shape, index_t first, index_t count, const T* q, const S* keys,
+                  const S* values, T* out, S* log_sum_exp, S* space) {
+    const index_t width = shape.width, step = machine_lanes<T>(), row = lanes_for<T>(width);
+    S* const score = space;
+    S* const total = score + rows * attention_block;
+    S* const sum = total + rows * row;
+    S* const query = sum + rows * step;
+    S* const highest = query + rows * width;
+    S* const factor = highest + rows;
+    S* const level = factor + rows;
+    S* const edge = level + rows;
+    std::fill(highest, highest + rows, S(-1e30));
+    constexpr index_t line = 64 / sizeof(T);
+    for (index_t i = 0; i < count; ++i)  // arrives while the products run
+      for (index_t d = 0; d < width; d += line) __builtin_prefetch(out + (first + i) * shape.out_row + d, 1);
+    const auto q_rows = attention_rows(q + first * shape.q_row, shape.q_row, count, width, query);
+    const index_t visible = shape.causal ? std::min(shape.keys, first + count) : shape.keys;
+    for (index_t begin = 0; begin < visible; begin += attention_block) {
+      const index_t block = std::min(attention_block, shape.keys - begin), lanes = lanes_for<T>(block);
+      const bool cut = shape.causal && begin + block > first + 1;  // some queries do not see all of these keys
+      multiply_rows<false>(count, lanes, q_rows.data, q_rows.stride, 1, keys + begin * width, lanes, width, score,
+                           lanes);
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(-2e30));
+      for (index_t lane = 0; lane < step; ++lane) edge[lane] = lanes - step + lane < block ? S(0) : S(-2e30);
+      with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+        index_t i = 0;
+        for (; i + 4 <= count; i += 4)
+          soften<V, 4>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
+        for (; i < count; ++i)
+          soften<V, 1>(lanes, edge, score + i * lanes, highest + i, sum + i * step, begin == 0 ? 0 : row,
+                       total + i * row);
+      });
+      if (cut) set_later_keys(score, lanes, first, count, begin, block, S(0));
+      const S* const value_rows = values + begin * row;
+      if (begin == 0)
+        multiply_rows<false>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
+      else
+        multiply_rows<true>(count, padded<lanes_t<T>>(width), score, lanes, 1, value_rows, row, block, total, row);
+    }
+    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+      for (index_t i = 0; i < count; ++i) factor[i] = lane_sum(load_lanes<V>(sum + i * step));
+      for_lanes<V>(
+          0, count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            const V whole = some.load(factor + i, 1.0f);
+            some.store(level + i, some.load(highest + i) * static_cast<S>(log_of_2) + log(whole));
+            some.store(factor + i, 1.0f / whole);
+          });
+      for (index_t i = 0; i < count; ++i)
+        for_lanes<V>(
+            0, width, [&](index_t d, auto some) __attribute__((always_inline)) {
+              some.store(out + (first + i) * shape.out_row + d, load_lanes<V>(total + i * row + d) * factor[i]);
+            });
+    });
+    if (log_sum_exp) std::copy(level, level + count, log_sum_exp + first);
+  }
+
+ private:
+  /// One block's turn of the running maxima and sums of `Rows` queries; scores become probabilities, `row` numbers of
+  /// each total are rescaled. `edge` is added to the last pack: it takes away the lanes without a key. The rows go side
+  /// by side: their maxima do not wait for each other.
+  template <class V, int Rows>
+  static LPO_ALWAYS_INLINE void soften(index_t lanes, const S* edge, S* score, S* highest, S* sum, index_t row,
+                                       S* total) {
+    constexpr index_t step = LaneTraits<V>::width;
+    V top[Rows], part[Rows];
+    S peak[Rows];
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const last = score + (i + 1) * lanes - step;
+      top[i] = load_lanes<V>(last) + load_lanes<V>(edge);
+      store_lanes(last, top[i]);
+    });
+    for (index_t at = 0; at < lanes - step; at += step)
+      unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+        top[i] = larger(load_lanes<V>(score + i * lanes + at), top[i]);
+      });
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      const S before = highest[i];
+      peak[i] = std::ceil(std::max(before, lane_max(top[i])));
+      highest[i] = peak[i];
+      part[i] = V{};
+      if (row > 0) {
+        const V shrink = exp2_above(V{} + (before - peak[i]));
+        part[i] = load_lanes<V>(sum + i * step) * shrink;
+        for (index_t d = 0; d < row; d += step) {
+          S* const at = total + i * row + d;
+          store_lanes(at, load_lanes<V>(at) * shrink);
+        }
+      }
+    });
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      S* const row_score = score + i * lanes;
+      S whole = peak[i];
+      if (std::abs(whole) > S(1 << 21)) {
+        for (index_t at = 0; at < lanes; at += step)
+          store_lanes(row_score + at, load_lanes<V>(row_score + at) - whole);
+        whole = 0;
+      }
+      for (index_t at = 0; at < lanes; at += step) {
+        const V p = exp2_above(load_lanes<V>(row_score + at), whole);
+        store_lanes(row_score + at, p);
+        part[i] += p;
+      }
+      store_lanes(sum + i * step, part[i]);
+    });
+  }
+
+  /// Sets what belongs to keys after a query's own.
+  static void set_later_keys(S* score, index_t lanes, index_t first, index_t count, index_t begin, index_t block,
+                             S value) {
+    for (index_t i = 0; i < count; ++i) {
+      const index_t own = std::clamp<index_t>(first + i + 1 - begin, 0, block);
+      std::fill(score + i * lanes + own, score + i * lanes + block, value);
+    }
+  }
+};
+
+}  // namespace detail
+
+namespace kernel {
+
+template <>
+struct Attention<Cpu> {
+  /// Without keys `out` is zero and `log_sum_exp` is minus infinity.
+  template <class T>
+  static void forward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, T* out,
+                      compute_t<T>* log_sum_exp) {
+    using S = compute_t<T>;
+    const index_t heads = shape.heads, pairs = shape.batch * heads;
+    if (pairs == 0 || shape.queries == 0) return;
+    if (shape.keys == 0) {
+      for (index_t row = 0; row < shape.batch * shape.queries; ++row)
+        std::fill(out + row * shape.out_row, out + row * shape.out_row + heads * shape.width, static_cast<T>(S(0)));
+      if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
+      return;
+    }
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::attends_in_pairs(shape))
+        return detail::AttentionPairForward{detail::attention_pairs(), shape, q, k, v, out, log_sum_exp}.run(ctx);
+    }
+    using Block = detail::AttentionForward<T>;
+    const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
+    Scratch<Cpu> scratch(ctx);
+    detail::WorkerScratch<S> workspaces(ctx, scratch, Block::scratch_size(width));
+    const index_t keys_size = detail::lanes_for<T>(shape.keys) * width, value_row = detail::lanes_for<T>(width);
+    const S* const keys = detail::keys_across_lanes<S>(ctx, scratch, shape, k, shape.k_row,
+                                                       static_cast<S>(shape.scale * detail::log2_of_e));
+    const S* const values =
+        detail::pack_heads<S>(ctx, scratch, shape.batch, shape.keys, heads, width, v, shape.v_row, value_row);
+    const index_t grain = detail::attention_grain(std::min(shape.queries, Block::rows) * shape.keys * width);
+    ctx.executor().parallel_for(pairs * blocks, grain, [&](index_t begin, index_t end) {
+      const typename detail::WorkerScratch<S>::Lease space(workspaces);
+      for (index_t task = begin; task < end; ++task) {
+        const index_t pair = task / blocks, first = task % blocks * Block::rows, column = pair % heads * width;
+        const index_t row = pair / heads * shape.queries;
+        Block::run(shape, first, std::min(Block::rows, shape.queries - first), q + row * shape.q_row + column,
+                   keys + pair * keys_size, values + pair * shape.keys * value_row, out + row * shape.out_row + column,
+                   log_sum_exp ? log_sum_exp + pair * shape.queries : nullptr, space.data());
+      }
+    });
+  }
+
+  template <class T>
+  static void backward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
+                       const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
+                       bool accumulate_k, T* dv, bool accumulate_v) {
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::attends_in_pairs(shape))
+        return detail::AttentionPairBackward{detail::attention_pairs(), shape, q, k, v, out, log_sum_exp, dout, dq, dk,
+                                             dv, accumulate_q, accumulate_k, accumulate_v}
+            .run(ctx);
+    }
+    detail::AttentionBackward<T> work{shape,        q,           k, v, out, log_sum_exp, dout, dq, dk, dv, accumulate_q,
+                                      accumulate_k, accumulate_v};
+    work.run(ctx);
+  }
+};
+
+}  // namespace kernel
 }  // namespace lpo::inline LPO_ABI
 #endif
 
@@ -10969,6 +11739,8 @@ struct UNetConfig {
     for (int level = 0; level < levels; ++level) width += level_channels(level);
     return width;
   }
+  /// The same of a model that pools every level, or the middle alone.
+  constexpr int feature_width(bool multi_scale) const { return multi_scale ? feature_width() : last_channels(); }
 
   constexpr bool operator==(const UNetConfig&) const = default;
 };
@@ -12179,6 +12951,10 @@ inline SigmaGrid dpm_sigmas(const NoiseSchedule& schedule, int steps, bool karra
     }
   } else {
     const bool trailing = config.timestep_spacing == TimestepSpacing::trailing;
+    if (!trailing && steps == config.num_train_timesteps)
+      throw ValueError(message("[timesteps] ", steps, " steps asked of DPM++ over ", steps, " training timesteps, which ",
+                               name_of(config.timestep_spacing), " spacing parts into one step more than are taken; expected "
+                               "at most ", steps - 1));
     auto timesteps = make_timesteps(config, trailing ? steps : steps + 1);
     timesteps.resize(static_cast<std::size_t>(steps));
     for (const int timestep : timesteps) {
@@ -12548,6 +13324,8 @@ struct RewardFeatureOptions {
   bool multi_scale = true;       ///< pool every level, not the middle alone
   bool multi_scale_cfg = false;  ///< guide the levels too
   bool sdxl_first_unguided = false;  ///< official SDXL quirk: level 1 stays unguided under multi_scale_cfg
+
+  bool operator==(const RewardFeatureOptions&) const = default;
 };
 
 /// The prompt side of a score, one row per latent.
@@ -12561,8 +13339,9 @@ struct RewardPrompt {
   Var<T, 2, Device> time_features{};  ///< in place of timesteps, as in UNetCondition
 };
 
-/// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight,
-/// text_projection.weight, logit_scale. `TextWidth` is the pooled text width; with `TextProjection` false (SDXL) it must
+/// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight [Width,
+/// pooled features], text_projection.weight, logit_scale. Of multi-scale features all levels and the middle are
+/// projected, else the middle alone: see use_features(). `TextWidth` is the pooled text width; with `TextProjection` false (SDXL) it must
 /// equal `Width`.
 template <UNetConfig C, int TextWidth, int Width, bool TextProjection, class T, class Device>
 struct LatentRewardModel {
@@ -12573,15 +13352,27 @@ struct LatentRewardModel {
   using device = Device;
 
   UNetEncoder<C, T, Device> unet;
-  Linear<C.feature_width(), Width, T, Device, false> visual_projection;
+  Linear<C.feature_width(), Width, T, Device, false> visual_projection;  ///< narrower for the middle alone
   [[no_unique_address]] std::conditional_t<TextProjection, Linear<TextWidth, Width, T, Device, false>, detail::Nothing>
       text_projection;
   Parameter<T, 1, Device> logit_scale{Extents<1>{1}, {Initialization::Kind::constant, 2.6592f}};
   RewardFeatureOptions options;
 
-  LatentRewardModel() { visual_projection.weight.initialization = {Initialization::Kind::normal, 0.02f}; }
+  LatentRewardModel() { use_features({}); }
 
-  /// Pooled, concatenated features [n, feature_width]: every level (conditional branch), then the guided middle
+  /// Sets the options, and makes the projection as wide as their features. Before a ParameterStore is given the model:
+  /// a projection that has memory keeps its width, and ValueError says so when the features need another.
+  void use_features(const RewardFeatureOptions& features) {
+    const Extents<2> sizes{Width, C.feature_width(features.multi_scale)};
+    auto& weight = visual_projection.weight;
+    if (weight.slot.data != nullptr && weight.extents[1] != sizes[1])
+      throw ValueError(message("[LatentRewardModel] the projection is ", weight.extents[1], " features wide, multi_scale = ",
+                               features.multi_scale, " needs ", sizes[1], "; call use_features before the store allocates"));
+    weight.resize(sizes, {Initialization::Kind::normal, 0.02f});
+    options = features;
+  }
+
+  /// Pooled, concatenated features [n, feature_width(multi_scale)]: every level (conditional branch), then the guided middle
   /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows of text, conditional first.
   Var<T, 2, Device> features(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
                              const RewardPrompt<T, Device>& prompt) {
@@ -13812,8 +14603,8 @@ double global_gradient_norm(Context<Device>& context, const std::vector<Paramete
 /// finite gives a factor that is not a useful number: check the norm and skip the step.
 inline double clip_scale(double norm, double maximum) {
   if (maximum <= 0) return 1;
-  const double scale = maximum / (norm + 1e-6);
-  return scale < 1 ? scale : (norm == norm ? 1.0 : norm);
+  if (std::isnan(norm)) return norm;
+  return std::min(1.0, maximum / (norm + 1e-6));
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -2,17 +2,20 @@
 // The register tile of every instruction set that this machine runs, against plain sums in double.
 #include <doctest/doctest.h>
 
-#include <atomic>
 #include <cmath>
 #include <vector>
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
 #include <lpo/backend/cpu/product_run.hpp>
 
+#include <backend/plain_pairs.hpp>
+
 namespace {
 
 using lpo::index_t;
 namespace detail = lpo::detail;
+using lpo_test::open_states;
+using lpo_test::plain_pairs;
 
 struct Size {
   index_t m, n, k;
@@ -67,53 +70,6 @@ void compare(const detail::TileKernel<S>& kernel, const Size& size, index_t run,
   CAPTURE(run);
   CHECK(wrong == 0);
 }
-
-/// What the instructions on pairs do, in plain loops over the blocks.
-void run_plain(const detail::PairWork& work) {
-  for (index_t row = 0; row < work.rows; ++row)
-    for (index_t column = 0; column < work.panels * 16; ++column) {
-      float& sum = work.sums[row * 32 + column];
-      if (!work.begun) sum = 0.0f;
-      for (index_t l = 0; l < work.blocks * 32; ++l) {
-        const detail::PairGroup& group = work.left[row / 16];
-        const lpo::bfloat16* left =
-            group.data + group.step[l / 32] + row % 16 * group.row + l % 32 / 2 * group.pair + l % 2;
-        const lpo::bfloat16* right =
-            work.right + (l / 32 * work.panels + column / 16) * 512 + l % 32 / 2 * 32 + column % 16 * 2 + l % 2;
-        sum += static_cast<float>(*left) * static_cast<float>(*right);
-      }
-    }
-  if (work.to == nullptr) return;
-  for (index_t r = 0; r < work.rows; ++r)
-    for (index_t j = 0; j < 32; ++j)
-      work.to[work.offset[r] + j] = lpo::bfloat16(work.sums[r * 32 + j] + work.bias[j]);
-}
-
-template <bool right>
-void pack_plain_lines(const detail::PairLines& lines, index_t k, index_t first, index_t blocks, lpo::bfloat16* to,
-                      index_t step) {
-  detail::pack_pair_lines<right>(lines, k, first, blocks, to, step);
-}
-template <bool right>
-void pack_plain_across(const lpo::bfloat16* from, const index_t* offset, index_t valid, index_t k, index_t first,
-                       index_t blocks, lpo::bfloat16* to, index_t step, index_t beside) {
-  detail::pack_pair_across<right>(from, offset, valid, k, first, blocks, to, step, beside);
-}
-
-std::atomic<int> open_states{0};
-
-template <bool broadcasts>
-constexpr detail::PairTiles plain_pairs = {20,
-                                           0,
-                                           2,
-                                           16,
-                                           16,
-                                           broadcasts,
-                                           {&pack_plain_lines<false>, &pack_plain_lines<true>},
-                                           {&pack_plain_across<false>, &pack_plain_across<true>},
-                                           [] { ++open_states; },
-                                           [] { --open_states; },
-                                           &run_plain};
 
 /// A's lines in runs of `run`, which have a gap of 3 elements behind each, or A stored along m if `run` is 0; B along k
 /// or along n.

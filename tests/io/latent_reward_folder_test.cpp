@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -58,7 +59,8 @@ struct Reward {
   CLIPTextModel<text_2_config, T, Device> text_2;
   ParameterStore<T, Device> store;
 
-  explicit Reward(const std::string& prefix = "") {
+  explicit Reward(const std::string& prefix = "", const RewardFeatureOptions& features = {}) {
+    model.use_features(features);
     const std::string dotted = prefix.empty() ? "" : prefix + ".";
     store.add(prefix, model);
     store.add(dotted + "text_encoder", text);
@@ -180,6 +182,13 @@ TEST_CASE_TEMPLATE("a folder that was written is read again, exactly or rounded"
       CHECK(again->values() == reward->values());
     }
   }
+  SUBCASE("NaN is called NaN, and in which file") {
+    reward->model.logit_scale.data()[0] = std::nan("");
+    reward->save(directory.file("lrm"), "reward");
+    CHECK(message_of<FileError>([&] { again->load(directory.file("lrm")); }) ==
+          "[latent_reward] " + directory.file("lrm") +
+              "/head.safetensors: \"logit_scale\" holds NaN; the training that wrote it diverged");
+  }
   SUBCASE("two heads must agree") {
     TorchWriter other;
     other.add_number("", "logit_scale", 3.0);
@@ -189,6 +198,36 @@ TEST_CASE_TEMPLATE("a folder that was written is read again, exactly or rounded"
               ": head.safetensors and state_dict.pt have different values of \"logit_scale\"; remove the one that is "
               "out of date");
   }
+}
+
+TEST_CASE("a folder keeps the features that its model was trained with") {
+  const TemporaryDirectory directory;
+  const auto released = read_reward_features(folder("sd15"));
+  CHECK_FALSE(released.stored);
+  CHECK(released.options == RewardFeatureOptions{});
+  const RewardFeatureOptions single{.guidance = 3.3f, .multi_scale = false, .multi_scale_cfg = true};
+  auto reward = std::make_unique<Reward<false>>("", single);
+  reward->store.initialize(3);
+  reward->text.end_token = 47;
+  reward->save(directory.path());
+  const auto stored = read_reward_features(directory.path());
+  CHECK(stored.stored);
+  CHECK(stored.options == single);
+  CHECK(has_part(directory.read("lrm_config.json"), "\"guidance\": 3.3,"));
+  auto again = std::make_unique<Reward<false>>("", stored.options);
+  again->load(directory.path());
+  const SafetensorsFile golden(folder("sd15") + "/expected.safetensors");
+  for (std::size_t i = 0; i < 2; ++i)
+    CHECK(again->scores(golden)[i] == doctest::Approx(reward->scores(golden)[i]).epsilon(1e-5));
+
+  // Without the settings, the head's width tells of the levels.
+  REQUIRE(std::remove(directory.file("lrm_config.json").c_str()) == 0);
+  const auto told = read_reward_features(directory.path());
+  CHECK_FALSE(told.stored);
+  CHECK(told.options == RewardFeatureOptions{.multi_scale = false});
+  directory.write("lrm_config.json", "{\"guidance\": \"much\", \"multi_scale\": true, \"multi_scale_cfg\": false}");
+  CHECK(has_part(message_of<FileError>([&] { read_reward_features(directory.path()); }),
+                 "lrm_config.json: key \"guidance\" is \"much\", expected a number"));
 }
 
 TEST_CASE("without text encoders only the model is read") {

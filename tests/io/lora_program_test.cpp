@@ -126,6 +126,33 @@ TEST_CASE("a check fails for keys without weights, other shapes, zeros and value
       has_part(lora_tool::inspect_text(LoraFile(directory.file("lora")), true), "lora_unet_a_to_q.hada_w1_a  (LoHa)"));
 }
 
+TEST_CASE("NaN is not merged unless it is wanted, and the file and the key are named") {
+  TemporaryDirectory directory;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::string out = directory.file("out");
+  const auto merge = [&](const LoraMergeOptions& options) {
+    const auto base = open_base(directory.file("base"));
+    const LoraFile file(directory.file("lora"));
+    merge_lora_file(file, base, fit_lora(file, base), base.front(), out, options);
+  };
+  write_base(directory.file("base"));
+  write_lora(directory.file("lora"), {1, 0, 0, nan, 1, -1});
+  CHECK(message_of<FileError>([&] { merge({}); }) ==
+        "[lora] " + directory.file("lora") +
+            ": \"lora_unet_a_to_q.lora_up.weight\" holds NaN; such a model draws nothing");
+  CHECK_FALSE(file_exists(out));
+  merge({.allow_non_finite = true});
+  CHECK(file_exists(out));
+
+  write_lora(directory.file("lora"), ordinary);
+  SafetensorsWriter writer;
+  writer.add_owned("a.to_q.weight", DType::F32, {3, 2}, std::vector<float>(6));
+  writer.add_owned("b.weight", DType::F32, {2}, std::vector<float>{1, -std::numeric_limits<float>::infinity()});
+  writer.write(directory.file("base"));
+  CHECK(message_of<FileError>([&] { merge({}); }) ==
+        "[lora] " + directory.file("base") + ": \"b.weight\" holds an infinity; such a model draws nothing");
+}
+
 TEST_CASE("a merged folder is a whole pipeline, or is not there") {
   TemporaryDirectory directory;
   const std::string base_path = directory.file("base"), out = directory.file("out");

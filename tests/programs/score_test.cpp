@@ -3,6 +3,8 @@
 #ifdef LPO_PROGRAM_SCORE
 #include <doctest/doctest.h>
 
+#include <cstdio>
+
 #include <lpo/io/json.hpp>
 #include <lpo/io/npy.hpp>
 #include <lpo/io/png.hpp>
@@ -113,6 +115,39 @@ TEST_CASE("score takes the base model from a single file too") {
   CHECK(scores == from(inputs.score(what).printed, "input,"));
 }
 
+TEST_CASE("score uses a reward model as it was trained, and says so when it is told otherwise") {
+  const Inputs inputs;
+  const auto run = [&](const std::vector<std::string>& more) {
+    auto arguments = std::vector<std::string>{inputs.latents, "--prompt", "a red circle", "--format", "csv"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return inputs.score(arguments).printed;
+  };
+  const auto scores = [&](const std::vector<std::string>& more) { return from(run(more), "input,"); };
+  const std::string usual = scores({}), plain = scores({"--lrm_guidance", "1"});
+  CHECK_FALSE(plain == usual);
+  CHECK_FALSE(scores({"--lrm_multi_scale_cfg", "true"}) == usual);
+  CHECK_FALSE(has_part(run({}), "note:"));
+  CHECK(has_part(run({"--lrm_guidance", "1"}), "is used otherwise than it was trained: --lrm_guidance 1 (trained with 7.5)"));
+  CHECK(has_part(run({"--lrm_multi_scale", "false"}),
+                 "[score] --lrm_multi_scale: " + inputs.lrm + " was trained with features of every level"));
+
+  write_reward_model(inputs.lrm, {.guidance = 1});  // the same weights
+  CHECK(scores({}) == plain);
+  CHECK(scores({"--lrm_guidance", "7.5"}) == usual);
+
+  // A folder from before these settings were kept: the released models' are assumed, and the note says so.
+  REQUIRE(std::remove((inputs.lrm + "/lrm_config.json").c_str()) == 0);
+  CHECK(scores({}) == usual);
+  CHECK(has_part(run({}), "assumed: --lrm_guidance 7.5, --lrm_multi_scale true, --lrm_multi_scale_cfg false"));
+
+  write_reward_model(inputs.lrm, {.multi_scale = false});
+  const std::string single = scores({});
+  CHECK_FALSE(single.empty());
+  CHECK_FALSE(single == usual);
+  REQUIRE(std::remove((inputs.lrm + "/lrm_config.json").c_str()) == 0);
+  CHECK(scores({}) == single);  // the head's width tells
+}
+
 TEST_CASE("score says what is wrong") {
   const Inputs inputs;
   CHECK(has_part(inputs.score({inputs.picture}).printed, "[score] there is no prompt; give --prompt or --prompt_file"));
@@ -120,6 +155,8 @@ TEST_CASE("score says what is wrong") {
                  "x.txt: is no PNG, JPEG, .npy or .safetensors file"));
   CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--timesteps", "1000"}).printed,
                  "timestep 1000 is outside 0..999"));
+  CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--lrm_guidance", "nan"}).printed,
+                 "--lrm_guidance: nan is not a finite number"));
   CHECK(has_part(inputs.score({inputs.picture, "--prompt", "x", "--plot", "a.pdf"}).printed, "plots are SVG files"));
   const float few[] = {1, 2, 3, 4};
   lpo::write_npy(inputs.latents, few, {4});

@@ -255,6 +255,30 @@ TEST_CASE("train_lpo can be told what the original code does otherwise") {
   CHECK(has_part(other.printed, "half_reference: saved true, now nothing"));
 }
 
+TEST_CASE("train_lpo scores as the reward model was trained, and its settings say how") {
+  const Setting setting;
+  write_reward_model(setting.lrm, {.guidance = 1, .multi_scale = false});
+  const auto run = setting.train("out", {"--max_train_iterations", "1"});
+  CAPTURE(run.printed);
+  REQUIRE(run.status == 0);
+  CHECK_FALSE(has_part(run.printed, "note:"));
+  const std::string settings = setting.directory.read("out/config.toml");
+  CHECK(has_part(settings, "\nlrm_guidance=1\n"));
+  CHECK(has_part(settings, "\nlrm_multi_scale=false\n"));
+  const auto told = setting.train("told", {"--max_train_iterations", "1", "--lrm_guidance", "7.5"});
+  CHECK(told.status == 0);
+  CHECK(has_part(told.printed, "is used otherwise than it was trained: --lrm_guidance 7.5 (trained with 1)"));
+}
+
+TEST_CASE("train_lpo warns when no pair was clear enough to train on") {
+  const Setting setting;
+  const auto run = setting.train("out", {"--threshold_const", "0.999", "--max_train_iterations", "1"});
+  CAPTURE(run.printed);
+  CHECK(run.status == 0);
+  CHECK(has_part(run.printed, "warning: no pair was kept in any roll-out, so nothing was learned"));
+  CHECK(has_part(run.printed, "--threshold_const 0.999"));
+}
+
 TEST_CASE("the presets are settings of train_lpo") {
   const Setting setting;
   for (const char* name : {"sd15", "sd21", "sdxl"}) {
@@ -303,6 +327,13 @@ TEST_CASE("train_lpo says what is wrong") {
   says({"--rank", "500"}, "[LoRA] rank 500 must be 1 to ");
   says({"--resolution", "40"}, "[train_lpo] --resolution is 40; this model draws multiples of 16");
   says({"--eta", "0"}, "[train_lpo] --eta is 0; candidates differ by the noise");
+  says({"--divert_start_step", "4"}, "[train_lpo] --divert_start_step 4: roll-outs end before step 4 (--num_inference_steps)");
+  says({"--divert_start_step", "3", "--divert_end_step", "2"},
+       "[train_lpo] --divert_start_step 3: roll-outs end before step 2 (--divert_end_step)");
+  for (const char* option : {"--learning_rate", "--beta", "--guidance_scale", "--eta", "--threshold_const", "--lrm_guidance"})
+    says({option, "nan"}, "nan is not a finite number");
+  says({"--beta", "inf"}, "--beta: inf is not a finite number");
+  says({"--lrm_multi_scale", "false"}, "[train_lpo] --lrm_multi_scale: ");
   says({"--threshold_mode", "sigma", "--threshold_min", "0.6", "--threshold_max", "0.5"},
        "minimum 0.6, maximum 0.5");
   says({"--threshold_mode", "sigma", "--threshold_table", "official20", "--num_inference_steps", "7"},

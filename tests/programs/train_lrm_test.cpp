@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <limits>
 
 #include <lpo/io/latent_reward_folder.hpp>
 #include <lpo/train/metrics.hpp>
+#include <tinyworld/tiny_config.hpp>
 
 #include "preference_pictures.hpp"
 #include "program.hpp"
@@ -191,6 +193,58 @@ TEST_CASE("train_lrm: options of the losses and of what is trained") {
   CHECK(further.status == 0);
 }
 
+TEST_CASE("train_lrm: a single-scale model is trained, goes on as it was, and is scored as it was") {
+  const Fixture f;
+  const auto run = f.train(f.pictures, "single", changed(short_run, {"--single_scale", "--lrm_guidance", "2"}));
+  CAPTURE(run.printed);
+  REQUIRE(run.status == 0);
+  const std::string lrm = f.directory.file("single/lrm-last");
+  CHECK(lpo::SafetensorsFile(lrm + "/head.safetensors").info("visual_projection.weight").shape ==
+        std::vector<lpo::index_t>{128, tinyworld::unet_config.last_channels()});
+  const auto features = lpo::read_reward_features(lrm);
+  CHECK(features.options == lpo::RewardFeatureOptions{.guidance = 2, .multi_scale = false});
+
+  const auto further = f.train(f.pictures, "further", changed(short_run, {"--lrm", lrm}));
+  CAPTURE(further.printed);
+  REQUIRE(further.status == 0);
+  CHECK(lpo::read_reward_features(f.directory.file("further/lrm-last")).options == features.options);
+  CHECK(has_part(f.directory.read("further/config.toml"), "\nsingle_scale=true\n"));
+  CHECK(has_part(f.directory.read("further/config.toml"), "\nlrm_guidance=2\n"));
+  CHECK(has_part(f.train(f.pictures, "wider", changed(short_run, {"--lrm", lrm, "--single_scale=false"})).printed,
+                 "[train_lrm] --single_scale: " + lrm + " was trained with features of the middle alone"));
+#ifdef LPO_PROGRAM_SCORE
+  const auto scored = run_program(LPO_PROGRAM_SCORE, {"--lrm", lrm, "--pretrained_model_name_or_path", tiny_model,
+                                                      "--prompt", "x", f.pictures + "/good0.png"});
+  CAPTURE(scored.printed);
+  CHECK(scored.status == 0);
+  CHECK_FALSE(has_part(scored.printed, "note:"));
+#endif
+}
+
+TEST_CASE("train_lrm: weights that are not finite are no beginning") {
+  const Fixture f;
+  const std::string base = f.directory.file("base");
+  std::filesystem::copy(tiny_model, base, std::filesystem::copy_options::recursive);
+  const std::string weights = base + "/text_encoder/model.safetensors";
+  std::string key;
+  {
+    const lpo::SafetensorsFile file(tiny_model + "/text_encoder/model.safetensors");
+    lpo::SafetensorsWriter writer;
+    for (const std::string& name : file.keys()) {
+      auto values = file.read_vector<float>(name);
+      if (name.ends_with("final_layer_norm.weight")) key = name, values[0] = std::numeric_limits<float>::quiet_NaN();
+      writer.add_owned(name, lpo::DType::F32, file.info(name).shape, std::move(values));
+    }
+    std::filesystem::remove(weights);
+    writer.write(weights);
+  }
+  REQUIRE_FALSE(key.empty());
+  const auto run = f.train(f.pictures, "out", changed(short_run, {"--pretrained_model_name_or_path", base}));
+  CHECK(run.status == 1);
+  CHECK_MESSAGE(has_part(run.printed, base + ": weight \"text_encoder." + key + "\" holds NaN or an infinity"), run.printed);
+  CHECK_FALSE(std::filesystem::exists(f.directory.file("out/lrm-last")));
+}
+
 TEST_CASE("train_lrm: a run that diverges stops with the last good weights and says where") {
   const Fixture f;
   const auto run = f.train(f.pictures, "out",
@@ -248,6 +302,8 @@ TEST_CASE("train_lrm says what is wrong, where, and what to do") {
           {"--score_file",
            f.directory.write("tie.csv", "different_flag,aesthetic_gap,clipscore_gap,vqascore_gap\n0,1,1,1\n")},
           "tie.csv: line 2 says tie, the labels of row 0 say win-lose");
+  refused(f.pictures, {"--learning_rate", "nan"}, "--learning_rate: nan is not a finite number");
+  refused(f.pictures, {"--config", f.directory.write("nan.toml", "ema_decay = nan\n")}, "nan is not a finite number");
   refused(f.pictures, {"--resolution", "36"}, "--resolution is 36; this model draws multiples of 16");
   refused(f.pictures, {"--num_validation_pairs", "20", "--max_train_steps", "1"},
           "holding out 20 of 20 pairs leaves none to train on");

@@ -3,12 +3,15 @@
 #ifdef LPO_PROGRAM_TXT2IMG
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <utility>
 
 #include <lpo/io/json.hpp>
 #include <lpo/io/png.hpp>
+#include <lpo/io/safetensors_writer.hpp>
 
 #include <txt2img/pictures.hpp>
 
@@ -222,6 +225,43 @@ TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
   CAPTURE(half.printed);
   CHECK(has_part(half.printed, "storage      float16\n"));
   CHECK(has_part(half.printed, "memory       about 6.7 MB"));  // 2 (3181243 weights + 147456 activations)
+}
+
+TEST_CASE("txt2img warns of what it leaves out and of what can draw nothing") {
+  const TemporaryDirectory directory;
+  const auto draw = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"--num_inference_steps", "1", "--output_dir", directory.file("out")};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const auto run = run_txt2img(arguments);
+    CHECK(run.status == 0);
+    return run.printed;
+  };
+  const auto write_lora = [&](float value) {
+    lpo::SafetensorsWriter writer;
+    for (const char* module : {"to_q", "to_nowhere"}) {
+      const std::string name = std::string("unet.mid_block.attentions.0.transformer_blocks.0.attn1.") + module;
+      writer.add_owned(name + ".lora_A.weight", lpo::DType::F32, {1, 96}, std::vector<float>(96, value));
+      writer.add_owned(name + ".lora_B.weight", lpo::DType::F32, {96, 1}, std::vector<float>(96, 0.1f));
+    }
+    writer.write(directory.file("lora.safetensors"));
+  };
+  write_lora(0.1f);
+  const std::string plain = draw({"--prompt", "a red circle"});
+  CHECK_FALSE(has_part(plain, "warning"));
+  const std::string unmatched = draw({"--prompt", "a red circle", "--lora", directory.file("lora.safetensors")});
+  CHECK_MESSAGE(has_part(unmatched, "txt2img: warning: 2 keys of " + directory.file("lora.safetensors") +
+                                        " find no weight in the model: "),
+                unmatched);
+  CHECK(has_part(unmatched, "attn1.to_nowhere.lora_A.weight"));
+  write_lora(std::numeric_limits<float>::quiet_NaN());
+  CHECK(has_part(draw({"--prompt", "a red circle", "--lora", directory.file("lora.safetensors")}),
+                 "attn1.to_q.weight\" with the LoRA holds NaN or an infinity"));
+
+  std::string prompt = "a red circle";
+  while (std::count(prompt.begin(), prompt.end(), ' ') < 90) prompt += " and a blue square";
+  const std::string cut = draw({"--prompt", prompt + " under a green triangle"});
+  CHECK(has_part(cut, "txt2img: warning: a prompt has "));
+  CHECK_MESSAGE(has_part(cut, "under a green triangle\"\n"), cut);
 }
 
 TEST_CASE("programs tell their version") {

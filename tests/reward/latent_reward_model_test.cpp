@@ -31,11 +31,15 @@ struct Golden {
   Context<Device> device{2};
   Tape<Device> tape{device};
 
-  Golden(const char* name, const char* base) : file(golden::open(name)) {
+  Golden(const char* name, const char* base, const RewardFeatureOptions& features = {}) : file(golden::open(name)) {
+    lrm.use_features(features);
     store.add("", lrm);
     store.allocate_all_trainable();
     load_parameters(store, golden::open(base), {.model_prefix = "unet", .file_prefix = "weights/"});
-    file.read("in/visual_projection", lrm.visual_projection.weight.data(), lrm.visual_projection.weight.size());
+    const auto all = golden::tensor<T, 2, Device>(file, "in/visual_projection");
+    const index_t width = C.feature_width(features.multi_scale), skipped = C.feature_width() - width;
+    for (index_t o = 0; o < Width; ++o)  // the middle's columns are the last
+      for (index_t i = 0; i < width; ++i) lrm.visual_projection.weight.data()[o * width + i] = all(o, skipped + i);
     if constexpr (TextProjection)
       file.read("in/text_projection", lrm.text_projection.weight.data(), lrm.text_projection.weight.size());
     file.read("in/logit_scale", lrm.logit_scale.data(), 1);
@@ -191,4 +195,42 @@ TEST_CASE("feature options: no guidance, middle only, guided levels") {
   const auto first_plain = g.lrm.features(in.latents, g.timesteps, prompt);
   for (index_t c = 0; c < 8; ++c) CHECK(first_plain.view()(0, c) == doctest::Approx(stage_1(0, c)).epsilon(1e-5));
   CHECK_THROWS_WITH_AS(g.lrm.features(in.latents, g.timesteps, without), doctest::Contains("empty prompt"), ValueError);
+}
+
+TEST_CASE("a single-scale model projects the guided middle alone, as wide as it is") {
+  using G = Golden<golden::sd15, 14, 10, true, double, Reference>;
+  G g("lrm_sd15", "unet_sd15", {.multi_scale = false});
+  CHECK(g.lrm.visual_projection.weight.extents[0] == 10);
+  CHECK(g.lrm.visual_projection.weight.extents[1] == 16);
+  const auto in = g.inputs();
+  const auto prompt = g.prompt(in);
+  const Var<double, 2, Reference> q = g.lrm.text(in.text);
+  const auto visual = g.lrm.visual(in.latents, g.timesteps, prompt);
+  const auto scores = cosine_score(visual, concat_batch(q, q), g.lrm.logit_scale.on(g.tape));
+
+  // The same from PyTorch's pooled maps, text features and the last columns of its projection.
+  const auto mid_c = golden::tensor<double, 2, Reference>(g.file, "out/pooled/mid_cond");
+  const auto mid_u = golden::tensor<double, 2, Reference>(g.file, "out/pooled/mid_uncond");
+  const auto projection = golden::tensor<double, 2, Reference>(g.file, "in/visual_projection");
+  const auto text = golden::tensor<double, 2, Reference>(g.file, "out/text");
+  const double scale = std::exp(g.file.read_vector<double>("in/logit_scale")[0]);
+  for (index_t row = 0; row < 6; ++row) {
+    double dot = 0, v2 = 0, q2 = 0;
+    for (index_t o = 0; o < 10; ++o) {
+      double v = 0;
+      for (index_t c = 0; c < 16; ++c)
+        v += projection(o, 56 + c) * (mid_u(row, c) + 7.5 * (mid_c(row, c) - mid_u(row, c)));
+      const double t = text(row % 3, o);
+      dot += v * t, v2 += v * v, q2 += t * t;
+    }
+    CHECK(scores.data()[row] == doctest::Approx(scale * dot / std::sqrt(v2 * q2)).epsilon(1e-5));
+  }
+
+  g.store.reset_gradients();
+  backward(reward_loss(visual.slice(0, 0, 3), visual.slice(0, 3, 6), q, g.lrm.logit_scale.on(g.tape), g.labels));
+  g.store.finish_gradients();
+  double size = 0;
+  for (index_t i = 0; i < 160; ++i) size += std::fabs(g.lrm.visual_projection.weight.gradient()[i]);
+  CHECK(size > 1e-6);
+  CHECK_THROWS_WITH_AS(g.lrm.use_features({}), doctest::Contains("16 features wide"), ValueError);
 }

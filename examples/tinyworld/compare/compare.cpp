@@ -7,6 +7,7 @@
 
 #include "../../common/console.hpp"
 #include "../../common/option_list.hpp"
+#include "../../common/reward_features.hpp"
 #include "methods.hpp"
 #include "prepare.hpp"
 
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
       ->check(examples::positive);
   app.add_option("--reward-model", o.reward_model, "name of a reward model in the data folder");
   app.add_option("--lrm-steps", o.world.lrm_steps, "reward model steps")->check(examples::positive);
-  app.add_option("--lrm-guidance", o.world.lrm_guidance, "visual feature enhancement g; 1 = off");
+  app.add_option("--lrm-guidance", o.world.lrm_guidance, "visual feature enhancement g; 1 = off; of a run, as the reward model was trained");
   app.add_option("--mpcf-strategy", o.world.mpcf_strategy, "consistency filter: 0 (off), 1, 2 or 3")
       ->check(CLI::Range(0, 3));
   auto* const pairs = app.add_subcommand("pairs", "draw and rate the pictures")->fallthrough();
@@ -76,11 +77,21 @@ int main(int argc, char** argv) {
   train->add_option("--pictures", o.pictures, "pictures per caption")->check(examples::positive);
   train->add_option("--curve-captions", o.curve_captions, "captions of the measurements while training; 0 is none")
       ->check(examples::not_negative);
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   return examples::run("compare", [&] {
     if (pairs->parsed()) compare::make_pairs(o);
     if (reward->parsed()) compare::make_reward_model(o);
     if (spm->parsed()) compare::make_preference_model(o);
-    if (train->parsed()) run(o);
+    if (train->parsed()) {
+      // Of a folder from before lrm_config.json the option's default was the training's.
+      if ((o.method == "lpo" || o.method == "grpo") && lpo::read_reward_features(o.data + "/" + o.reward_model).stored) {
+        lpo::RewardFeatureOptions features{.guidance = static_cast<float>(o.world.lrm_guidance)};
+        examples::settle_reward_features(app, "compare", o.data + "/" + o.reward_model, features, true,
+                                         {.guidance = "--lrm-guidance", .multi_scale = nullptr, .multi_scale_cfg = nullptr});
+        o.world.lrm_guidance = lpo::detail::as_written(features.guidance);
+      }
+      run(o);
+    }
   });
 }

@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   app.add_option("--threshold-quantile", o.threshold_quantile, "share of the pairs that thresholds reject")->check(CLI::Range(0.01, 0.99));
   app.add_option("--captions", o.captions, "captions of the evaluation")->check(examples::positive);
   app.add_option("--seeds", o.seeds, "pictures per caption of the evaluation")->check(examples::positive);
+  examples::expect_finite_numbers(app);
   CLI11_PARSE(app, argc, argv);
   std::string command = "demo";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];

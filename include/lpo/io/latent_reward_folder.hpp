@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Folders of latent reward models as their authors release them: unet/, text_encoder/, text_encoder_2/, state_dict.pt.
+// Folders of latent reward models as their authors release them: unet/, text_encoder/, text_encoder_2/, state_dict.pt;
+// and lrm_config.json, with what the authors' programs are told by the command line.
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -13,10 +15,17 @@
 
 #include <lpo/io/checkpoint.hpp>
 #include <lpo/io/diffusers.hpp>
+#include <lpo/io/json_config.hpp>
 #include <lpo/io/torch_writer.hpp>
 #include <lpo/reward/latent_reward_model.hpp>
 
 namespace lpo::inline LPO_ABI {
+
+/// The features that a reward model's folder was trained with.
+struct StoredRewardFeatures {
+  RewardFeatureOptions options;
+  bool stored = true;  ///< false: the folder does not say; these are the released models'
+};
 
 /// What a reward model's folder held.
 struct LatentRewardReport {
@@ -30,6 +39,7 @@ namespace detail {
 inline constexpr std::array<const char*, 2> reward_text_encoders = {"text_encoder", "text_encoder_2"};
 inline constexpr const char* reward_head = "head.safetensors";
 inline constexpr const char* reward_state = "state_dict.pt";
+inline constexpr const char* reward_config = "lrm_config.json";
 
 /// The weights outside of the components, under the names of the released state_dict.
 template <UNetConfig C, int TextWidth, int Width, bool TextProjection, class T, class Device>
@@ -42,9 +52,11 @@ std::vector<NamedParameter<T, Device>> reward_head_parameters(
   return head;
 }
 
+inline constexpr std::array<const char*, 3> reward_head_names = {"visual_projection.weight", "logit_scale",
+                                                                 "text_projection.weight"};
+
 /// Opens the head's file. Where both are there they must agree, or one of them is left over from another training.
-template <class T, class Device>
-TensorTable open_reward_head(const std::string& directory, const std::vector<NamedParameter<T, Device>>& head) {
+inline TensorTable open_reward_head(const std::string& directory) {
   const std::string own = directory + "/" + reward_head, state = directory + "/" + reward_state;
   if (!file_exists(own) && !file_exists(state))
     throw FileError(message("[latent_reward] ", directory, ": no head; tried ", reward_head, ", ", reward_state));
@@ -52,11 +64,20 @@ TensorTable open_reward_head(const std::string& directory, const std::vector<Nam
   TensorTable released = TorchFile(state);
   if (!file_exists(own)) return released;
   TensorTable table = SafetensorsFile(own);
-  for (const auto& [name, parameter] : head)
-    if (table.contains(name) && released.contains(name) &&
-        table.template read_vector<float>(name) != released.template read_vector<float>(name))
+  for (const char* const name : reward_head_names) {
+    if (!table.contains(name) || !released.contains(name)) continue;
+    const auto kept = table.read_vector<float>(name), other = released.read_vector<float>(name);
+    // NaN differs from itself: it would look like a head that is out of date.
+    for (const auto* values : {&kept, &other})
+      for (const float value : *values)
+        if (!std::isfinite(value))
+          throw FileError(message("[latent_reward] ", directory, "/", values == &kept ? reward_head : reward_state, ": \"",
+                                  name, "\" holds ", std::isnan(value) ? "NaN" : "an infinity",
+                                  "; the training that wrote it diverged"));
+    if (kept != other)
       throw FileError(message("[latent_reward] ", directory, ": ", reward_head, " and ", reward_state,
                               " have different values of \"", name, "\"; remove the one that is out of date"));
+  }
   return table;
 }
 
@@ -76,11 +97,38 @@ void for_each_reward_text(const std::tuple<TextEncoders&...>& encoders, const st
 
 }  // namespace detail
 
+/// The features that the model of a folder was trained with: of lrm_config.json, which save_latent_reward_model()
+/// writes, or, where there is none, those of the released models, multi-scale as the head's width is. Pass them to
+/// LatentRewardModel::use_features() before the model gets memory. FileError if the settings are no numbers and truths.
+inline StoredRewardFeatures read_reward_features(const std::string& directory) {
+  StoredRewardFeatures features;
+  RewardFeatureOptions& o = features.options;
+  const std::string path = directory + "/" + detail::reward_config;
+  features.stored = file_exists(path);
+  if (features.stored) {
+    const auto config = JsonConfig::from_file(path);
+    o.guidance = config.get<float>("guidance");
+    o.multi_scale = config.get<bool>("multi_scale");
+    o.multi_scale_cfg = config.get<bool>("multi_scale_cfg");
+    o.sdxl_first_unguided = config.get_or("sdxl_first_unguided", false);
+    if (!std::isfinite(o.guidance)) throw FileError(message("[latent_reward] ", path, ": guidance is not a finite number"));
+    return features;
+  }
+  const std::string unet = directory + "/unet/config.json";
+  if (!file_exists(unet)) return features;  // load_latent_reward_model() says what is missing
+  const auto channels = JsonConfig::from_file(unet).get_or("block_out_channels", std::vector<int>{});
+  const TensorTable head = detail::open_reward_head(directory);
+  const char* const name = detail::reward_head_names[0];
+  if (!channels.empty() && head.contains(name) && head.info(name).shape.size() == 2)
+    o.multi_scale = head.info(name).shape[1] != channels.back();
+  return features;
+}
+
 /// Reads a reward model and, if they are given as `std::tie(text)` or `std::tie(text, text_2)`, its text encoders. In
 /// the store the model is under `prefix` and the encoders are under "text_encoder" and "text_encoder_2" below it. The
 /// head (projections, logit_scale) comes from head.safetensors or the released state_dict.pt, whose logit_scale may be
-/// a Python float or a tensor. Up blocks are not read. FileError names file, key, what was found and expected; then
-/// nothing was changed.
+/// a Python float or a tensor. Up blocks are not read. The options are left as they are: read_reward_features() has the
+/// folder's. FileError names file, key, what was found and expected; then nothing was changed.
 template <UNetConfig C, int TextWidth, int Width, bool TextProjection, class T, class Device, class... TextEncoders>
 LatentRewardReport load_latent_reward_model(const std::string& directory,
                                             LatentRewardModel<C, TextWidth, Width, TextProjection, T, Device>& model,
@@ -99,7 +147,7 @@ LatentRewardReport load_latent_reward_model(const std::string& directory,
     end_tokens.push_back(detail::end_token_of(texts.back().config));
   });
   const auto parameters = detail::reward_head_parameters(model);
-  const TensorTable head = detail::open_reward_head(directory, parameters);
+  const TensorTable head = detail::open_reward_head(directory);
   const auto matched = detail::match_parameters(parameters, head);
 
   LatentRewardReport report{std::move(unet).read(), {}, detail::read_parameters(matched, head)};
@@ -112,7 +160,8 @@ LatentRewardReport load_latent_reward_model(const std::string& directory,
 }
 
 /// Writes such a folder, weights as `dtype` (F32, F16 or BF16): the UNet without up blocks, the text encoders, the head
-/// as head.safetensors and again as state_dict.pt for the authors' Python. Each file is written whole or not at all.
+/// as head.safetensors and again as state_dict.pt for the authors' Python, the model's options as lrm_config.json. Each
+/// file is written whole or not at all.
 /// diffusers reads the UNet with `low_cpu_mem_usage=False`; up blocks that are not there are unused by a reward model.
 template <UNetConfig C, int TextWidth, int Width, bool TextProjection, class T, class Device, class... TextEncoders>
 void save_latent_reward_model(const std::string& directory,
@@ -140,6 +189,12 @@ void save_latent_reward_model(const std::string& directory,
       state.add(name.substr(0, name.find('.')), "weight", dtype, shape, values.data());
     }
   }
+  JsonConfig features;
+  features.set("guidance", detail::as_written(model.options.guidance));
+  features.set("multi_scale", model.options.multi_scale);
+  features.set("multi_scale_cfg", model.options.multi_scale_cfg);
+  features.set("sdxl_first_unguided", model.options.sdxl_first_unguided);
+  features.write(directory + "/" + detail::reward_config);
   head.write(directory + "/" + detail::reward_head);
   state.write(directory + "/" + detail::reward_state);
 }

@@ -2,6 +2,7 @@
 // Merging a LoRA into the files of a checkpoint, tensor by tensor, for any architecture: only names and shapes matter.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <map>
 #include <optional>
@@ -18,6 +19,7 @@ struct LoraMergeOptions {
   double strength = 1.0;            ///< W += strength * alpha / rank * up * down
   std::optional<DType> dtype = {};  ///< of all weights; nothing keeps the type of each
   WriteCallback progress = {};      ///< after every tensor; false stops the work and leaves no file
+  bool allow_non_finite = false;    ///< merge weights and matrices although they hold a NaN or an infinity
 };
 
 namespace detail {
@@ -38,6 +40,14 @@ void add_low_rank(T* weight, const T* up, const T* down, index_t out, index_t ra
   }
 }
 
+/// FileError if values of `key` in a file are NaN or infinite.
+inline void expect_finite_values(const std::vector<float>& values, const std::string& path, const std::string& key) {
+  for (const float value : values)
+    if (!std::isfinite(value))
+      throw FileError(message("[lora] ", path, ": \"", key, "\" holds ", std::isnan(value) ? "NaN" : "an infinity",
+                              "; such a model draws nothing"));
+}
+
 /// FileError that says what does not fit, if anything does not.
 inline void require_fit(const LoraFile& file, const std::vector<BaseComponent>& base, const LoraFit& fit) {
   if (!fit.mismatched.empty())
@@ -55,8 +65,8 @@ inline void require_fit(const LoraFile& file, const std::vector<BaseComponent>& 
 }  // namespace detail
 
 /// Writes the weights of one part with the LoRA's differences added, as one safetensors file. Sums are float32, rounded
-/// once to the type that is written. `fit` comes from `fit_lora`; FileError when shapes differ or nothing matches at
-/// all.
+/// once to the type that is written. `fit` comes from `fit_lora`; FileError when shapes differ, nothing matches at all,
+/// or the part or the LoRA's matrices for it hold NaN or an infinity (options.allow_non_finite).
 inline void merge_lora_file(const LoraFile& file, const std::vector<BaseComponent>& base, const LoraFit& fit,
                             const BaseComponent& part, const std::string& path, const LoraMergeOptions& options = {}) {
   file.require_plain();
@@ -68,6 +78,16 @@ inline void merge_lora_file(const LoraFile& file, const std::vector<BaseComponen
   for (const LoraTarget& target : fit.targets)
     if (target.part == &part) adapter_of[target.key] = target.adapter;
 
+  if (!options.allow_non_finite) {
+    for (const auto& [key, adapter] : adapter_of) {
+      detail::expect_finite_values({static_cast<float>(adapter->scale())}, file.file().path(), adapter->alpha_key);
+      for (const std::string* matrix : {&adapter->down, &adapter->up})
+        detail::expect_finite_values(file.file().read_vector<float>(*matrix), file.file().path(), *matrix);
+    }
+    for (const std::string& key : part.weights.keys())
+      if (is_floating(part.weights.info(key).dtype))
+        detail::expect_finite_values(part.weights.read_vector<float>(key), part.weights.path(), key);
+  }
   SafetensorsWriter writer;
   for (const auto& [key, value] : part.weights.metadata()) writer.set_metadata(key, value);
   writer.set_metadata("format", "pt");

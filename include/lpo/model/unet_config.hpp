@@ -39,6 +39,8 @@ struct UNetConfig {
     for (int level = 0; level < levels; ++level) width += level_channels(level);
     return width;
   }
+  /// The same of a model that pools every level, or the middle alone.
+  constexpr int feature_width(bool multi_scale) const { return multi_scale ? feature_width() : last_channels(); }
 
   constexpr bool operator==(const UNetConfig&) const = default;
 };

@@ -2,6 +2,7 @@
 // Gradient clipping by the global norm: the norm, and the factor for the optimiser's gradient_scale.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -22,8 +23,8 @@ double global_gradient_norm(Context<Device>& context, const std::vector<Paramete
 /// finite gives a factor that is not a useful number: check the norm and skip the step.
 inline double clip_scale(double norm, double maximum) {
   if (maximum <= 0) return 1;
-  const double scale = maximum / (norm + 1e-6);
-  return scale < 1 ? scale : (norm == norm ? 1.0 : norm);
+  if (std::isnan(norm)) return norm;
+  return std::min(1.0, maximum / (norm + 1e-6));
 }
 
 }  // namespace lpo::inline LPO_ABI

@@ -17,6 +17,8 @@ struct RewardFeatureOptions {
   bool multi_scale = true;       ///< pool every level, not the middle alone
   bool multi_scale_cfg = false;  ///< guide the levels too
   bool sdxl_first_unguided = false;  ///< official SDXL quirk: level 1 stays unguided under multi_scale_cfg
+
+  bool operator==(const RewardFeatureOptions&) const = default;
 };
 
 /// The prompt side of a score, one row per latent.
@@ -30,8 +32,9 @@ struct RewardPrompt {
   Var<T, 2, Device> time_features{};  ///< in place of timesteps, as in UNetCondition
 };
 
-/// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight,
-/// text_projection.weight, logit_scale. `TextWidth` is the pooled text width; with `TextProjection` false (SDXL) it must
+/// Weights under the names of the released folders: `unet.*` (without up blocks), visual_projection.weight [Width,
+/// pooled features], text_projection.weight, logit_scale. Of multi-scale features all levels and the middle are
+/// projected, else the middle alone: see use_features(). `TextWidth` is the pooled text width; with `TextProjection` false (SDXL) it must
 /// equal `Width`.
 template <UNetConfig C, int TextWidth, int Width, bool TextProjection, class T, class Device>
 struct LatentRewardModel {
@@ -42,15 +45,27 @@ struct LatentRewardModel {
   using device = Device;
 
   UNetEncoder<C, T, Device> unet;
-  Linear<C.feature_width(), Width, T, Device, false> visual_projection;
+  Linear<C.feature_width(), Width, T, Device, false> visual_projection;  ///< narrower for the middle alone
   [[no_unique_address]] std::conditional_t<TextProjection, Linear<TextWidth, Width, T, Device, false>, detail::Nothing>
       text_projection;
   Parameter<T, 1, Device> logit_scale{Extents<1>{1}, {Initialization::Kind::constant, 2.6592f}};
   RewardFeatureOptions options;
 
-  LatentRewardModel() { visual_projection.weight.initialization = {Initialization::Kind::normal, 0.02f}; }
+  LatentRewardModel() { use_features({}); }
 
-  /// Pooled, concatenated features [n, feature_width]: every level (conditional branch), then the guided middle
+  /// Sets the options, and makes the projection as wide as their features. Before a ParameterStore is given the model:
+  /// a projection that has memory keeps its width, and ValueError says so when the features need another.
+  void use_features(const RewardFeatureOptions& features) {
+    const Extents<2> sizes{Width, C.feature_width(features.multi_scale)};
+    auto& weight = visual_projection.weight;
+    if (weight.slot.data != nullptr && weight.extents[1] != sizes[1])
+      throw ValueError(message("[LatentRewardModel] the projection is ", weight.extents[1], " features wide, multi_scale = ",
+                               features.multi_scale, " needs ", sizes[1], "; call use_features before the store allocates"));
+    weight.resize(sizes, {Initialization::Kind::normal, 0.02f});
+    options = features;
+  }
+
+  /// Pooled, concatenated features [n, feature_width(multi_scale)]: every level (conditional branch), then the guided middle
   /// mid_u + g (mid_c - mid_u). Both branches run in one batch of 2n rows of text, conditional first.
   Var<T, 2, Device> features(const Var<T, 4, Device>& latents, std::span<const float> timesteps,
                              const RewardPrompt<T, Device>& prompt) {

@@ -88,7 +88,7 @@ class DpoTrainer {
     ProgressReporter reporter("DPO", state.step, options_.max_train_steps, progress);
     BatchOrder order(options_.seed, operation_order, static_cast<index_t>(preferences.size()), options_.train_batch_size);
     const auto save = [&] {
-      if (writes && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
+      if (writes && guard_.in_a_row() == 0) save_finite(folder, state, store_, options_.checkpoint_files);
     };
     const auto cancel = [&](const char* dropped = "") {
       ranks_.barrier();  // rank 0 has written
@@ -115,10 +115,9 @@ class DpoTrainer {
         // Steps that were left out changed nothing: these are still the last good weights.
         state.step = guard_.first_iteration();
         std::copy(good.begin(), good.end(), counters.begin());
-        const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
-        if (writes && !folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
+        const std::string name = writes ? save_last_good(folder, state, store_, options_.checkpoint_files) : "";
         ranks_.barrier();
-        guard_.stop("DpoTrainer", writes ? options_.output_dir : "", writes ? name : "",
+        guard_.stop("DpoTrainer", writes ? options_.output_dir : "", name,
                     "lower learning_rate or beta_dpo, or look for damaged latents");
       }
       ++state.step;

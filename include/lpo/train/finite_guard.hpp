@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,8 +12,23 @@
 #include <lpo/io/file.hpp>
 #include <lpo/io/json.hpp>
 #include <lpo/nn/parameter_store.hpp>
+#include <lpo/train/training_checkpoint.hpp>
 
 namespace lpo::inline LPO_ABI {
+
+namespace detail {
+
+/// Whether an array of the device holds a NaN or an infinity; `values` is room for a copy.
+template <class Device, class T>
+bool holds_non_finite(const T* data, index_t count, std::vector<T>& values) {
+  values.resize(static_cast<std::size_t>(count));
+  DeviceMemory<Device>::copy_to_host(values.data(), data, values.size() * sizeof(T));
+  for (const T& value : values)
+    if (!std::isfinite(static_cast<double>(static_cast<compute_t<T>>(value)))) return true;
+  return false;
+}
+
+}  // namespace detail
 
 /// The names of trainable weights whose gradients hold a NaN or an infinity.
 template <class T, class Device>
@@ -21,19 +37,60 @@ std::vector<std::string> non_finite_gradients(const ParameterStore<T, Device>& s
   std::vector<T> values;
   for (const auto& entry : store.entries()) {
     if (!entry.parameter->trainable()) continue;
-    values.resize(static_cast<std::size_t>(entry.parameter->size()));
-    DeviceMemory<Device>::copy_to_host(values.data(), entry.parameter->gradient(), values.size() * sizeof(T));
-    for (const T& value : values)
-      if (!std::isfinite(static_cast<double>(static_cast<compute_t<T>>(value)))) {
-        names.push_back(entry.name);
-        break;
-      }
+    if (detail::holds_non_finite<Device>(entry.parameter->gradient(), entry.parameter->size(), values))
+      names.push_back(entry.name);
   }
   return names;
 }
 
+/// The name of the first weight that holds a NaN or an infinity, or nothing.
+template <class T, class Device>
+std::string first_non_finite_weight(const ParameterStore<T, Device>& store, bool trainable_only = false) {
+  std::vector<T> values;
+  for (const auto& entry : store.entries()) {
+    if (trainable_only && !entry.parameter->trainable()) continue;
+    if (detail::holds_non_finite<Device>(entry.parameter->data(), entry.parameter->size(), values)) return entry.name;
+  }
+  return "";
+}
+
+/// For weights that were just read from `source`: FileError that names the first which holds a NaN or an infinity.
+template <class T, class Device>
+void expect_finite_weights(const ParameterStore<T, Device>& store, const std::string& source) {
+  const std::string name = first_non_finite_weight(store);
+  if (!name.empty())
+    throw FileError(message("[model] ", source, ": weight \"", name, "\" holds NaN or an infinity; nothing can be learned "
+                            "from it, so use a file that is whole"));
+}
+
+/// Saves a checkpoint, unless trained weights hold a NaN or an infinity: none of those is ever a good one. An update can
+/// make them, by a rate that is none or beyond the largest number of 16 bits, though its gradients were finite.
+template <class T, class Device>
+bool save_finite(const CheckpointFolder& folder, const TrainingState& state, const ParameterStore<T, Device>& store,
+                 const std::function<void(const std::string&)>& write_more = {}) {
+  if (!first_non_finite_weight(store, true).empty()) return false;
+  folder.save(state, write_more);
+  return true;
+}
+
+/// The same for a run that stops at state.step, where that has no checkpoint yet. Returns the path of the newest good
+/// one; empty if there is none.
+template <class T, class Device>
+std::string save_last_good(const CheckpointFolder& folder, const TrainingState& state,
+                           const ParameterStore<T, Device>& store,
+                           const std::function<void(const std::string&)>& write_more = {}) {
+  index_t step = state.step;
+  if (!folder.contains(step) && !save_finite(folder, state, store, write_more)) {
+    const auto steps = folder.steps();
+    if (steps.empty()) return "";
+    step = steps.back();
+  }
+  return message(folder.path(), "/checkpoint-", step);
+}
+
 /// A loss that is not finite has such gradients, so the norm of the gradients tells of both. Steps that are left out
-/// change neither weights nor moments: weights stay the last good ones, however many there are.
+/// change neither weights nor moments: weights stay as the last step that was taken made them, however many there are.
+/// Whether these are good ones too, save_finite() looks.
 class FiniteGuard {
  public:
   /// After `limit` steps in a row, training should stop; 0 never stops it.

@@ -124,10 +124,9 @@ class LrmTrainer {
         // Steps that were left out changed nothing: these are still the last good weights.
         state.step = guard_.first_iteration();
         std::copy(good.begin(), good.end(), counters_.begin());
-        const std::string name = message(options_.output_dir, "/checkpoint-", state.step);
-        if (writes && !folder.contains(state.step)) folder.save(state);
+        const std::string name = writes ? save_last_good(folder, state, store_) : "";
         ranks_.barrier();
-        guard_.stop("LrmTrainer", writes ? options_.output_dir : "", writes ? name : "",
+        guard_.stop("LrmTrainer", writes ? options_.output_dir : "", name,
                     "lower learning_rate, warm up longer, or look for damaged pictures");
       }
       ++state.step;
@@ -162,7 +161,7 @@ class LrmTrainer {
       if (options_.on_metrics && ranks_.rank() == 0) options_.on_metrics(state.step - 1, metrics);
       const bool due = options_.checkpointing_steps > 0 && state.step % options_.checkpointing_steps == 0;
       const auto save = [&] {
-        if (writes && guard_.in_a_row() == 0) folder.save(state);
+        if (writes && guard_.in_a_row() == 0) save_finite(folder, state, store_);
       };
       if (due) save();
       MetricValues shown{{"loss", smoothed}};

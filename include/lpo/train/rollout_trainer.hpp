@@ -124,7 +124,7 @@ class RolloutTrainer {
       return values;
     };
     const auto save = [&] {
-      if (writes && guard_.in_a_row() == 0) folder.save(state, options_.checkpoint_files);
+      if (writes && guard_.in_a_row() == 0) save_finite(folder, state, store_, options_.checkpoint_files);
     };
     const auto cancel = [&](const char* dropped = "") {
       ranks_.barrier();  // rank 0 has written
@@ -238,7 +238,8 @@ class RolloutTrainer {
   }
 
   /// Steps that were left out changed nothing: the weights are those from before the first of them. Goes back to its
-  /// iteration, and returns the name of that checkpoint, which is written if need be; empty without an output_dir.
+  /// iteration, and returns the name of that checkpoint, which is written if need be; empty without an output_dir, or
+  /// without weights that are finite.
   std::string save_good(const CheckpointFolder& folder, bool writes, TrainingState& state, RolloutCounters& counters,
                         const RolloutCounters& good) {
     if (guard_.in_a_row() > 0) {
@@ -246,9 +247,7 @@ class RolloutTrainer {
       counters.go_back(good);
     }
     count_steps(counters);
-    if (!writes) return "";
-    if (!folder.contains(state.step)) folder.save(state, options_.checkpoint_files);
-    return options_.output_dir + "/checkpoint-" + std::to_string(state.step);
+    return writes ? save_last_good(folder, state, store_, options_.checkpoint_files) : "";
   }
 
   TrainingState training_state(RolloutCounters& counters) {

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
 
 #include <backend/on_device.hpp>
 #include <backend/parity.hpp>
@@ -85,8 +86,37 @@ TEST_CASE_TEMPLATE("cuda gated product agrees with sums and gelu in double", T, 
   compare<T>(3, 16, 24, false, 8);
   compare<T>(128, 64, 160, true, 0);
   compare<T>(129, 72, 168, true, 0);
-  compare<T>(300, 320, 1280, true, 0);  // both widths of tiles, more tiles than multiprocessors
+  compare<T>(300, 320, 1280, true, 0);
   compare<T>(700, 128, 520, true, 16);
+  compare<T>(700, 40, 2560, true, 0);    // 192 tiles: some of 132 multiprocessors' warpgroups have one
+  compare<T>(1300, 72, 2568, false, 0);  // 363 tiles: a second turn
+}
+
+TEST_CASE_TEMPLATE("cuda gated product passes on what is not finite and large gates", T, lpo::bfloat16, lpo::half) {
+  constexpr index_t hidden = 8;
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  lpo::Context<Cuda> context;
+  std::vector<T> b(2 * hidden, rounded<T>(2));
+  const double gates[hidden] = {std::numeric_limits<double>::quiet_NaN(), infinity, 20, -20, 0, 1, -1, -3};
+  for (index_t j = 0; j < hidden; ++j) b[static_cast<std::size_t>(hidden + j)] = rounded<T>(gates[j]);
+  const std::vector<T> zeros(2 * hidden * 8, rounded<T>(0));
+  const auto x = lpo_test::on_device<Cuda>(zeros), w = lpo_test::on_device<Cuda>(zeros), bias = lpo_test::on_device<Cuda>(b),
+             out = lpo_test::on_device<Cuda>(zeros);
+  lpo::kernel::GatedProductParams<T> p;
+  p.rows = 1, p.in = 8, p.hidden = hidden;
+  p.x = x.data(), p.x_row = 8, p.weight = w.data(), p.bias = bias.data(), p.out = out.data();
+  if (!lpo::kernel::GatedProduct<Cuda>::can_run(context, p)) {
+    MESSAGE("skipped: needs a Hopper GPU and code for sm_90a");
+    return;
+  }
+  lpo::kernel::GatedProduct<Cuda>::run(context, p);
+  context.synchronize();
+  const auto got = lpo_test::to_host(out);
+  CHECK(std::isnan(parity::as_double(got[0])));
+  CHECK(parity::as_double(got[1]) == infinity);
+  const double wanted[hidden] = {0, 0, 40, 0, 0, 1.6826894921370859, -0.31731050786291415, -0.0080993881897805597};  // 2 x Phi(x)
+  for (std::size_t j = 2; j < hidden; ++j)
+    CHECK(std::fabs(parity::as_double(got[j]) - wanted[j]) <= (0.5 * parity::unit<T> + 4e-5) * std::fabs(wanted[j]));
 }
 
 TEST_CASE("cuda gated product leaves other operands to others") {

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <lpo/backend/cpu/attention_backward.hpp>
+#include <lpo/backend/cpu/attention_pairs_backward.hpp>
 #include <lpo/backend/cpu/attention_tiles.hpp>
 #include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/worker_scratch.hpp>
@@ -168,6 +169,10 @@ struct Attention<Cpu> {
       if (log_sum_exp) std::fill(log_sum_exp, log_sum_exp + pairs * shape.queries, S(-HUGE_VAL));
       return;
     }
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::attends_in_pairs(shape))
+        return detail::AttentionPairForward{detail::attention_pairs(), shape, q, k, v, out, log_sum_exp}.run(ctx);
+    }
     using Block = detail::AttentionForward<T>;
     const index_t width = shape.width, blocks = (shape.queries + Block::rows - 1) / Block::rows;
     Scratch<Cpu> scratch(ctx);
@@ -194,6 +199,12 @@ struct Attention<Cpu> {
   static void backward(Context<Cpu>& ctx, const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
                        const compute_t<T>* log_sum_exp, const T* dout, T* dq, bool accumulate_q, T* dk,
                        bool accumulate_k, T* dv, bool accumulate_v) {
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (detail::attends_in_pairs(shape))
+        return detail::AttentionPairBackward{detail::attention_pairs(), shape, q, k, v, out, log_sum_exp, dout, dq, dk,
+                                             dv, accumulate_q, accumulate_k, accumulate_v}
+            .run(ctx);
+    }
     detail::AttentionBackward<T> work{shape,        q,           k, v, out, log_sum_exp, dout, dq, dk, dv, accumulate_q,
                                       accumulate_k, accumulate_v};
     work.run(ctx);

@@ -2,7 +2,7 @@
 // Gradient of attention on CUDA devices: the probabilities are computed again, tile by tile, from either side.
 #pragma once
 
-#include <lpo/backend/cuda/attention_warpgroup_gradient.cuh>
+#include <lpo/backend/cuda/attention_joint_gradient.cuh>
 
 namespace lpo::inline LPO_ABI {
 namespace detail {
@@ -376,6 +376,9 @@ void attention_backward(Context<Cuda>& context, const kernel::AttentionShape& sh
                    shape, out, dout, log_sum_exp, level_scale, terms, terms_stride);
   }
   if constexpr (sizeof(T) == 2) {
+    if (warpgroups && dq != nullptr && dk != nullptr && dv != nullptr && prefers_joint_gradient(shape, context.multiprocessors()))
+      return attention_backward_joint(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk, accumulate_k, dv,
+                                      accumulate_v);
     if (warpgroups)
       return attention_backward_warpgroups(context, shape, q, k, v, terms, dout, dq, accumulate_q, dk, accumulate_k, dv,
                                            accumulate_v);

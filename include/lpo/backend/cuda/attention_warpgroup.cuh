@@ -15,13 +15,16 @@ namespace detail {
 // in a ring. Rows are queries and columns keys, or in one gradient the other way round.
 
 /// What was tuned for a shape.
-template <int Groups, int ColumnTile, int Blocks, bool Overlap, bool KeepRows, bool Turns>
+template <int Groups, int ColumnTile, int Blocks, bool Overlap, bool KeepRows, bool Turns, bool PackEarly = false>
 struct AttentionWarpgroupPlan {
   static constexpr int groups = Groups, column_tile = ColumnTile;
   static constexpr int blocks = Blocks;        ///< on a multiprocessor
   static constexpr bool overlap = Overlap;     ///< exponentials beside the warpgroup's own second product
   static constexpr bool keep_rows = KeepRows;  ///< in registers
   static constexpr bool turns = Turns;         ///< the warpgroups' products one after the other
+  /// Forward with overlap: new weights wait rounded, not as floats, for the product that still reads the ones before.
+  static constexpr bool pack_early = PackEarly;
+  static_assert(Overlap || !PackEarly);
 };
 
 /// Shared memory and registers, with `Tensors` tensors of rows and of columns.

@@ -38,11 +38,12 @@ template <class T, int Width, GradientPart part, class Plan>
 struct AttentionGradientWarpgroup {
   using Layout = AttentionWarpgroupLayout<Width, Plan, 2>;
   static constexpr int Tile = Plan::column_tile, kept_steps = Plan::keep_rows ? tile_steps<Width> : 1;
+  static constexpr int kept_slope_steps = Plan::keep_rows ? tile_steps<Width> : 1;
   static constexpr bool by_keys = part != GradientPart::queries;
   static constexpr bool has_sum = part != GradientPart::values;
   static constexpr bool has_value_sum = part == GradientPart::values || part == GradientPart::keys_and_values;
 
-  unsigned row[kept_steps][4], row_slope[kept_steps][4];
+  unsigned row[kept_steps][4], row_slope[kept_slope_steps][4];
   unsigned change[has_sum ? Tile / 16 : 1][4], weight[has_value_sum ? Tile / 16 : 1][4];  ///< ds and p as operands
   float score[Tile / 2], slope[Tile / 2];
   float sum[Width / 2], value_sum[Width / 2];
@@ -54,7 +55,7 @@ struct AttentionGradientWarpgroup {
     multiply_rows<T, Width, Layout, Plan::keep_rows>(score, row, rows, columns);
     if constexpr (has_sum)
       multiply_rows<T, Width, Layout, Plan::keep_rows>(slope, row_slope, rows + (Layout::row_tile_bytes >> 4),
-                                                       columns + (Layout::column_tile_bytes >> 4));
+                                                         columns + (Layout::column_tile_bytes >> 4));
     warpgroup_commit();
   }
   /// Starts the sums.
@@ -198,10 +199,8 @@ __global__ void __launch_bounds__(AttentionWarpgroupLayout<Width, Plan, 2>::thre
     if (Plan::turns && group == Plan::groups - 1) announce(turn_barrier, turn_threads);
 
     barrier_wait(&rows_there, 0);
-    if constexpr (Plan::keep_rows) {
-      load_rows<Width>(warpgroup.row, own);
-      load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
-    }
+    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row, own);
+    if constexpr (Plan::keep_rows) load_rows<Width>(warpgroup.row_slope, own + Layout::row_tile_bytes);
     if constexpr (!Warpgroup::by_keys)
 #pragma unroll
       for (int side = 0; side < 2; ++side)
