@@ -74,7 +74,7 @@ inline void settle_reward_features(CLI::App& app, const std::string& program, co
   settle(names.multi_scale_cfg, features.multi_scale_cfg, own.multi_scale_cfg, truth);
   features.sdxl_first_unguided = own.sdxl_first_unguided;
   if (!say) return;
-  if (!stored.stored && !assumed.empty())
+  if (!stored.stored && !assumed.empty() && lpo::file_exists(folder + "/unet/config.json"))  // else there is no such model
     std::fprintf(stderr, "%s: note: %s does not say with what features it was trained (no lrm_config.json); assumed: %s\n",
                  program.c_str(), folder.c_str(), assumed.c_str());
   if (stored.stored && !differing.empty())

@@ -48,7 +48,8 @@ struct RewardModel {
         lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first, *text.second));
       else
         lpo::load_latent_reward_model(o.lrm, lrm, store, std::tie(text.first));
-      return lpo::expect_finite_weights(store, o.lrm);
+      lpo::expect_finite_weights(store, o.lrm);
+      return;
     }
     job.model.load_unet(lrm.unet, store);
     job.model.load_text_encoder(text.first, store, 0);
