@@ -93,7 +93,7 @@ def main():
     print(f"onnxruntime {onnxruntime.__version__}, {options.threads} threads; ms of lpo, onnxruntime, oneDNN; ratios; of peak")
     for group in (cpu_torch.products, cpu_torch.convolutions, cpu_torch.attentions, cpu_torch.norms):
         ratios = {"onnxruntime": [], "oneDNN": []}
-        of_dtype = group in (cpu_torch.products, cpu_torch.convolutions)
+        of_dtype = group in (cpu_torch.products, cpu_torch.convolutions, cpu_torch.attentions)
         for name, _ in group(torch.float32) if of_dtype else group():
             if options.filter not in name:
                 continue

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """PyTorch beside bench_backend on one CPU: products, convolutions (channels last), attention and norms at the shapes of
-Stable Diffusion 1.5, in float32; with --dtype bfloat16 products and convolutions in that. Both sides run in turns of a
-fraction of a second, so that a busy or throttled machine slows both; each time is the median over the turns. With one
-thread, times are processor times of that thread.
+Stable Diffusion 1.5, in float32; with --dtype bfloat16 products, convolutions and attention in that. Both sides run in
+turns of a fraction of a second, so that a busy or throttled machine slows both; each time is the median over the turns.
+With one thread, times are processor times of that thread.
 
     python bench/peers/cpu_torch.py --bench build/release/bench/bench_backend [--threads 2] [--rounds 3] [--filter conv]
 
@@ -52,16 +52,16 @@ def convolutions(dtype):
             yield f"conv2d<{LPO_TYPES[dtype]}>/n:1/side:{side}/c:{c}/o:{o}/kernel:{kernel}/stride:{stride}/pass:{which}/", work[which]
 
 
-def attentions():
+def attentions(dtype):
     for n, queries, keys, width in ((1, 4096, 4096, 40), (2, 1024, 1024, 80), (2, 256, 256, 160), (2, 4096, 77, 40), (2, 1024, 77, 80)):
-        q, k, v = (torch.randn(n, length, 8, width).transpose(1, 2) for length in (queries, keys, keys))
+        q, k, v = (torch.randn(n, length, 8, width).to(dtype).transpose(1, 2) for length in (queries, keys, keys))
         tag = f"batch:{n}/queries:{queries}/keys:{keys}/heads:8/width:{width}/"
-        yield "attention_forward/" + tag, lambda: F.scaled_dot_product_attention(q, k, v)
+        yield f"attention_forward<{LPO_TYPES[dtype]}>/" + tag, lambda: F.scaled_dot_product_attention(q, k, v)
         leaves = [t.detach().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
             out = F.scaled_dot_product_attention(*leaves)
         dy = torch.randn_like(out)
-        yield "attention_backward/" + tag, lambda: torch.autograd.grad(out, leaves, dy, retain_graph=True)
+        yield f"attention_backward<{LPO_TYPES[dtype]}>/" + tag, lambda: torch.autograd.grad(out, leaves, dy, retain_graph=True)
 
 
 def norms():
@@ -116,8 +116,8 @@ def main():
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     print(f"torch {torch.__version__}, {options.threads} threads; ms, lpo / torch")
-    in_dtype = products, convolutions
-    for group in in_dtype + (attentions, norms) * (dtype == torch.float32):
+    in_dtype = products, convolutions, attentions
+    for group in in_dtype + (norms,) * (dtype == torch.float32):
         ratios = []
         for name, work in group(dtype) if group in in_dtype else group():
             if options.filter not in name:
