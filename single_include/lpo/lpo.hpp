@@ -5014,10 +5014,11 @@ inline AttentionPairs attention_pairs() {
   return {};
 }
 
-/// Whether attention of bfloat16 in that shape runs on pairs here.
+/// Whether attention of bfloat16 in that shape runs on pairs here. Few queries do not pay for the packing: 4 with 16 keys
+/// took 1.3 times as long as in float on a Zen 4, 16 with 16 keys 0.9 times.
 inline bool attends_in_pairs(const kernel::AttentionShape& shape) {
-  return attention_pairs().tiles != nullptr && shape.batch * shape.heads > 0 && shape.queries > 0 && shape.keys > 0 &&
-         shape.width > 0 && shape.scale > 0.0f;
+  return attention_pairs().tiles != nullptr && shape.batch * shape.heads > 0 && shape.queries >= pair_lanes &&
+         shape.keys > 0 && shape.width > 0 && shape.scale > 0.0f;
 }
 
 /// Rows [first, first + 16) of `count`, elements [l, l + 32) of `width`, as a dense block; what does not exist is zero.
