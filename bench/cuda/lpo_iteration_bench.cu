@@ -182,6 +182,13 @@ BENCHMARK(lpo_on_gpus)->Arg(1)->Arg(2)->Iterations(4)->UseManualTime()->Unit(ben
 BENCHMARK(lpo_kernels)->Iterations(1);
 BENCHMARK(lpo_stages)->ArgName("graphs")->Arg(0)->Arg(1)->Iterations(3)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(lpo_small)->Arg(1)->Arg(2)->Arg(3)->Iterations(2)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(lpo_iteration)->ArgNames({"graphs", "timed"})->Args({0, 1})->Args({1, 0})->Args({1, 1})->Iterations(6)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(lpo_iteration)
+    ->ArgNames({"graphs", "timed"})
+    ->Args({0, 1})
+    ->Args({1, 0})
+    ->Args({1, 1})
+    ->Iterations(6)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace

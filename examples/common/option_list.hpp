@@ -33,6 +33,7 @@ inline CLI::Validator number_check(const char* label, const char* expected, bool
   return CLI::Validator(
       [=](std::string& text) -> std::string {
         const auto value = number_of(text);
+        if (value && !std::isfinite(*value)) return text + " is not a finite number";
         return value && holds(*value) ? "" : text + " is not " + expected;
       },
       label);
@@ -46,7 +47,7 @@ inline const CLI::Validator not_negative =
     detail::number_check("NONNEGATIVE", "a number of at least 0", [](double x) { return x >= 0; });
 inline const CLI::Validator power_of_two = detail::number_check("POWER OF TWO", "a power of two, such as 1024", [](double x) {
   int exponent = 0;
-  return x > 0 && std::isfinite(x) && std::frexp(x, &exponent) == 0.5;
+  return x > 0 && std::frexp(x, &exponent) == 0.5;
 });
 
 /// The check of a seed: CLI11 takes -1 as 2^64 - 1.

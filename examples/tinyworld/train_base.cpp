@@ -311,7 +311,9 @@ void program(int argc, char** argv) {
   app.add_option("--max_train_steps,--max-train-steps", o.unet_steps, "denoiser steps")->capture_default_str();
   app.add_option("--train_batch_size,--train-batch-size", o.batch, "pictures per step")->capture_default_str()->check(examples::positive);
   app.add_option("--images", o.images, "pictures that the denoiser sees")->capture_default_str()->check(examples::positive);
-  app.add_option("--checkpointing_steps,--checkpointing-steps", o.checkpointing_steps, "save every so many steps")->capture_default_str()->check(examples::positive);
+  app.add_option("--checkpointing_steps,--checkpointing-steps", o.checkpointing_steps, "save every so many steps")
+      ->capture_default_str()
+      ->check(examples::positive);
   app.add_flag("--resume", o.resume, "continue from the newest checkpoint in the output folder");
   try {
     app.parse(argc, argv);

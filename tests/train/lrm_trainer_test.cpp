@@ -257,7 +257,8 @@ TEST_CASE("a frozen text encoder keeps its weights") {
   const auto frozen = [&] {
     std::vector<float> values;
     for (const auto& entry : store.entries())
-      if (entry.name.starts_with("text_encoder.")) values.insert(values.end(), entry.parameter->data(), entry.parameter->data() + entry.parameter->size());
+      if (entry.name.starts_with("text_encoder."))
+        values.insert(values.end(), entry.parameter->data(), entry.parameter->data() + entry.parameter->size());
     return values;
   };
   const auto before = frozen(), moving = weights(store);

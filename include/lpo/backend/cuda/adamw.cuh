@@ -45,7 +45,8 @@ struct AdamW<Cuda> {
                    const Gradient* gradient, compute_t<T>* m, compute_t<T>* v) {
     if (count <= 0) return;
     constexpr int vector = static_cast<int>(16 / sizeof(T));
-    const index_t groups = detail::common_alignment(parameter, gradient, m, v) == 16 ? count / vector : 0, done = groups * vector, rest = count - done;
+    const index_t groups = detail::common_alignment(parameter, gradient, m, v) == 16 ? count / vector : 0;
+    const index_t done = groups * vector, rest = count - done;
     if (groups > 0)
       context.launch("adamw_kernel", {detail::blocks_for(groups, 256), 256}, detail::adamw_kernel<vector, T, Gradient>, params, groups,
                      parameter, gradient, m, v);
