@@ -982,8 +982,8 @@ struct ArenaMark {
   std::size_t used = 0;
 };
 
-/// A stack of bytes over blocks of a device's memory. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so that a second pass over the same
-/// network allocates nothing (page faults cost a framework 40 % of a forward).
+/// A stack of bytes over blocks of a device's memory. `mark()` and `rewind()` free in reverse order; blocks stay mapped, so
+/// that a second pass over the same network allocates nothing (page faults cost a framework 40 % of a forward).
 template <class Block>
 class BasicArena {
  public:
