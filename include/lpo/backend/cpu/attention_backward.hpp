@@ -92,17 +92,7 @@ struct AttentionBackward {
   void sum_rows(index_t pair, index_t query, index_t query_end, S* delta) const {
     const T* const a = dout + query_at(pair, query, shape.out_row);
     const T* const b = out + query_at(pair, query, shape.out_row);
-    const index_t count = query_end - query, width = shape.width, stride = shape.out_row;
-    with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
-      for (index_t i = 0; i < count; ++i) {
-        V sum{};
-        for_lanes<V>(
-            i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
-              sum += lanes.load(a + d) * lanes.load(b + d);
-            });
-        delta[i] = lane_sum(sum);
-      }
-    });
+    multiply_rows_with_rows(query_end - query, shape.width, a, b, shape.out_row, delta);
   }
 
   S* partial_sums(index_t pair, index_t part, index_t first) const {

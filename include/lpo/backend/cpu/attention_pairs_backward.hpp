@@ -151,21 +151,11 @@ struct AttentionPairBackward {
     const bfloat16* const b = head(out, pair, shape.queries, shape.out_row) + first * pair_unit * shape.out_row;
     const float* const from = log_sum_exp + pair * shape.queries + first * pair_unit;
     const index_t count = std::min(shape.queries, end * pair_unit) - first * pair_unit;
-    const index_t width = shape.width, stride = shape.out_row;
     for (index_t i = 0; i < (end - first) * pair_unit; ++i) {
       level[i] = i < count ? from[i] * static_cast<float>(log2_of_e) : 0.0f;
       delta[i] = 0.0f;
     }
-    with_lanes<bfloat16>([=]<class V>() __attribute__((always_inline)) {
-      for (index_t i = 0; i < count; ++i) {
-        V sum{};
-        for_lanes<V>(
-            i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
-              sum += lanes.load(a + d) * lanes.load(b + d);
-            });
-        delta[i] = lane_sum(sum);
-      }
-    });
+    multiply_rows_with_rows(count, shape.width, a, b, shape.out_row, delta);
   }
 
   float* partial_sums(index_t pair, index_t part, index_t tile) const {

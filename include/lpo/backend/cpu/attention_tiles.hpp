@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <lpo/backend/cpu/lane_dispatch.hpp>
+#include <lpo/backend/cpu/lane_math.hpp>
 #include <lpo/backend/cpu/lanes.hpp>
 #include <lpo/kernel/attention.hpp>
 #include <lpo/tensor/context.hpp>
@@ -223,6 +224,21 @@ void store_columns(const S* columns, index_t lanes, const S* factor, index_t cou
               }
             });
           });
+  });
+}
+
+/// sums[i] = a_i . b_i over `count` rows of `width` numbers, `stride` apart.
+template <class T, class S>
+void multiply_rows_with_rows(index_t count, index_t width, const T* a, const T* b, index_t stride, S* sums) {
+  with_lanes<T>([=]<class V>() __attribute__((always_inline)) {
+    for (index_t i = 0; i < count; ++i) {
+      V sum{};
+      for_lanes<V>(
+          i * stride, i * stride + width, [&](index_t d, auto lanes) __attribute__((always_inline)) {
+            sum += lanes.load(a + d) * lanes.load(b + d);
+          });
+      sums[i] = lane_sum(sum);
+    }
   });
 }
 
