@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <lpo/lpo.hpp>
@@ -70,11 +71,13 @@ double largest_resident_gib() {
   return static_cast<double>(usage.ru_maxrss) / 1048576.0;
 }
 
-/// Argument: threads. Counters: the seconds of each part of the last iteration, the GiB of the context's arenas and the
+/// Arguments: threads, pairs of a training pass, whether frozen weights stay packed. Counters: the seconds of each part of the last iteration, the GiB of the context's arenas and the
 /// most that was resident so far.
 void lpo_iteration(benchmark::State& state) {
   lpo::Context<Cpu> context(static_cast<int>(state.range(0)));
   Models models;
+  std::optional<lpo::KeepPacked<Models::T, Cpu>> packed_policy, packed_frozen;
+  if (state.range(2) != 0) packed_policy.emplace(context, models.store), packed_frozen.emplace(context, models.frozen);
   lpo::LpoTrainerOptions options;
   options.max_train_iterations = static_cast<index_t>(state.max_iterations);
   options.sample_batch_size = 1;
@@ -82,7 +85,7 @@ void lpo_iteration(benchmark::State& state) {
   options.rollout.candidates = 4;
   options.threshold.mode = lpo::ThresholdMode::constant;
   options.threshold.constant = 0.0;  // keeps every pair
-  options.micro_batch_size = 1;
+  options.micro_batch_size = state.range(1);
   std::vector<double> seconds;
   std::array<double, stage_names.size()> parts{}, last{};
   std::size_t current = 0;
@@ -114,8 +117,9 @@ void lpo_iteration(benchmark::State& state) {
 }
 
 void threads(benchmark::internal::Benchmark* benchmark) {
-  benchmark->Arg(bench::thread_counts().back());
-  benchmark->ArgNames({"threads"})->Iterations(1)->UseManualTime()->Unit(benchmark::kMillisecond);
+  for (const index_t pairs : {1, 4})
+    for (const index_t packed : {0, 1}) benchmark->Args({bench::thread_counts().back(), pairs, packed});
+  benchmark->ArgNames({"threads", "pairs", "packed"})->Iterations(1)->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 BENCHMARK(lpo_iteration)->Apply(threads);
 

@@ -2,6 +2,7 @@
 // Stable Diffusion 1.5's UNet at full size on the CPU, random weights: a forward, and forward + backward with LoRA.
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,12 @@ struct Denoiser {
   std::unique_ptr<lpo::UNet2DCondition<config, T, lpo::Cpu>> unet =
       std::make_unique<lpo::UNet2DCondition<config, T, lpo::Cpu>>();
   lpo::ParameterStore<T, lpo::Cpu> store;
+  std::optional<lpo::KeepPacked<T, lpo::Cpu>> packed;
   lpo::Tensor<T, 4> latents;
   lpo::Tensor<T, 3> text;
   std::vector<float> timesteps;
 
-  Denoiser(int threads, index_t rows, index_t lora_rank)
+  Denoiser(int threads, index_t rows, index_t lora_rank, bool keep_packed)
       : context(threads),
         latents(lpo::Tensor<T, 4>::zeros({rows, 64, 64, 4})),
         text(lpo::Tensor<T, 3>::zeros({rows, 77, config.context_width})),
@@ -39,6 +41,7 @@ struct Denoiser {
     store.allocate([](const std::string& name) { return lpo::is_lora_name(name); });
     bench::RandomStart random;
     random.draw(store);
+    if (keep_packed) packed.emplace(context, store);
     random.draw(latents.data(), latents.size(), 1.7f);
     random.draw(text.data(), text.size(), 1.7f);
   }
@@ -48,12 +51,12 @@ struct Denoiser {
   }
 };
 
-/// Arguments: rows, threads.
+/// Arguments: rows, threads, whether weights stay packed.
 template <class T>
 void unet_forward(benchmark::State& state) {
   const index_t rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
-  Denoiser<T> denoiser(threads, rows, 0);
+  Denoiser<T> denoiser(threads, rows, 0, state.range(2) != 0);
   const auto guard = denoiser.tape.inference();
   const auto run = [&] {
     denoiser.predict();
@@ -65,12 +68,13 @@ void unet_forward(benchmark::State& state) {
   state.counters["MiB"] = static_cast<double>(denoiser.context.reserved_bytes()) / 1048576.0;
 }
 
-/// LoRA of rank 16 on the attention projections; the weights themselves are frozen. Arguments: rows, threads.
+/// LoRA of rank 16 on the attention projections; the weights themselves are frozen. Arguments: rows, threads,
+/// whether frozen weights stay packed.
 template <class T>
 void lora_forward_backward(benchmark::State& state) {
   const index_t rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
-  Denoiser<T> denoiser(threads, rows, 16);
+  Denoiser<T> denoiser(threads, rows, 16, state.range(2) != 0);
   const auto run = [&] {
     denoiser.store.reset_gradients();
     const auto out = denoiser.predict();
@@ -88,8 +92,9 @@ void lora_forward_backward(benchmark::State& state) {
 void rows_and_threads(benchmark::internal::Benchmark* benchmark) {
   for (const index_t threads : bench::thread_counts())
     if (threads > 1)
-      for (const index_t rows : {1, 2}) benchmark->Args({rows, threads});
-  benchmark->ArgNames({"rows", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
+      for (const index_t rows : {1, 2})
+        for (const index_t packed : {0, 1}) benchmark->Args({rows, threads, packed});
+  benchmark->ArgNames({"rows", "threads", "packed"})->UseRealTime()->Unit(benchmark::kMillisecond);
 }
 
 BENCHMARK_TEMPLATE(unet_forward, float)->Apply(rows_and_threads);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// DeviceOptions: how the programs for GPUs compute, where there is a choice.
+// DeviceOptions: how the programs compute, where a device leaves a choice.
 #pragma once
 
 #include <cstdio>
@@ -7,10 +7,10 @@
 
 namespace examples {
 
-/// Of a GPU; programs for the CPU take no other values than these.
 struct DeviceOptions {
-  std::string cudnn = "never";
-  bool time_products = true;
+  std::string cudnn = "never";  ///< of a GPU; programs for the CPU take no other value
+  bool time_products = true;    ///< of a GPU
+  bool keep_packed = false;     ///< of the CPU
 };
 
 /// What a program is compiled with. CMake says so in every source of the program, also in those that are C++.
@@ -26,9 +26,12 @@ inline constexpr Build this_build{
 #endif
 };
 
-/// Their line of a plan; none on the CPU.
+/// Their line of a plan.
 inline void print_device_options(const DeviceOptions& o, const Build& build = this_build) {
-  if (!build.cuda) return;
+  if (!build.cuda) {
+    if (o.keep_packed) std::printf("device       frozen weights stay packed\n");
+    return;
+  }
   std::printf("device       cuDNN %s, algorithms of products %s\n", o.cudnn.c_str(),
               o.time_products ? "by time" : "by cuBLASLt's guess");
 }

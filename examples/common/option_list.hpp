@@ -106,12 +106,16 @@ struct OptionList {
   }
 };
 
-/// Programs for the CPU read these options, so that settings files are good for both, and do not show them.
+/// Programs read all of these options, so that settings files are good for every device, and show those of their own.
 inline void add_device_options(const OptionList& add, DeviceOptions& o, const Build& build = this_build) {
-  const auto shown = [&](CLI::Option* option) {
-    if (!build.cuda) option->group("");
+  const auto shown_if = [](bool own, CLI::Option* option) {
+    if (!own) option->group("");
     return option;
   };
+  const auto shown = [&](CLI::Option* option) { return shown_if(build.cuda, option); };
+  shown_if(!build.cuda, add("keep_packed", o.keep_packed,
+                            "true or false: pack frozen weights for matrix products once and keep that copy, for speed; --dry_run "
+                            "says what memory it takes"));
   shown(add("cudnn", o.cudnn,
             build.cudnn ? "convolutions by cuDNN: never; same_bits: where it is faster and changes no bit; fastest: "
                           "wherever it is faster, for bits that two runs may not share"

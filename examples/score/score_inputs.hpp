@@ -100,6 +100,7 @@ Scores score_inputs(const Job& job) {
     throw lpo::FileError(lpo::message("[score] ", job.reward_model, ": weight \"", name,
                                       "\" holds NaN or an infinity, and so would every score"));
 
+  const auto packed = examples::keep_packed(context, store, job.device);
   Scores scores;
   scores.prompts = job.prompts.size();
   scores.timesteps = job.timesteps.size();

@@ -33,6 +33,8 @@ void align(const Job& job) {
   if (o.encode_only) return;
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   policy->read();
+  const auto packed = examples::keep_packed(context, policy->store, o.device);
+  const auto packed_reference = examples::keep_packed(context, policy->reference_store, o.device);
   const auto pairs = examples::load_pairs<F>(job.pairs(), job.data, o.cache_dir,
                                              [&](const std::string& caption) { return policy->text.ids(caption); });
   const auto preferences = std::count_if(pairs.labels.begin(), pairs.labels.end(), [](const auto& label) { return !label.tie(); });

@@ -54,6 +54,9 @@ void run(const Job& job) {
   std::fprintf(stderr, "reading %s and %s\n", job.model.path().c_str(), job.rater().c_str());
   policy->read();
   if (reward) reward->read(job);
+  const auto packed = examples::keep_packed(context, policy->store, o.device);
+  const auto packed_reference = examples::keep_packed(context, policy->reference_store, o.device);
+  const auto packed_reward = reward ? examples::keep_packed(context, reward->store, o.device) : nullptr;
   const auto validation = std::make_unique<examples::ValidationPictures<F, T>>(context, job.validation(), *policy);
 
   const lpo::NoiseSchedule schedule(job.schedule);
@@ -64,6 +67,8 @@ void run(const Job& job) {
   if (!reward) {
     const auto rater = std::make_unique<PreferenceRater<F, T>>(job);
     rater->read(job);
+    const auto packed_rater = examples::keep_packed(context, rater->store, o.device);
+    const auto packed_vae = examples::keep_packed(context, rater->vae_store, o.device);
     return train<F, T>(job, *policy, *validation, token_ids(job.prompts, policy->text, *rater), [&](const auto& add_hooks) {
       auto options = job.spo();
       add_hooks(options);

@@ -54,7 +54,8 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
                  static_cast<double>(family.unet.feature_width() + (family.two_text_encoders ? 0 : family.text.width)) +
              1;
   const double copies = 4 + (validates ? 1 : 0) + (t.ema_decay > 0 ? 1 : 0);
-  const double weights = 4 * (copies * trained + frozen);
+  const double packed = examples::packed_number_bytes(sizeof(float), false, o.device) * frozen;
+  const double weights = 4 * (copies * trained + frozen) + packed;
   const examples::UNetWork unet = examples::unet_work(family.unet, side, side, family.text.positions);
   const double pairs = static_cast<double>(
       std::min(t.train_batch_size, t.micro_batch_size > 0 ? t.micro_batch_size : t.train_batch_size));

@@ -112,6 +112,7 @@ int train_and_export(const Job& job) {
 
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto reward = std::make_unique<RewardModel<F>>(job);
+  const auto packed = examples::keep_packed(context, reward->store, o.device);
   const auto tokenize = [&](const std::string& caption) { return reward->text.ids(caption); };
   auto pairs = examples::load_pairs<F>(job.training_pairs(), job.train, train_cache, tokenize);
   lpo::LatentPairs validation;

@@ -105,7 +105,8 @@ void print_plan(const Job& job, lpo::Context<Device>& context) {
   };
   const double trained = numbers(preference->store), frozen = numbers(generator->store);
   const double copies = 5 + (t.ema_decay > 0 ? 1 : 0);  // weight, gradient, two moments, the best so far
-  const double weights = 4 * (copies * trained + frozen);
+  const double packed = examples::packed_number_bytes(sizeof(float), false, o.device) * frozen;
+  const double weights = 4 * (copies * trained + frozen) + packed;
   std::printf("weights      %.1f million trained, %.1f million frozen: %s with gradients and moments\n", trained / 1e6,
               frozen / 1e6, examples::memory_text(weights).c_str());
   const double rows = o.guidance_scale == 1 ? 1 : 2;
@@ -178,6 +179,7 @@ int train_and_export(const Job& job) {
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   generator->read(job);
   preference->read(job);
+  const auto packed = examples::keep_packed(context, generator->store, o.device);
   const auto tokenize = [&](const std::string& caption) { return generator->text.ids(caption); };
   auto pairs = examples::load_pairs<F>(job.training_pairs(), job.train, train_cache, tokenize);
   lpo::LatentPairs validation;

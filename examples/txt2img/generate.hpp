@@ -96,6 +96,8 @@ void generate(const Job& job, PictureWriter& writer) {
   lpo::Tape<Device> tape(context);
   std::fprintf(stderr, "reading %s\n", job.model.path().c_str());
   const auto model = std::make_unique<Model<F, T>>(job);
+  const auto packed = examples::keep_packed(context, model->store, job.device);
+  const auto packed_vae = examples::keep_packed(context, model->vae_store, job.device);
   examples::warn_cut_prompts("txt2img", model->text.tokenizers.front(), job.prompts);
   examples::warn_cut_prompts("txt2img", model->text.tokenizers.front(), {job.negative_prompt});
   const lpo::NoiseSchedule schedule(job.schedule);

@@ -37,7 +37,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
   for (const Lora& lora : job.loras)
     std::printf("lora         %s, strength %s\n", lora.path.c_str(), short_text(lora.scale).c_str());
   std::printf("weights      parameters       on disk     in memory\n");
-  double total = 0;
+  double total = 0, packed = 0;
   const auto component = [&](const char* name, std::size_t number_bytes) {
     const lpo::TensorTable weights = job.model.weights(name, family);
     lpo::index_t parameters = 0;
@@ -48,6 +48,8 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
     }
     const double bytes = static_cast<double>(number_bytes) * static_cast<double>(parameters);
     total += bytes;
+    packed += static_cast<double>(parameters) *
+              examples::packed_number_bytes(number_bytes, job.dtype == "bfloat16" && number_bytes == stored, job.device);
     std::printf("  %-16s %11lld %12s %12s\n", name, static_cast<long long>(parameters),
                 memory_text(static_cast<double>(on_disk)).c_str(), memory_text(bytes).c_str());
   };
@@ -55,6 +57,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
   if (family.two_text_encoders) component("text_encoder_2", stored);
   component("unet", stored);
   component("vae", stored_vae);
+  if (packed > 0) std::printf("  %-41s %12s\n", "packed, at most", memory_text(packed).c_str());
   const double rows = static_cast<double>(std::min<std::size_t>(pictures, static_cast<std::size_t>(job.batch_size))) *
                       (job.guidance_scale == 1 ? 1 : 2);
   const double denoising =
@@ -62,7 +65,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
   const double decoding = static_cast<double>(stored_vae) * vae_activations(family.vae, job.height, job.width);
   std::printf("activations  about %s while denoising (%d rows), %s while decoding\n", memory_text(denoising).c_str(),
               static_cast<int>(rows), memory_text(decoding).c_str());
-  std::printf("memory       about %s\n", memory_text(total + std::max(denoising, decoding)).c_str());
+  std::printf("memory       about %s\n", memory_text(total + packed + std::max(denoising, decoding)).c_str());
 }
 
 }  // namespace txt2img

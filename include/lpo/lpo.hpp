@@ -42,6 +42,7 @@
 #include <lpo/autograd/tape.hpp>
 #include <lpo/autograd/var.hpp>
 
+#include <lpo/nn/keep_packed.hpp>
 #include <lpo/nn/parameter.hpp>
 #include <lpo/nn/parameter_store.hpp>
 #include <lpo/nn/timestep_embedding.hpp>

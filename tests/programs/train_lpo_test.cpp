@@ -87,9 +87,9 @@ TEST_CASE("train_lpo writes a LoRA with which txt2img draws what validation drew
     events += entry.path().filename().string().starts_with("events.out.tfevents.") ? 1 : 0;
   CHECK(events == 1);
 
-  // The settings as they were make the same run again; the command line goes before them.
+  // The settings as they were make the same run again; the command line goes before them. Packed weights change no bit.
   const auto again = run_program(LPO_PROGRAM_TRAIN_LPO,
-                                 {"--config", out + "/config.toml", "--output_dir", setting.directory.file("again")});
+                                 {"--config", out + "/config.toml", "--output_dir", setting.directory.file("again"), "--keep_packed", "true"});
   CAPTURE(again.printed);
   REQUIRE(again.status == 0);
   CHECK(setting.directory.read("again/pytorch_lora_weights.safetensors") == lpo::read_text_file(lora));
@@ -303,6 +303,10 @@ TEST_CASE("train_lpo --dry-run shows the plan and writes nothing") {
         "memory       about ", "GFLOP/s"})
     CHECK_MESSAGE(has_part(plan.printed, part), part);
   CHECK(has_part(plan.printed, "training (6 rows)"));
+  CHECK_FALSE(has_part(plan.printed, "packed"));
+  const auto packed = setting.train("out", {"--dry-run", "--keep_packed", "true"});
+  CHECK(has_part(packed.printed, "frozen weights stay packed\n"));
+  CHECK(has_part(packed.printed, "  packed, at most "));
   CHECK(has_part(setting.train("out", {"--dry-run", "--dedup_forward", "false"}).printed, "training (12 rows)"));
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }

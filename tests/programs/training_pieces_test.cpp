@@ -165,6 +165,10 @@ TEST_CASE("a GPU's options: shown where there is a GPU, and cuDNN only where it 
   CHECK(has_part(plain.help, "--time_products,--time-products"));
   CHECK(has_part(parse(cuda, {}).help, "this program is built without it"));
   CHECK_FALSE(has_part(parse(cpu, {}).help, "--cudnn"));
+  CHECK(has_part(parse(cpu, {}).help, "--keep_packed,--keep-packed"));
+  CHECK_FALSE(has_part(plain.help, "--keep_packed"));
+  CHECK_FALSE(plain.options.keep_packed);
+  for (const auto& build : {cuda, cpu}) CHECK(parse(build, {"--keep_packed", "true"}).options.keep_packed);
   for (const auto& build : {cuda, cpu}) {
     CHECK(has_part(parse(build, {"--cudnn", "fastest"}).error, "--cudnn fastest needs a program for GPUs that is"));
     CHECK(parse(build, {"--cudnn", "never", "--time_products", "true"}).error == "");

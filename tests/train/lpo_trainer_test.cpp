@@ -8,6 +8,8 @@
 
 #include <common/memory_plan.hpp>
 
+#include <lpo/nn/keep_packed.hpp>
+
 #include "killed.hpp"
 #include "small_world.hpp"
 
@@ -215,6 +217,24 @@ TEST_CASE("the number of threads does not change a bit") {
   run(one, lpo_options(""), {}, 1);
   run(three, lpo_options(""), {}, 3);
   CHECK(weights(one.store) == weights(three.store));
+}
+
+TEST_CASE_TEMPLATE("frozen weights that stay packed do not change a bit", T, float, bfloat16) {
+  PolicyIn<T> plain, packed;
+  run(plain, lpo_options(""));
+  const NoiseSchedule schedule;
+  RewardIn<T> reward;
+  Context<Cpu> context(2);
+  {
+    const KeepPacked<T, Cpu> policy_packed(context, packed.store), reward_packed(context, reward.store);
+    LpoTrainer trainer(context, packed.unet, packed.store, packed.encoder, reward.lrm, reward.encoder, schedule,
+                       Extents<3>{4, 4, 4}, lpo_options(""));
+    trainer.train(prompts());
+    CHECK(context.packed_weights().reserved_bytes() > 0);
+  }
+  CHECK(context.packed_weights().reserved_bytes() == 0);
+  const auto a = weights(plain.store), b = weights(packed.store);
+  CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 TEST_CASE_TEMPLATE("a resumed run of a 16-bit network has the bits of an uninterrupted one", T, bfloat16, half) {

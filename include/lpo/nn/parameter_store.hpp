@@ -91,6 +91,7 @@ class ParameterStore {
   T* trainable_values() { return values_.data(); }
   T* trainable_gradients() { return gradients_.data(); }
   std::span<T> values() { return values_.span(); }
+  std::span<T> frozen_values() { return values().subspan(static_cast<std::size_t>(trainable_count_)); }
 
   /// Number of weights, without padding.
   index_t parameter_count(bool trainable_only = false) const {

@@ -9,6 +9,7 @@
 #include <lpo/base/device.hpp>
 #include <lpo/base/executor.hpp>
 #include <lpo/tensor/memory.hpp>
+#include <lpo/tensor/packed_weights.hpp>
 
 namespace lpo::inline LPO_ABI {
 
@@ -29,6 +30,8 @@ class Context {
   Arena& scratch() { return scratch_; }
   /// Gradients of activations.
   Pool& gradients() { return gradients_; }
+  /// Packed forms of weights that do not change.
+  PackedWeights& packed_weights() { return packed_weights_; }
 
   /// Host memory is directly addressable, so these are plain copies; device contexts transfer, in the order of their work.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
@@ -43,7 +46,8 @@ class Context {
 
   /// Bytes this context holds mapped, all arenas and pools together.
   std::size_t reserved_bytes() const {
-    return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes();
+    return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes() +
+           packed_weights_.reserved_bytes();
   }
 
  private:
@@ -51,6 +55,7 @@ class Context {
   Arena activations_;
   Arena scratch_;
   Pool gradients_;
+  PackedWeights packed_weights_;
 };
 
 /// Kernel workspace that is given back at the end of the C++ scope.

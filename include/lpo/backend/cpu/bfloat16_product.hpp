@@ -33,6 +33,11 @@ struct PairProduct {
   index_t blocks() const { return (k + pair_depth - 1) / pair_depth; }
   index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
 
+  /// Where element l of column `column` of B lies, in its first item.
+  const bfloat16* right_element(index_t l, index_t column) const {
+    return b.data + (b.offset != nullptr ? b.offset[l] + column : RowCursor(b.rows, column).offset() + b.along(l));
+  }
+
   /// Whether tiles can read 16 rows in place, of `valid` ones from `row` on: equally far apart, runs in whole blocks.
   bool in_place(index_t row, index_t valid) const {
     return a.offset == nullptr && a.run % pair_depth == 0 && valid == pair_lanes &&
@@ -112,6 +117,7 @@ struct PairJobs {
   PairCut cut;
   index_t depth;                ///< of a part of k, in blocks
   bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
+  bool kept;                    ///< whether that was done in an earlier product (packed_weights.hpp)
   const float* bias;            ///< [panels rounded up to a pair] in float, if tiles can finish
   const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
   const index_t* packed_steps;  ///< and in packed ones
@@ -127,7 +133,7 @@ struct PairJobs {
   index_t workspace() const { return sums_size() + (left_size() + right_size()) / 2; }
 
   index_t parts() const { return std::max<index_t>(1, (p.blocks() + packed_together - 1) / packed_together); }
-  index_t packs() const { return right == nullptr ? 0 : p.items() * panel_pairs() * parts(); }
+  index_t packs() const { return right == nullptr || kept ? 0 : p.items() * panel_pairs() * parts(); }
 
   /// Packs one of packs() pieces of B.
   void pack(index_t at) const {
@@ -149,7 +155,7 @@ struct PairJobs {
     index_t first = 0;
     do {
       const index_t blocks = std::min(depth, p.blocks() - first);
-      const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
+      const bool last = first + blocks == p.blocks(), in_parts = depth < p.blocks();
       const index_t last_pairs = last ? (p.k - (p.blocks() - 1) * pair_depth + 1) / 2 : pair_lanes;
       for (index_t i = 0; i < groups; i += pair_together)
         place_left(item, group + i, std::min(pair_together, groups - i), first, blocks,
@@ -162,7 +168,7 @@ struct PairJobs {
         else
           pack_panels(item, at, first, blocks, panels_part);
         for (index_t i = 0; i < groups; i += pair_together) {
-          float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
+          float* sums = space + (in_parts ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
           const index_t rows_here = std::min(pair_columns, rows - i * pair_lanes), column = at * pair_lanes;
           const bool finish = last && bias != nullptr && column + pair_columns <= p.n;
           const PairWork work{std::min(pair_together, groups - i),
@@ -254,7 +260,7 @@ inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bf
   const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
   PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
-                nullptr, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
+                nullptr, false, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
   index_t* const steps = scratch.allocate<index_t>(blocks);
   for (index_t block = 0, begin = 0, within = 0; block < blocks; ++block) {
     steps[block] = begin + within;
@@ -263,7 +269,20 @@ inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bf
   jobs.steps = steps;
   const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
-  if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
+  const index_t right_size = p.items() * panels * blocks * pair_block;
+  if (p.items() == 1 && p.k > 0 && context.packed_weights().promised(p.b.data)) {
+    const auto key = packed_key(p.n, p.k, pair_lanes, p.tiles->broadcasts ? -1 : -2,
+                                [&](index_t l, index_t column) { return p.right_element(l, column); });
+    jobs.right = context.packed_weights().find_or_make<bfloat16>(key, right_size, [&](bfloat16* to) {
+      jobs.right = to;
+      context.executor().parallel_for(jobs.packs(), 1, [&](index_t begin, index_t end) {
+        for (index_t piece = begin; piece < end; ++piece) jobs.pack(piece);
+      });
+    });
+    jobs.kept = true;
+  } else if (high * p.batch / p.items() > 1) {
+    jobs.right = scratch.allocate<bfloat16>(right_size);
+  }
   if (out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
       out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
     float* const bias = scratch.allocate<float>(panels * pair_lanes);

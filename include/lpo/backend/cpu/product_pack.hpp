@@ -200,6 +200,17 @@ struct RightOperand {
   }
 };
 
+/// What names the packed form of an n x k right operand, cut into panels of `panel` columns, whose element l of column j lies
+/// at place(l, j). `form` tells apart what else packs it.
+template <class Place>
+PackedWeights::Key packed_key(index_t n, index_t k, index_t panel, index_t form, Place&& place) {
+  const auto* const first = place(0, 0);
+  const auto behind = [&](index_t l, index_t column) -> index_t {
+    return place(std::min(l, k - 1), std::min(column, n - 1)) - first;
+  };
+  return {first, n, k, form, behind(0, 1), behind(0, panel), behind(0, n), behind(1, 0), behind(k, 0)};
+}
+
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>
 void convert_block(Context<Cpu>& context, index_t rows, index_t width, const T* from, index_t step, S* to) {

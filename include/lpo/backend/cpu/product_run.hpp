@@ -234,13 +234,12 @@ const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProdu
   return to;
 }
 
-/// All of B, packed by the threads: [items, panels, k, columns].
+/// All of B, packed by the threads at `to`: [items, panels, k, columns].
 template <class S>
-const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+void pack_right(Context<Cpu>& context, const TileProduct<S>& p, S* to) {
   constexpr index_t block = 64;
   const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
                 blocks = (p.k + block - 1) / block;
-  S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
   const index_t grain = std::max<index_t>(1, 8192 / (block * columns));
   context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
@@ -253,6 +252,20 @@ const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProd
                to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
     }
   });
+}
+
+/// All of B, packed, where it is constant (packed_weights.hpp) or several jobs share it; else null.
+template <class S>
+const S* packed_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p, bool shared) {
+  const index_t count = p.items() * p.panels() * p.k * p.kernel->columns();
+  if (p.items() == 1 && p.k > 0 && context.packed_weights().promised(p.b.data)) {
+    const index_t columns = p.kernel->columns();
+    const auto key = packed_key(p.n, p.k, columns, columns, [&](index_t l, index_t column) { return p.b.element(0, l, column); });
+    return context.packed_weights().template find_or_make<S>(key, count, [&](S* to) { pack_right(context, p, to); });
+  }
+  if (!shared) return nullptr;
+  S* const to = scratch.allocate<S>(count);
+  pack_right(context, p, to);
   return to;
 }
 
@@ -290,7 +303,7 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
   if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
   const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
-  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const S* const right = packed_right(context, scratch, p, shared);
   const S* const left = cut.left_before ? pack_left(context, scratch, p) : nullptr;
   if (slices == 1) {
     S* bias = nullptr;

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// KeepPacked: a store's frozen weights stay packed for products, for speed that costs memory.
+#pragma once
+
+#include <lpo/nn/parameter_store.hpp>
+
+namespace lpo::inline LPO_ABI {
+
+/// While it lives, frozen weights must not change, and products of `context` pack each of them once instead of in every
+/// call. Results keep their bits. Make it when the weights are loaded and merged:
+///
+///   store.allocate(is_lora_name);
+///   load_diffusers(folder, unet, store);
+///   KeepPacked packed(context, store);
+///
+/// It takes up to as much memory again as the frozen weights in a forward, and twice that with gradients; 16-bit weights
+/// are kept as float where products multiply floats (`context.packed_weights().reserved_bytes()` says how much). Neither
+/// the context, nor the store, nor its memory (allocate()) may go or move before it. Only the CPU's products pack; with
+/// other devices this does nothing.
+template <class T, class Device>
+class KeepPacked {
+ public:
+  KeepPacked(Context<Device>& context, ParameterStore<T, Device>& store)
+      : context_(context), frozen_(store.frozen_values()) {
+    if constexpr (packs) context.packed_weights().promise(frozen_.data(), frozen_.size_bytes());
+  }
+  KeepPacked(const KeepPacked&) = delete;
+  KeepPacked& operator=(const KeepPacked&) = delete;
+  ~KeepPacked() {
+    if constexpr (packs) context_.packed_weights().forget(frozen_.data());
+  }
+
+  /// Call this after weights were loaded or merged all the same: what was packed is made again.
+  void weights_changed() {
+    if constexpr (packs) context_.packed_weights().drop();
+  }
+
+ private:
+  static constexpr bool packs = requires(Context<Device>& c) { c.packed_weights(); };
+
+  Context<Device>& context_;
+  std::span<T> frozen_;
+};
+
+}  // namespace lpo::inline LPO_ABI
