@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """The PyTorch twin of bench/model/unet_bench.cpp: Stable Diffusion 1.5's UNet from diffusers on the CPU, random weights,
-channels last; a forward, and forward + backward with LoRA of rank 16 (peft). Prints medians of wall times.
+channels last; a forward, and forward + backward with LoRA of rank 16 (peft). Prints the median by the clock,
+the least processor time of all threads and the largest memory of the process.
 
     python bench/peers/unet_cpu_torch.py [--threads 2] [--rows 1 2] [--dtype float32] [--repeats 3] [--no-lora]
 """
@@ -11,7 +12,7 @@ import resource
 
 import torch
 
-from timing import host_median_ms
+from timing import host_times_ms
 
 
 def main():
@@ -29,10 +30,14 @@ def main():
     dtype = getattr(torch, options.dtype)
     model = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
     model = model.to(dtype, memory_format=torch.channels_last).requires_grad_(False)
+    with open("/proc/self/clear_refs", "w") as peaks:  # the largest memory so far was the model's construction in float32
+        peaks.write("5")
 
-    def report(name, rows, ms):
+    def report(name, rows, times):
+        ms, processor = times
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1048576
-        print(f"{name}<{options.dtype}>/rows:{rows}/threads:{options.threads:<3d} {ms:10.1f} ms   peak {peak:.2f} GiB", flush=True)
+        print(f"{name}<{options.dtype}>/rows:{rows}/threads:{options.threads:<3d} {ms:10.1f} ms   "
+              f"processor {processor:.1f}   peak {peak:.2f} GiB", flush=True)
 
     def inputs(rows):
         latents = torch.randn(rows, 4, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
@@ -42,7 +47,7 @@ def main():
     for rows in options.rows:
         arguments = inputs(rows)
         with torch.no_grad():
-            report("unet_forward", rows, host_median_ms(lambda: model(*arguments).sample, options.repeats))
+            report("unet_forward", rows, host_times_ms(lambda: model(*arguments).sample, options.repeats))
     if options.no_lora:
         return
     from peft import LoraConfig
@@ -53,7 +58,7 @@ def main():
         arguments = inputs(rows)
         cotangent = torch.randn(rows, 4, 64, 64, dtype=dtype)
         report("lora_forward_backward", rows,
-               host_median_ms(lambda: torch.autograd.grad(model(*arguments).sample, weights, cotangent), options.repeats))
+               host_times_ms(lambda: torch.autograd.grad(model(*arguments).sample, weights, cotangent), options.repeats))
 
 
 if __name__ == "__main__":
