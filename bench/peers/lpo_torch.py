@@ -266,8 +266,8 @@ class Iteration:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lean", action="store_true", help="only the work that lpo does, channels last, cuDNN's choice by timing")
-    parser.add_argument("--iterations", type=int, default=3, help="timed iterations, after one that is not")
-    parser.add_argument("--micro", type=int, default=10, help="pairs of one forward and backward")
+    parser.add_argument("--iterations", type=int, help="timed iterations (a GPU: 3), after one that is not; on the CPU all but the first, or one alone (1)")
+    parser.add_argument("--micro", type=int, help="pairs of one forward and backward (a GPU: 10, the CPU: 1)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="on the CPU; a GPU takes float16")
@@ -275,8 +275,10 @@ def main():
     global DEVICE, PROMPTS, STEPS, KEPT
     DEVICE = options.device
     if on_cpu():
-        PROMPTS, STEPS, KEPT, options.micro = 1, 4, 1, 1
+        PROMPTS, STEPS, KEPT = 1, 4, 1
         torch.set_num_threads(options.threads)
+    options.micro = options.micro or (1 if on_cpu() else 10)
+    options.iterations = options.iterations or (1 if on_cpu() else 3)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = options.lean
     iteration = Iteration(options)
@@ -298,11 +300,14 @@ def main():
         pairs = iteration.run(NoStages())
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    stages = Stages()
-    start = time.perf_counter()
-    pairs = iteration.run(stages)
-    if on_cpu():  # it takes minutes, and waits cost nothing: one iteration is both
-        times.append(time.perf_counter() - start)
+    for _ in range(options.iterations if on_cpu() else 1):
+        stages = Stages()
+        start = time.perf_counter()
+        pairs = iteration.run(stages)
+        if on_cpu():  # it takes minutes, and waits cost nothing: one iteration is both
+            times.append(time.perf_counter() - start)
+    if on_cpu() and len(times) > 1:
+        del times[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu() else torch.cuda.max_memory_allocated() / 2**30
     parts = "  ".join(f"{name} {seconds:.3f}" for name, seconds in stages.seconds.items() if name)
     print(f"lpo iteration {statistics.median(times):.3f} s (of {[round(t, 3) for t in times]}), {pairs} pairs, micro {options.micro}, "
