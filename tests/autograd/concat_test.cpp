@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Concatenation and dense copies: values, gradients, strided inputs, one value on both sides; errors.
+#include <lpo/autograd/attention.hpp>
 #include <lpo/autograd/concat.hpp>
+#include <lpo/autograd/linear.hpp>
 #include <lpo/backend/cpu/copy.hpp>
 #include <lpo/backend/cpu/elementwise.hpp>
+#include <lpo/backend/reference/attention.hpp>
 #include <lpo/backend/reference/copy.hpp>
 #include <lpo/backend/reference/elementwise.hpp>
+#include <lpo/backend/reference/gemm.hpp>
+#include <lpo/backend/reference/reduce.hpp>
 
 #include "support.hpp"
 
@@ -107,4 +112,19 @@ TEST_CASE("extents that do not fit") {
         "[concat_batch] [2, 3, 4] and [2, 2, 4] differ outside the batch");
   CHECK(error_text<lpo::ShapeError>([&] { concat_channels(a.slice(1, 0, 2), b); }) ==
         "[concat_channels] only the axis before the innermost of [2, 2, 4] may have a stride");
+}
+
+TEST_CASE("operands of two tapes are refused: backward would leave one of them out") {
+  Context<Reference> context;
+  Tape<Reference> tape(context), other(context);
+  auto values = randn(Extents<3>{2, 2, 4}, 1);
+  const auto x = variable(tape, values), y = variable(other, values);
+  const auto refused = [](auto&& call) {
+    CHECK(error_text<lpo::ValueError>(call).find("] the operands are recorded on different tapes; use one tape per forward") !=
+          std::string::npos);
+  };
+  refused([&] { concat_channels(x, y); });
+  refused([&] { concat_batch(y, x); });
+  refused([&] { lpo::attention(x, x, y, 2); });
+  refused([&] { lpo::linear(x.reshape(Extents<2>{4, 4}), y.slice(0, 0, 1).reshape(Extents<2>{2, 4})); });
 }

@@ -35,6 +35,30 @@ TEST_CASE("values and the scalar backward") {
   CHECK(gradient(99, 99) == 1e-4f);
 }
 
+TEST_CASE("a formula is computed first; its gradient reaches the Vars in it") {
+  Context<Reference> context;
+  Tape<Reference> tape(context);
+  auto values = Tensor<double, 2, Reference>::from({1, 2}, std::vector<double>{3, 5});
+  const auto x = variable(tape, values);
+  const Var both = mean(square(x - 1.0)) + sum(2 * x);
+  CHECK(item(both) == 26.0);  // (4 + 16) / 2 + 16
+  backward(both);
+  CHECK(read_gradient(x)(0, 0) == 4.0);
+  CHECK(read_gradient(x)(0, 1) == 6.0);
+}
+
+TEST_CASE("the mean of many halves is right where their sum is beyond a half's range") {
+  Context<Cpu> context(1);
+  Tape<Cpu> tape(context);
+  auto values = Tensor<lpo::half, 2, Cpu>::full({300, 300}, 1.5);
+  const auto x = variable(tape, values);
+  const Var<lpo::half, 1, Cpu> loss = mean(x);
+  CHECK(item(loss) == 1.5);
+  const auto scaled = Tensor<lpo::half, 1, Cpu>::full({1}, 1024);
+  backward(loss, scaled);
+  CHECK(static_cast<float>(read_gradient(x)(299, 299)) == doctest::Approx(1024.0 / 90000).epsilon(1e-3));
+}
+
 TEST_CASE("reductions on Cpu agree with Reference") {
   const auto x = randn(Extents<2>{37, 45}, 1);
   check_parity(

@@ -147,6 +147,27 @@ TEST_CASE("clear() gives everything back and the tape can be used again") {
   }
 }
 
+TEST_CASE("a value from before clear() is an error where it is used, not whatever lies in its memory now") {
+  Context<Reference> context;
+  Tape<Reference> tape(context);
+  auto values = vector({1, 2});
+  const auto x = variable(tape, values), c = constant(tape, values);
+  const auto loss = sum(x);
+  tape.clear();
+  const auto use = [](auto&& call) {
+    CHECK(error_text<lpo::ValueError>(call) ==
+          "[Var] this value was made before its tape's clear() and is gone; make variables, constants and results anew in every pass");
+  };
+  use([&] { static_cast<void>(Var(x * 2)); });
+  use([&] { static_cast<void>(sum(c)); });
+  use([&] { static_cast<void>(c.slice(0, 0, 1)); });
+  use([&] { item(loss); });
+  use([&] { backward(loss); });
+  const auto again = variable(tape, values);
+  backward(sum(again));
+  CHECK(read_gradient(again)(1) == 1.0);
+}
+
 TEST_CASE("the second step maps no memory") {
   Context<Cpu> context(2);
   auto a = lpo::testing::random_tensor<float, Cpu>(Extents<2>{300, 64}, 1);
@@ -190,7 +211,6 @@ TEST_CASE("inference leaves no node and scoped blocks leave only their result") 
   Context<Reference> context;
   Tape<Reference> tape(context);
   auto values = Vector::full({1000}, 0.5);
-  const auto x = variable(tape, values);
   const auto block = [&](const Var<double, 1, Reference>& v) {
     return scoped(tape, [&] {
       const Var a = tanh(v * 2);
@@ -198,11 +218,12 @@ TEST_CASE("inference leaves no node and scoped blocks leave only their result") 
       return Var(a + b);
     });
   };
-  const auto expected = block(x).data()[7];
+  const auto expected = block(variable(tape, values)).data()[7];
   tape.clear();
   {
     const auto guard = tape.inference();
     CHECK_FALSE(tape.recording());
+    const auto x = constant(tape, values);
     const auto start = tape.mark();
     Var<double, 1, Reference> y = block(x);
     CHECK(y.data()[7] == expected);
@@ -266,6 +287,18 @@ TEST_CASE("two tapes on one context nest") {
   }
   run_backward(y);
   CHECK(read_gradient(x)(1) == 6.0);
+}
+
+TEST_CASE("a constant made of a temporary keeps its values for backward") {
+  Context<Reference> context;
+  Tape<Reference> tape(context);
+  auto values = vector({2, 3});
+  const auto x = variable(tape, values);
+  const auto c = constant(tape, vector({10, 20}));
+  auto trample = Vector::full({2}, -1.0);
+  run_backward(Var(x * x * c));
+  CHECK(read_gradient(x)(0) == 40.0);
+  CHECK(read_gradient(x)(1) == 120.0);
 }
 
 TEST_CASE("temporaries and plain tensors in a statement keep their values for backward") {

@@ -401,6 +401,7 @@ TEST_CASE("wrong use of Vars is an error with a text") {
   CHECK(error_text<lpo::ValueError>([&] { static_cast<void>(Var(x + y)); }) ==
         "[operator+] the operands are recorded on different tapes; use one tape per forward");
   const Var<double, 2, Reference> absent;
+  CHECK(error_text<lpo::ValueError>([&] { absent.slice(0, 0, 0); }) == "[Var] an absent Var was used; test present() first");
   CHECK(error_text<lpo::ValueError>([&] { static_cast<void>(Var(x + absent)); }) ==
         "[expression] an absent Var was used in arithmetic; test present() first");
   CHECK(error_text<lpo::ShapeError>([&] {

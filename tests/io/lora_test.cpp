@@ -56,6 +56,17 @@ struct Adapted {
   }
 };
 
+/// Two projections, each with or without its adapter.
+struct Pair {
+  using value_type = float;
+  using device = Reference;
+  LoraLinear<3, 3, float, Reference, true> q, k;
+  void visit(ParameterVisitor<float, Reference>& v) {
+    v("q", q);
+    v("k", k);
+  }
+};
+
 /// The golden LoRA (rank 4, alpha 4) under other keys: `rename` gets "unet.<module>" and 'A' or 'B'.
 template <class Rename>
 LoraFile respelled(std::string& bytes, Rename&& rename, float alpha_as_tensor = 0) {
@@ -271,6 +282,28 @@ TEST_CASE("files that do not fit are refused and change nothing") {
   CHECK(has_part(
       message_of<FileError>([&] { LoraFile(SafetensorsFile::from_memory(none_bytes.data(), none_bytes.size(), "x")); }),
       "holds no LoRA; its keys begin with \"conv_in.weight\""));
+}
+
+TEST_CASE("a model with some adapters off reads the file it wrote") {
+  const auto make = [](Pair& pair, ParameterStore<float, Reference>& store, const std::string& on) {
+    enable_lora<float, Reference>(pair, 2, 4.0f, [&](const std::string& name) { return on.find(name) != std::string::npos; });
+    store.add("", pair);
+    store.allocate(is_lora_name);
+    store.initialize(1);
+  };
+  Pair written, read, other, none;
+  ParameterStore<float, Reference> a, b, c, d;
+  make(written, a, "q"), make(read, b, "q"), make(other, c, "k"), make(none, d, "");
+  for (index_t i = 0; i < 6; ++i) written.q.lora.up.data()[i] = static_cast<float>(i);
+  const TemporaryDirectory directory;
+  save_lora(directory.file("lora.safetensors"), written);
+  const LoraFile file(directory.file("lora.safetensors"));
+  CHECK(load_lora(file, read).matched == 1);
+  CHECK(read.q.lora.up.data()[5] == 5.0f);
+  CHECK(read.q.lora.scale == 2.0f);
+  for (Pair* wrong : {&other, &none})
+    CHECK(message_of<ValueError>([&] { load_lora(file, *wrong); }) ==
+          "[lora] the model's adapter of \"q\" is off; call enable_lora and allocate the store before loading");
 }
 
 TEST_CASE("keys that no module wants are listed") {

@@ -82,6 +82,10 @@ TEST_CASE("broken files are named with what is wrong") {
   CHECK(has_part(reason(with("{'descr: 1")), "a text without end"));
   CHECK(has_part(reason(with("")), "expected '{'"));
   const float value = 1;
+  const float nothing = 0;
+  CHECK(message_of<lpo::ValueError>([&] { lpo::npy_bytes(&nothing, {2, -1}); }) == "[npy] impossible shape [2, -1]");
+  CHECK(message_of<lpo::ValueError>([&] { lpo::npy_bytes(&nothing, {lpo::index_t{1} << 40, lpo::index_t{1} << 40}); }).find("impossible") !=
+        std::string::npos);
   const std::string floats = lpo::npy_bytes(&value, {1});
   CHECK(has_part(message_of<FileError>([&] { lpo::parse_npy<int>(floats, "a.npy"); }),
                  "holds F32, expected an integer type"));

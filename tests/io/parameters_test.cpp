@@ -164,6 +164,22 @@ TEST_CASE("what is saved is loaded again, LoRA and base apart") {
   CHECK(g.values() == expected);
 }
 
+TEST_CASE("weights in double are saved with all their digits") {
+  struct Wide {
+    Linear<1, 1, double, Reference> line;
+    void visit(ParameterVisitor<double, Reference>& v) { v("line", line); }
+  } wide;
+  ParameterStore<double, Reference> store;
+  store.add("", wide);
+  store.allocate_frozen();
+  *wide.line.weight.data() = 0.1;
+  TemporaryDirectory directory;
+  save_parameters(directory.file("wide"), store);
+  const SafetensorsFile file(directory.file("wide"));
+  CHECK(file.info("line.weight").dtype == DType::F64);
+  CHECK(file.read_vector<double>("line.weight")[0] == 0.1);
+}
+
 TEST_CASE("16-bit files hold rounded weights") {
   TemporaryDirectory directory;
   Fixture f(1), g(2);

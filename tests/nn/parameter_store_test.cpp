@@ -101,6 +101,7 @@ TEST_CASE("a weight without memory says what to call") {
   Tape<Reference> tape(context);
   const auto x = Tensor<float, 2, Reference>::full(Extents<2>{1, 3}, 1.0);
   CHECK_THROWS_WITH_AS(pair.first(constant(tape, x)),
-                       "[Parameter] a weight was used before a ParameterStore gave it memory; call allocate() first",
+                       "[Parameter] a weight was used before a ParameterStore gave it memory; enable_lora(), add() and allocate() come first, "
+                       "in this order",
                        ValueError);
 }

@@ -290,6 +290,8 @@ TEST_CASE("wrong shapes and deterministic steps are refused") {
   };
   CHECK_THROWS_AS(call(small, batch.steps), lpo::ShapeError);
   CHECK_THROWS_AS(call(batch.reference, std::span(batch.steps).first(2)), lpo::ShapeError);
+  for (const double beta : {0.0, -500.0, std::nan("")})
+    CHECK_THROWS_AS(lpo::lpo_loss(y, batch.reference, batch.x_t, batch.x_win, batch.x_lose, batch.steps, {.beta = beta}), lpo::ValueError);
   batch.steps[1].sigma = 0;
   CHECK_THROWS_AS(call(batch.reference, batch.steps), lpo::ValueError);
 }

@@ -10,6 +10,7 @@
 #include <lpo/backend/reference/cross_entropy.hpp>
 #include <lpo/base/philox.hpp>
 #include <lpo/reward/loss.hpp>
+#include <lpo/testing/random_tensor.hpp>
 
 using namespace lpo;
 
@@ -110,6 +111,35 @@ TEST_CASE("pair, batch and both losses have the gradients that finite difference
       compare(q.data() + i, gq.data()[i]);
     }
     compare(scale.data(), gs.data()[0]);
+  }
+}
+
+TEST_CASE("of 16-bit features the loss is that of the rounded numbers in float") {
+  using testing::converted, testing::random_tensor;
+  auto a = random_tensor<bfloat16, Reference>(Extents<2>{3, 5}, 1), b = random_tensor<bfloat16, Reference>(Extents<2>{3, 5}, 2),
+       q = random_tensor<bfloat16, Reference>(Extents<2>{3, 5}, 3);
+  const auto scale = Tensor<bfloat16, 1, Reference>::full(Extents<1>{1}, 1.25);
+  auto da = converted<double, Reference>(a);
+  const auto db = converted<double, Reference>(b), dq = converted<double, Reference>(q);
+  const auto ds = converted<double, Reference>(scale);
+  const std::vector<PreferenceLabel> labels{{1, 0, 1}, {0.5f, 0.5f, 4}, {0, 1, 2, true}};
+  Context<Reference> context;
+  Tape<Reference> tape(context);
+  for (const auto kind : {RewardLossOptions::Kind::pair, RewardLossOptions::Kind::batch, RewardLossOptions::Kind::both}) {
+    const RewardLossOptions options{kind, 0.7f, 1.5f};
+    const auto y = variable(tape, da);
+    const auto expected = reward_loss(y, constant(tape, db), constant(tape, dq), constant(tape, ds), labels, options);
+    const double value = item(expected);
+    backward(expected);
+    const auto x = variable(tape, a);
+    const Var<float, 1, Reference> loss = reward_loss(x, constant(tape, b), constant(tape, q), constant(tape, scale), labels, options);
+    CHECK(item(loss) == doctest::Approx(value).epsilon(1e-6));
+    backward(loss);
+    const auto found = read_gradient(x);
+    const auto truth = read_gradient(y);
+    for (index_t k = 0; k < 15; ++k)
+      CHECK(static_cast<double>(static_cast<float>(found.data()[k])) == doctest::Approx(truth.data()[k]).epsilon(1e-2));
+    tape.clear();
   }
 }
 

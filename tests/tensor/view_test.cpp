@@ -92,5 +92,5 @@ TEST_CASE("wrong requests name the axis and the extents") {
   CHECK(text([&] { x.view.permute({0, 1, 3}); }) == "[permute] the order must name each of 3 axes once");
   CHECK(text([&] { x.view.reshape(Extents<2>{5, 5}); }) == "[reshape] [2, 3, 4] has 24 elements, [5, 5] has 25");
   CHECK(text([&] { x.view.slice(1, 0, 2).reshape(Extents<1>{16}); }) ==
-        "[reshape] [2, 2, 4] is strided; copy it into a tensor first");
+        "[reshape] [2, 2, 4] is strided; copy it first, a Var with contiguous(x)");
 }

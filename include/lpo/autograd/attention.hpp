@@ -33,6 +33,7 @@ bool share_elements(const Var<T, 3, Device>& a, const Var<T, 3, Device>& b) {
 template <class T, class Device>
 Var<T, 3, Device> attention(const Var<T, 3, Device>& q, const Var<T, 3, Device>& k, const Var<T, 3, Device>& v, index_t heads,
                             bool causal = false) {
+  detail::expect_one_tape("attention", q, k, v);
   const index_t inner = q.extent(2);
   if (heads <= 0 || inner % heads != 0)
     throw ShapeError(message("[attention] ", inner, " channels cannot be split into ", heads, " heads"));

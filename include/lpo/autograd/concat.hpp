@@ -30,6 +30,7 @@ index_t row_stride(const char* operation, const Var<T, Rank, Device>& x) {
 template <class T, int Rank, class Device>
 Var<T, Rank, Device> concat_channels(const Var<T, Rank, Device>& a, const Var<T, Rank, Device>& b) {
   static_assert(Rank >= 2, "lpo concat_channels: needs at least two axes");
+  detail::expect_one_tape("concat_channels", a, b);
   for (int axis = 0; axis + 1 < Rank; ++axis)
     if (a.extent(axis) != b.extent(axis))
       throw ShapeError(message("[concat_channels] ", to_string(a.extents()), " and ", to_string(b.extents()),
@@ -58,6 +59,7 @@ Var<T, Rank, Device> concat_channels(const Var<T, Rank, Device>& a, const Var<T,
 /// Dense Vars [a, ...] and [b, ...] -> [a + b, ...]
 template <class T, int Rank, class Device>
 Var<T, Rank, Device> concat_batch(const Var<T, Rank, Device>& a, const Var<T, Rank, Device>& b) {
+  detail::expect_one_tape("concat_batch", a, b);
   for (int axis = 1; axis < Rank; ++axis)
     if (a.extent(axis) != b.extent(axis))
       throw ShapeError(message("[concat_batch] ", to_string(a.extents()), " and ", to_string(b.extents()), " differ outside the batch"));

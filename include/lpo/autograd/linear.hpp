@@ -14,6 +14,7 @@ namespace detail {
 template <class T, class Device>
 void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                    const Var<T, 2, Device>& addend) {
+  expect_one_tape("linear", x, weight, bias, addend);
   if (weight.extent(1) != x.extent(1))
     throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1),
                              ": input ", to_string(x.extents()), ", weight ", to_string(weight.extents())));

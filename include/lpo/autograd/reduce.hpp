@@ -34,11 +34,27 @@ Var<T, 1, Device> sum(const Var<T, Rank, Device, Channels>& x) {
   return row_sums(x.reshape(Extents<2>{1, x.size()}));
 }
 
-/// Mean of all elements [1].
+/// Mean of all elements [1]. Of half elements too, whose sum would often be beyond what a half can hold.
 template <class T, int Rank, class Device, int Channels>
 Var<T, 1, Device> mean(const Var<T, Rank, Device, Channels>& x) {
   if (x.size() == 0) throw ShapeError(message("[mean] ", to_string(x.extents()), " holds no elements"));
-  return sum(x) * (1.0 / static_cast<double>(x.size()));
+  const double share = 1.0 / static_cast<double>(x.size());
+  if constexpr (std::is_same_v<T, half>)
+    return sum(Var<compute_t<T>, Rank, Device>(1.0 * x)) * share;
+  else
+    return sum(x) * share;
+}
+
+/// The same of a formula of Vars, `mean(square(x - y))`: it is computed first, as a statement of its own.
+template <Operand X>
+  requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
+auto sum(X&& formula) {
+  return sum(Var(std::forward<X>(formula)));
+}
+template <Operand X>
+  requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
+auto mean(X&& formula) {
+  return mean(Var(std::forward<X>(formula)));
 }
 
 }  // namespace lpo::inline LPO_ABI

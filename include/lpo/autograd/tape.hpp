@@ -32,7 +32,8 @@ struct Slot {
 ///
 /// One step: run the forward, call `backward(loss)`, read parameter gradients, call `clear()`. Activations live in the
 /// context's arena until backward or `clear()` rewinds it: read what you need before. Constants that are plain tensors or
-/// views must outlive backward.
+/// views must outlive backward. Tapes of one context nest: `clear()` also frees what others hold that was
+/// allocated after this tape was made.
 template <class Device>
 class Tape {
  public:
@@ -106,6 +107,9 @@ class Tape {
   [[nodiscard]] KeepGuard keeping(KeptProjections<Device>& kept) { return KeepGuard(*this, &kept); }
   /// Null where nothing is kept.
   KeptProjections<Device>* kept_projections() const { return recording_ ? nullptr : kept_; }
+
+  /// Counts the calls of `clear()`, so that a Var of an earlier pass is known.
+  std::uint32_t pass() const { return pass_; }
 
   Arena::Mark mark() { return context_.activations().mark(); }
 
@@ -188,8 +192,10 @@ class Tape {
     }
   }
 
-  /// Forgets all nodes and gives back activations and gradients (parameters keep theirs).
+  /// Forgets all nodes and gives back activations and gradients (parameters keep theirs). All Vars of the tape are gone then:
+  /// constants and variables too are made anew for the next pass.
   void clear() {
+    ++pass_;
     for (Tracked* t = tracked_; t != nullptr; t = t->previous) release(t->slot);
     tracked_ = nullptr;
     last_ = nullptr;
@@ -206,7 +212,6 @@ class Tape {
   }
 
  private:
-
   void track(Slot* slot) { tracked_ = new (meta_.allocate(sizeof(Tracked))) Tracked{slot, tracked_}; }
 
   void release(Slot* slot) {
@@ -226,6 +231,7 @@ class Tape {
   bool adapters_ = true;
   bool checkpointing_ = false;
   bool met_trainable_ = false;
+  std::uint32_t pass_ = 0;
   KeptProjections<Device>* kept_ = nullptr;
 };
 

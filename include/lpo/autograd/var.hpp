@@ -17,6 +17,12 @@ inline constexpr bool is_var<Var<T, Rank, Device, Channels>> = true;
 
 template <class T, int Rank, class Device, class E>
 Var<T, Rank, Device, dynamic> record_statement(E e, int width);
+
+[[noreturn]] LPO_COLD inline void unusable_var(bool present) {
+  if (!present) throw ValueError("[Var] an absent Var was used; test present() first");
+  throw ValueError("[Var] this value was made before its tape's clear() and is gone; make variables, constants and results anew "
+                   "in every pass");
+}
 }  // namespace detail
 
 /// Handle to a value computed under a tape; trivially copyable, copies share the value and its gradient. `Channels` is the
@@ -31,7 +37,8 @@ class Var {
   static constexpr int channels = Channels;
 
   Var() = default;
-  Var(Tape<Device>* tape, Slot* slot, const View<T, Rank, Device>& view) : tape_(tape), slot_(slot), view_(view) {}
+  Var(Tape<Device>* tape, Slot* slot, const View<T, Rank, Device>& view)
+      : tape_(tape), slot_(slot), view_(view), pass_(tape->pass()) {}
 
   /// Evaluates the statement and records it.
   template <Operand X>
@@ -44,7 +51,11 @@ class Var {
   Var(const Var<T, Rank, Device, Other>& other) : Var(other.template with_channels<Channels>()) {}
 
   bool present() const { return slot_ != nullptr; }
-  Tape<Device>& tape() const { return *tape_; }
+  /// ValueError for an absent Var, and for one from before the tape's last `clear()`.
+  Tape<Device>& tape() const {
+    if (tape_ == nullptr || tape_->pass() != pass_) detail::unusable_var(tape_ != nullptr);
+    return *tape_;
+  }
   Slot* slot() const { return slot_; }
   const View<T, Rank, Device>& view() const { return view_; }
   const Extents<Rank>& extents() const { return view_.extents; }
@@ -56,11 +67,11 @@ class Var {
   /// The same memory under other extents; gradients flow through.
   template <int NewRank>
   Var<T, NewRank, Device, dynamic> reshape(const Extents<NewRank>& extents) const {
-    return {tape_, slot_, view_.reshape(extents)};
+    return {&tape(), slot_, view_.reshape(extents)};
   }
   /// Elements [begin, end) of one axis, without a copy; gradients flow through.
   Var<T, Rank, Device, dynamic> slice(int axis, index_t begin, index_t end) const {
-    return {tape_, slot_, view_.slice(axis, begin, end)};
+    return {&tape(), slot_, view_.slice(axis, begin, end)};
   }
   /// States the innermost width, or forgets it (`dynamic`); throws when the extents disagree.
   template <int NewChannels>
@@ -69,7 +80,8 @@ class Var {
                   "lpo Var: static channel widths differ; check the layer's input width");
     if (NewChannels != dynamic && present() && view_.extents[Rank - 1] != NewChannels)
       throw ShapeError(message("[with_channels] innermost axis of ", to_string(view_.extents), " must have size ", NewChannels));
-    return {tape_, slot_, view_};
+    if (!present()) return {};
+    return {&tape(), slot_, view_};
   }
 
  private:
@@ -92,6 +104,7 @@ class Var {
   Tape<Device>* tape_ = nullptr;
   Slot* slot_ = nullptr;
   View<T, Rank, Device> view_;
+  std::uint32_t pass_ = 0;  ///< the tape's when the value was made
 };
 
 template <class T, int Rank, class Device, int Channels>
@@ -106,6 +119,17 @@ auto to_expression(const Var<T, Rank, Device, Channels>& var) {
 template <Operand X>
 Var(X&&) -> Var<typename expression_of<X>::value_type, expression_of<X>::rank, typename expression_of<X>::device,
                 expression_of<X>::channels>;
+
+namespace detail {
+
+/// ValueError unless all operands that are present are Vars of one tape: backward walks one, and would leave the others out.
+template <class First, class... Others>
+void expect_one_tape(const char* operation, const First& first, const Others&... others) {
+  void* tape = &first.tape();
+  ((tape = others.present() ? common_tape(operation, tape, &others.tape()) : tape), ...);
+}
+
+}  // namespace detail
 
 /// Where an operation writes the gradient of one input: null when the input needs none.
 template <class T>
@@ -186,6 +210,13 @@ template <class T, int Rank, class Device>
 Var<T, Rank, Device> constant(Tape<Device>& tape, const Tensor<T, Rank, Device>& tensor) {
   return constant(tape, tensor.view());
 }
+/// Of a temporary: its values are copied to the tape.
+template <class T, int Rank, class Device>
+Var<T, Rank, Device> constant(Tape<Device>& tape, Tensor<T, Rank, Device>&& tensor) {
+  const auto copy = make_output<T>(tape, tensor.extents(), false);
+  tape.context().copy(copy.data(), tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+  return copy;
+}
 
 /// An input whose gradient is wanted; read it with `read_gradient` after backward and before `clear()`.
 template <class T, int Rank, class Device>
@@ -226,7 +257,7 @@ void add_gradient(const Var<T, Rank, Device, Channels>& out, const View<const T,
 
 /// Propagates `cotangent` (the extents of `out`) from `out` to every value that requires a gradient.
 template <class T, int Rank, class Device, int Channels>
-void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Rank, Device>& cotangent) {
+void backward(const Var<T, Rank, Device, Channels>& out, const std::type_identity_t<View<const T, Rank, Device>>& cotangent) {
   detail::expect_same("backward", "output", out.extents(), "cotangent", cotangent.extents);
   if (!out.requires_gradient())
     throw ValueError("[backward] the output depends on no value that requires a gradient, or backward has run through it "

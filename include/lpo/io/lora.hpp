@@ -73,7 +73,8 @@ inline std::vector<std::string> unmatched_keys(const LoraFile& file, const std::
 
 /// Reads a LoRA into a model's adapters, which exist already: call `enable_lora(model, file.rank(), …)` and allocate
 /// the store first. Smaller ranks are filled up with zeros, modules that the file does not adapt get B = 0; each
-/// adapter's scale becomes the file's. FileError when nothing matches or shapes differ; then nothing was changed.
+/// adapter's scale becomes the file's. Adapters may be off where the file has none. FileError when nothing matches or shapes
+/// differ; then nothing was changed. `Module` names its `value_type` and `device`, as networks of the library do.
 template <class Module>
 LoraReport load_lora(const LoraFile& file, Module& model, const std::string& component = "unet") {
   using T = typename Module::value_type;
@@ -82,11 +83,14 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
   std::vector<const LoraFile::Adapter*> sources;
   std::set<const LoraFile::Adapter*> used;
   std::vector<std::string> wrong;
+  const bool all_off = std::all_of(adapters.begin(), adapters.end(), [](const auto& a) { return a.lora->rank == 0; });
   for (const auto& target : adapters) {
-    if (target.lora->rank == 0 || target.lora->down.data() == nullptr)
-      throw ValueError("[lora] the model's adapters are off; call enable_lora and allocate the store before loading");
     const auto* source = file.find(component, target.path);
     sources.push_back(source);
+    if (source == nullptr && target.lora->rank == 0 && !all_off) continue;
+    if (target.lora->rank == 0 || target.lora->down.data() == nullptr)
+      throw ValueError(message("[lora] the model's adapter of \"", target.path,
+                               "\" is off; call enable_lora and allocate the store before loading"));
     if (source == nullptr) continue;
     used.insert(source);
     const auto down = detail::without_unit_kernel(file.file().info(source->down).shape);
@@ -104,6 +108,7 @@ LoraReport load_lora(const LoraFile& file, Module& model, const std::string& com
 
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     auto& lora = *adapters[i].lora;
+    if (lora.rank == 0) continue;
     using Memory = DeviceMemory<typename Module::device>;
     const auto zero = static_cast<T>(compute_t<T>(0));
     std::vector<T> down(static_cast<std::size_t>(lora.down.size()), zero),
@@ -160,7 +165,7 @@ void add_lora(LoraWriter& writer, Module& model, const std::string& component) {
   if (whole) writer.name_targets_by_suffix();
 }
 
-/// Writes a model's adapters as one file, entirely or not at all.
+/// Writes a model's adapters as one file, entirely or not at all. `Module` names its `value_type` and `device`.
 template <class Module>
 void save_lora(const std::string& path, Module& model, const LoraOptions& options = {}) {
   LoraWriter writer(options);

@@ -207,10 +207,11 @@ std::string npy_bytes(const T* values, const std::vector<index_t>& shape) {
   constexpr std::string_view descr = detail::npy_descr(dtype_of<T>());
   static_assert(!descr.empty(), "lpo npy: NumPy has no such element type; convert to float first");
   std::string header = message("{'descr': '", descr, "', 'fortran_order': False, 'shape': (");
-  std::size_t count = 1;
+  index_t bytes_of_data = sizeof(T);
   for (const index_t extent : shape) {
     header += message(extent, shape.size() == 1 ? "," : ", ");
-    count *= static_cast<std::size_t>(extent);
+    if (extent < 0 || __builtin_mul_overflow(bytes_of_data, extent, &bytes_of_data))
+      throw ValueError(message("[npy] impossible shape ", detail::extents_text(shape.data(), static_cast<int>(shape.size()))));
   }
   if (shape.size() > 1) header.resize(header.size() - 2);
   header += "), }";
@@ -222,7 +223,7 @@ std::string npy_bytes(const T* values, const std::vector<index_t>& shape) {
   bytes += {'\x01', '\x00', static_cast<char>(static_cast<unsigned char>(header.size() & 0xff)),
             static_cast<char>(static_cast<unsigned char>(header.size() >> 8))};
   bytes += header;
-  bytes.append(reinterpret_cast<const char*>(values), count * sizeof(T));
+  bytes.append(reinterpret_cast<const char*>(values), static_cast<std::size_t>(bytes_of_data));
   return bytes;
 }
 

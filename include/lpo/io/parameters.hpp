@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -238,9 +239,11 @@ void add_parameters(SafetensorsWriter& writer, const ParameterStore<T, Device>& 
   }
 }
 
-/// Writes the selected weights to one safetensors file, entirely or not at all.
+/// Writes the selected weights to one safetensors file, entirely or not at all: in double if they are, else in float, unless
+/// `dtype` says otherwise. `names` leaves LoRA weights out unless its `part` asks for them.
 template <class T, class Device>
-void save_parameters(const std::string& path, const ParameterStore<T, Device>& store, DType dtype = DType::F32,
+void save_parameters(const std::string& path, const ParameterStore<T, Device>& store,
+                     DType dtype = std::is_same_v<T, double> ? DType::F64 : DType::F32,
                      const ParameterNames& names = {},
                      const std::map<std::string, std::string>& metadata = {{"format", "pt"}}) {
   SafetensorsWriter writer;

@@ -10,7 +10,7 @@
 namespace lpo::inline LPO_ABI {
 
 /// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to
-/// `residual` of the same extents. Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
+/// `residual` of the same extents unless that is absent ({}). Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct Attention {
   static_assert(Width % Heads == 0, "lpo Attention: the width must be a multiple of the heads");

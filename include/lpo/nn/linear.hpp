@@ -144,8 +144,8 @@ struct LoraLinear {
 };
 
 /// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
-/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many
-/// projections were adapted.
+/// projections to_q, to_k, to_v, to_out.0). Call before the model is added to its ParameterStore, which lists the weights that
+/// there are then. Returns how many projections were adapted.
 template <class T, class Device, class Module>
 int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {

@@ -62,7 +62,8 @@ struct Parameter : AnyParameter<T, Device> {
     Extents<Rank> sizes{};
     for (int axis = 0; axis < Rank; ++axis) sizes[axis] = this->extents[axis];
     if (this->slot.data == nullptr)
-      throw ValueError("[Parameter] a weight was used before a ParameterStore gave it memory; call allocate() first");
+      throw ValueError("[Parameter] a weight was used before a ParameterStore gave it memory; enable_lora(), add() and allocate() come "
+                       "first, in this order");
     return {&tape, &this->slot, View<T, Rank, Device>(this->data(), sizes)};
   }
 };

@@ -23,7 +23,8 @@ namespace lpo::inline LPO_ABI {
 /// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
-/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0 or a clip outside (0, 1).
+/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0, a beta that is not
+/// positive or a clip outside (0, 1).
 template <class T, class Device, int Channels>
 Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& prediction,
                                       std::type_identity_t<View<const T, 4, Device>> reference,

@@ -32,10 +32,12 @@ struct LpoPairTerms {
   double reference_log_density_win = 0, reference_log_density_lose = 0;
 };
 
-/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless 0 < clip < 1.
+/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless beta > 0 and
+/// 0 < clip < 1.
 inline LpoPairTerms lpo_pair_terms(double delta_win, double delta_lose, const LpoLossOptions& options) {
   if (!(options.clip > 0 && options.clip < 1))
     throw ValueError(message("[lpo_loss] clip ", options.clip, " must lie above 0 and below 1"));
+  if (!(options.beta > 0)) throw ValueError(message("[lpo_loss] beta ", options.beta, " must be positive: else losers are preferred"));
   // ln r is Delta limited in log space: no exp of an unbounded number, the same value.
   const double low = std::log1p(-options.clip), high = std::log1p(options.clip);
   const double log_win = std::clamp(delta_win, low, high), log_lose = std::clamp(delta_lose, low, high);

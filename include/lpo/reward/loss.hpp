@@ -123,34 +123,40 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
 
 /// Weighted loss [1] of n pairs from their features: sum of weight_i L_i. The pair loss is a sum over pairs,
 /// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
+/// 16-bit features are widened first: the loss is in float.
 template <class T, class Device>
-Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
                               std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
                               std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
   if (weights.size() != labels.size())
     throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
-  const auto weight = detail::tape_constant<T>(text.tape(), weights);
-  Var<T, 1, Device> losses;
-  if (options.kind != Kind::batch)
-    losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
-  if (options.kind != Kind::pair) {
-    const auto batch = batch_losses(visual_0, visual_1, text, logit_scale, labels);
-    if (losses.present()) {
-      const Var<T, 1, Device> both = losses + static_cast<double>(options.batch_coefficient) * batch;
-      losses = both;
-    } else {
-      losses = batch;
+  if constexpr (!std::is_same_v<T, compute_t<T>>) {
+    using detail::widened;
+    return reward_loss(widened(visual_0), widened(visual_1), widened(text), widened(logit_scale), labels, options, weights);
+  } else {
+    const auto weight = detail::tape_constant<T>(text.tape(), weights);
+    Var<T, 1, Device> losses;
+    if (options.kind != Kind::batch)
+      losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
+    if (options.kind != Kind::pair) {
+      const auto batch = batch_losses(visual_0, visual_1, text, logit_scale, labels);
+      if (losses.present()) {
+        const Var<T, 1, Device> both = losses + static_cast<double>(options.batch_coefficient) * batch;
+        losses = both;
+      } else {
+        losses = batch;
+      }
     }
+    const Var<T, 1, Device> weighted = losses * weight;
+    return sum(weighted);
   }
-  const Var<T, 1, Device> weighted = losses * weight;
-  return sum(weighted);
 }
 
 /// The same with the weights of a whole batch.
 template <class T, class Device>
-Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
                               std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
   const auto weights = pair_weights(labels, options.aux_coefficient);

@@ -97,7 +97,8 @@ IterationSpace iteration_space(const View<T, Rank, Device>& target, const E& exp
 
 }  // namespace detail
 
-/// Computes `source` into `target` in one pass. Extents must be equal (broadcast happens among the operands).
+/// Computes `source` into `target` in one pass. Extents must be equal (broadcast happens among the operands). `source` may read
+/// the target's memory at the same positions only: overlap is not looked for.
 template <class T, int Rank, class Device, Operand X>
 void evaluate(Context<Device>* context, const View<T, Rank, Device>& target, X&& source) {
   auto expression = to_expression(std::forward<X>(source));

@@ -87,7 +87,7 @@ struct View {
     if (sizes.size() != size())
       throw ShapeError(message("[reshape] ", to_string(extents), " has ", size(), " elements, ", to_string(sizes), " has ",
                                sizes.size()));
-    if (!dense()) throw ShapeError(message("[reshape] ", to_string(extents), " is strided; copy it into a tensor first"));
+    if (!dense()) throw ShapeError(message("[reshape] ", to_string(extents), " is strided; copy it first, a Var with contiguous(x)"));
     return {data, sizes};
   }
 };
