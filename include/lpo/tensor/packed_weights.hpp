@@ -6,7 +6,6 @@
 #include <compare>
 #include <cstddef>
 #include <functional>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -58,10 +57,13 @@ class PackedWeights {
   /// The packed form of `count` elements; the first call for a key has pack(T* to) write it.
   template <class T, class Pack>
   T* find_or_make(const Key& key, index_t count, Pack&& pack) {
-    if (const auto at = packed_.find(key); at != packed_.end()) return static_cast<T*>(at->second);
+    const auto at = [&] {
+      return std::lower_bound(packed_.begin(), packed_.end(), key, [](const auto& one, const Key& other) { return one.first < other; });
+    };
+    if (const auto found = at(); found != packed_.end() && found->first == key) return static_cast<T*>(found->second);
     T* const to = reinterpret_cast<T*>(arena_.allocate(static_cast<std::size_t>(count) * sizeof(T)));
     pack(to);
-    packed_.emplace(key, to);
+    packed_.insert(at(), {key, to});
     return to;
   }
 
@@ -71,7 +73,7 @@ class PackedWeights {
   using Range = std::pair<const std::byte*, const std::byte*>;
 
   std::vector<Range> ranges_;
-  std::map<Key, void*> packed_;
+  std::vector<std::pair<Key, void*>> packed_;  // sorted
   Arena arena_;
 };
 
