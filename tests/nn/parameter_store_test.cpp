@@ -51,6 +51,14 @@ TEST_CASE("trainable weights come first and contiguously, aligned, with gradient
   CHECK(store.find("m.third") == nullptr);
 }
 
+TEST_CASE("a store says what was called in the wrong order, or twice") {
+  Pair pair;
+  ParameterStore<float, Reference> store;
+  store.add("m", pair);
+  CHECK_THROWS_WITH_AS(store.initialize(1), "[ParameterStore] initialize() comes after allocate(), which gives weights memory", ValueError);
+  CHECK_THROWS_WITH_AS(store.add("again", pair.first), "[ParameterStore] \"again.weight\" is here already; add() takes a module once", ValueError);
+}
+
 TEST_CASE("weights start as PyTorch's layers do, LoRA as lpo's method asks; the same for the same seed") {
   Pair pair, twin;
   ParameterStore<float, Reference> store, other;

@@ -22,12 +22,12 @@ class KeepPacked {
  public:
   KeepPacked(Context<Device>& context, ParameterStore<T, Device>& store)
       : context_(context), frozen_(store.frozen_values()) {
-    if constexpr (packs) context.packed_weights().promise(frozen_.data(), frozen_.size_bytes());
+    if constexpr (packs) context.packed_weights().promise(frozen_, static_cast<std::size_t>(store.frozen_size()) * sizeof(T));
   }
   KeepPacked(const KeepPacked&) = delete;
   KeepPacked& operator=(const KeepPacked&) = delete;
   ~KeepPacked() {
-    if constexpr (packs) context_.packed_weights().forget(frozen_.data());
+    if constexpr (packs) context_.packed_weights().forget(frozen_);
   }
 
   /// Call this after weights were loaded or merged all the same: what was packed is made again.
@@ -39,7 +39,7 @@ class KeepPacked {
   static constexpr bool packs = requires(Context<Device>& c) { c.packed_weights(); };
 
   Context<Device>& context_;
-  std::span<T> frozen_;
+  const T* frozen_;
 };
 
 }  // namespace lpo::inline LPO_ABI

@@ -2,6 +2,7 @@
 // ParameterStore: flat buffers for a model's weights and gradients, trainable ones first, so an optimiser step is one kernel.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -26,10 +27,17 @@ class ParameterStore {
     AnyParameter<T, Device>* parameter;
   };
 
+  /// Lists the weights that the module has now, with the adapters that are on. Once for each module: ValueError otherwise.
   template <class Module>
   void add(const std::string& prefix, Module& network) {
     for_each_parameter<T, Device>(
-        network, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
+        network,
+        [this](const std::string& name, AnyParameter<T, Device>& p) {
+          if (std::any_of(entries_.begin(), entries_.end(), [&](const Entry& one) { return one.parameter == &p; }))
+            throw ValueError(message("[ParameterStore] \"", name, "\" is here already; add() takes a module once"));
+          entries_.push_back({name, &p});
+        },
+        prefix);
   }
 
   /// Gives every weight memory. Weights whose name satisfies `trainable` come first, contiguously, and get gradients.
@@ -90,8 +98,10 @@ class ParameterStore {
   index_t trainable_size() const { return trainable_count_; }
   T* trainable_values() { return values_.data(); }
   T* trainable_gradients() { return gradients_.data(); }
+  /// The others.
+  index_t frozen_size() const { return values_.size() - trainable_count_; }
+  T* frozen_values() { return values_.data() + trainable_count_; }
   std::span<T> values() { return values_.span(); }
-  std::span<T> frozen_values() { return values().subspan(static_cast<std::size_t>(trainable_count_)); }
 
   /// Number of weights, without padding.
   index_t parameter_count(bool trainable_only = false) const {
@@ -108,6 +118,7 @@ class ParameterStore {
   }
 
   static void initialize(AnyParameter<T, Device>& p, std::uint64_t seed, std::uint32_t operation) {
+    if (p.data() == nullptr) throw ValueError("[ParameterStore] initialize() comes after allocate(), which gives weights memory");
     using Kind = Initialization::Kind;
     std::vector<T> values(static_cast<std::size_t>(p.size()));
     const auto store = [&](index_t i, float value) {
