@@ -1091,6 +1091,79 @@ struct DeviceMemory {
 
 }  // namespace lpo::inline LPO_ABI
 
+// <lpo/tensor/packed_weights.hpp>
+// PackedWeights: constant matrices in the form in which a backend's products read them, made once and kept.
+
+#include <compare>
+#include <functional>
+
+namespace lpo::inline LPO_ABI {
+
+/// Belongs to a context. A product looks here for the packed form of its right operand, which it else makes in each call;
+/// only memory that was promised to stay as it is has one. Bits do not depend on it. The price is memory: a copy of every
+/// promised matrix for each form that products ask for, one in a forward and one in the gradient towards activations.
+/// nn/keep_packed.hpp is how models use it.
+class PackedWeights {
+ public:
+  /// Which form of which matrix: its extents, how it is cut, and where its first and some other elements lie.
+  struct Key {
+    const void* first;
+    index_t n, k, form;
+    index_t next_column, next_panel, last_column, next_k, last_k;  ///< behind the first element
+
+    auto operator<=>(const Key&) const = default;
+  };
+
+  /// Nothing writes to these bytes until forget(begin).
+  void promise(const void* begin, std::size_t bytes) {
+    const auto* const first = static_cast<const std::byte*>(begin);
+    ranges_.emplace_back(first, first + bytes);
+  }
+
+  /// Ends a promise. All packed forms are dropped; what other promises need is made again.
+  void forget(const void* begin) {
+    const auto at = std::find_if(ranges_.begin(), ranges_.end(), [&](const Range& range) { return range.first == begin; });
+    if (at != ranges_.end()) ranges_.erase(at);
+    drop();
+  }
+
+  /// Drops all packed forms: promised memory has changed after all, and stays as it is again from now on.
+  void drop() {
+    packed_.clear();
+    arena_ = Arena();
+  }
+
+  bool promised(const void* at) const {
+    constexpr std::less<const void*> before;
+    return std::any_of(ranges_.begin(), ranges_.end(),
+                       [&](const Range& range) { return !before(at, range.first) && before(at, range.second); });
+  }
+
+  /// The packed form of `count` elements; the first call for a key has pack(T* to) write it.
+  template <class T, class Pack>
+  T* find_or_make(const Key& key, index_t count, Pack&& pack) {
+    const auto at = [&] {
+      return std::lower_bound(packed_.begin(), packed_.end(), key, [](const auto& one, const Key& other) { return one.first < other; });
+    };
+    if (const auto found = at(); found != packed_.end() && found->first == key) return static_cast<T*>(found->second);
+    T* const to = reinterpret_cast<T*>(arena_.allocate(static_cast<std::size_t>(count) * sizeof(T)));
+    pack(to);
+    packed_.insert(at(), {key, to});
+    return to;
+  }
+
+  std::size_t reserved_bytes() const { return arena_.reserved_bytes(); }
+
+ private:
+  using Range = std::pair<const std::byte*, const std::byte*>;
+
+  std::vector<Range> ranges_;
+  std::vector<std::pair<Key, void*>> packed_;  // sorted
+  Arena arena_;
+};
+
+}  // namespace lpo::inline LPO_ABI
+
 // <lpo/tensor/context.hpp>
 // Context<Device>: what computation on a device needs — memory and, on hosts, the executor — owned in one place.
 
@@ -1113,6 +1186,8 @@ class Context {
   Arena& scratch() { return scratch_; }
   /// Gradients of activations.
   Pool& gradients() { return gradients_; }
+  /// Packed forms of weights that do not change.
+  PackedWeights& packed_weights() { return packed_weights_; }
 
   /// Host memory is directly addressable, so these are plain copies; device contexts transfer, in the order of their work.
   void copy_to_host(void* host, const void* device, std::size_t bytes) {
@@ -1127,7 +1202,8 @@ class Context {
 
   /// Bytes this context holds mapped, all arenas and pools together.
   std::size_t reserved_bytes() const {
-    return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes();
+    return activations_.reserved_bytes() + scratch_.reserved_bytes() + gradients_.reserved_bytes() +
+           packed_weights_.reserved_bytes();
   }
 
  private:
@@ -1135,6 +1211,7 @@ class Context {
   Arena activations_;
   Arena scratch_;
   Pool gradients_;
+  PackedWeights packed_weights_;
 };
 
 /// Kernel workspace that is given back at the end of the C++ scope.
@@ -2029,7 +2106,7 @@ struct View {
     if (sizes.size() != size())
       throw ShapeError(message("[reshape] ", to_string(extents), " has ", size(), " elements, ", to_string(sizes), " has ",
                                sizes.size()));
-    if (!dense()) throw ShapeError(message("[reshape] ", to_string(extents), " is strided; copy it into a tensor first"));
+    if (!dense()) throw ShapeError(message("[reshape] ", to_string(extents), " is strided; copy it first, a Var with contiguous(x)"));
     return {data, sizes};
   }
 };
@@ -2544,7 +2621,8 @@ IterationSpace iteration_space(const View<T, Rank, Device>& target, const E& exp
 
 }  // namespace detail
 
-/// Computes `source` into `target` in one pass. Extents must be equal (broadcast happens among the operands).
+/// Computes `source` into `target` in one pass. Extents must be equal (broadcast happens among the operands). `source` may read
+/// the target's memory at the same positions only: overlap is not looked for.
 template <class T, int Rank, class Device, Operand X>
 void evaluate(Context<Device>* context, const View<T, Rank, Device>& target, X&& source) {
   auto expression = to_expression(std::forward<X>(source));
@@ -4797,6 +4875,17 @@ struct RightOperand {
   }
 };
 
+/// What names the packed form of an n x k right operand, cut into panels of `panel` columns, whose element l of column j lies
+/// at place(l, j). `form` tells apart what else packs it.
+template <class Place>
+PackedWeights::Key packed_key(index_t n, index_t k, index_t panel, index_t form, Place&& place) {
+  const auto* const first = place(0, 0);
+  const auto behind = [&](index_t l, index_t column) -> index_t {
+    return place(std::min(l, k - 1), std::min(column, n - 1)) - first;
+  };
+  return {first, n, k, form, behind(0, 1), behind(0, panel), behind(0, n), behind(1, 0), behind(k, 0)};
+}
+
 /// Lines of `width` elements that begin `step` apart, converted to dense lines; threaded.
 template <class S, class T>
 void convert_block(Context<Cpu>& context, index_t rows, index_t width, const T* from, index_t step, S* to) {
@@ -5832,6 +5921,11 @@ struct PairProduct {
   index_t blocks() const { return (k + pair_depth - 1) / pair_depth; }
   index_t items() const { return b.batch_step == 0 ? 1 : batch; }  ///< of B
 
+  /// Where element l of column `column` of B lies, in its first item.
+  const bfloat16* right_element(index_t l, index_t column) const {
+    return b.data + (b.offset != nullptr ? b.offset[l] + column : RowCursor(b.rows, column).offset() + b.along(l));
+  }
+
   /// Whether tiles can read 16 rows in place, of `valid` ones from `row` on: equally far apart, runs in whole blocks.
   bool in_place(index_t row, index_t valid) const {
     return a.offset == nullptr && a.run % pair_depth == 0 && valid == pair_lanes &&
@@ -5911,6 +6005,7 @@ struct PairJobs {
   PairCut cut;
   index_t depth;                ///< of a part of k, in blocks
   bfloat16* right;              ///< [items][pairs of panels][blocks][2] blocks, if B is packed before
+  bool kept;                    ///< whether that was done in an earlier product (packed_weights.hpp)
   const float* bias;            ///< [panels rounded up to a pair] in float, if tiles can finish
   const index_t* steps;         ///< [blocks]: where blocks begin in rows that are read in place
   const index_t* packed_steps;  ///< and in packed ones
@@ -5926,7 +6021,7 @@ struct PairJobs {
   index_t workspace() const { return sums_size() + (left_size() + right_size()) / 2; }
 
   index_t parts() const { return std::max<index_t>(1, (p.blocks() + packed_together - 1) / packed_together); }
-  index_t packs() const { return right == nullptr ? 0 : p.items() * panel_pairs() * parts(); }
+  index_t packs() const { return right == nullptr || kept ? 0 : p.items() * panel_pairs() * parts(); }
 
   /// Packs one of packs() pieces of B.
   void pack(index_t at) const {
@@ -5948,7 +6043,7 @@ struct PairJobs {
     index_t first = 0;
     do {
       const index_t blocks = std::min(depth, p.blocks() - first);
-      const bool last = first + blocks == p.blocks(), kept = depth < p.blocks();
+      const bool last = first + blocks == p.blocks(), in_parts = depth < p.blocks();
       const index_t last_pairs = last ? (p.k - (p.blocks() - 1) * pair_depth + 1) / 2 : pair_lanes;
       for (index_t i = 0; i < groups; i += pair_together)
         place_left(item, group + i, std::min(pair_together, groups - i), first, blocks,
@@ -5961,7 +6056,7 @@ struct PairJobs {
         else
           pack_panels(item, at, first, blocks, panels_part);
         for (index_t i = 0; i < groups; i += pair_together) {
-          float* sums = space + (kept ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
+          float* sums = space + (in_parts ? ((at - panel) / pair_together * units + i / pair_together) * unit : 0);
           const index_t rows_here = std::min(pair_columns, rows - i * pair_lanes), column = at * pair_lanes;
           const bool finish = last && bias != nullptr && column + pair_columns <= p.n;
           const PairWork work{std::min(pair_together, groups - i),
@@ -6053,7 +6148,7 @@ inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bf
   const index_t groups = p.groups(), panels = p.panels(), blocks = p.blocks();
   Scratch<Cpu> scratch(context);
   PairJobs jobs{p,       out,     cut_pairs(p, context.executor().threads()),   std::min(p.tiles->depth, blocks),
-                nullptr, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
+                nullptr, false, nullptr, nullptr, even_steps(scratch, blocks, pair_block)};
   index_t* const steps = scratch.allocate<index_t>(blocks);
   for (index_t block = 0, begin = 0, within = 0; block < blocks; ++block) {
     steps[block] = begin + within;
@@ -6062,7 +6157,20 @@ inline void run_pair_product(Context<Cpu>& context, PairProduct p, TileOutput<bf
   jobs.steps = steps;
   const index_t high = (groups + jobs.cut.groups - 1) / jobs.cut.groups,
                 wide = (panels + jobs.cut.panels - 1) / jobs.cut.panels;
-  if (high * p.batch / p.items() > 1) jobs.right = scratch.allocate<bfloat16>(p.items() * panels * blocks * pair_block);
+  const index_t right_size = p.items() * panels * blocks * pair_block;
+  if (p.items() == 1 && p.k > 0 && context.packed_weights().promised(p.b.data)) {
+    const auto key = packed_key(p.n, p.k, pair_lanes, p.tiles->broadcasts ? -1 : -2,
+                                [&](index_t l, index_t column) { return p.right_element(l, column); });
+    jobs.right = context.packed_weights().find_or_make<bfloat16>(key, right_size, [&](bfloat16* to) {
+      jobs.right = to;
+      context.executor().parallel_for(jobs.packs(), 1, [&](index_t begin, index_t end) {
+        for (index_t piece = begin; piece < end; ++piece) jobs.pack(piece);
+      });
+    });
+    jobs.kept = true;
+  } else if (high * p.batch / p.items() > 1) {
+    jobs.right = scratch.allocate<bfloat16>(right_size);
+  }
   if (out.gated == nullptr && out.column_step == 1 && out.alpha == 1.0f &&
       out.beta == 0.0f && !(out.bias != nullptr && out.bias_by_row)) {
     float* const bias = scratch.allocate<float>(panels * pair_lanes);
@@ -6398,13 +6506,12 @@ const S* pack_left(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProdu
   return to;
 }
 
-/// All of B, packed by the threads: [items, panels, k, columns].
+/// All of B, packed by the threads at `to`: [items, panels, k, columns].
 template <class S>
-const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p) {
+void pack_right(Context<Cpu>& context, const TileProduct<S>& p, S* to) {
   constexpr index_t block = 64;
   const index_t columns = p.kernel->columns(), panels = (p.n + columns - 1) / columns,
                 blocks = (p.k + block - 1) / block;
-  S* const to = scratch.allocate<S>(p.items() * panels * p.k * columns);
   const index_t grain = std::max<index_t>(1, 8192 / (block * columns));
   context.executor().parallel_for(p.items() * panels * blocks, grain, [&](index_t begin, index_t end) {
     for (index_t at = begin; at < end; ++at) {
@@ -6417,6 +6524,20 @@ const S* pack_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProd
                to + ((item * panels + panel) * p.k + first) * columns, std::min(columns, p.n - column));
     }
   });
+}
+
+/// All of B, packed, where it is constant (packed_weights.hpp) or several jobs share it; else null.
+template <class S>
+const S* packed_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p, bool shared) {
+  const index_t count = p.items() * p.panels() * p.k * p.kernel->columns();
+  if (p.items() == 1 && p.k > 0 && context.packed_weights().promised(p.b.data)) {
+    const index_t columns = p.kernel->columns();
+    const auto key = packed_key(p.n, p.k, columns, columns, [&](index_t l, index_t column) { return p.b.element(0, l, column); });
+    return context.packed_weights().template find_or_make<S>(key, count, [&](S* to) { pack_right(context, p, to); });
+  }
+  if (!shared) return nullptr;
+  S* const to = scratch.allocate<S>(count);
+  pack_right(context, p, to);
   return to;
 }
 
@@ -6454,7 +6575,7 @@ void run_product(Context<Cpu>& context, const TileProduct<S>& p, const TileOutpu
   if (out.gated != nullptr) cut.slice = std::max<index_t>(p.k, 1);
   const index_t slices = p.k <= cut.slice ? 1 : (p.k + cut.slice - 1) / cut.slice;
   const bool shared = (p.m > cut.blocks * tile_rows ? 2 : 1) * p.batch / p.items() > 1;
-  const S* const right = shared ? pack_right(context, scratch, p) : nullptr;
+  const S* const right = packed_right(context, scratch, p, shared);
   const S* const left = cut.left_before ? pack_left(context, scratch, p) : nullptr;
   if (slices == 1) {
     S* bias = nullptr;
@@ -8704,7 +8825,8 @@ struct Slot {
 ///
 /// One step: run the forward, call `backward(loss)`, read parameter gradients, call `clear()`. Activations live in the
 /// context's arena until backward or `clear()` rewinds it: read what you need before. Constants that are plain tensors or
-/// views must outlive backward.
+/// views must outlive backward. Tapes of one context nest: `clear()` also frees what others hold that was
+/// allocated after this tape was made.
 template <class Device>
 class Tape {
  public:
@@ -8778,6 +8900,9 @@ class Tape {
   [[nodiscard]] KeepGuard keeping(KeptProjections<Device>& kept) { return KeepGuard(*this, &kept); }
   /// Null where nothing is kept.
   KeptProjections<Device>* kept_projections() const { return recording_ ? nullptr : kept_; }
+
+  /// Counts the calls of `clear()`, so that a Var of an earlier pass is known.
+  std::uint32_t pass() const { return pass_; }
 
   Arena::Mark mark() { return context_.activations().mark(); }
 
@@ -8860,8 +8985,10 @@ class Tape {
     }
   }
 
-  /// Forgets all nodes and gives back activations and gradients (parameters keep theirs).
+  /// Forgets all nodes and gives back activations and gradients (parameters keep theirs). All Vars of the tape are gone then:
+  /// constants and variables too are made anew for the next pass.
   void clear() {
+    ++pass_;
     for (Tracked* t = tracked_; t != nullptr; t = t->previous) release(t->slot);
     tracked_ = nullptr;
     last_ = nullptr;
@@ -8878,7 +9005,6 @@ class Tape {
   }
 
  private:
-
   void track(Slot* slot) { tracked_ = new (meta_.allocate(sizeof(Tracked))) Tracked{slot, tracked_}; }
 
   void release(Slot* slot) {
@@ -8898,6 +9024,7 @@ class Tape {
   bool adapters_ = true;
   bool checkpointing_ = false;
   bool met_trainable_ = false;
+  std::uint32_t pass_ = 0;
   KeptProjections<Device>* kept_ = nullptr;
 };
 
@@ -8919,6 +9046,12 @@ inline constexpr bool is_var<Var<T, Rank, Device, Channels>> = true;
 
 template <class T, int Rank, class Device, class E>
 Var<T, Rank, Device, dynamic> record_statement(E e, int width);
+
+[[noreturn]] LPO_COLD inline void unusable_var(bool present) {
+  if (!present) throw ValueError("[Var] an absent Var was used; test present() first");
+  throw ValueError("[Var] this value was made before its tape's clear() and is gone; make variables, constants and results anew "
+                   "in every pass");
+}
 }  // namespace detail
 
 /// Handle to a value computed under a tape; trivially copyable, copies share the value and its gradient. `Channels` is the
@@ -8933,7 +9066,8 @@ class Var {
   static constexpr int channels = Channels;
 
   Var() = default;
-  Var(Tape<Device>* tape, Slot* slot, const View<T, Rank, Device>& view) : tape_(tape), slot_(slot), view_(view) {}
+  Var(Tape<Device>* tape, Slot* slot, const View<T, Rank, Device>& view)
+      : tape_(tape), slot_(slot), view_(view), pass_(tape->pass()) {}
 
   /// Evaluates the statement and records it.
   template <Operand X>
@@ -8946,7 +9080,11 @@ class Var {
   Var(const Var<T, Rank, Device, Other>& other) : Var(other.template with_channels<Channels>()) {}
 
   bool present() const { return slot_ != nullptr; }
-  Tape<Device>& tape() const { return *tape_; }
+  /// ValueError for an absent Var, and for one from before the tape's last `clear()`.
+  Tape<Device>& tape() const {
+    if (tape_ == nullptr || tape_->pass() != pass_) detail::unusable_var(tape_ != nullptr);
+    return *tape_;
+  }
   Slot* slot() const { return slot_; }
   const View<T, Rank, Device>& view() const { return view_; }
   const Extents<Rank>& extents() const { return view_.extents; }
@@ -8958,11 +9096,11 @@ class Var {
   /// The same memory under other extents; gradients flow through.
   template <int NewRank>
   Var<T, NewRank, Device, dynamic> reshape(const Extents<NewRank>& extents) const {
-    return {tape_, slot_, view_.reshape(extents)};
+    return {&tape(), slot_, view_.reshape(extents)};
   }
   /// Elements [begin, end) of one axis, without a copy; gradients flow through.
   Var<T, Rank, Device, dynamic> slice(int axis, index_t begin, index_t end) const {
-    return {tape_, slot_, view_.slice(axis, begin, end)};
+    return {&tape(), slot_, view_.slice(axis, begin, end)};
   }
   /// States the innermost width, or forgets it (`dynamic`); throws when the extents disagree.
   template <int NewChannels>
@@ -8971,7 +9109,8 @@ class Var {
                   "lpo Var: static channel widths differ; check the layer's input width");
     if (NewChannels != dynamic && present() && view_.extents[Rank - 1] != NewChannels)
       throw ShapeError(message("[with_channels] innermost axis of ", to_string(view_.extents), " must have size ", NewChannels));
-    return {tape_, slot_, view_};
+    if (!present()) return {};
+    return {&tape(), slot_, view_};
   }
 
  private:
@@ -8994,6 +9133,7 @@ class Var {
   Tape<Device>* tape_ = nullptr;
   Slot* slot_ = nullptr;
   View<T, Rank, Device> view_;
+  std::uint32_t pass_ = 0;  ///< the tape's when the value was made
 };
 
 template <class T, int Rank, class Device, int Channels>
@@ -9008,6 +9148,17 @@ auto to_expression(const Var<T, Rank, Device, Channels>& var) {
 template <Operand X>
 Var(X&&) -> Var<typename expression_of<X>::value_type, expression_of<X>::rank, typename expression_of<X>::device,
                 expression_of<X>::channels>;
+
+namespace detail {
+
+/// ValueError unless all operands that are present are Vars of one tape: backward walks one, and would leave the others out.
+template <class First, class... Others>
+void expect_one_tape(const char* operation, const First& first, const Others&... others) {
+  void* tape = &first.tape();
+  ((tape = others.present() ? common_tape(operation, tape, &others.tape()) : tape), ...);
+}
+
+}  // namespace detail
 
 /// Where an operation writes the gradient of one input: null when the input needs none.
 template <class T>
@@ -9088,6 +9239,13 @@ template <class T, int Rank, class Device>
 Var<T, Rank, Device> constant(Tape<Device>& tape, const Tensor<T, Rank, Device>& tensor) {
   return constant(tape, tensor.view());
 }
+/// Of a temporary: its values are copied to the tape.
+template <class T, int Rank, class Device>
+Var<T, Rank, Device> constant(Tape<Device>& tape, Tensor<T, Rank, Device>&& tensor) {
+  const auto copy = make_output<T>(tape, tensor.extents(), false);
+  tape.context().copy(copy.data(), tensor.data(), static_cast<std::size_t>(tensor.size()) * sizeof(T));
+  return copy;
+}
 
 /// An input whose gradient is wanted; read it with `read_gradient` after backward and before `clear()`.
 template <class T, int Rank, class Device>
@@ -9128,7 +9286,7 @@ void add_gradient(const Var<T, Rank, Device, Channels>& out, const View<const T,
 
 /// Propagates `cotangent` (the extents of `out`) from `out` to every value that requires a gradient.
 template <class T, int Rank, class Device, int Channels>
-void backward(const Var<T, Rank, Device, Channels>& out, const View<const T, Rank, Device>& cotangent) {
+void backward(const Var<T, Rank, Device, Channels>& out, const std::type_identity_t<View<const T, Rank, Device>>& cotangent) {
   detail::expect_same("backward", "output", out.extents(), "cotangent", cotangent.extents);
   if (!out.requires_gradient())
     throw ValueError("[backward] the output depends on no value that requires a gradient, or backward has run through it "
@@ -9274,6 +9432,7 @@ bool share_elements(const Var<T, 3, Device>& a, const Var<T, 3, Device>& b) {
 template <class T, class Device>
 Var<T, 3, Device> attention(const Var<T, 3, Device>& q, const Var<T, 3, Device>& k, const Var<T, 3, Device>& v, index_t heads,
                             bool causal = false) {
+  detail::expect_one_tape("attention", q, k, v);
   const index_t inner = q.extent(2);
   if (heads <= 0 || inner % heads != 0)
     throw ShapeError(message("[attention] ", inner, " channels cannot be split into ", heads, " heads"));
@@ -9438,6 +9597,7 @@ index_t row_stride(const char* operation, const Var<T, Rank, Device>& x) {
 template <class T, int Rank, class Device>
 Var<T, Rank, Device> concat_channels(const Var<T, Rank, Device>& a, const Var<T, Rank, Device>& b) {
   static_assert(Rank >= 2, "lpo concat_channels: needs at least two axes");
+  detail::expect_one_tape("concat_channels", a, b);
   for (int axis = 0; axis + 1 < Rank; ++axis)
     if (a.extent(axis) != b.extent(axis))
       throw ShapeError(message("[concat_channels] ", to_string(a.extents()), " and ", to_string(b.extents()),
@@ -9466,6 +9626,7 @@ Var<T, Rank, Device> concat_channels(const Var<T, Rank, Device>& a, const Var<T,
 /// Dense Vars [a, ...] and [b, ...] -> [a + b, ...]
 template <class T, int Rank, class Device>
 Var<T, Rank, Device> concat_batch(const Var<T, Rank, Device>& a, const Var<T, Rank, Device>& b) {
+  detail::expect_one_tape("concat_batch", a, b);
   for (int axis = 1; axis < Rank; ++axis)
     if (a.extent(axis) != b.extent(axis))
       throw ShapeError(message("[concat_batch] ", to_string(a.extents()), " and ", to_string(b.extents()), " differ outside the batch"));
@@ -9674,6 +9835,7 @@ namespace detail {
 template <class T, class Device>
 void expect_linear(const Var<T, 2, Device>& x, const Var<T, 2, Device>& weight, const Var<T, 1, Device>& bias,
                    const Var<T, 2, Device>& addend) {
+  expect_one_tape("linear", x, weight, bias, addend);
   if (weight.extent(1) != x.extent(1))
     throw ShapeError(message("[linear] input has ", x.extent(1), " features, weight expects ", weight.extent(1),
                              ": input ", to_string(x.extents()), ", weight ", to_string(weight.extents())));
@@ -9871,11 +10033,27 @@ Var<T, 1, Device> sum(const Var<T, Rank, Device, Channels>& x) {
   return row_sums(x.reshape(Extents<2>{1, x.size()}));
 }
 
-/// Mean of all elements [1].
+/// Mean of all elements [1]. Of half elements too, whose sum would often be beyond what a half can hold.
 template <class T, int Rank, class Device, int Channels>
 Var<T, 1, Device> mean(const Var<T, Rank, Device, Channels>& x) {
   if (x.size() == 0) throw ShapeError(message("[mean] ", to_string(x.extents()), " holds no elements"));
-  return sum(x) * (1.0 / static_cast<double>(x.size()));
+  const double share = 1.0 / static_cast<double>(x.size());
+  if constexpr (std::is_same_v<T, half>)
+    return sum(Var<compute_t<T>, Rank, Device>(1.0 * x)) * share;
+  else
+    return sum(x) * share;
+}
+
+/// The same of a formula of Vars, `mean(square(x - y))`: it is computed first, as a statement of its own.
+template <Operand X>
+  requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
+auto sum(X&& formula) {
+  return sum(Var(std::forward<X>(formula)));
+}
+template <Operand X>
+  requires(expression_of<X>::tracked && !detail::is_var<std::remove_cvref_t<X>>)
+auto mean(X&& formula) {
+  return mean(Var(std::forward<X>(formula)));
 }
 
 }  // namespace lpo::inline LPO_ABI
@@ -9981,7 +10159,8 @@ struct Parameter : AnyParameter<T, Device> {
     Extents<Rank> sizes{};
     for (int axis = 0; axis < Rank; ++axis) sizes[axis] = this->extents[axis];
     if (this->slot.data == nullptr)
-      throw ValueError("[Parameter] a weight was used before a ParameterStore gave it memory; call allocate() first");
+      throw ValueError("[Parameter] a weight was used before a ParameterStore gave it memory; enable_lora(), add() and allocate() come "
+                       "first, in this order");
     return {&tape, &this->slot, View<T, Rank, Device>(this->data(), sizes)};
   }
 };
@@ -10052,8 +10231,6 @@ void for_each_parameter(Module& network, Function&& function, const std::string&
 // <lpo/nn/parameter_store.hpp>
 // ParameterStore: flat buffers for a model's weights and gradients, trainable ones first, so an optimiser step is one kernel.
 
-#include <functional>
-
 namespace lpo::inline LPO_ABI {
 
 /// Owns the memory of every weight of one or more models.
@@ -10070,10 +10247,17 @@ class ParameterStore {
     AnyParameter<T, Device>* parameter;
   };
 
+  /// Lists the weights that the module has now, with the adapters that are on. Once for each module: ValueError otherwise.
   template <class Module>
   void add(const std::string& prefix, Module& network) {
     for_each_parameter<T, Device>(
-        network, [this](const std::string& name, AnyParameter<T, Device>& p) { entries_.push_back({name, &p}); }, prefix);
+        network,
+        [this](const std::string& name, AnyParameter<T, Device>& p) {
+          if (std::any_of(entries_.begin(), entries_.end(), [&](const Entry& one) { return one.parameter == &p; }))
+            throw ValueError(message("[ParameterStore] \"", name, "\" is here already; add() takes a module once"));
+          entries_.push_back({name, &p});
+        },
+        prefix);
   }
 
   /// Gives every weight memory. Weights whose name satisfies `trainable` come first, contiguously, and get gradients.
@@ -10134,6 +10318,9 @@ class ParameterStore {
   index_t trainable_size() const { return trainable_count_; }
   T* trainable_values() { return values_.data(); }
   T* trainable_gradients() { return gradients_.data(); }
+  /// The others.
+  index_t frozen_size() const { return values_.size() - trainable_count_; }
+  T* frozen_values() { return values_.data() + trainable_count_; }
   std::span<T> values() { return values_.span(); }
 
   /// Number of weights, without padding.
@@ -10151,6 +10338,7 @@ class ParameterStore {
   }
 
   static void initialize(AnyParameter<T, Device>& p, std::uint64_t seed, std::uint32_t operation) {
+    if (p.data() == nullptr) throw ValueError("[ParameterStore] initialize() comes after allocate(), which gives weights memory");
     using Kind = Initialization::Kind;
     std::vector<T> values(static_cast<std::size_t>(p.size()));
     const auto store = [&](index_t i, float value) {
@@ -10172,6 +10360,49 @@ class ParameterStore {
   std::vector<Entry> entries_;
   Tensor<T, 1, Device> values_, gradients_;
   index_t trainable_count_ = 0;
+};
+
+}  // namespace lpo::inline LPO_ABI
+
+// <lpo/nn/keep_packed.hpp>
+// KeepPacked: a store's frozen weights stay packed for products, for speed that costs memory.
+
+namespace lpo::inline LPO_ABI {
+
+/// While it lives, frozen weights must not change, and products of `context` pack each of them once instead of in every
+/// call. Results keep their bits. Make it when the weights are loaded and merged:
+///
+///   store.allocate(is_lora_name);
+///   load_diffusers(folder, unet, store);
+///   KeepPacked packed(context, store);
+///
+/// It takes up to as much memory again as the frozen weights in a forward, and twice that with gradients; 16-bit weights
+/// are kept as float where products multiply floats (`context.packed_weights().reserved_bytes()` says how much). Neither
+/// the context, nor the store, nor its memory (allocate()) may go or move before it. Only the CPU's products pack; with
+/// other devices this does nothing.
+template <class T, class Device>
+class KeepPacked {
+ public:
+  KeepPacked(Context<Device>& context, ParameterStore<T, Device>& store)
+      : context_(context), frozen_(store.frozen_values()) {
+    if constexpr (packs) context.packed_weights().promise(frozen_, static_cast<std::size_t>(store.frozen_size()) * sizeof(T));
+  }
+  KeepPacked(const KeepPacked&) = delete;
+  KeepPacked& operator=(const KeepPacked&) = delete;
+  ~KeepPacked() {
+    if constexpr (packs) context_.packed_weights().forget(frozen_);
+  }
+
+  /// Call this after weights were loaded or merged all the same: what was packed is made again.
+  void weights_changed() {
+    if constexpr (packs) context_.packed_weights().drop();
+  }
+
+ private:
+  static constexpr bool packs = requires(Context<Device>& c) { c.packed_weights(); };
+
+  Context<Device>& context_;
+  const T* frozen_;
 };
 
 }  // namespace lpo::inline LPO_ABI
@@ -10608,8 +10839,8 @@ struct LoraLinear {
 };
 
 /// Turns on LoRA for the projections of a model whose names satisfy `adapts`, by default all (of a UNet: the attention
-/// projections to_q, to_k, to_v, to_out.0). Call before the model's ParameterStore allocates. Returns how many
-/// projections were adapted.
+/// projections to_q, to_k, to_v, to_out.0). Call before the model is added to its ParameterStore, which lists the weights that
+/// there are then. Returns how many projections were adapted.
 template <class T, class Device, class Module>
 int enable_lora(Module& module, index_t rank, float alpha, const std::function<bool(const std::string&)>& adapts = {}) {
   struct Visitor : ParameterVisitor<T, Device> {
@@ -10921,7 +11152,7 @@ Var<T, 2, Device> geglu(const Var<T, 2, Device>& x, const Var<T, 2, Device>& wei
 namespace lpo::inline LPO_ABI {
 
 /// Queries from x [n, s, Width], keys and values from context [n, k, ContextWidth] -> [n, s, Width], added to
-/// `residual` of the same extents. Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
+/// `residual` of the same extents unless that is absent ({}). Keys: to_q, to_k, to_v (no bias), to_out.0. All four can carry a LoRA.
 template <int Width, int ContextWidth, int Heads, class T, class Device>
 struct Attention {
   static_assert(Width % Heads == 0, "lpo Attention: the width must be a multiple of the heads");
@@ -13549,34 +13780,40 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
 
 /// Weighted loss [1] of n pairs from their features: sum of weight_i L_i. The pair loss is a sum over pairs,
 /// so parts of a batch may be added up, each with its slice of the batch's weights; the other two compare all with all.
+/// 16-bit features are widened first: the loss is in float.
 template <class T, class Device>
-Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
                               std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
                               std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
   if (weights.size() != labels.size())
     throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
-  const auto weight = detail::tape_constant<T>(text.tape(), weights);
-  Var<T, 1, Device> losses;
-  if (options.kind != Kind::batch)
-    losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
-  if (options.kind != Kind::pair) {
-    const auto batch = batch_losses(visual_0, visual_1, text, logit_scale, labels);
-    if (losses.present()) {
-      const Var<T, 1, Device> both = losses + static_cast<double>(options.batch_coefficient) * batch;
-      losses = both;
-    } else {
-      losses = batch;
+  if constexpr (!std::is_same_v<T, compute_t<T>>) {
+    using detail::widened;
+    return reward_loss(widened(visual_0), widened(visual_1), widened(text), widened(logit_scale), labels, options, weights);
+  } else {
+    const auto weight = detail::tape_constant<T>(text.tape(), weights);
+    Var<T, 1, Device> losses;
+    if (options.kind != Kind::batch)
+      losses = pair_losses(cosine_score(visual_0, text, logit_scale), cosine_score(visual_1, text, logit_scale), labels);
+    if (options.kind != Kind::pair) {
+      const auto batch = batch_losses(visual_0, visual_1, text, logit_scale, labels);
+      if (losses.present()) {
+        const Var<T, 1, Device> both = losses + static_cast<double>(options.batch_coefficient) * batch;
+        losses = both;
+      } else {
+        losses = batch;
+      }
     }
+    const Var<T, 1, Device> weighted = losses * weight;
+    return sum(weighted);
   }
-  const Var<T, 1, Device> weighted = losses * weight;
-  return sum(weighted);
 }
 
 /// The same with the weights of a whole batch.
 template <class T, class Device>
-Var<T, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
+Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
                               const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
                               std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
   const auto weights = pair_weights(labels, options.aux_coefficient);
@@ -13688,10 +13925,12 @@ struct LpoPairTerms {
   double reference_log_density_win = 0, reference_log_density_lose = 0;
 };
 
-/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless 0 < clip < 1.
+/// The terms of one pair from Delta of win and lose (means over elements). ValueError unless beta > 0 and
+/// 0 < clip < 1.
 inline LpoPairTerms lpo_pair_terms(double delta_win, double delta_lose, const LpoLossOptions& options) {
   if (!(options.clip > 0 && options.clip < 1))
     throw ValueError(message("[lpo_loss] clip ", options.clip, " must lie above 0 and below 1"));
+  if (!(options.beta > 0)) throw ValueError(message("[lpo_loss] beta ", options.beta, " must be positive: else losers are preferred"));
   // ln r is Delta limited in log space: no exp of an unbounded number, the same value.
   const double low = std::log1p(-options.clip), high = std::log1p(options.clip);
   const double log_win = std::clamp(delta_win, low, high), log_lose = std::clamp(delta_lose, low, high);
@@ -13777,7 +14016,8 @@ namespace lpo::inline LPO_ABI {
 /// double. Equal predictions give Delta = 0 exactly. The gradient reaches `prediction` only:
 ///   d L / d prediction = sum over win, lose of (d L / d Delta) c / (D sigma^2) (x' - mu).
 /// `reference` and the latents are constants that must outlive backward. Results per pair go to `pairs` when it has n
-/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0 or a clip outside (0, 1).
+/// entries, and into `metrics` when given. ShapeError, or ValueError for a step with sigma 0, a beta that is not
+/// positive or a clip outside (0, 1).
 template <class T, class Device, int Channels>
 Var<compute_t<T>, 1, Device> lpo_loss(const Var<T, 4, Device, Channels>& prediction,
                                       std::type_identity_t<View<const T, 4, Device>> reference,
