@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Checks that a wrong program fails to compile with exactly one error that holds the expected sentence.
 
-The first line of the program is `// expect: <sentence>`. Every compiler given must say the sentence, once.
+The first line of the program is `// expect: <sentence>`. Every compiler given must say the sentence, once. A second line
+`// flags: <flags>` gives the compiler these too, behind -std=c++20.
 """
 import argparse
 import pathlib
@@ -22,11 +23,12 @@ def shorten(text, width=300, lines=40):
 
 def judge(compiler, source, isystem):
     """Returns what is wrong with the way `compiler` rejects `source`, or an empty string."""
-    first_line = source.read_text().splitlines()[0]
+    first_line, *others = source.read_text().splitlines()
     if not first_line.startswith("// expect: "):
         return f"{source.name}: the first line must be '// expect: <sentence>'"
     sentence = first_line.removeprefix("// expect: ").strip()
-    command = [compiler, "-std=c++20", "-fsyntax-only", f"-I{ROOT / 'include'}", *(f"-isystem{p}" for p in isystem), str(source)]
+    flags = others[0].removeprefix("// flags: ").split() if others and others[0].startswith("// flags: ") else []
+    command = [compiler, "-std=c++20", *flags, "-fsyntax-only", f"-I{ROOT / 'include'}", *(f"-isystem{p}" for p in isystem), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     errors = [line for line in result.stderr.splitlines() if ERROR.search(line)]
     if result.returncode == 0:
@@ -39,12 +41,13 @@ def judge(compiler, source, isystem):
 
 
 def self_test(compilers):
-    """Judges four tiny programs whose verdicts are known."""
+    """Judges tiny programs whose verdicts are known."""
     cases = [
         ("// expect: lpo add: ranks differ\nstatic_assert(false, \"lpo add: ranks differ; reshape one\");\n", ""),
         ("// expect: lpo add: ranks differ\nint main() {}\n", "accepts it"),
         ("// expect: lpo add: ranks differ\nstatic_assert(false, \"another sentence\");\n", "does not say"),
         ("// expect: lpo add: ranks differ\nstatic_assert(false, \"lpo add: ranks differ\");\nint x = nothing;\n", "2 errors"),
+        ("// expect: asked for\n// flags: -DASKED\n#if defined(ASKED)\n#error asked for\n#endif\n", ""),
     ]
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder) / "case.cpp"

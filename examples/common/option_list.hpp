@@ -76,9 +76,8 @@ inline CLI::IsMember dtype_or_keep() {
 inline CLI::Validator finite_number() {
   return CLI::Validator(
       [](std::string& text) -> std::string {
-        char* end = nullptr;
-        const double value = std::strtod(text.c_str(), &end);
-        if (end == text.c_str() || std::isfinite(static_cast<float>(value))) return "";
+        const auto value = detail::number_of(text);
+        if (!value || std::isfinite(static_cast<float>(*value))) return "";
         return text + " is not a finite number";
       },
       "");
