@@ -71,8 +71,8 @@ double largest_resident_gib() {
   return static_cast<double>(usage.ru_maxrss) / 1048576.0;
 }
 
-/// Arguments: threads, pairs of a training pass, whether frozen weights stay packed. Counters: the seconds of each part of the last iteration, the GiB of the context's arenas and the
-/// most that was resident so far.
+/// Arguments: threads, pairs of a training pass, whether frozen weights stay packed. Counters: the seconds of each part of
+/// the last iteration, the GiB of the context's arenas and the most that was resident so far.
 void lpo_iteration(benchmark::State& state) {
   lpo::Context<Cpu> context(static_cast<int>(state.range(0)));
   Models models;

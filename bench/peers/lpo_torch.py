@@ -266,7 +266,8 @@ class Iteration:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lean", action="store_true", help="only the work that lpo does, channels last, cuDNN's choice by timing")
-    parser.add_argument("--iterations", type=int, help="timed iterations (a GPU: 3), after one that is not; on the CPU all but the first, or one alone (1)")
+    parser.add_argument("--iterations", type=int,
+                        help="timed iterations after one that is not (3); on the CPU all but the first, or that alone (1)")
     parser.add_argument("--micro", type=int, help="pairs of one forward and backward (a GPU: 10, the CPU: 1)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--threads", type=int, default=2, help="on the CPU")
