@@ -3,6 +3,8 @@
 // another number of ranks; stopping together, also for scores that are not numbers on one rank.
 #include <doctest/doctest.h>
 
+#include <atomic>
+
 #include <lpo/distributed/thread_communicator.hpp>
 #include <lpo/train/grpo_trainer.hpp>
 
@@ -92,12 +94,19 @@ TEST_CASE("two and three ranks run SPO as one does") {
   });
 }
 
-TEST_CASE("a run of three ranks is stopped in a roll-out and goes on with two") {
+TEST_CASE("a run of three ranks is stopped in an iteration and goes on with two") {
   TemporaryFolder folder;
   auto options = rank_cases::lpo_options(folder.path());
-  int calls = 0;
-  CHECK_THROWS_AS(train_on<LpoTrainer>(3, options, [&](const Progress& p) { return p.step < 3 || ++calls < 4; }),
-                  CancelledError);
+  options.micro_batch_size = 1;
+  std::atomic<int> calls = 0;  // of all ranks
+  ProgressCallback go_on;
+  SUBCASE("in its roll-out") {
+    go_on = [&](const Progress& p) { return p.step < 3 || ++calls < 4; };
+  }
+  SUBCASE("between micro-batches, on some ranks first") {
+    go_on = [&](const Progress& p) { return p.step < 3 || !p.within_step || ++calls < 2; };
+  }
+  CHECK_THROWS_AS(train_on<LpoTrainer>(3, options, go_on), CancelledError);
   CHECK(CheckpointFolder(folder.path(), 0).steps().back() == 3);
   options.resume = true;
   const auto runs = train_on<LpoTrainer>(2, options);
