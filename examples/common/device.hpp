@@ -8,8 +8,6 @@
 #include <lpo/lpo.hpp>
 #endif
 
-#include <algorithm>
-#include <cstddef>
 #include <memory>
 
 #include <lpo/nn/keep_packed.hpp>
@@ -37,18 +35,6 @@ inline lpo::Context<Device> make_context(int threads, const DeviceOptions& = {})
   return lpo::Context<Device>(threads);
 }
 #endif
-
-/// Bytes of one frozen weight of `stored` bytes in one packed form, if the options keep it: 16 bits are widened unless
-/// products multiply them as they are.
-inline double packed_number_bytes([[maybe_unused]] std::size_t stored, [[maybe_unused]] bool is_bfloat16,
-                                  [[maybe_unused]] const DeviceOptions& o) {
-#if defined(__CUDACC__)
-  return 0;
-#else
-  if (!o.keep_packed) return 0;
-  return is_bfloat16 && lpo::detail::multiplies_pairs<lpo::bfloat16>() ? 2.0 : static_cast<double>(std::max(stored, sizeof(float)));
-#endif
-}
 
 /// While the result lives, `store`'s frozen weights must not change, and stay packed where the options ask for it.
 template <class T>

@@ -4,14 +4,18 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
+#include <lpo/backend/cpu/isa.hpp>
 #include <lpo/kernel/gemm.hpp>
 #include <lpo/model/clip_text_config.hpp>
 #include <lpo/model/unet_config.hpp>
 #include <lpo/model/vae_config.hpp>
 #include <lpo/tensor/tensor.hpp>
+
+#include "device_options.hpp"
 
 namespace examples {
 
@@ -22,6 +26,18 @@ inline std::string memory_text(double bytes) {
   else
     std::snprintf(text, sizeof text, "%.1f MB", bytes / 1e6);
   return text;
+}
+
+/// Bytes of one frozen weight of `stored` bytes in one packed form, if the options keep it: 16 bits are widened unless
+/// products multiply them as they are.
+inline double packed_number_bytes([[maybe_unused]] std::size_t stored, [[maybe_unused]] bool is_bfloat16,
+                                  [[maybe_unused]] const DeviceOptions& o) {
+#if defined(__CUDACC__)
+  return 0;
+#else
+  if (!o.keep_packed) return 0;
+  return is_bfloat16 && lpo::detail::machine_multiplies_pairs() ? 2.0 : static_cast<double>(std::max(stored, sizeof(float)));
+#endif
 }
 
 /// Bytes beside one trained weight of type T: its gradient, AdamW's two moments, the float copy of a 16-bit weight, and the

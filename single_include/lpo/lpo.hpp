@@ -3142,6 +3142,15 @@ inline bool machine_has_amx_bfloat16() {
 }
 #endif
 
+/// Whether products of bfloat16 run on pairs here, in tile registers or not.
+inline bool machine_multiplies_pairs() {
+#if defined(LPO_TARGET_PAIRS)
+  return machine_has_avx512_bfloat16();
+#else
+  return false;
+#endif
+}
+
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
 #endif
@@ -5937,7 +5946,7 @@ struct PairProduct {
 template <class T>
 bool multiplies_pairs() {
   if constexpr (std::is_same_v<T, bfloat16>)
-    return pair_tiles().count > 0;
+    return machine_multiplies_pairs();
   else
     return false;
 }

@@ -49,7 +49,7 @@ struct PairProduct {
 template <class T>
 bool multiplies_pairs() {
   if constexpr (std::is_same_v<T, bfloat16>)
-    return pair_tiles().count > 0;
+    return machine_multiplies_pairs();
   else
     return false;
 }

@@ -73,6 +73,15 @@ inline bool machine_has_amx_bfloat16() {
 }
 #endif
 
+/// Whether products of bfloat16 run on pairs here, in tile registers or not.
+inline bool machine_multiplies_pairs() {
+#if defined(LPO_TARGET_PAIRS)
+  return machine_has_avx512_bfloat16();
+#else
+  return false;
+#endif
+}
+
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
 #endif
