@@ -10,7 +10,7 @@ namespace lpo::inline LPO_ABI {
 /// call. Results keep their bits. Make it when the weights are loaded and merged:
 ///
 ///   store.allocate(is_lora_name);
-///   load_diffusers(folder, unet, store);
+///   load_unet(folder + "/unet", unet, store, "unet");
 ///   KeepPacked packed(context, store);
 ///
 /// It takes up to as much memory again as the frozen weights in a forward, and twice that with gradients; 16-bit weights
