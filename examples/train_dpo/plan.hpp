@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <type_traits>
 
 #include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
+#include "../common/weight_table.hpp"
 #include "job.hpp"
 
 namespace train_dpo {
@@ -32,32 +32,13 @@ void print_plan(const Job& job) {
   std::printf("optimizer    beta %g, learning rate %g (%s, %lld steps of warm-up)\n", t.beta_dpo, t.learning_rate,
               o.lr_scheduler.c_str(), static_cast<long long>(t.lr_warmup_steps));
 
-  double total = 0, packed = 0;
-  // `forms`: in how many packed forms they stay, if at all.
-  const auto count = [&](const char* name, const auto& store, const auto& counted, int forms) {
-    double numbers = 0;
-    for (const auto& entry : store.entries())
-      if (counted(entry.name)) numbers += static_cast<double>(entry.parameter->size());
-    total += static_cast<double>(sizeof(T)) * numbers;
-    packed += forms * numbers * examples::packed_number_bytes(sizeof(T), std::is_same_v<T, lpo::bfloat16>, o.device);
-    std::printf("  %-18s %12.0f %12s\n", name, numbers,
-                examples::memory_text(static_cast<double>(sizeof(T)) * numbers).c_str());
-  };
-  const auto all = [](const std::string&) { return true; };
-  std::printf("weights        parameters    in memory\n");
-  count("text encoders", policy->store, [](const std::string& name) { return name.starts_with("text_encoder"); }, 1);
-  count("unet", policy->store,
-        [](const std::string& name) { return name.starts_with("unet.") && !lpo::is_lora_name(name); },
-        policy->reference ? 0 : 2);
-  if (policy->reference)
-    count("reference", policy->reference_store, all, 1);
-  else
-    count("lora", policy->store, lpo::is_lora_name, 0);
+  examples::WeightTable<T> weights(o.device);
+  weights.count(*policy);
   lpo::AutoencoderKL<F.vae, T, Device> vae;
   lpo::ParameterStore<T, Device> vae_store;
   vae_store.add("vae", vae);
-  if (job.validation().wanted()) count("vae", vae_store, all, 0);
-  if (packed > 0) std::printf("  %-31s %12s\n", "packed, at most", examples::memory_text(packed).c_str());
+  if (job.validation().wanted()) weights.count("vae", vae_store, 0);
+  weights.print_packed();
   double trained = 0;
   for (const auto& entry : policy->store.entries())
     if (policy->trains(entry.name)) trained += static_cast<double>(entry.parameter->size());
@@ -75,7 +56,7 @@ void print_plan(const Job& job) {
   std::printf("activations  about %s (%.0f rows%s)\n", examples::memory_text(activations).c_str(), rows,
               t.gradient_checkpointing ? ", checkpointed" : "");
   std::printf("memory       about %s\n",
-              examples::memory_text(std::max(total + packed + optimizer + activations, encoder)).c_str());
+              examples::memory_text(std::max(weights.bytes() + optimizer + activations, encoder)).c_str());
 
   auto context = examples::make_context(o.threads, o.device);
   const double rate = examples::measured_rate<T, Device>(context);

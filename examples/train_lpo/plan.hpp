@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <type_traits>
 
 #include "../common/console.hpp"
 #include "../common/memory_plan.hpp"
+#include "../common/weight_table.hpp"
 #include "models.hpp"
 
 namespace train_lpo {
@@ -41,38 +41,18 @@ void print_run(const Job& job) {
   std::printf("optimizer    %lld pairs a step, %lld at once, learning rate %g\n",
               static_cast<long long>(t.train_batch_size), static_cast<long long>(t.micro_batch_size), t.learning_rate);
 
-  double total = 0, packed = 0;
-  // `forms`: in how many packed forms they stay, if at all.
-  const auto count = [&](const char* name, const auto& store, const auto& counted, int forms = 1) {
-    index_t numbers = 0;
-    for (const auto& entry : store.entries())
-      if (counted(entry.name)) numbers += entry.parameter->size();
-    const double bytes = static_cast<double>(sizeof(T)) * static_cast<double>(numbers);
-    total += bytes;
-    packed += forms * static_cast<double>(numbers) *
-              examples::packed_number_bytes(sizeof(T), std::is_same_v<T, lpo::bfloat16>, o.device);
-    std::printf("  %-18s %12lld %12s\n", name, static_cast<long long>(numbers), examples::memory_text(bytes).c_str());
-  };
-  const auto all = [](const std::string&) { return true; };
-  std::printf("weights        parameters    in memory\n");
-  count("text encoders", policy->store, [](const std::string& name) { return name.starts_with("text_encoder"); });
-  count("unet", policy->store,
-        [](const std::string& name) { return name.starts_with("unet.") && !lpo::is_lora_name(name); },
-        policy->reference ? 0 : 2);
-  if (policy->reference)
-    count("reference", policy->reference_store, all);
-  else
-    count("lora", policy->store, lpo::is_lora_name, 0);
-  if (reward) count("reward model", reward->store, all);
-  if (rater) count("preference model", rater->store, all);
-  if (rater) count("vae", rater->vae_store, all);
+  examples::WeightTable<T> weights(o.device);
+  weights.count(*policy);
+  if (reward) weights.count("reward model", reward->store, 1);
+  if (rater) weights.count("preference model", rater->store, 1);
+  if (rater) weights.count("vae", rater->vae_store, 1);
   if (!rater && !o.validation_prompts.empty()) {
     lpo::AutoencoderKL<F.vae, T, Device> vae;
     lpo::ParameterStore<T, Device> store;
     store.add("vae", vae);
-    count("vae", store, all, 0);
+    weights.count("vae", store, 0);
   }
-  if (packed > 0) std::printf("  %-31s %12s\n", "packed, at most", examples::memory_text(packed).c_str());
+  weights.print_packed();
   double trained = 0;
   for (const auto& entry : policy->store.entries())
     if (policy->trains(entry.name)) trained += static_cast<double>(entry.parameter->size());
@@ -100,7 +80,7 @@ void print_run(const Job& job) {
               examples::memory_text(denoising).c_str(), examples::memory_text(scoring).c_str(),
               examples::memory_text(training).c_str(), pass, t.gradient_checkpointing ? ", checkpointed" : "");
   std::printf("memory       about %s\n",
-              examples::memory_text(total + packed + optimizer + std::max({denoising, scoring, training}) +
+              examples::memory_text(weights.bytes() + optimizer + std::max({denoising, scoring, training}) +
                                     examples::device_overhead<Device>).c_str());
 
   // Time.
