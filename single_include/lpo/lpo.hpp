@@ -13792,9 +13792,9 @@ Var<T, 1, Device> batch_losses(const Var<T, 2, Device>& visual_0, const Var<T, 2
 /// 16-bit features are widened first: the loss is in float.
 template <class T, class Device>
 Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
-                              const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
-                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
-                              std::span<const float> weights) {
+                                         const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
+                                         std::span<const PreferenceLabel> labels, const RewardLossOptions& options,
+                                         std::span<const float> weights) {
   using Kind = RewardLossOptions::Kind;
   if (weights.size() != labels.size())
     throw ShapeError(message("[reward_loss] ", labels.size(), " labels and ", weights.size(), " weights"));
@@ -13823,8 +13823,8 @@ Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, cons
 /// The same with the weights of a whole batch.
 template <class T, class Device>
 Var<compute_t<T>, 1, Device> reward_loss(const Var<T, 2, Device>& visual_0, const Var<T, 2, Device>& visual_1,
-                              const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
-                              std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
+                                         const Var<T, 2, Device>& text, const Var<T, 1, Device>& logit_scale,
+                                         std::span<const PreferenceLabel> labels, const RewardLossOptions& options = {}) {
   const auto weights = pair_weights(labels, options.aux_coefficient);
   return reward_loss(visual_0, visual_1, text, logit_scale, labels, options, weights);
 }
