@@ -67,20 +67,24 @@ bool product(lpo::Context<Cpu>& context, const char* name, double floor, index_t
       [] { return bench::multiply_and_add(100000); });
 }
 
-bool convolution(lpo::Context<Cpu>& context, const char* name, double floor, int pass) {
-  const lpo::kernel::Conv2dShape s{1, 16, 16, 320, 320, 3, 3, 1, 1, 1, 1, 1};
-  auto x = ramp(16 * 16 * 320), y = x, weight = ramp(320 * 9 * 320);
+/// The three passes of a 3 x 3 convolution, by the multiplications of the direct way.
+bool convolution(lpo::Context<Cpu>& context, const char* names[3], double floor, index_t stride) {
+  const lpo::kernel::Conv2dShape s{1, 16 * stride, 16 * stride, 320, 320, 3, 3, stride, 1, 1, 1, 1};
+  auto x = ramp(s.h * s.w * s.c), y = ramp(16 * 16 * 320), weight = ramp(320 * 9 * 320);
   using Conv = lpo::kernel::Conv2d<Cpu>;
-  return check(
-      name, floor, 2.0 * 256 * 320 * 2880,
-      [&] {
-        if (pass == 0) Conv::forward(context, s, x.data(), weight.data(), x.data(), y.data());
-        if (pass == 1) Conv::backward_data(context, s, y.data(), weight.data(), x.data(), false);
-        if (pass == 2)
-          Conv::backward_weights(context, s, x.data(), y.data(), weight.data(), false, static_cast<float*>(nullptr),
-                                 false);
-      },
-      [] { return bench::multiply_and_add(100000); });
+  bool good = true;
+  for (int pass = 0; pass < 3; ++pass)
+    good &= check(
+        names[pass], floor, 2.0 * 256 * 320 * 2880,
+        [&] {
+          if (pass == 0) Conv::forward(context, s, x.data(), weight.data(), y.data(), y.data());
+          if (pass == 1) Conv::backward_data(context, s, y.data(), weight.data(), x.data(), false);
+          if (pass == 2)
+            Conv::backward_weights(context, s, x.data(), y.data(), weight.data(), false, static_cast<float*>(nullptr),
+                                   false);
+        },
+        [] { return bench::multiply_and_add(100000); });
+  return good;
 }
 
 bool attention(lpo::Context<Cpu>& context, const char* name, double floor) {
@@ -125,9 +129,11 @@ int main() {
   bool good = product(context, "product 1024 x 320 x 320", 0.40, 1024, 320, 320);
   good &= product(context, "product 256 x 640 x 2560", 0.35, 256, 640, 2560);
   good &= product(context, "product 77 x 320 x 768", 0.25, 77, 320, 768);
-  good &= convolution(context, "convolution, forward", 0.35, 0);
-  good &= convolution(context, "convolution, data gradient", 0.30, 1);
-  good &= convolution(context, "convolution, weight gradient", 0.30, 2);
+  const char* with_tiles[3] = {"convolution, forward", "convolution, data gradient", "convolution, weight gradient"};
+  good &= convolution(context, with_tiles, 0.80, 1);  // Winograd's
+  const char* direct[3] = {"convolution of stride 2, forward", "convolution of stride 2, data gradient",
+                           "convolution of stride 2, weight gradient"};
+  good &= convolution(context, direct, 0.25, 2);
   const bool wide = lpo::detail::machine_simd_bytes() > 16;
   good &= attention(context, "attention 512 x 512 x 4 x 40", wide ? 0.35 : 0.10);
   good &= group_norm(context, "group norm + SiLU 1024 x 320", wide ? 0.10 : 0.02);

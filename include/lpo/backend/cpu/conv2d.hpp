@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The 2-D convolution of the CPU and its gradients: register tiles that walk the zero-padded images, without im2col.
+// The 2-D convolution of the CPU and its gradients: register tiles that walk the zero-padded images, without im2col; 3 x 3
+// with fewer multiplications where that pays (winograd.hpp).
 //
 // With x padded once to xp [n, lines, columns, c], an output pixel is a row whose elements lie at xp + pixel + tap, so
 //   forward           y[pixel, o]  = sum_(u, v, c) xp[pixel + (u, v, c)] w[o, (u, v, c)]
@@ -10,50 +11,15 @@
 #pragma once
 
 #include <lpo/backend/cpu/bfloat16_product.hpp>
+#include <lpo/backend/cpu/padded_images.hpp>
 #include <lpo/backend/cpu/product_run.hpp>
 #include <lpo/backend/cpu/reduce.hpp>
+#include <lpo/backend/cpu/winograd.hpp>
 #include <lpo/kernel/conv2d.hpp>
 
 #if LPO_HOST_PASS
 namespace lpo::inline LPO_ABI {
 namespace detail {
-
-/// Images [n, lines, columns, c] in the arithmetic type.
-template <class S>
-struct PaddedImages {
-  const S* data;
-  index_t lines, columns, c;
-
-  index_t line() const { return columns * c; }
-  index_t image() const { return lines * columns * c; }
-};
-
-/// x [n, h, w, c] with `top` lines and `left` columns of zeros before it, extended or cut to lines x columns; x itself
-/// where that changes nothing.
-template <class S, class T>
-PaddedImages<S> pad_images(Context<Cpu>& context, Scratch<Cpu>& scratch, const T* x, index_t n, index_t h, index_t w,
-                           index_t c, index_t top, index_t left, index_t lines, index_t columns) {
-  if constexpr (std::is_same_v<S, T>) {
-    if (top == 0 && left == 0 && lines == h && columns == w) return {x, lines, columns, c};
-  }
-  S* data = scratch.allocate<S>(n * lines * columns * c);
-  const index_t width = columns * c, before = std::min(left, columns) * c;
-  const index_t kept = std::clamp<index_t>(columns - left, 0, w) * c;
-  context.executor().parallel_for(n * lines, 16384 / std::max<index_t>(1, width) + 1, [&](index_t begin, index_t end) {
-    for (index_t at = begin; at < end; ++at) {
-      S* to = data + at * width;
-      const index_t line = at % lines - top;
-      if (line < 0 || line >= h) {
-        std::fill_n(to, width, S{});
-        continue;
-      }
-      std::fill_n(to, before, S{});
-      convert_line(x + ((at / lines) * h + line) * w * c, kept, to + before);
-      std::fill_n(to + before + kept, width - before - kept, S{});
-    }
-  });
-  return {data, lines, columns, c};
-}
 
 // S is what operands are multiplied as: the arithmetic type, or bfloat16 where the machine multiplies its pairs.
 
@@ -221,6 +187,10 @@ template <>
 struct Conv2d<Cpu> {
   template <class T>
   static void forward(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* weight, const T* bias, T* y) {
+    if constexpr (detail::has_winograd<T>) {
+      if (detail::winograd_pays<T>(detail::WinogradShape::forward(s), s))
+        return detail::winograd_forward(context, s, x, weight, bias, y, detail::WinogradParts::of(context));
+    }
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>()) return detail::conv2d_forward<T>(context, s, x, weight, bias, y);
     }
@@ -230,6 +200,10 @@ struct Conv2d<Cpu> {
   template <class T>
   static void backward_data(Context<Cpu>& context, const Conv2dShape& s, const T* dy, const T* weight, T* dx,
                             bool accumulate) {
+    if constexpr (detail::has_winograd<T>) {
+      if (detail::winograd_pays<T>(detail::WinogradShape::backward_data(s), s))
+        return detail::winograd_backward_data(context, s, dy, weight, dx, accumulate, detail::WinogradParts::of(context));
+    }
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (detail::multiplies_pairs<T>())
         return detail::conv2d_backward_data<T>(context, s, dy, weight, dx, accumulate);
@@ -240,9 +214,14 @@ struct Conv2d<Cpu> {
   template <class T>
   static void backward_weights(Context<Cpu>& context, const Conv2dShape& s, const T* x, const T* dy, T* dweight,
                                bool accumulate_weight, T* dbias, bool accumulate_bias) {
-    detail::conv2d_backward_weights(context, s, x, dy, dweight, accumulate_weight);
     if (dbias != nullptr)
       Reduce<Cpu>::column_sums(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
+    if constexpr (detail::has_winograd<T>) {
+      if (detail::winograd_pays<T>(detail::WinogradShape::forward(s), s))
+        return detail::winograd_backward_weights(context, s, x, dy, dweight, accumulate_weight,
+                                                 detail::WinogradParts::of(context));
+    }
+    detail::conv2d_backward_weights(context, s, x, dy, dweight, accumulate_weight);
   }
 };
 

@@ -82,6 +82,15 @@ inline bool machine_multiplies_pairs() {
 #endif
 }
 
+/// Whether they do in tile registers, at many times the rate of floats.
+inline bool machine_multiplies_tiles() {
+#if defined(LPO_TARGET_PAIRS)
+  return machine_has_amx_bfloat16();
+#else
+  return false;
+#endif
+}
+
 }  // namespace detail
 }  // namespace lpo::inline LPO_ABI
 #endif

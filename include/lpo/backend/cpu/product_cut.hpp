@@ -15,6 +15,7 @@ template <class S>
 struct TileProduct {
   const TileKernel<S>* kernel = &tile_kernel<S>();
   index_t m = 0, n = 0, k = 0, batch = 1;
+  bool sliced = true;  ///< whether few rows and columns may be split over k
   LeftOperand<S> a;
   RightOperand<S> b;
 
@@ -40,7 +41,7 @@ ProductCut cut_product(const TileProduct<S>& p, index_t most, index_t step, int 
   // A product with few rows and columns is split over k, for the threads' sake.
   constexpr index_t enough = 256, shortest = 512;
   const index_t units = p.batch * ((blocks + 3) / 4) * panels;
-  const index_t slices = units < enough && p.k >= 2 * shortest
+  const index_t slices = p.sliced && units < enough && p.k >= 2 * shortest
                              ? std::min((p.k + shortest - 1) / shortest, (units + enough - 1) / units)
                              : 1;
   const index_t slice = std::max<index_t>(1, (p.k + slices - 1) / slices);

@@ -181,6 +181,8 @@ struct RightOperand {
   static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
     return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
   }
+  /// An operand for each item of the batch, packed already: [batch, panels, k, kernel.columns()].
+  static RightOperand packed(const S* data, index_t batch_step) { return {data, sizeof(S), batch_step, {}, nullptr, nullptr}; }
 
   const char* element(index_t item, index_t l, index_t column) const {
     const index_t at = offset != nullptr ? offset[l] + column : RowCursor(lines, column).offset() + l;

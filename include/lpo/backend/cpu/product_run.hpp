@@ -6,8 +6,8 @@
 // A job makes a block of rows x panels, part of k by part of k. Its rows of A are packed into blocks of a tile's height
 // that stay in the second-level cache while all panels of the job use them, and a part of a panel of B stays in the
 // first while all rows do; B is packed there where no other job needs it, else before. Every operand is thus read in
-// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up k in order: any
-// number of threads gives the same bits.
+// sequence, whatever its strides. How k is cut depends on the extents alone, and each element adds up its parts in order:
+// any number of threads gives the same bits.
 #pragma once
 
 #include <lpo/backend/cpu/product_cut.hpp>
@@ -180,7 +180,8 @@ struct ProductJobs {
   }
 
   const S* packed_panel(index_t item, index_t panel, index_t l) const {
-    return right + (((p.b.batch_step == 0 ? 0 : item) * p.panels() + panel) * p.k + l) * columns();
+    const index_t step = p.b.pack == nullptr ? p.b.batch_step : p.b.batch_step == 0 ? 0 : p.panels() * p.k * columns();
+    return right + item * step + (panel * p.k + l) * columns();
   }
 
   void store(T* c, const S* sums, const index_t* offset, index_t row, index_t rows, index_t panel,
@@ -254,9 +255,10 @@ void pack_right(Context<Cpu>& context, const TileProduct<S>& p, S* to) {
   });
 }
 
-/// All of B, packed, where it is constant (packed_weights.hpp) or several jobs share it; else null.
+/// All of B, packed, where it is so already, is constant (packed_weights.hpp) or several jobs share it; else null.
 template <class S>
 const S* packed_right(Context<Cpu>& context, Scratch<Cpu>& scratch, const TileProduct<S>& p, bool shared) {
+  if (p.b.pack == nullptr) return static_cast<const S*>(p.b.data);
   const index_t count = p.items() * p.panels() * p.k * p.kernel->columns();
   if (p.items() == 1 && p.k > 0 && context.packed_weights().promised(p.b.data)) {
     const index_t columns = p.kernel->columns();

@@ -3,6 +3,7 @@
 //
 //   c[r][j] = (start[j] or c[r][j] or 0) + sum_l a(r, l) b(l)[j],   r < 6, j < up to 2 or 4 registers, l < k
 //
+// What was in c is added last: parts of a long sum are summed separately, which rounds less than one number after another.
 // The tile keeps 12 (24 with 512 bits) accumulators. Its loop reads operands at constant distances and is unrolled, so
 // that little but loads and multiply-adds is left: where a core is shared with another thread, instructions count.
 // It is compiled for every instruction set that beats the one of the translation unit and chosen when the program runs
@@ -34,8 +35,8 @@ struct TileWork {
   const S* b = nullptr;       ///< lines kernel.columns() apart
   S* const* c = nullptr;      ///< a pointer per row, and those of the next tile, which are fetched ahead
   index_t column = 0;         ///< of c
-  const S* start = nullptr;   ///< what every row starts from, or
-  bool add = false;           ///< each from what is there
+  const S* start = nullptr;   ///< what every row starts from, if anything
+  bool add = false;           ///< whether to add to what is there
 };
 
 /// The register tile for one instruction set: tiles are up to `packs` registers of `lanes` numbers wide.
@@ -69,12 +70,11 @@ LPO_ALWAYS_INLINE void product_tile(const TileWork<S>& work) {
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
     row[r] = packed ? work.packed : work.lines[r] + work.at;
-    const S* from = work.add ? work.c[r] + work.column : work.start;
     __builtin_prefetch(work.c[r + tile_rows] + work.column, 1);
 LPO_UNROLL(4)
     for (int p = 0; p < packs; ++p) {
       sum[r][p] = V{};
-      if (from != nullptr) std::memcpy(&sum[r][p], from + p * lanes, sizeof(V));
+      if (work.start != nullptr) std::memcpy(&sum[r][p], work.start + p * lanes, sizeof(V));
     }
   }
   const S* left = work.packed;
@@ -105,7 +105,15 @@ LPO_UNROLL(4)
 LPO_UNROLL(6)
   for (int r = 0; r < tile_rows; ++r) {
 LPO_UNROLL(4)
-    for (int p = 0; p < packs; ++p) std::memcpy(work.c[r] + work.column + p * lanes, &sum[r][p], sizeof(V));
+    for (int p = 0; p < packs; ++p) {
+      S* const to = work.c[r] + work.column + p * lanes;
+      if (work.add) {
+        V before;
+        std::memcpy(&before, to, sizeof(V));
+        sum[r][p] += before;
+      }
+      std::memcpy(to, &sum[r][p], sizeof(V));
+    }
   }
 }
 
