@@ -13,15 +13,17 @@ using lpo::detail::Winograd, lpo::detail::WinogradParts, lpo::detail::WinogradSh
 
 namespace {
 
-/// 3 x 3, stride 1: those of all convolutions, and some whose tiles, channels or parts are cut.
+/// 3 x 3, stride 1, whole packs of channels: those of all convolutions, and some whose tiles or parts are cut.
 std::vector<Conv2dShape> filters() {
   std::vector<Conv2dShape> list;
   for (const Conv2dShape& s : shapes())
-    if (s.kernel_h == 3 && s.kernel_w == 3 && s.stride == 1 && s.pad_top <= 2 && s.pad_left <= 2) list.push_back(s);
-  list.push_back(shape(2, 13, 22, 33, 70, 3, 1, 1, 1));
-  list.push_back(shape(1, 4, 4, 130, 65, 3, 1, 1, 1));
+    if (s.kernel_h == 3 && s.kernel_w == 3 && s.stride == 1 && s.c % 16 == 0 && s.o % 16 == 0) list.push_back(s);
+  list.push_back(shape(0, 4, 4, 16, 32, 3, 1, 1, 1));
+  list.push_back(shape(1, 1, 1, 16, 16, 3, 1, 1, 1));
+  list.push_back(shape(2, 13, 22, 48, 80, 3, 1, 1, 1));
+  list.push_back(shape(1, 4, 4, 144, 80, 3, 1, 1, 1));
   list.push_back(shape(3, 6, 3, 16, 16, 3, 1, 2, 2));
-  list.push_back({1, 9, 5, 20, 24, 3, 3, 1, 0, 2, 1, 0});  // other padding along each side
+  list.push_back({1, 9, 5, 32, 48, 3, 3, 1, 0, 2, 1, 0});  // other padding along each side
   return list;
 }
 

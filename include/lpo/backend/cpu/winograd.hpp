@@ -82,15 +82,16 @@ struct Winograd {
     }
   };
 
-  /// The transform of a square: from(i, j) gives an element, to(i, j, value) takes one of the result.
+  /// The transform of a square: from(i, j) gives an element, to(i, j, value) takes one of the result. Lines and columns in
+  /// loops: the square is more than the registers hold, and unrolled code takes the compiler long.
   template <class Transform, class V, class From, class To>
   static LPO_ALWAYS_INLINE void both_ways(From&& from, To&& to) {
     V half_way[Transform::from][Transform::to];
-    unroll<Transform::from>([&](auto i) __attribute__((always_inline)) {
+    for (int i = 0; i < Transform::from; ++i) {
       V line[Transform::from];
       unroll<Transform::from>([&](auto j) __attribute__((always_inline)) { line[j] = from(i, j); });
       Transform::apply(line, half_way[i]);
-    });
+    }
     unroll<Transform::to>([&](auto j) __attribute__((always_inline)) {
       V column[Transform::from], values[Transform::to];
       unroll<Transform::from>([&](auto i) __attribute__((always_inline)) { column[i] = half_way[i][j]; });
@@ -123,11 +124,14 @@ struct WinogradShape {
 template <class T>
 inline constexpr bool has_winograd = !std::is_same_v<T, double>;
 
+inline constexpr index_t winograd_channels = 16;  ///< c and o are multiples of it, and of the lanes of any machine
+
 /// Whether a pass over storage T takes less time this way than directly: the products and what the transforms cost, in
 /// multiplications of floats, fitted to a Zen 4. Where tile registers multiply bfloat16 it never does.
 template <class T>
 bool winograd_pays(const WinogradShape& f, const kernel::Conv2dShape& s) {
   if (s.kernel_h != 3 || s.kernel_w != 3 || s.stride != 1) return false;
+  if (f.c % winograd_channels != 0 || f.o % winograd_channels != 0) return false;
   if (f.top < 0 || f.left < 0 || f.n * f.c * f.o == 0) return false;
   const bool pairs = std::is_same_v<T, bfloat16> && machine_multiplies_pairs();
   if (pairs && machine_multiplies_tiles()) return false;
@@ -150,13 +154,13 @@ void transform_tiles(Context<Cpu>& context, const WinogradShape& f, const Padded
     for (index_t at = begin; at < end; ++at, tile.next())
       with_lanes<float>([=, from = images.data + tile.offset() + channel, target = to + at * width, line = images.line(),
                      pixel = images.c, step = count * width]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t l, auto lanes) __attribute__((always_inline)) {
+        for (index_t l = 0; l < width; l += LaneTraits<V>::width) {
           Winograd::both_ways<Transform, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return lanes.load(from + i * line + j * pixel + l); },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) {
-                lanes.store(target + (i * Winograd::places + j) * step + l, value);
+              [&](index_t i, index_t j) __attribute__((always_inline)) { return load_all<V>(from + i * line + j * pixel + l); },
+              [&](index_t i, index_t j, V value) __attribute__((always_inline)) {
+                store_lanes(target + (i * Winograd::places + j) * step + l, value);
               });
-        });
+        }
       });
   });
 }
@@ -192,10 +196,10 @@ inline void transform_filters(Context<Cpu>& context, const WinogradShape& f, con
         for (index_t l = 0; l < steps * columns; l += columns)
           for (index_t j = l; j < l + used; j += LaneTraits<V>::width)
             Winograd::both_ways<Winograd::Filter, V>(
-                [&](auto u, auto v) __attribute__((always_inline)) {
+                [&](index_t u, index_t v) __attribute__((always_inline)) {
                   return load_lanes<V>(from + (u * 3 + v) * tap_step + j);
                 },
-                [&](auto u, auto v, V value) __attribute__((always_inline)) {
+                [&](index_t u, index_t v, V value) __attribute__((always_inline)) {
                   store_lanes(target + (u * Winograd::places + v) * place_step + j, value);
                 });
       });
@@ -217,18 +221,18 @@ void store_tiles(Context<Cpu>& context, const WinogradShape& f, const float* pro
                      to = y + ((tile / columns / lines * f.out_h + i0) * f.out_w + j0) * f.o + column,
                      high = f.out_h - i0, wide = f.out_w - j0,
                      start = bias != nullptr ? bias + column : nullptr]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t o, auto lanes) __attribute__((always_inline)) {
-          const V zero = start != nullptr ? lanes.load(start + o) : V{};
+        for (index_t o = 0; o < width; o += LaneTraits<V>::width) {
+          const V zero = start != nullptr ? load_all<V>(start + o) : V{};
           Winograd::both_ways<Winograd::Result, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) {
-                return lanes.load(from + (i * Winograd::places + j) * step + o);
+              [&](index_t i, index_t j) __attribute__((always_inline)) {
+                return load_all<V>(from + (i * Winograd::places + j) * step + o);
               },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) {
+              [&](index_t i, index_t j, V value) __attribute__((always_inline)) {
                 if (i >= high || j >= wide) return;
                 T* const element = to + i * line + j * pixel + o;
-                lanes.store(element, value + (accumulate ? lanes.load(element) : zero));
+                store_lanes(element, value + (accumulate ? load_all<V>(element) : zero));
               });
-        });
+        }
       });
     }
   });
@@ -287,7 +291,7 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
 }
 
 // The three passes of a convolution, as kernel/conv2d.hpp defines them, for kernels of 3 x 3 and stride 1 with padding
-// up to 2. Operands are multiplied as float.
+// up to 2, c and o multiples of winograd_channels. Operands are multiplied as float.
 
 template <class T>
 void winograd_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
@@ -320,16 +324,16 @@ void store_filters(Context<Cpu>& context, const WinogradShape& f, const float* g
     for (index_t o = begin; o < end; ++o)
       with_lanes<float>([=, from = gradient + o * width, step = count * width, c = f.c,
                      to = dweight + (first + o) * 9 * f.c + channel]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t l, auto lanes) __attribute__((always_inline)) {
+        for (index_t l = 0; l < width; l += LaneTraits<V>::width) {
           Winograd::both_ways<Winograd::FilterGradient, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) {
-                return lanes.load(from + (i * Winograd::places + j) * step + l);
+              [&](index_t i, index_t j) __attribute__((always_inline)) {
+                return load_all<V>(from + (i * Winograd::places + j) * step + l);
               },
-              [&](auto u, auto v, V value) __attribute__((always_inline)) {
+              [&](index_t u, index_t v, V value) __attribute__((always_inline)) {
                 T* const element = to + (u * 3 + v) * c + l;
-                lanes.store(element, accumulate ? value + lanes.load(element) : value);
+                store_lanes(element, accumulate ? value + load_all<V>(element) : value);
               });
-        });
+        }
       });
   });
 }
@@ -347,7 +351,7 @@ void winograd_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape&
   const index_t tiles = f.tiles(), panel = tile_kernel<float>().columns(), bytes = squares * tiles * element;
   const index_t some_c = std::min(f.c, equal_parts(f.c, bytes, parts.image_bytes, panel));
   const index_t some_o = std::min(f.o, equal_parts(f.o, std::max(bytes, squares * some_c * element),
-                                                   parts.image_bytes / 2, tile_rows));
+                                                   parts.image_bytes / 2, tile_rows * winograd_channels / 2));
   float* const left = scratch.allocate<float>(squares * tiles * some_o);
   float* const right = scratch.allocate<float>(squares * tiles * some_c);
   float* const sums = scratch.allocate<float>(squares * some_o * some_c);
