@@ -77,7 +77,7 @@ bool convolution(lpo::Context<Cpu>& context, const char* names[3], double floor,
     good &= check(
         names[pass], floor, 2.0 * 256 * 320 * 2880,
         [&] {
-          if (pass == 0) Conv::forward(context, s, x.data(), weight.data(), y.data(), y.data());
+          if (pass == 0) Conv::forward(context, s, x.data(), weight.data(), x.data(), y.data());  // any bias
           if (pass == 1) Conv::backward_data(context, s, y.data(), weight.data(), x.data(), false);
           if (pass == 2)
             Conv::backward_weights(context, s, x.data(), y.data(), weight.data(), false, static_cast<float*>(nullptr),

@@ -4870,7 +4870,7 @@ struct RightOperand {
   index_t batch_step = 0;
   RowMap lines;
   const index_t* offset = nullptr;  ///< [k]
-  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart; null where data is packed.
   void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
                index_t last, S* to, index_t valid) = nullptr;
 
@@ -4882,7 +4882,7 @@ struct RightOperand {
   static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
     return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
   }
-  /// An operand for each item of the batch, packed already: [batch, panels, k, kernel.columns()].
+  /// An operand for each item of the batch, `batch_step` apart, packed already: [panels, k, kernel.columns()].
   static RightOperand packed(const S* data, index_t batch_step) { return {data, sizeof(S), batch_step, {}, nullptr, nullptr}; }
 
   const char* element(index_t item, index_t l, index_t column) const {
@@ -6286,7 +6286,7 @@ template <class S>
 struct TileProduct {
   const TileKernel<S>* kernel = &tile_kernel<S>();
   index_t m = 0, n = 0, k = 0, batch = 1;
-  bool sliced = true;  ///< whether few rows and columns may be split over k
+  bool sliced = true;  ///< whether few rows and columns may be split over k; if not, bits depend on k alone
   LeftOperand<S> a;
   RightOperand<S> b;
 
@@ -6879,13 +6879,22 @@ struct Conv2d {
 // 3 x 3 convolutions of stride 1 with a quarter of the multiplications: Winograd's minimal filtering.
 //
 // A tile of 4 x 4 outputs needs 36 multiplications a channel instead of 144 (Winograd 1980; Lavin and Gray, arXiv
-// 1509.09308, F(4x4, 3x3)). With matrices B, G and A of the points 0, 5/8, -5/8, 3/2, -3/2 and infinity,
+// 1509.09308, F(4x4, 3x3)). With matrices B, G and A of the points p = 0, 5/8, -5/8, 3/2, -3/2 and infinity,
 //   y = A^T [ sum_c (G g_c G^T) . (B^T d_c B) ] A
 // for the 6 x 6 tile d of the padded image and the filter g; and for the gradient of the filter
 //   dg_c = G^T [ sum_tiles (B^T d_c B) . (A dy A^T) ] G.
-// At each of the 36 places of a tile the sum is a matrix product, which the register tile runs. Transformed filters take
-// four times their memory, so maps of few pixels gain nothing. Rounding errors are 13 to 19 times 2^-24 of the result's
-// size, five times those of the direct way; with the integers 1 and 2 for points, twice that (bench/NOTES-cpu.md).
+// The row of a point p, over the other four points q, and that of infinity, over all five, are
+//   A     p^0 ... p^3,                          0 0 0 1
+//   G     p^0 ... p^2 / prod_q (p - q),         0 0 1
+//   B^T   coefficients of prod_q (t - q) by t^0 ... t^5;
+// those of A and B are exact in float. At each of the 36 places of a tile the sum is a matrix product, which the register
+// tile runs. Transformed filters take four times their memory, so maps of few pixels gain nothing. Rounding errors are 13
+// to 19 times 2^-24 of the result's size, four to five times those of the direct way; with the integers 1 and 2 for points,
+// twice that (bench/NOTES-cpu.md). They go with the largest numbers of a tile, not of the nine pixels that an output reads.
+//
+// A NaN or an infinity of x or dy makes up to 5 x 5 outputs of its image NaN, where the direct way has 3 x 3; other images
+// stay as they are. Sums on the way are up to four times the largest result where operands are random: they overflow that
+// much earlier.
 
 #include <array>
 
@@ -6895,7 +6904,8 @@ namespace detail {
 
 /// The transforms, each of one dimension. A pair of points +-p shares the even and the odd part of its values.
 struct Winograd {
-  static constexpr int outputs = 4, places = 6, squares = places * places;
+  static constexpr int outputs = 4, places = 6;    // of a tile along each dimension
+  static constexpr int squares = places * places;  // places of a tile in all: a matrix product for each
   static constexpr float a = 0.625f, b = 1.5f, aa = a * a, bb = b * b;
   static constexpr float at_0 = 1.0f / (aa * bb), at_a = 0.5f / (aa * (aa - bb)), at_b = 0.5f / (bb * (bb - aa));
 
@@ -6954,15 +6964,16 @@ struct Winograd {
     }
   };
 
-  /// The transform of a square: from(i, j) gives an element, to(i, j, value) takes one of the result.
+  /// The transform of a square: from(i, j) gives an element, to(i, j, value) takes one of the result. Lines and columns in
+  /// loops: the square is more than the registers hold, and unrolled code takes the compiler long.
   template <class Transform, class V, class From, class To>
   static LPO_ALWAYS_INLINE void both_ways(From&& from, To&& to) {
     V half_way[Transform::from][Transform::to];
-    unroll<Transform::from>([&](auto i) __attribute__((always_inline)) {
+    for (int i = 0; i < Transform::from; ++i) {
       V line[Transform::from];
       unroll<Transform::from>([&](auto j) __attribute__((always_inline)) { line[j] = from(i, j); });
       Transform::apply(line, half_way[i]);
-    });
+    }
     unroll<Transform::to>([&](auto j) __attribute__((always_inline)) {
       V column[Transform::from], values[Transform::to];
       unroll<Transform::from>([&](auto i) __attribute__((always_inline)) { column[i] = half_way[i][j]; });
@@ -6995,11 +7006,14 @@ struct WinogradShape {
 template <class T>
 inline constexpr bool has_winograd = !std::is_same_v<T, double>;
 
+inline constexpr index_t winograd_channels = 16;  ///< c and o are multiples of it, and of the lanes of any machine
+
 /// Whether a pass over storage T takes less time this way than directly: the products and what the transforms cost, in
 /// multiplications of floats, fitted to a Zen 4. Where tile registers multiply bfloat16 it never does.
 template <class T>
 bool winograd_pays(const WinogradShape& f, const kernel::Conv2dShape& s) {
   if (s.kernel_h != 3 || s.kernel_w != 3 || s.stride != 1) return false;
+  if (f.c % winograd_channels != 0 || f.o % winograd_channels != 0) return false;
   if (f.top < 0 || f.left < 0 || f.n * f.c * f.o == 0) return false;
   const bool pairs = std::is_same_v<T, bfloat16> && machine_multiplies_pairs();
   if (pairs && machine_multiplies_tiles()) return false;
@@ -7010,7 +7024,7 @@ bool winograd_pays(const WinogradShape& f, const kernel::Conv2dShape& s) {
   return cost < (pairs ? 0.5 : 1.0) * 9 * number(f.n * f.out_h * f.out_w) * filters;
 }
 
-/// Squares of `Transform::from` lines and columns of images, one each `outputs` pixels, transformed: tiles [first,
+/// Squares of `Transform::from` lines and columns of images, one every `outputs` pixels, transformed: tiles [first,
 /// first + count) and channels [channel, channel + width) to [squares, count, width].
 template <class Transform>
 void transform_tiles(Context<Cpu>& context, const WinogradShape& f, const PaddedImages<float>& images, index_t first,
@@ -7022,13 +7036,13 @@ void transform_tiles(Context<Cpu>& context, const WinogradShape& f, const Padded
     for (index_t at = begin; at < end; ++at, tile.next())
       with_lanes<float>([=, from = images.data + tile.offset() + channel, target = to + at * width, line = images.line(),
                      pixel = images.c, step = count * width]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t l, auto lanes) __attribute__((always_inline)) {
+        for (index_t l = 0; l < width; l += LaneTraits<V>::width) {
           Winograd::both_ways<Transform, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return lanes.load(from + i * line + j * pixel + l); },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) {
-                lanes.store(target + (i * Winograd::places + j) * step + l, value);
+              [&](index_t i, index_t j) __attribute__((always_inline)) { return load_all<V>(from + i * line + j * pixel + l); },
+              [&](index_t i, index_t j, V value) __attribute__((always_inline)) {
+                store_lanes(target + (i * Winograd::places + j) * step + l, value);
               });
-        });
+        }
       });
   });
 }
@@ -7064,10 +7078,10 @@ inline void transform_filters(Context<Cpu>& context, const WinogradShape& f, con
         for (index_t l = 0; l < steps * columns; l += columns)
           for (index_t j = l; j < l + used; j += LaneTraits<V>::width)
             Winograd::both_ways<Winograd::Filter, V>(
-                [&](auto u, auto v) __attribute__((always_inline)) {
+                [&](index_t u, index_t v) __attribute__((always_inline)) {
                   return load_lanes<V>(from + (u * 3 + v) * tap_step + j);
                 },
-                [&](auto u, auto v, V value) __attribute__((always_inline)) {
+                [&](index_t u, index_t v, V value) __attribute__((always_inline)) {
                   store_lanes(target + (u * Winograd::places + v) * place_step + j, value);
                 });
       });
@@ -7089,18 +7103,18 @@ void store_tiles(Context<Cpu>& context, const WinogradShape& f, const float* pro
                      to = y + ((tile / columns / lines * f.out_h + i0) * f.out_w + j0) * f.o + column,
                      high = f.out_h - i0, wide = f.out_w - j0,
                      start = bias != nullptr ? bias + column : nullptr]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t o, auto lanes) __attribute__((always_inline)) {
-          const V zero = start != nullptr ? lanes.load(start + o) : V{};
+        for (index_t o = 0; o < width; o += LaneTraits<V>::width) {
+          const V start_value = start != nullptr ? load_all<V>(start + o) : V{};
           Winograd::both_ways<Winograd::Result, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) {
-                return lanes.load(from + (i * Winograd::places + j) * step + o);
+              [&](index_t i, index_t j) __attribute__((always_inline)) {
+                return load_all<V>(from + (i * Winograd::places + j) * step + o);
               },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) {
+              [&](index_t i, index_t j, V value) __attribute__((always_inline)) {
                 if (i >= high || j >= wide) return;
                 T* const element = to + i * line + j * pixel + o;
-                lanes.store(element, value + (accumulate ? lanes.load(element) : zero));
+                store_lanes(element, value + (accumulate ? load_all<V>(element) : start_value));
               });
-        });
+        }
       });
     }
   });
@@ -7116,8 +7130,8 @@ struct WinogradParts {
   }
 };
 
-/// How many of `count` things of `bytes` each are made at a time, in equal parts of at most `most` bytes, a multiple of
-/// `unit`.
+/// How many of `count` things of `bytes` each are made at a time: equal parts of at most `most` bytes, rounded up to a
+/// multiple of `unit`.
 inline index_t equal_parts(index_t count, index_t bytes, index_t most, index_t unit) {
   const index_t parts = std::max<index_t>(1, (count * bytes + most - 1) / most);
   return ((count + parts - 1) / parts + unit - 1) / unit * unit;
@@ -7132,8 +7146,9 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
   const auto images = pad_images<float>(context, scratch, x, f.n, f.h, f.w, f.c, f.top, f.left,
                                         f.tile_lines() * Winograd::outputs + 2, f.tile_columns() * Winograd::outputs + 2);
   const index_t tiles = f.tiles(), panel = tile_kernel<float>().columns();
-  const index_t some_tiles = equal_parts(tiles, squares * f.c * element, parts.image_bytes, tile_rows);
   const index_t some_columns = equal_parts(f.o, squares * f.c * element, parts.filter_bytes, panel);
+  const index_t widest = std::max(f.c, std::min(some_columns, f.o));  // of transformed images and products
+  const index_t some_tiles = equal_parts(tiles, squares * widest * element, parts.image_bytes, tile_rows);
   float* const filters = scratch.allocate<float>(squares * filter_step(f.c, some_columns));
   float* const transformed = scratch.allocate<float>(squares * some_tiles * f.c);
   float* const products = scratch.allocate<float>(squares * some_tiles * std::min(some_columns, f.o));
@@ -7145,7 +7160,7 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
       if (tile == 0 || some_columns < f.o) transform_filters(context, f, taps, column, width, filters);
       TileProduct<float> p;
       p.m = count, p.n = width, p.k = f.c, p.batch = squares;
-      p.sliced = false;
+      p.sliced = false;  // the slices would depend on m and n, so on the parts
       p.a = {transformed, count * f.c, even_rows(count, f.c), f.c};
       p.b = RightOperand<float>::packed(filters, filter_step(f.c, p.panels() * panel));
       TileOutput<float> out;
@@ -7158,8 +7173,8 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
   }
 }
 
-// The three passes of a convolution, as kernel/conv2d.hpp defines them, for kernels of 3 x 3 and stride 1 with padding
-// up to 2. Operands are multiplied as float.
+// The three passes of a convolution, as kernel/conv2d.hpp defines them, for kernels of 3 x 3 and stride 1; that towards x
+// for padding of at most 2 above and on the left; c and o multiples of winograd_channels. Operands are multiplied as float.
 
 template <class T>
 void winograd_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,
@@ -7192,16 +7207,16 @@ void store_filters(Context<Cpu>& context, const WinogradShape& f, const float* g
     for (index_t o = begin; o < end; ++o)
       with_lanes<float>([=, from = gradient + o * width, step = count * width, c = f.c,
                      to = dweight + (first + o) * 9 * f.c + channel]<class V>() __attribute__((always_inline)) {
-        for_lanes<V>(0, width, [&](index_t l, auto lanes) __attribute__((always_inline)) {
+        for (index_t l = 0; l < width; l += LaneTraits<V>::width) {
           Winograd::both_ways<Winograd::FilterGradient, V>(
-              [&](auto i, auto j) __attribute__((always_inline)) {
-                return lanes.load(from + (i * Winograd::places + j) * step + l);
+              [&](index_t i, index_t j) __attribute__((always_inline)) {
+                return load_all<V>(from + (i * Winograd::places + j) * step + l);
               },
-              [&](auto u, auto v, V value) __attribute__((always_inline)) {
+              [&](index_t u, index_t v, V value) __attribute__((always_inline)) {
                 T* const element = to + (u * 3 + v) * c + l;
-                lanes.store(element, accumulate ? value + lanes.load(element) : value);
+                store_lanes(element, accumulate ? value + load_all<V>(element) : value);
               });
-        });
+        }
       });
   });
 }
@@ -7219,7 +7234,7 @@ void winograd_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape&
   const index_t tiles = f.tiles(), panel = tile_kernel<float>().columns(), bytes = squares * tiles * element;
   const index_t some_c = std::min(f.c, equal_parts(f.c, bytes, parts.image_bytes, panel));
   const index_t some_o = std::min(f.o, equal_parts(f.o, std::max(bytes, squares * some_c * element),
-                                                   parts.image_bytes / 2, tile_rows));
+                                                   parts.image_bytes / 2, tile_rows * winograd_channels / 2));
   float* const left = scratch.allocate<float>(squares * tiles * some_o);
   float* const right = scratch.allocate<float>(squares * tiles * some_c);
   float* const sums = scratch.allocate<float>(squares * some_o * some_c);
@@ -7274,6 +7289,7 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
                     T* y) {
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
+  const index_t run = std::max<index_t>(s.kernel_w * s.c, 1);  // without channels nothing is read
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const RowMap pixels = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
@@ -7284,13 +7300,13 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   if constexpr (std::is_same_v<S, bfloat16>) {
     PairProduct p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.a = {images.data, 0, pixels, run, images.line()};
     p.b = {weight, 0, even_rows(s.o, taps), taps};
     run_pair_product(context, p, out);
   } else {
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.a = {images.data, 0, pixels, run, images.line()};
     p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
     run_product(context, p, out);
   }
@@ -7462,6 +7478,7 @@ struct Conv2d<Cpu> {
                                bool accumulate_weight, T* dbias, bool accumulate_bias) {
     if (dbias != nullptr)
       Reduce<Cpu>::column_sums(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
+    if (dweight == nullptr) return;
     if constexpr (detail::has_winograd<T>) {
       if (detail::winograd_pays<T>(detail::WinogradShape::forward(s), s))
         return detail::winograd_backward_weights(context, s, x, dy, dweight, accumulate_weight,
@@ -10809,8 +10826,8 @@ namespace lpo::inline LPO_ABI {
 ///
 /// It takes up to as much memory again as the frozen weights in a forward, and twice that with gradients; 16-bit weights
 /// are kept as float where products multiply floats (`context.packed_weights().reserved_bytes()` says how much). Neither
-/// the context, nor the store, nor its memory (allocate()) may go or move before it. Only the CPU's products pack; with
-/// other devices this does nothing.
+/// the context, nor the store, nor its memory (allocate()) may go or move before it. 3 x 3 filters that are transformed for
+/// their products (backend/cpu/winograd.hpp) are not kept. Only the CPU's products pack; with other devices this does nothing.
 template <class T, class Device>
 class KeepPacked {
  public:

@@ -71,3 +71,21 @@ TEST_CASE_TEMPLATE("cpu conv2d agrees with the reference", T, LPO_STORAGE_TYPES)
     check_same_bits(one, run<lpo::Cpu, T>(three_threads, s));
   }
 }
+
+TEST_CASE_TEMPLATE("convolutions without channels are their bias; either gradient of the weights may be left out", Device,
+                   lpo::Reference, lpo::Cpu) {
+  using Conv = lpo::kernel::Conv2d<Device>;
+  lpo::Context<Device> context(2);
+  const Conv2dShape empty = shape(1, 4, 5, 0, 3, 3, 1, 1, 1);
+  const float bias[] = {1, 2, 3};
+  std::vector<float> y(20 * 3, -1.0f);
+  Conv::forward(context, empty, static_cast<const float*>(nullptr), static_cast<const float*>(nullptr), bias, y.data());
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK(y[i] == bias[i % 3]);
+  for (const Conv2dShape& s : {shape(1, 4, 5, 2, 3, 3, 1, 1, 1), shape(1, 32, 32, 32, 32, 3, 1, 1, 1)}) {
+    const auto x = random_values<float>(s.h * s.w * s.c, 1);
+    const std::vector<float> dy(static_cast<std::size_t>(s.h * s.w * s.o), 1.0f);
+    std::vector<float> dbias(static_cast<std::size_t>(s.o), 0.0f);
+    Conv::backward_weights(context, s, x.data(), dy.data(), static_cast<float*>(nullptr), false, dbias.data(), false);
+    for (const float sum : dbias) CHECK(sum == static_cast<float>(s.h * s.w));
+  }
+}

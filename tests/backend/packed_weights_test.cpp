@@ -91,6 +91,21 @@ TEST_CASE_TEMPLATE("convolutions and gated products keep packed weights, with th
   });
 }
 
+TEST_CASE("filters that Winograd's convolution transforms are not kept") {
+  lpo::kernel::Conv2dShape s;
+  s.n = 1, s.h = s.w = 16, s.c = s.o = 64, s.kernel_h = s.kernel_w = 3;
+  s.pad_top = s.pad_left = s.pad_bottom = s.pad_right = 1;
+  REQUIRE(lpo::detail::winograd_pays<float>(lpo::detail::WinogradShape::forward(s), s));
+  const index_t count = s.h * s.w * s.c;
+  const auto x = random_values<float>(count, 1), weight = random_values<float>(s.o * 9 * s.c, 2);
+  std::vector<float> y(static_cast<std::size_t>(count)), dx = y;
+  lpo::Context<lpo::Cpu> context(2);
+  context.packed_weights().promise(weight.data(), weight.size() * sizeof(float));
+  lpo::kernel::Conv2d<lpo::Cpu>::forward(context, s, x.data(), weight.data(), static_cast<const float*>(nullptr), y.data());
+  lpo::kernel::Conv2d<lpo::Cpu>::backward_data(context, s, y.data(), weight.data(), dx.data(), false);
+  CHECK(context.packed_weights().reserved_bytes() == 0);
+}
+
 TEST_CASE("packed weights are made once, dropped when told to, and never outlive their promise") {
   const index_t m = 64, n = 96, k = 128;
   const auto a = random_values<float>(m * k, 1);

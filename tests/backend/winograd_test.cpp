@@ -125,3 +125,43 @@ TEST_CASE("rounding errors of Winograd's convolution are those of a few rounding
   CHECK(fast_dx < 30);
   CHECK(fast_dweight < 30);
 }
+
+TEST_CASE("Winograd's convolution spreads a number that is not finite over 5 x 5 outputs at most, of its image") {
+  Context<Cpu> context(1);
+  const auto parts = WinogradParts::of(context);
+  const Conv2dShape s = shape(2, 12, 12, 16, 16, 3, 1, 1, 1);
+  const index_t image = s.h * s.w;
+  const auto weight = random_values<float>(s.o * 9 * s.c, 1), bias = random_values<float>(s.o, 2);
+  const auto finite = random_values<float>(s.n * image * s.c, 3);
+  std::vector<float> y(static_cast<std::size_t>(s.n * image * s.o)), expected = y;
+  lpo::detail::winograd_forward(context, s, finite.data(), weight.data(), bias.data(), expected.data(), parts);
+  for (const float value : {std::nanf(""), HUGE_VALF})
+    for (index_t pixel = 0; pixel < image; ++pixel) {
+      auto x = finite;
+      x[static_cast<std::size_t>(pixel * s.c + 1)] = value;
+      lpo::detail::winograd_forward(context, s, x.data(), weight.data(), bias.data(), y.data(), parts);
+      index_t reached = 0, missed = 0, elsewhere = 0;
+      for (index_t at = 0; at < s.n * image; ++at) {
+        const index_t o = at * s.o + at % s.o;
+        const bool near = at < image && std::abs(at / s.w - pixel / s.w) <= 1 && std::abs(at % s.w - pixel % s.w) <= 1;
+        const bool changed = y[static_cast<std::size_t>(o)] != expected[static_cast<std::size_t>(o)];
+        reached += changed;
+        missed += near && std::isfinite(y[static_cast<std::size_t>(o)]);
+        elsewhere += at >= image && changed;
+      }
+      CAPTURE(pixel);
+      CHECK(reached <= 25);
+      CHECK(missed == 0);
+      CHECK(elsewhere == 0);
+    }
+}
+
+TEST_CASE("products of Winograd's convolution take no more memory than its images, however many its output channels") {
+  const Conv2dShape s = shape(1, 64, 64, 16, 512, 3, 1, 1, 1);
+  const auto x = random_values<float>(s.h * s.w * s.c, 1), weight = random_values<float>(s.o * 9 * s.c, 2);
+  std::vector<float> y(static_cast<std::size_t>(s.h * s.w * s.o));
+  Context<Cpu> context(1);
+  const WinogradParts parts = {index_t{1} << 20, index_t{1} << 20};
+  lpo::detail::winograd_forward(context, s, x.data(), weight.data(), static_cast<const float*>(nullptr), y.data(), parts);
+  CHECK(context.scratch().peak_bytes() < std::size_t{8} << 20);  // with parts by their images alone, 16 MiB of products
+}

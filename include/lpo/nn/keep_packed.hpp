@@ -15,8 +15,8 @@ namespace lpo::inline LPO_ABI {
 ///
 /// It takes up to as much memory again as the frozen weights in a forward, and twice that with gradients; 16-bit weights
 /// are kept as float where products multiply floats (`context.packed_weights().reserved_bytes()` says how much). Neither
-/// the context, nor the store, nor its memory (allocate()) may go or move before it. Only the CPU's products pack; with
-/// other devices this does nothing.
+/// the context, nor the store, nor its memory (allocate()) may go or move before it. 3 x 3 filters that are transformed for
+/// their products (backend/cpu/winograd.hpp) are not kept. Only the CPU's products pack; with other devices this does nothing.
 template <class T, class Device>
 class KeepPacked {
  public:

@@ -28,6 +28,7 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
                     T* y) {
   Scratch<Cpu> scratch(context);
   const index_t out_h = s.out_h(), out_w = s.out_w(), taps = s.kernel_h * s.kernel_w * s.c;
+  const index_t run = std::max<index_t>(s.kernel_w * s.c, 1);  // without channels nothing is read
   const auto images = pad_images<S>(context, scratch, x, s.n, s.h, s.w, s.c, s.pad_top, s.pad_left,
                                     s.h + s.pad_top + s.pad_bottom, s.w + s.pad_left + s.pad_right);
   const RowMap pixels = {out_w, out_h, s.stride * s.c, s.stride * images.line(), images.image()};
@@ -38,13 +39,13 @@ void conv2d_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T
   if constexpr (std::is_same_v<S, bfloat16>) {
     PairProduct p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.a = {images.data, 0, pixels, run, images.line()};
     p.b = {weight, 0, even_rows(s.o, taps), taps};
     run_pair_product(context, p, out);
   } else {
     TileProduct<S> p;
     p.m = s.n * out_h * out_w, p.n = s.o, p.k = taps;
-    p.a = {images.data, 0, pixels, s.kernel_w * s.c, images.line()};
+    p.a = {images.data, 0, pixels, run, images.line()};
     p.b = RightOperand<S>::along_k(weight, 0, even_rows(s.o, taps));
     run_product(context, p, out);
   }
@@ -216,6 +217,7 @@ struct Conv2d<Cpu> {
                                bool accumulate_weight, T* dbias, bool accumulate_bias) {
     if (dbias != nullptr)
       Reduce<Cpu>::column_sums(context, s.n * s.out_h() * s.out_w(), s.o, dy, dbias, accumulate_bias);
+    if (dweight == nullptr) return;
     if constexpr (detail::has_winograd<T>) {
       if (detail::winograd_pays<T>(detail::WinogradShape::forward(s), s))
         return detail::winograd_backward_weights(context, s, x, dy, dweight, accumulate_weight,

@@ -15,7 +15,7 @@ template <class S>
 struct TileProduct {
   const TileKernel<S>* kernel = &tile_kernel<S>();
   index_t m = 0, n = 0, k = 0, batch = 1;
-  bool sliced = true;  ///< whether few rows and columns may be split over k
+  bool sliced = true;  ///< whether few rows and columns may be split over k; if not, bits depend on k alone
   LeftOperand<S> a;
   RightOperand<S> b;
 

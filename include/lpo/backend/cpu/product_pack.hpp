@@ -169,7 +169,7 @@ struct RightOperand {
   index_t batch_step = 0;
   RowMap lines;
   const index_t* offset = nullptr;  ///< [k]
-  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart.
+  /// Writes rows [first, last) of the panel that begins at `column`, kernel.columns() apart; null where data is packed.
   void (*pack)(const RightOperand& b, const TileKernel<S>& kernel, index_t item, index_t column, index_t first,
                index_t last, S* to, index_t valid) = nullptr;
 
@@ -181,7 +181,7 @@ struct RightOperand {
   static RightOperand along_n(const T* data, index_t batch_step, const index_t* offset) {
     return {data, sizeof(T), batch_step, {}, offset, &pack_panel<T>};
   }
-  /// An operand for each item of the batch, packed already: [batch, panels, k, kernel.columns()].
+  /// An operand for each item of the batch, `batch_step` apart, packed already: [panels, k, kernel.columns()].
   static RightOperand packed(const S* data, index_t batch_step) { return {data, sizeof(S), batch_step, {}, nullptr, nullptr}; }
 
   const char* element(index_t item, index_t l, index_t column) const {

@@ -2,13 +2,22 @@
 // 3 x 3 convolutions of stride 1 with a quarter of the multiplications: Winograd's minimal filtering.
 //
 // A tile of 4 x 4 outputs needs 36 multiplications a channel instead of 144 (Winograd 1980; Lavin and Gray, arXiv
-// 1509.09308, F(4x4, 3x3)). With matrices B, G and A of the points 0, 5/8, -5/8, 3/2, -3/2 and infinity,
+// 1509.09308, F(4x4, 3x3)). With matrices B, G and A of the points p = 0, 5/8, -5/8, 3/2, -3/2 and infinity,
 //   y = A^T [ sum_c (G g_c G^T) . (B^T d_c B) ] A
 // for the 6 x 6 tile d of the padded image and the filter g; and for the gradient of the filter
 //   dg_c = G^T [ sum_tiles (B^T d_c B) . (A dy A^T) ] G.
-// At each of the 36 places of a tile the sum is a matrix product, which the register tile runs. Transformed filters take
-// four times their memory, so maps of few pixels gain nothing. Rounding errors are 13 to 19 times 2^-24 of the result's
-// size, five times those of the direct way; with the integers 1 and 2 for points, twice that (bench/NOTES-cpu.md).
+// The row of a point p, over the other four points q, and that of infinity, over all five, are
+//   A     p^0 ... p^3,                          0 0 0 1
+//   G     p^0 ... p^2 / prod_q (p - q),         0 0 1
+//   B^T   coefficients of prod_q (t - q) by t^0 ... t^5;
+// those of A and B are exact in float. At each of the 36 places of a tile the sum is a matrix product, which the register
+// tile runs. Transformed filters take four times their memory, so maps of few pixels gain nothing. Rounding errors are 13
+// to 19 times 2^-24 of the result's size, four to five times those of the direct way; with the integers 1 and 2 for points,
+// twice that (bench/NOTES-cpu.md). They go with the largest numbers of a tile, not of the nine pixels that an output reads.
+//
+// A NaN or an infinity of x or dy makes up to 5 x 5 outputs of its image NaN, where the direct way has 3 x 3; other images
+// stay as they are. Sums on the way are up to four times the largest result where operands are random: they overflow that
+// much earlier.
 #pragma once
 
 #include <array>
@@ -23,7 +32,8 @@ namespace detail {
 
 /// The transforms, each of one dimension. A pair of points +-p shares the even and the odd part of its values.
 struct Winograd {
-  static constexpr int outputs = 4, places = 6, squares = places * places;
+  static constexpr int outputs = 4, places = 6;    // of a tile along each dimension
+  static constexpr int squares = places * places;  // places of a tile in all: a matrix product for each
   static constexpr float a = 0.625f, b = 1.5f, aa = a * a, bb = b * b;
   static constexpr float at_0 = 1.0f / (aa * bb), at_a = 0.5f / (aa * (aa - bb)), at_b = 0.5f / (bb * (bb - aa));
 
@@ -142,7 +152,7 @@ bool winograd_pays(const WinogradShape& f, const kernel::Conv2dShape& s) {
   return cost < (pairs ? 0.5 : 1.0) * 9 * number(f.n * f.out_h * f.out_w) * filters;
 }
 
-/// Squares of `Transform::from` lines and columns of images, one each `outputs` pixels, transformed: tiles [first,
+/// Squares of `Transform::from` lines and columns of images, one every `outputs` pixels, transformed: tiles [first,
 /// first + count) and channels [channel, channel + width) to [squares, count, width].
 template <class Transform>
 void transform_tiles(Context<Cpu>& context, const WinogradShape& f, const PaddedImages<float>& images, index_t first,
@@ -222,7 +232,7 @@ void store_tiles(Context<Cpu>& context, const WinogradShape& f, const float* pro
                      high = f.out_h - i0, wide = f.out_w - j0,
                      start = bias != nullptr ? bias + column : nullptr]<class V>() __attribute__((always_inline)) {
         for (index_t o = 0; o < width; o += LaneTraits<V>::width) {
-          const V zero = start != nullptr ? load_all<V>(start + o) : V{};
+          const V start_value = start != nullptr ? load_all<V>(start + o) : V{};
           Winograd::both_ways<Winograd::Result, V>(
               [&](index_t i, index_t j) __attribute__((always_inline)) {
                 return load_all<V>(from + (i * Winograd::places + j) * step + o);
@@ -230,7 +240,7 @@ void store_tiles(Context<Cpu>& context, const WinogradShape& f, const float* pro
               [&](index_t i, index_t j, V value) __attribute__((always_inline)) {
                 if (i >= high || j >= wide) return;
                 T* const element = to + i * line + j * pixel + o;
-                store_lanes(element, value + (accumulate ? load_all<V>(element) : zero));
+                store_lanes(element, value + (accumulate ? load_all<V>(element) : start_value));
               });
         }
       });
@@ -248,8 +258,8 @@ struct WinogradParts {
   }
 };
 
-/// How many of `count` things of `bytes` each are made at a time, in equal parts of at most `most` bytes, a multiple of
-/// `unit`.
+/// How many of `count` things of `bytes` each are made at a time: equal parts of at most `most` bytes, rounded up to a
+/// multiple of `unit`.
 inline index_t equal_parts(index_t count, index_t bytes, index_t most, index_t unit) {
   const index_t parts = std::max<index_t>(1, (count * bytes + most - 1) / most);
   return ((count + parts - 1) / parts + unit - 1) / unit * unit;
@@ -264,8 +274,9 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
   const auto images = pad_images<float>(context, scratch, x, f.n, f.h, f.w, f.c, f.top, f.left,
                                         f.tile_lines() * Winograd::outputs + 2, f.tile_columns() * Winograd::outputs + 2);
   const index_t tiles = f.tiles(), panel = tile_kernel<float>().columns();
-  const index_t some_tiles = equal_parts(tiles, squares * f.c * element, parts.image_bytes, tile_rows);
   const index_t some_columns = equal_parts(f.o, squares * f.c * element, parts.filter_bytes, panel);
+  const index_t widest = std::max(f.c, std::min(some_columns, f.o));  // of transformed images and products
+  const index_t some_tiles = equal_parts(tiles, squares * widest * element, parts.image_bytes, tile_rows);
   float* const filters = scratch.allocate<float>(squares * filter_step(f.c, some_columns));
   float* const transformed = scratch.allocate<float>(squares * some_tiles * f.c);
   float* const products = scratch.allocate<float>(squares * some_tiles * std::min(some_columns, f.o));
@@ -277,7 +288,7 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
       if (tile == 0 || some_columns < f.o) transform_filters(context, f, taps, column, width, filters);
       TileProduct<float> p;
       p.m = count, p.n = width, p.k = f.c, p.batch = squares;
-      p.sliced = false;
+      p.sliced = false;  // the slices would depend on m and n, so on the parts
       p.a = {transformed, count * f.c, even_rows(count, f.c), f.c};
       p.b = RightOperand<float>::packed(filters, filter_step(f.c, p.panels() * panel));
       TileOutput<float> out;
@@ -290,8 +301,8 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
   }
 }
 
-// The three passes of a convolution, as kernel/conv2d.hpp defines them, for kernels of 3 x 3 and stride 1 with padding
-// up to 2, c and o multiples of winograd_channels. Operands are multiplied as float.
+// The three passes of a convolution, as kernel/conv2d.hpp defines them, for kernels of 3 x 3 and stride 1; that towards x
+// for padding of at most 2 above and on the left; c and o multiples of winograd_channels. Operands are multiplied as float.
 
 template <class T>
 void winograd_forward(Context<Cpu>& context, const kernel::Conv2dShape& s, const T* x, const T* weight, const T* bias,

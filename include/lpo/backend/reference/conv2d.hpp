@@ -60,7 +60,7 @@ struct Conv2d<Reference> {
                                bool accumulate_weight, T* dbias, bool accumulate_bias) {
     const index_t out_h = s.out_h(), out_w = s.out_w();
     for (index_t o = 0; o < s.o; ++o) {
-      for (index_t u = 0; u < s.kernel_h; ++u)
+      for (index_t u = 0; dweight != nullptr && u < s.kernel_h; ++u)
         for (index_t v = 0; v < s.kernel_w; ++v)
           for (index_t c = 0; c < s.c; ++c) {
             double sum = 0;
