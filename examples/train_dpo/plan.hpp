@@ -55,8 +55,7 @@ void print_plan(const Job& job) {
   encoder += 4 * examples::vae_activations(F.vae, job.resolution, job.resolution);
   std::printf("activations  about %s (%.0f rows%s)\n", examples::memory_text(activations).c_str(), rows,
               t.gradient_checkpointing ? ", checkpointed" : "");
-  std::printf("memory       about %s\n",
-              examples::memory_text(std::max(weights.bytes() + optimizer + activations, encoder)).c_str());
+  examples::print_memory(std::max(weights.bytes() + optimizer + activations, encoder));
 
   auto context = examples::make_context(o.threads, o.device);
   const double rate = examples::measured_rate<T, Device>(context);
