@@ -48,7 +48,9 @@ void print_plan(const Job& job) {
 
   const auto work = examples::unet_work(F.unet, side, side, F.text.positions);
   const double rows = 2 * static_cast<double>(t.micro_batch_size), stored = sizeof(T);
-  const double kept = t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : work.kept;
+  const double kept = t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer
+                                               : (1 + examples::gradient_share) * work.kept;
+  // The reference's pass is over before the policy's begins; its memory stands for what backward takes beside both.
   const double activations = stored * (rows * kept + examples::unet_activations(F.unet, rows, side, side));
   double encoder = 0;
   for (const auto& entry : vae_store.entries()) encoder += 4 * static_cast<double>(entry.parameter->size());
