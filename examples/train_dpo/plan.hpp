@@ -50,7 +50,7 @@ void print_plan(const Job& job) {
   const double rows = 2 * static_cast<double>(t.micro_batch_size), stored = sizeof(T);
   const double kept = t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer
                                                : (1 + examples::gradient_share) * work.kept;
-  // The reference's pass is over before the policy's begins; its memory stands for what backward takes beside both.
+  // The reference's pass is over before the policy's begins; its memory stands for what a tape takes beyond this count.
   const double activations = stored * (rows * kept + examples::unet_activations(F.unet, rows, side, side));
   double encoder = 0;
   for (const auto& entry : vae_store.entries()) encoder += 4 * static_cast<double>(entry.parameter->size());
