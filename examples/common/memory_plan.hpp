@@ -32,7 +32,7 @@ inline std::string memory_text(double bytes) {
 /// products multiply them as they are.
 inline double packed_number_bytes([[maybe_unused]] std::size_t stored, [[maybe_unused]] bool is_bfloat16,
                                   [[maybe_unused]] const DeviceOptions& o) {
-#if defined(__CUDACC__)
+#if defined(LPO_PROGRAM_WITH_CUDA) || defined(__CUDACC__)  // also in the sources of such programs that are C++
   return 0;
 #else
   if (!o.keep_packed) return 0;
@@ -197,9 +197,12 @@ inline double vae_encoder_work(const lpo::VaeConfig& c, double height, double wi
 /// 0.21 from 2 to 20 rows of Stable Diffusion 1.5).
 inline constexpr double gradient_share = 0.2;
 
-/// Bytes on a GPU that no model asks for: the driver's, workspace of kernels, keys and values of texts.
-template <class Device>
-inline constexpr double device_overhead = lpo::is_host_device<Device> ? 0.0 : 1e9;
+/// A plan's line of memory: `bytes` of weights and activations, and what a GPU holds that no model asks for (the driver's,
+/// workspace of kernels, keys and values of texts).
+inline void print_memory(double bytes) {
+  constexpr double device_overhead = this_build.cuda ? 1e9 : 0;
+  std::printf("memory       about %s\n", memory_text(bytes + device_overhead).c_str());
+}
 
 /// Floating-point operations a second that matrix products reach here, from a product that takes some tenths of a
 /// second on a CPU.

@@ -48,15 +48,16 @@ void print_plan(const Job& job) {
 
   const auto work = examples::unet_work(F.unet, side, side, F.text.positions);
   const double rows = 2 * static_cast<double>(t.micro_batch_size), stored = sizeof(T);
-  const double kept = t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer : work.kept;
+  const double kept = t.gradient_checkpointing ? work.kept_by_layers + 2 * work.widest_layer
+                                               : (1 + examples::gradient_share) * work.kept;
+  // The reference's pass is over before the policy's begins; its memory stands for what a tape takes beyond this count.
   const double activations = stored * (rows * kept + examples::unet_activations(F.unet, rows, side, side));
   double encoder = 0;
   for (const auto& entry : vae_store.entries()) encoder += 4 * static_cast<double>(entry.parameter->size());
   encoder += 4 * examples::vae_activations(F.vae, job.resolution, job.resolution);
   std::printf("activations  about %s (%.0f rows%s)\n", examples::memory_text(activations).c_str(), rows,
               t.gradient_checkpointing ? ", checkpointed" : "");
-  std::printf("memory       about %s\n",
-              examples::memory_text(std::max(weights.bytes() + optimizer + activations, encoder)).c_str());
+  examples::print_memory(std::max(weights.bytes() + optimizer + activations, encoder));
 
   auto context = examples::make_context(o.threads, o.device);
   const double rate = examples::measured_rate<T, Device>(context);

@@ -79,9 +79,7 @@ void print_run(const Job& job) {
   std::printf("activations  about %s denoising, %s scoring, %s training (%.0f rows%s)\n",
               examples::memory_text(denoising).c_str(), examples::memory_text(scoring).c_str(),
               examples::memory_text(training).c_str(), pass, t.gradient_checkpointing ? ", checkpointed" : "");
-  std::printf("memory       about %s\n",
-              examples::memory_text(weights.bytes() + optimizer + std::max({denoising, scoring, training}) +
-                                    examples::device_overhead<Device>).c_str());
+  examples::print_memory(weights.bytes() + optimizer + std::max({denoising, scoring, training}));
 
   // Time.
   auto context = examples::make_context(o.threads, o.device);

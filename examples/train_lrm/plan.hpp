@@ -17,7 +17,7 @@
 namespace train_lrm {
 
 /// Weights are float: the trained ones with gradient, two moments and, if there is validation, the best so far.
-inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo::Context<examples::Device>& context) {
+inline void print_plan(const Job& job, const examples::ModelFamily& family) {
   const Options& o = job.options;
   const auto& t = o.training;
   const bool validates = job.validation.kind != DataSet::Kind::none || o.validation_pairs > 0;
@@ -67,8 +67,9 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, lpo:
   std::printf("weights      %.1f million trained, %.1f million frozen: %s with gradients and moments\n", trained / 1e6,
               frozen / 1e6, examples::memory_text(weights).c_str());
   std::printf("activations  about %s (%d rows)\n", examples::memory_text(activations).c_str(), static_cast<int>(rows));
-  std::printf("memory       about %s\n", examples::memory_text(std::max(weights + activations, encoding)).c_str());
+  examples::print_memory(std::max(weights + activations, encoding));
 
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   const double rate = examples::measured_rate<float>(context);
   double text_flops = examples::text_work(family.text);
   if (family.two_text_encoders) text_flops += examples::text_work(family.text_2);

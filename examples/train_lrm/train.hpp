@@ -178,10 +178,7 @@ int train_and_export(const Job& job) {
 template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
-  const auto plan = [&] {
-    auto context = examples::make_context(o.threads, o.device, job.processes);
-    print_plan(job, F, context);
-  };
+  const auto plan = [&] { print_plan(job, F); };
   int status = 0;
   if (o.dry_run)
     plan();

@@ -78,7 +78,7 @@ double tower_activations(const Tower& tower, double tokens, bool few) {
 }
 
 template <const examples::ModelFamily& F>
-void print_plan(const Job& job, lpo::Context<Device>& context) {
+void print_plan(const Job& job) {
   const Options& o = job.options;
   const auto& t = o.training;
   const auto generator = std::make_unique<Generator<F>>(job);
@@ -120,12 +120,14 @@ void print_plan(const Job& job, lpo::Context<Device>& context) {
                                        tower_activations(F.preference.text, F.preference.text.positions, few));
   std::printf("activations  about %s predicting, %s rating (%.0f pictures)\n",
               examples::memory_text(predicting).c_str(), examples::memory_text(rating).c_str(), 2 * at_once);
-  std::printf("memory       about %s\n", examples::memory_text(weights + std::max(predicting, rating)).c_str());
+  examples::print_memory(weights + std::max(predicting, rating));
+
   const double pairs = static_cast<double>(t.train_batch_size);
   const auto unet = examples::unet_work(F.unet, side, side, F.text.positions);
   // Decoding is about 2.25 times encoding; the towers' share is small.
   const double step =
       pairs * 2 * (rows * unet.total() + 2.25 * examples::vae_encoder_work(F.vae, job.resolution, job.resolution));
+  auto context = examples::make_context(o.threads, o.device, job.processes);
   const double seconds = step / examples::measured_rate<float>(context);
   std::printf("time         at least %.2f s a step for the pictures, %s in all\n", seconds,
               examples::clock_text(seconds * static_cast<double>(t.max_train_steps)).c_str());
@@ -244,10 +246,7 @@ int train_and_export(const Job& job) {
 template <const examples::ModelFamily& F>
 int train(const Job& job) {
   const Options& o = job.options;
-  const auto plan = [&] {
-    auto context = examples::make_context(o.threads, o.device, job.processes);
-    print_plan<F>(job, context);
-  };
+  const auto plan = [&] { print_plan<F>(job); };
   int status = 0;
   if (o.dry_run)
     plan();

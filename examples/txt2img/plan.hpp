@@ -65,7 +65,7 @@ inline void print_plan(const Job& job, const examples::ModelFamily& family, std:
   const double decoding = static_cast<double>(stored_vae) * vae_activations(family.vae, job.height, job.width);
   std::printf("activations  about %s while denoising (%d rows), %s while decoding\n", memory_text(denoising).c_str(),
               static_cast<int>(rows), memory_text(decoding).c_str());
-  std::printf("memory       about %s\n", memory_text(total + packed + std::max(denoising, decoding)).c_str());
+  examples::print_memory(total + packed + std::max(denoising, decoding));
 }
 
 }  // namespace txt2img

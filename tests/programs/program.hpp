@@ -8,8 +8,10 @@
 
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -41,6 +43,24 @@ inline ProgramResult run_program(const std::string& path, const std::vector<std:
   const int status = ::pclose(pipe);
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
+}
+
+/// Whether a plan is that of a program for GPUs, whose options of a device have a line in it.
+inline bool is_plan_for_gpu(const std::string& printed) {
+  return printed.find("\ndevice       cuDNN ") != std::string::npos;
+}
+
+/// Bytes that a plan counts for the model: its line of memory without the gigabyte that a GPU holds besides. NaN without
+/// such a line.
+inline double memory_for_model(const std::string& printed) {
+  const std::string before = "\nmemory       about ";
+  const std::size_t line = printed.find(before);
+  if (line == std::string::npos) return std::nan("");
+  std::istringstream text(printed.substr(line + before.size()));
+  double number = 0;
+  std::string unit;
+  text >> number >> unit;
+  return number * (unit == "GB" ? 1e9 : 1e6) - (is_plan_for_gpu(printed) ? 1e9 : 0);
 }
 
 /// A program that runs beside the test and can be sent signals; what it prints goes to a file.

@@ -209,6 +209,9 @@ TEST_CASE("the presets are settings of train_dpo, and --dry-run shows the plan a
           "  reference               2801700      11.2 MB", "TFLOP a step", "memory       about ",
           "encoding     at least "})
       CHECK_MESSAGE(has_part(plan.printed, part), part);
+    // Two copies of 2801700 weights, with gradients and moments of one.
+    CHECK(memory_for_model(plan.printed) > 5 * 11.2e6);
+    CHECK(memory_for_model(plan.printed) < 2e8);
   }
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }

@@ -268,6 +268,8 @@ TEST_CASE("train_lrm: --dry-run prints the plan and touches nothing") {
        {"2 shards, about", "latents 8 x 8 x 4", "6 of 4 pairs, 4 at once, pair loss", "6 pairs held out",
         "million trained", "memory       about", "s a step", "s a picture, once"})
     CHECK(has_part(plan.printed, part));
+  CHECK(memory_for_model(plan.printed) > 11.2e6);
+  CHECK(memory_for_model(plan.printed) < 2e8);
   CHECK_FALSE(std::filesystem::exists(f.directory.file("out")));
 }
 

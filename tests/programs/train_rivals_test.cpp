@@ -147,6 +147,8 @@ TEST_CASE("plans and presets of the rivals") {
                              name == "spm_sdxl" ? "7000 of 64 pairs, 1 at once, learning rate 1e-06"
                                                 : "8000 of 64 pairs, 4 at once, learning rate 3e-06"})
       CHECK_MESSAGE(has_part(plan.printed, part), part);
+    CHECK(memory_for_model(plan.printed) > 11.2e6);
+    CHECK(memory_for_model(plan.printed) < 2e8);
   }
   CHECK_FALSE(lpo::directory_exists(setting.directory.file("out")));
 }

@@ -224,7 +224,12 @@ TEST_CASE("txt2img --dry-run shows the plan and writes nothing") {
   const auto half = run_txt2img({"--prompt", "a red circle", "--dry-run", "--dtype", "float16"});
   CAPTURE(half.printed);
   CHECK(has_part(half.printed, "storage      float16\n"));
-  CHECK(has_part(half.printed, "memory       about 6.7 MB"));  // 2 (3181243 weights + 147456 activations)
+  const bool is_for_gpu = is_plan_for_gpu(run.printed);
+  // 2 (3181243 weights + 147456 activations)
+  CHECK(has_part(half.printed, is_for_gpu ? "memory       about 1.01 GB" : "memory       about 6.7 MB"));
+  const auto packed = run_txt2img({"--prompt", "a red circle", "--dry-run", "--keep_packed", "true"});
+  CAPTURE(packed.printed);
+  CHECK(has_part(packed.printed, "  packed, at most ") == !is_for_gpu);
 }
 
 TEST_CASE("txt2img warns of what it leaves out and of what can draw nothing") {
