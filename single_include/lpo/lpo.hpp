@@ -7019,7 +7019,7 @@ bool winograd_pays(const WinogradShape& f, const kernel::Conv2dShape& s) {
   if (pairs && machine_multiplies_tiles()) return false;
   const auto number = [](index_t count) { return static_cast<double>(count); };
   const double filters = number(f.c) * number(f.o), rows = number((f.tiles() + tile_rows - 1) / tile_rows * tile_rows);
-  const double transform = filters < 3e5 ? 200 : 800;  // the more if they leave the second-level cache
+  const double transform = filters < 3e5 ? 200 : 800;  // the more if they leave the caches
   const double cost = (Winograd::squares * rows + transform) * filters + 1000 * number(f.tiles()) * number(f.c + f.o);
   return cost < (pairs ? 0.5 : 1.0) * 9 * number(f.n * f.out_h * f.out_w) * filters;
 }
