@@ -7058,24 +7058,24 @@ inline index_t filter_step(index_t c, index_t columns) { return c * columns + 80
 /// columns].
 inline void transform_filters(Context<Cpu>& context, const WinogradShape& f, const FilterTaps& taps, index_t first,
                               index_t count, float* to) {
-  constexpr index_t block = 16;
+  constexpr index_t block = winograd_channels;
   const TileKernel<float>& kernel = tile_kernel<float>();
   const index_t columns = kernel.columns(), panels = (count + columns - 1) / columns;
-  const index_t blocks = (f.c + block - 1) / block;
+  const index_t blocks = f.c / block;
   context.executor().parallel_for(panels * blocks, 1, [&](index_t begin, index_t end) {
     alignas(64) float packed[9 * block * tile_columns_max];
     for (index_t at = begin; at < end; ++at) {
-      const index_t panel = at / blocks, step = at % blocks * block, steps = std::min(block, f.c - step);
+      const index_t panel = at / blocks, step = at % blocks * block;
       const index_t valid = std::min(columns, count - panel * columns);
       float* tap = packed;
       for (const RightOperand<float>& operand : taps) {
-        operand.pack(operand, kernel, 0, first + panel * columns, step, step + steps, tap, valid);
+        operand.pack(operand, kernel, 0, first + panel * columns, step, step + block, tap, valid);
         tap += block * columns;
       }
       const index_t used = (valid + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
       with_lanes<float>([=, from = &packed[0], target = to + (panel * f.c + step) * columns, tap_step = block * columns,
                      place_step = filter_step(f.c, panels * columns)]<class V>() __attribute__((always_inline)) {
-        for (index_t l = 0; l < steps * columns; l += columns)
+        for (index_t l = 0; l < tap_step; l += columns)
           for (index_t j = l; j < l + used; j += LaneTraits<V>::width)
             Winograd::both_ways<Winograd::Filter, V>(
                 [&](index_t u, index_t v) __attribute__((always_inline)) {
@@ -7137,6 +7137,17 @@ inline index_t equal_parts(index_t count, index_t bytes, index_t most, index_t u
   return ((count + parts - 1) / parts + unit - 1) / unit * unit;
 }
 
+/// The products p at each place of a tile: [squares, p.m, p.n].
+inline void run_at_places(Context<Cpu>& context, TileProduct<float> p, float* to) {
+  p.batch = Winograd::squares;
+  p.sliced = false;  // the slices would depend on m and n, so on the parts
+  TileOutput<float> out;
+  out.c = to;
+  out.rows = even_rows(p.m, p.n);
+  out.batch_c = p.m * p.n;
+  run_product(context, p, out);
+}
+
 /// The filter on x, with bias or added to y. Bits do not depend on the parts.
 template <class T>
 void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, const FilterTaps& taps, const T* bias,
@@ -7159,15 +7170,10 @@ void winograd_filter(Context<Cpu>& context, const WinogradShape& f, const T* x, 
       const index_t width = std::min(some_columns, f.o - column);
       if (tile == 0 || some_columns < f.o) transform_filters(context, f, taps, column, width, filters);
       TileProduct<float> p;
-      p.m = count, p.n = width, p.k = f.c, p.batch = squares;
-      p.sliced = false;  // the slices would depend on m and n, so on the parts
+      p.m = count, p.n = width, p.k = f.c;
       p.a = {transformed, count * f.c, even_rows(count, f.c), f.c};
       p.b = RightOperand<float>::packed(filters, filter_step(f.c, p.panels() * panel));
-      TileOutput<float> out;
-      out.c = products;
-      out.rows = even_rows(count, width);
-      out.batch_c = count * width;
-      run_product(context, p, out);
+      run_at_places(context, p, products);
       store_tiles(context, f, products, tile, count, column, width, bias, y, accumulate);
     }
   }
@@ -7246,18 +7252,13 @@ void winograd_backward_weights(Context<Cpu>& context, const kernel::Conv2dShape&
       transform_tiles<Winograd::ResultGradient>(context, f, gradients, 0, tiles, o, count, left);
       Scratch<Cpu> inner(context);
       TileProduct<float> p;
-      p.m = count, p.n = width, p.k = tiles, p.batch = squares;
-      p.sliced = false;
+      p.m = count, p.n = width, p.k = tiles;
       p.a.data = left;
       p.a.batch_step = tiles * count;
       p.a.rows = even_rows(count, 1);
       p.a.offset = even_steps(inner, tiles, count);
       p.b = RightOperand<float>::along_n(right, tiles * width, even_steps(inner, tiles, width));
-      TileOutput<float> out;
-      out.c = sums;
-      out.rows = even_rows(count, width);
-      out.batch_c = count * width;
-      run_product(context, p, out);
+      run_at_places(context, p, sums);
       store_filters(context, f, sums, o, count, channel, width, dweight, accumulate);
     }
   }
